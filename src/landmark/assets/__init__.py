@@ -1,0 +1,24 @@
+"""What comes with the package: a small trained model and a book to try it on."""
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def model_path() -> Path:
+    """The directory of the trained model; raises ValueError where this installation has none."""
+    return _existing("model")
+
+
+def book_path() -> Path:
+    """A UTF-8 text file of more than 100,000 tokens; raises ValueError where this installation has none."""
+    return _existing("book.txt")
+
+
+def _existing(name: str) -> Path:
+    # Packages are unpacked when they are installed, so their files have paths.
+    path = Path(str(files(__name__) / name))
+    if not path.exists():
+        raise ValueError(
+            f"{path} is missing from this installation: install it again, or name a file of your own"
+        )
+    return path

@@ -1,0 +1,76 @@
+"""Where landmarks stand: the stream of ordinary tokens and landmarks, and how to go to and fro.
+
+A block is `block_size` ordinary tokens followed by their landmark, `stride = block_size + 1` positions of the
+stream (Mohtashami & Jaggi 2023, section 3). A chunk whose last token completes a block carries the landmark at once.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def check_block_size(block_size: int) -> None:
+    """Raises ValueError unless `block_size` is a positive int."""
+    if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
+        raise ValueError(f"block_size is {block_size!r}: give a whole number of ordinary tokens per block, 1 or more")
+
+
+def check_phase(phase: int, block_size: int) -> None:
+    """Raises ValueError unless a window can begin with `phase` tokens of its first block already past."""
+    if not 0 <= phase < block_size:
+        raise ValueError(f"phase is {phase}: give 0 to {block_size - 1}, the tokens of the first block before the window")
+
+
+def stream_length(tokens: int, block_size: int, phase: int = 0) -> int:
+    """Stream positions taken by `tokens` ordinary tokens and the landmarks of the blocks they complete."""
+    return tokens + (phase + tokens) // block_size
+
+
+def tokens_that_fit(positions: int, block_size: int, phase: int = 0) -> int:
+    """Largest number of ordinary tokens whose stream, landmarks included, takes at most `positions`."""
+    if positions <= 0:
+        return 0
+    # With phase + n = a * block_size + b the stream takes n + a positions: (phase + n) // block_size landmarks.
+    blocks, rest = divmod(positions + phase, block_size + 1)
+    return max(0, blocks * block_size + min(rest, block_size - 1) - phase)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How a batch `[B, S]` of ordinary tokens (padding anywhere) lies in a right-padded stream `[B, T]`.
+
+    `place [B, S]` is the stream position of each token (T for padding), `lengths [B]` the valid positions per row,
+    `tokens [B]` the ordinary tokens per row.
+    """
+
+    place: Tensor
+    lengths: Tensor
+    tokens: Tensor
+    width: int
+
+    @classmethod
+    def lay_out(cls, real: Tensor, seen: Tensor, block_size: int) -> "Stream":
+        """Lays out the tokens where `real [B, S]` is true, after `seen [B]` ordinary tokens of the same row."""
+        phase = seen % block_size
+        count = real.long().cumsum(1)
+        tokens = count[:, -1] if real.shape[1] else torch.zeros_like(seen)
+        lengths = tokens + (phase + tokens) // block_size
+        width = int(lengths.max()) if lengths.numel() else 0
+        before = count - 1
+        place = before + (phase[:, None] + before) // block_size
+        return cls(torch.where(real, place, width), lengths, tokens, width)
+
+    def insert(self, tokens: Tensor, landmark: Tensor) -> Tensor:
+        """Puts ids `[B, S]` or embeddings `[B, S, C]` at their places; every other position is `landmark`."""
+        shape = (tokens.shape[0], self.width + 1, *tokens.shape[2:])
+        stream = landmark.to(tokens.dtype).expand(shape).clone()  # the last column swallows the padding
+        place = self.place.view(*self.place.shape, *[1] * (tokens.dim() - 2)).expand_as(tokens)
+        return stream.scatter(1, place, tokens)[:, : self.width]
+
+    def strip(self, stream: Tensor) -> Tensor:
+        """Takes `[B, T, C]` back to `[B, S, C]`; rows of padding repeat some real position."""
+        place = self.place.clamp(max=max(self.width - 1, 0))
+        if self.width == 0:
+            return stream.new_zeros(*place.shape, stream.shape[-1])
+        return stream.gather(1, place[..., None].expand(*place.shape, stream.shape[-1]))

@@ -1,0 +1,126 @@
+"""`landmark demo`: the model in the package looks up a key in a whole book and shows where it looked."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landmark.cli.reading import load, tokens_read
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from landmark.evaluation.passkey import Prompt
+    from landmark.hf import LandmarkCache
+
+WRONG_ANSWER = 1
+SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Hide a key in a book, read the book through memory, ask for the key. Exit code 0: right, 1: wrong."""
+
+    seed: int = 0
+    """Decides the key, and the depth unless given."""
+    depth: float | None = None
+    """Where the key lies, from 0, the start of the book, to 1, its end; random when left out."""
+    model: Path | None = None
+    """Folder of a converted model with its tokenizer; the one in the package when left out."""
+    book: Path | None = None
+    """UTF-8 text to hide the key in; the book in the package when left out."""
+
+
+def run(options: DemoOptions) -> int:
+    """Show one pass key being looked up."""
+    if options.depth is not None and not 0 <= options.depth <= 1:
+        raise ValueError(f"depth is {options.depth}: give 0, the start of the book, to 1, its end")
+    if options.seed < 0:
+        raise ValueError(f"seed is {options.seed}: give 0 or more")
+    from landmark.assets import book_path
+    from landmark.data.text import read_text
+
+    book = read_text(options.book or book_path())
+    import numpy as np
+    from rich.console import Console
+
+    from landmark.data.recall import pass_key_question, random_key
+    from landmark.evaluation.passkey import PassKeys, ask
+    from landmark.evaluation.process import PeakMemory
+    from landmark.evaluation.reading import Reading
+    from landmark.hf.tokenizer import encode
+
+    model, tokenizer = load(options.model)
+    reading = Reading.of(model.config)
+    keys = PassKeys(tokenizer, encode(tokenizer, book).ids)
+    rng = np.random.default_rng(options.seed)
+    key, depth = random_key(rng), rng.random() if options.depth is None else options.depth
+    prompt = keys.hide(key, keys.haystack, depth)
+    reading.check_length(model.config, len(prompt.text) + len(prompt.question) + len(key))
+    console = Console(highlight=False)
+    console.print(
+        f"A book of {len(keys.haystack):,} tokens; at {depth:.1%} of it stands: The pass key is {key}."
+    )
+    console.print(f"The model has learnt on windows of {model.config.max_position_embeddings} positions.\n")
+
+    cache = reading.cache(model.config)
+    assert cache is not None
+    peak, started = PeakMemory(), time.perf_counter()
+    with tokens_read("reading", len(prompt.text)) as progress:
+
+        def look(tokens: int) -> None:
+            peak.look()
+            progress(tokens)
+            if cache.get_seq_length() == len(prompt.text):
+                cache.start_trace()  # what is opened from here on is opened for the answer
+
+        said = ask(model, tokenizer, prompt, cache, chunk_size=reading.chunk_size, progress=look)
+    seconds = time.perf_counter() - started
+    peak.look()
+    right = said == key
+    console.print(f"{pass_key_question().strip()} {said}", markup=False, style="bold")
+    console.print("right\n" if right else f"wrong, it is {key}\n", style="green" if right else "red")
+    show_opened(console, tokenizer, prompt, cache)
+    console.print(f"read {len(prompt.text):,} tokens and answered in {seconds:.1f} s,", end=" ")
+    console.print(f"{len(prompt.text) / seconds:,.0f} tokens/s; peak memory {peak.megabytes:,.0f} MB")
+    show_costs(console, model, reading, len(prompt.text), cache.nbytes)
+    return 0 if right else WRONG_ANSWER
+
+
+def show_opened(console: "Console", tokenizer: Any, prompt: "Prompt", cache: "LandmarkCache") -> None:
+    """Print the blocks that the question and the answer opened most, the key in them made visible."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    spans = cache.trace().spans()
+    console.print(f"blocks opened most, of {len(spans)} opened at all:")
+    for span in spans[:SHOWN]:
+        states = span.start < prompt.stated.stop and prompt.stated.start < span.stop
+        mark = "  <- the key" if states else ""
+        console.print(
+            f"  block {span.block}, tokens {span.start:,} to {span.stop:,}, weight {span.weight:.3f}{mark}"
+        )
+        text = Text(
+            " ".join(tokenizer.decode(prompt.text[span.start : span.stop]).split()), style="dim"
+        )
+        text.highlight_words([prompt.key], style="bold green not dim")
+        console.print(Padding(text, (0, 0, 0, 4)))
+    console.print()
+
+
+def show_costs(console: "Console", model: Any, reading: Any, tokens: int, kept: int) -> None:
+    """Print what was computed and kept, beside what full attention over as many tokens takes."""
+    from landmark.evaluation.costs import full_attention, reading_scores
+
+    full = full_attention(model.config, tokens, model.dtype.itemsize)
+    scores = reading_scores(model.config, reading, tokens)
+    console.print(
+        f"query-key scores while reading: {scores:.2e}; full attention: {full.scores:.2e},"
+        f" {full.scores / scores:.0f} times as many",
+        soft_wrap=True,
+    )
+    console.print(
+        f"keys and values at the end: {kept / 1e6:,.0f} MB, a few blocks of them read per token;"
+        f" full attention: {full.kv_bytes / 1e6:,.0f} MB, all read again for each new token",
+        soft_wrap=True,
+    )

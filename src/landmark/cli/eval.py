@@ -1,0 +1,223 @@
+"""`landmark eval passkey` and `landmark eval perplexity`: measure a converted model."""
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from landmark.cli.reading import load, tokens_read
+
+if TYPE_CHECKING:
+    from landmark.evaluation.reading import Reading
+
+Attention = Literal["landmark", "full", "local"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PasskeyOptions:
+    """Hide random keys in a long text at all depths, ask for each, and count the right answers."""
+
+    model: Path | None = None
+    """Folder of a converted model with its tokenizer; the one in the package when left out."""
+    lengths: str = "4096,32768"
+    """Lengths of the prompts in ordinary tokens, key and question included, separated by commas."""
+    samples: int = 50
+    """Prompts per length; their keys lie evenly spread from the start of the text to its end."""
+    haystack: Path | None = None
+    """UTF-8 text around the key, from varying offsets and repeated as needed; default: the package's book."""
+    seed: int = 0
+    """Decides keys and offsets."""
+    attention: Attention = "landmark"
+    """landmark: through memory; local: the last tokens only; full: all at once, within the trained range."""
+    top_k: int | None = None
+    """Blocks opened per query; default: the model's setting."""
+    local_blocks: int | None = None
+    """Newest complete blocks kept in sight; default: the model's setting."""
+    local: int | None = None
+    """landmark: ordinary tokens per chunk (default: what fits); local: last tokens in sight."""
+    out: Path | None = None
+    """JSON-lines file of all answers; the same command goes on from it after an interruption."""
+    json: bool = False
+    """Print one JSON object per length instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityOptions:
+    """Perplexity of windows of text, and how two ways to read them differ on the same tokens."""
+
+    data: tuple[str, ...]
+    """Texts: files, or the other sources that `landmark train --texts` takes."""
+    model: Path | None = None
+    """Folder of a converted model with its tokenizer; the one in the package when left out."""
+    lengths: str = "2048"
+    """Ordinary tokens read from scratch, separated by commas; all divide the longest."""
+    windows: int | None = None
+    """At most so many windows of the longest length, spread evenly over the texts; default: all."""
+    attention: Attention = "landmark"
+    """landmark: through memory; local: the last tokens only; full: all at once, within the trained range."""
+    top_k: int | None = None
+    """Blocks opened per query; default: the model's setting."""
+    local_blocks: int | None = None
+    """Newest complete blocks kept in sight; default: the model's setting."""
+    local: int | None = None
+    """landmark: ordinary tokens per chunk (default: what fits); local: last tokens in sight."""
+    against: tuple[str, ...] = ()
+    """Settings to compare with, token by token: ATTENTION@LENGTH[,top_k=N][,local_blocks=N][,local=N].
+    What a landmark setting leaves out is as in the one compared; bare local@LENGTH sees as many keys."""
+    batch_size: int = 4
+    """Windows read side by side; changes speed only."""
+    json: bool = False
+    """Print one JSON object per setting and per comparison instead of tables."""
+
+
+def run_passkey(options: PasskeyOptions) -> int:
+    """Measure pass-key retrieval at each length."""
+    lengths = whole_numbers("lengths", options.lengths)
+    from landmark.assets import book_path
+    from landmark.data.text import read_text
+    from landmark.evaluation import passkey
+    from landmark.evaluation.journal import Journal
+    from landmark.hf.tokenizer import encode
+
+    passkey.depths(options.samples)  # a wrong number is told before the model is loaded
+    haystack = read_text(options.haystack or book_path())
+    model, tokenizer = load(options.model)
+    reading = reading_of(options, model)
+    keys = passkey.PassKeys(tokenizer, encode(tokenizer, haystack).ids, seed=options.seed)
+    for length in lengths:
+        keys.check_length(length)
+        reading.check_length(model.config, length + passkey.DIGITS)
+    told = {name: value for name, value in asdict(options).items() if name not in ("lengths", "out", "json")}
+    settings = json.loads(json.dumps(told | asdict(reading), default=str))
+    journal = Journal(options.out, settings) if options.out else None
+
+    rows = []
+    for length in lengths:
+        done = {} if journal is None else {i: s for (n, i), s in journal.samples.items() if n == length}
+        missing = [index for index in range(options.samples) if index not in done]
+        with tokens_read(f"pass keys in {length:,} tokens", length * len(missing)) as progress:
+            for sample in passkey.run(model, keys, reading, length, missing, options.samples, progress):
+                done[sample.index] = sample
+                if journal is not None:
+                    journal.add(sample)
+        rows.append(passkey.summary(reading, length, [done[index] for index in sorted(done)]))
+        if options.json:
+            print(json.dumps(rows[-1]), flush=True)
+    if not options.json:
+        columns = (
+            "length",
+            "accuracy",
+            "samples",
+            "attention",
+            "top_k",
+            "local_blocks",
+            "tokens_per_s",
+            "seconds",
+        )
+        print_table(rows, (*columns, "peak_rss_mb"))
+        for row in rows:
+            spread = ", ".join(f"{place}: {right:.0%}" for place, right in row["by_depth"].items())
+            print(f"{row['length']:,} tokens by depth: {spread}")
+    return 0
+
+
+def run_perplexity(options: PerplexityOptions) -> int:
+    """Measure perplexity at each length, then the paired differences asked for."""
+    lengths = whole_numbers("lengths", options.lengths)
+    from landmark.data.text import read_documents
+    from landmark.evaluation import perplexity
+    from landmark.evaluation.settings import parse_setting
+    from landmark.hf.tokenizer import encode
+
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size is {options.batch_size}: give 1 or more")
+    documents = [document for source in options.data for document in read_documents(source)]
+    model, tokenizer = load(options.model)
+    reading = reading_of(options, model)
+    asked = [perplexity.Setting(reading, length) for length in lengths]
+    pairs = [(one, parse_setting(text, model.config, one)) for one in asked for text in options.against]
+    settings = list(dict.fromkeys([*asked, *(other for _, other in pairs)]))
+    for setting in settings:
+        setting.reading.check_length(model.config, setting.length)
+    span = perplexity.check_lengths([setting.length for setting in settings])
+    ids = [encode(tokenizer, document.text).ids.numpy() for document in documents]
+    windows = perplexity.cut_windows(ids, span, options.windows)
+
+    scored = {}
+    rows, comparisons = [], []
+    for setting in settings:
+        with tokens_read(setting.name, windows.size) as progress:
+            scored[setting] = perplexity.score(
+                model, windows, setting, batch_size=options.batch_size, progress=progress
+            )
+        rows.append(scored[setting].figures())
+        if options.json:
+            print(json.dumps(rows[-1]), flush=True)
+    for one, other in pairs:
+        comparisons.append(perplexity.paired(scored[one], scored[other]))
+        if options.json:
+            print(json.dumps(comparisons[-1]), flush=True)
+    if not options.json:
+        columns = (
+            "attention",
+            "length",
+            "top_k",
+            "local_blocks",
+            "chunk",
+            "perplexity",
+            "nll",
+            "nll_se",
+            "tokens",
+        )
+        print_table(rows, (*columns, "attended", "seconds"))
+        if comparisons:
+            print_table(
+                comparisons, ("setting", "against", "difference", "difference_se", "tokens", "windows")
+            )
+    return 0
+
+
+def whole_numbers(name: str, text: str) -> list[int]:
+    """The numbers of "4096,32768"; raises ValueError for anything else."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{name} is {text!r}: give whole numbers separated by commas, e.g. 4096,32768"
+        ) from None
+    if min(numbers) < 1:
+        raise ValueError(f"{name} is {text!r}: give numbers of 1 or more")
+    return list(dict.fromkeys(numbers))
+
+
+def reading_of(options: PasskeyOptions | PerplexityOptions, model: Any) -> "Reading":
+    """How the options say to read."""
+    from landmark.evaluation.reading import Reading
+
+    return Reading.of(
+        model.config,
+        options.attention,
+        top_k=options.top_k,
+        local_blocks=options.local_blocks,
+        local=options.local,
+    )
+
+
+def print_table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Print `rows` as a table on stdout, as wide as it needs to be where nobody's screen limits it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(shown(row[column]) for column in columns))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def shown(value: Any) -> str:
+    """A figure as people read it; an error of a single window is unknown."""
+    if value is None:
+        return "?"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,101 @@
+"""`landmark generate`: read a text of any length, then continue a prompt after it."""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from landmark.cli.reading import load, tokens_read
+
+SNIPPET = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Read a text of any length, continue a prompt after it, and show which blocks that opened."""
+
+    file: Path
+    """UTF-8 text to read."""
+    prompt: str
+    """What stands after the text and is continued, word for word."""
+    model: Path | None = None
+    """Folder of a converted model with its tokenizer; the one in the package when left out."""
+    max_new_tokens: int = 100
+    """Most tokens to generate."""
+    temperature: float = 0.0
+    """0 takes the most likely token each time; above 0 samples."""
+    seed: int = 0
+    """Decides what is sampled."""
+    top_k: int | None = None
+    """Blocks opened per query; default: the model's setting."""
+    local_blocks: int | None = None
+    """Newest complete blocks kept in sight; default: the model's setting."""
+    chunk_size: int | None = None
+    """Ordinary tokens read at once; default: what fits the trained range."""
+    spans: int = 5
+    """Opened blocks to show, the most read first."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def run(options: GenerateOptions) -> int:
+    """Read, answer, and list what was opened."""
+    if options.spans < 0:
+        raise ValueError(f"spans is {options.spans}: give the number of opened blocks to show, 0 or more")
+    if not options.prompt:
+        raise ValueError("the prompt is empty: say what is to be continued")
+    if options.max_new_tokens < 1 or options.temperature < 0:
+        raise ValueError("give max_new_tokens of 1 or more and a temperature of 0 or more")
+    from landmark.data.text import read_text
+
+    text = read_text(options.file)
+    import torch
+
+    from landmark.evaluation.passages import passages
+    from landmark.evaluation.reading import Reading
+    from landmark.hf import read
+    from landmark.hf.generation import TextTo, answer
+    from landmark.hf.tokenizer import encode, opening
+
+    model, tokenizer = load(options.model)
+    reading = Reading.of(
+        model.config, top_k=options.top_k, local_blocks=options.local_blocks, local=options.chunk_size
+    )
+    cache = reading.cache(model.config)
+    assert cache is not None
+    before = opening(tokenizer) + encode(tokenizer, text)
+    whole = before + encode(tokenizer, options.prompt)
+    reading.check_length(model.config, len(whole) + options.max_new_tokens)
+    started = time.perf_counter()
+    with tokens_read(f"reading {options.file.name}", len(before)) as progress:
+        read(model, before.ids, cache, chunk_size=reading.chunk_size, progress=progress)
+    read_seconds = time.perf_counter() - started
+
+    cache.start_trace()
+    torch.manual_seed(options.seed)
+    streamer = None if options.json else TextTo(tokenizer, lambda piece: print(piece, end="", flush=True))
+    new = answer(
+        model,
+        whole.ids,
+        cache,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        streamer=streamer,
+    )
+    opened = passages(cache.trace().spans(), whole, options.spans)
+    if options.json:
+        said = tokenizer.decode(new, skip_special_tokens=True)
+        spans = [asdict(passage) for passage in opened]
+        counts = {"tokens_read": len(before), "new_tokens": len(new), "read_seconds": read_seconds}
+        print(json.dumps({"answer": said, **counts, "spans": spans}))
+        return 0
+    print()
+    print(f"{len(before):,} tokens read in {read_seconds:.1f} s", file=sys.stderr)
+    for passage in opened:
+        snippet = " ".join(passage.text.split())[:SNIPPET]
+        print(
+            f"\nblock {passage.block}, weight {passage.weight:.3f}, tokens {passage.start}:{passage.stop},"
+            f" characters {passage.first}:{passage.last}\n  {snippet}"
+        )
+    return 0

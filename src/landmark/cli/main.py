@@ -1,0 +1,145 @@
+"""Find the command that was named, read its options, run it, turn what went wrong into an exit code."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, get_type_hints
+
+from landmark import __version__
+
+USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, what shells report for Ctrl-C
+READER_GONE = 1
+
+EXAMPLES = """\
+  landmark demo
+  landmark tokenizer train books/*.txt --out runs/tokenizer
+  landmark train --help"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of ``landmark --help`` and the function behind it."""
+
+    name: str
+    target: str  # "module:function", imported when the command is chosen
+    summary: str
+
+    @property
+    def words(self) -> list[str]:
+        return self.name.split()
+
+    def load(self) -> tuple[Callable[[Any], int], type]:
+        """Import the command; return its function and the dataclass of its options."""
+        module, function = self.target.split(":")
+        run = getattr(import_module(module), function)
+        return run, get_type_hints(run)["options"]
+
+
+COMMANDS = (
+    Command("demo", "landmark.cli.demo:run", "find a key hidden in a book, with the model in the package"),
+    Command("generate", "landmark.cli.generate:run", "read a text of any length, then continue it"),
+    Command("train", "landmark.cli.train:run", "train from scratch, or teach landmarks to a model"),
+    Command("tokenizer train", "landmark.cli.tokenizer:run", "train a byte-level BPE tokenizer on texts"),
+    Command("eval passkey", "landmark.cli.eval:run_passkey", "find keys hidden in long texts"),
+    Command("eval perplexity", "landmark.cli.eval:run_perplexity", "perplexity of texts read through memory"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``landmark`` with ``argv`` (default: the arguments of the process) and return its exit code."""
+    try:
+        code = dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # here, where a reader that left can still be answered properly
+        return code
+    except KeyboardInterrupt:
+        print(
+            "landmark: interrupted; run the same command again and a job with an output folder resumes",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (head, less) left. Python would complain again while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except (ValueError, OSError) as error:
+        return fail(str(error) or type(error).__name__)
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run the command whose words lead ``arguments``; print help or the version where those are asked for."""
+    if arguments == ["--version"]:
+        print(f"landmark {__version__}")
+        return 0
+    for command in COMMANDS:
+        if arguments[: len(command.words)] == command.words:
+            return run_command(command, arguments[len(command.words) :])
+
+    group = [c for c in COMMANDS if len(c.words) > 1 and c.words[:1] == arguments[:1]]
+    rest = arguments[1:] if group else arguments
+    if rest[:1] in (["--help"], ["-h"]):
+        print(group_help(group) if group else program_help())
+        return 0
+    if not rest:
+        print(group_help(group) if group else program_help(), file=sys.stderr)
+        return USAGE_ERROR
+    return fail(unknown_command(arguments, group))
+
+
+def run_command(command: Command, arguments: list[str]) -> int:
+    """Build the options of ``command`` from ``arguments`` and run it; tyro exits with 2 on bad options."""
+    import tyro  # 0.2 s that ``landmark --help`` and ``--version`` need not wait for
+
+    run, options_type = command.load()
+    config = (tyro.conf.FlagCreatePairsOff,)
+    return run(tyro.cli(options_type, prog=f"landmark {command.name}", args=arguments, config=config))
+
+
+def program_help() -> str:
+    """Return what ``landmark --help`` prints."""
+    return f"""\
+usage: landmark COMMAND [OPTIONS]
+
+Landmark attention: a language model that reads texts of any length and looks up any part of them.
+
+commands:
+{listing(COMMANDS)}
+
+examples:
+{EXAMPLES}
+
+`landmark COMMAND --help` lists the options of a command; `landmark --version` prints the version.
+Exit codes: 0 done, 2 wrong use or unusable input, 130 interrupted; other failures show a traceback."""
+
+
+def group_help(group: Sequence[Command]) -> str:
+    """Return the help of commands that share their first word."""
+    return f"usage: landmark {group[0].words[0]} COMMAND [OPTIONS]\n\ncommands:\n{listing(group)}"
+
+
+def listing(commands: Sequence[Command]) -> str:
+    """Return one indented line for each command, summaries aligned."""
+    width = max(len(command.name) for command in commands)
+    return "\n".join(f"  {command.name:{width}}  {command.summary}" for command in commands)
+
+
+def unknown_command(arguments: list[str], group: Sequence[Command]) -> str:
+    """Return a message that names the unknown command and the nearest known one."""
+    typed = " ".join(arguments[: 2 if group else 1])
+    names = [command.name for command in group or COMMANDS]
+    near = difflib.get_close_matches(typed, names, n=1, cutoff=0.5)
+    remedy = f"did you mean `landmark {near[0]}`?" if near else f"known are: {', '.join(names)}"
+    return f"unknown command {typed!r}; {remedy}"
+
+
+def fail(message: str) -> int:
+    """Print ``message`` on one line of stderr, whatever line breaks it has; return the exit code."""
+    print(f"landmark: error: {' '.join(message.split())}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

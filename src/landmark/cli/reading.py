@@ -1,0 +1,36 @@
+"""What the commands that read texts share: a model with its tokenizer, and a progress bar."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def load(path: Path | None) -> tuple[Any, Any]:
+    """A converted model and its tokenizer from one folder, by default that of the package."""
+    from landmark.assets import model_path
+    from landmark.hf import from_pretrained
+    from landmark.hf.tokenizer import load_tokenizer, only_errors
+
+    folder = model_path() if path is None else path
+    if not folder.is_dir():
+        raise ValueError(
+            f"no model at {folder}: give the folder that `landmark train` or save_pretrained wrote"
+        )
+    only_errors()
+    model = from_pretrained(folder)
+    return model, load_tokenizer(folder, model)
+
+
+@contextmanager
+def tokens_read(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr over `total` tokens, moved by calling what it gives; only where someone looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda tokens: progress.advance(task, tokens)

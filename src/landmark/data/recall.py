@@ -1,0 +1,185 @@
+"""Recall tasks: keys stated at random places of real text and asked for later, with a weight for each token.
+
+The pass-key task is the one of Mohtashami & Jaggi 2023, section 4.2; the named keys extend it to many keys in
+one window, which teaches a model to tell blocks apart. Everything follows from the generator passed in.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+# What a token of a window is, for the loss and for measuring.
+TEXT, TEMPLATE, HIDDEN, COPY, ANSWER = range(5)
+
+FIRST_NAMES = (
+    "Alice Arthur Beatrice Benjamin Caroline Charles Clara Daniel Dorothea Edmund Eleanor Ernest Fanny "
+    "Felix Florence George Grace Gilbert Harriet Henry Ida Isaac Jane Jasper Julia Laura Leonard Louisa "
+    "Lucy Margaret Martha Matthew Miriam Nathan Nora Oliver Peter Philip Rachel Richard Robert Rosa Samuel "
+    "Sarah Simon Sophia Stephen Susan Thomas Ursula Victor Walter William Winifred"
+)
+ONSETS = "b br c d dr f g gr h j k l m n p qu r s st t tr v w z"
+VOWELS = "a e i o u ai ea ou"
+CODAS = "l m n nd r s sh th"
+
+
+def random_key(rng: np.random.Generator, digits: int = 5) -> str:
+    """A string of `digits` digits, the first not zero."""
+    return str(rng.integers(10 ** (digits - 1), 10**digits))
+
+
+def random_name(rng: np.random.Generator) -> str:
+    """A first name, or as often a name nobody has, made of two or three syllables."""
+    if rng.random() < 0.5:
+        return _pick(rng, FIRST_NAMES)
+    syllables = [_pick(rng, ONSETS) + _pick(rng, VOWELS) for _ in range(rng.integers(2, 4))]
+    return ("".join(syllables) + _pick(rng, CODAS)).capitalize()
+
+
+def _pick(rng: np.random.Generator, words: str) -> str:
+    choices = words.split()
+    return choices[rng.integers(len(choices))]
+
+
+def pass_key_statement(key: str) -> str:
+    """The sentence that hides `key`, with the blank lines that set it off from the text around it."""
+    return f"\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
+
+
+def pass_key_question() -> str:
+    """The question for the pass key, ending where its digits start.
+
+    The space at the end belongs to the prompt: tokenizers that split numbers off (the one of
+    `landmark.data.tokenizer`, and those of current large models) keep it apart from the digits.
+    """
+    return "\n\nWhat is the pass key? The pass key is "
+
+
+def named_key_statement(name: str, key: str) -> str:
+    """Like `pass_key_statement`, for one of several keys told apart by `name`."""
+    return f"\n\nThe key of {name} is {key}. Remember it. {key} is the key of {name}.\n\n"
+
+
+def named_key_question(name: str) -> str:
+    """Like `pass_key_question`, for the key of `name`."""
+    return f"\n\nWhat is the key of {name}? The key of {name} is "
+
+
+@dataclass(frozen=True)
+class RecallTask:
+    """How dense the keys of a window are, and how much their answers count.
+
+    `keys` and `questions` are the numbers drawn from for each window, both ends included. A key is asked for
+    at a random place after its statement, possibly several times. `answer_weight` is the weight in the loss
+    of digits that can be known (in answers, and where a statement repeats its key); other tokens weigh 1.
+    """
+
+    keys: tuple[int, int] = (1, 1)
+    questions: tuple[int, int] = (1, 1)
+    digits: int = 5
+    answer_weight: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("keys", "questions"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high:
+                raise ValueError(f"{name} must be two numbers, 1 <= low <= high, not {low}, {high}")
+        if self.digits < 1:
+            raise ValueError(f"digits must be at least 1, not {self.digits}")
+        if self.answer_weight <= 0:
+            raise ValueError(f"answer_weight must be above 0, not {self.answer_weight}")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens that stay together: `ids [n]` and what each of them is, `kinds [n]`."""
+
+    ids: np.ndarray
+    kinds: np.ndarray
+
+
+class RecallWindows:
+    """Makes windows of a `RecallTask` with a tokenizer.
+
+    Raises ValueError if the most keys and questions of the task do not fit `length` ordinary tokens.
+    """
+
+    def __init__(self, task: RecallTask, tokenizer: Tokenizer, length: int) -> None:
+        self.task = task
+        self.tokenizer = tokenizer
+        # A made-up name of middling length; a window that does not fit for its longer names is drawn again.
+        name, key = "Romori", "9" * task.digits
+        statement = len(self.statement(name, key).ids)
+        question = len(self.question(name, key).ids)
+        most = task.keys[1] * statement + task.questions[1] * question
+        if most > length:
+            raise ValueError(
+                f"{task.keys[1]} keys and {task.questions[1]} questions take {most} tokens, but a window "
+                f"holds {length}; ask for fewer keys or questions, or for longer windows"
+            )
+
+    def statement(self, name: str | None, key: str) -> Piece:
+        """A statement of `key`: its first digits, which nothing foretells, are `HIDDEN`, the next `COPY`."""
+        text = pass_key_statement(key) if name is None else named_key_statement(name, key)
+        return self._piece(text, {text.index(key): HIDDEN, text.rindex(key): COPY})
+
+    def question(self, name: str | None, key: str) -> Piece:
+        """A question with its answer `key`, the digits marked `ANSWER`."""
+        text = pass_key_question() if name is None else named_key_question(name)
+        return self._piece(f"{text}{key}.\n\n", {len(text): ANSWER})
+
+    def window(self, filler: np.ndarray, rng: np.random.Generator) -> Piece:
+        """A window of `len(filler)` tokens: the start of `filler` with statements and questions in it."""
+        while True:
+            placed = self._draw(rng)
+            if sum(len(piece.ids) for _, piece in placed) <= len(filler):
+                return _insert(filler, placed)
+
+    def _draw(self, rng: np.random.Generator) -> list[tuple[float, Piece]]:
+        """Statements and questions, each with its place as a fraction of the window's text."""
+        task = self.task
+        placed: list[tuple[float, Piece]] = []
+        stated: list[tuple[float, str | None, str]] = []
+        for name in self._names(rng, int(rng.integers(*task.keys, endpoint=True))):
+            key, place = random_key(rng, task.digits), float(rng.random())
+            stated.append((place, name, key))
+            placed.append((place, self.statement(name, key)))
+        for _ in range(rng.integers(*task.questions, endpoint=True)):
+            place, name, key = stated[rng.integers(len(stated))]
+            placed.append((float(rng.uniform(place, 1.0)), self.question(name, key)))
+        return placed
+
+    def _names(self, rng: np.random.Generator, count: int) -> list[str | None]:
+        """`count` names without repetition; None, the pass key, is one of them in half of the windows."""
+        names: list[str | None] = [None] if rng.random() < 0.5 else []
+        while len(names) < count:
+            name = random_name(rng)
+            if name not in names:
+                names.append(name)
+        return names
+
+    def _piece(self, text: str, keys: dict[int, int]) -> Piece:
+        """Tokens of `text`; those of the keys, given by their first characters, are of the kinds given."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        kinds = np.full(len(encoding.ids), TEMPLATE, np.uint8)
+        for start, kind in keys.items():
+            stop = start + self.task.digits
+            for token, (left, right) in enumerate(encoding.offsets):
+                if left < stop and right > start:
+                    kinds[token] = kind
+        return Piece(np.asarray(encoding.ids, np.int64), kinds)
+
+
+def _insert(filler: np.ndarray, placed: list[tuple[float, Piece]]) -> Piece:
+    """Insert pieces at fractions of the filler that is left beside them; equal fractions keep their order."""
+    room = len(filler) - sum(len(piece.ids) for _, piece in placed)
+    assert room >= 0, "the pieces were drawn until they fit"
+    ids, kinds, done = [], [], 0
+    for place, piece in sorted(placed, key=lambda item: item[0]):
+        stop = int(place * room)
+        ids += [filler[done:stop], piece.ids]
+        kinds += [np.full(stop - done, TEXT, np.uint8), piece.kinds]
+        done = stop
+    ids.append(filler[done:room])
+    kinds.append(np.full(room - done, TEXT, np.uint8))
+    return Piece(np.concatenate(ids).astype(np.int64), np.concatenate(kinds))

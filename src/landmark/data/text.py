@@ -1,0 +1,97 @@
+"""Reading the user's text: plain files, tables on disk and Hugging Face datasets, as named documents."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TABLE_KINDS = ("json", "csv", "parquet")
+DATASET_FORM = "hf:NAME[:CONFIG]:SPLIT:COLUMN"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and the name by which messages and manifests call it."""
+
+    name: str
+    text: str
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, exactly as stored (line ends are not changed).
+
+    Raises ValueError if the file is missing, a directory, empty, or not UTF-8 (naming the first bad byte).
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; name its text files, e.g. {path}/*.txt")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
+            "convert it, e.g. with iconv -t UTF-8"
+        ) from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty; there is nothing to read in it")
+    return text
+
+
+def read_documents(source: str) -> Iterator[Document]:
+    """The documents of one source, always in the same order.
+
+    A source is the path of a text file (one document), `json:PATH:COLUMN`, `csv:PATH:COLUMN` or
+    `parquet:PATH:COLUMN` (a document a row), or `hf:NAME[:CONFIG]:SPLIT:COLUMN` (a document a row of a
+    dataset on the Hugging Face hub). Rows with an empty text are left out. All but text files need the
+    `data` extra.
+
+    Raises ValueError for anything that cannot be read, naming the source and the remedy.
+    """
+    kind, colon, rest = source.partition(":")
+    if colon and kind == "hf":
+        yield from _hub_rows(source, rest.split(":"))
+    elif colon and kind in TABLE_KINDS:
+        path, _, column = rest.rpartition(":")
+        if not path or not column:
+            raise ValueError(f"{source!r} does not say which column to read; write {kind}:PATH:COLUMN")
+        if not Path(path).is_file():
+            raise ValueError(f"{path} does not exist or is not a file")
+        yield from _rows(source, column, kind, data_files=path, split="train")
+    else:
+        yield Document(source, read_text(source))
+
+
+def _hub_rows(source: str, parts: list[str]) -> Iterator[Document]:
+    if len(parts) not in (3, 4) or not all(parts):
+        raise ValueError(f"{source!r} is not of the form {DATASET_FORM}")
+    *name, split, column = parts
+    yield from _rows(source, column, *name, split=split)
+
+
+def _rows(source: str, column: str, *args: str, **kwargs: str) -> Iterator[Document]:
+    try:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetGenerationError
+    except ImportError:
+        raise ValueError(
+            f"{source!r} needs the datasets library: pip install 'landmark-attention[data]'"
+        ) from None
+    try:
+        table = load_dataset(*args, **kwargs)
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{source!r} cannot be loaded: {first_line}") from error
+    if column not in table.column_names:
+        raise ValueError(f"{source!r} has no column {column!r}; it has {', '.join(table.column_names)}")
+    for row, text in enumerate(table[column]):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{source!r}, row {row}: column {column!r} holds {type(text).__name__}, not text"
+            )
+        if text.strip():
+            yield Document(f"{source}#{row}", text)

@@ -1,0 +1,252 @@
+"""Text tokenized once into a memory-mapped file that can be resumed, checked and reopened.
+
+A folder holds `tokens.bin` (the ids), `documents.jsonl` (one line for each finished document: the journal
+from which an interrupted run continues, and the table of documents afterwards) and `manifest.json`, which
+is written last: where it stands, the folder is complete.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from landmark.data.text import Document, read_documents
+
+VERSION = 1
+DATA, JOURNAL, MANIFEST = "tokens.bin", "documents.jsonl", "manifest.json"
+# Tokenizing needs some hundred bytes of memory a token, so long documents go through it in pieces.
+PIECE_CHARACTERS = 1 << 18
+
+
+@dataclass(frozen=True)
+class TokenizedDocument:
+    """One finished document: its size and SHA-256 as UTF-8, and the tokens `start:stop` in the file."""
+
+    name: str
+    bytes: int
+    sha256: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """Tokenized text: `ids` is a read-only 1-d array (uint16 or uint32) mapped from disk."""
+
+    folder: Path
+    ids: np.ndarray
+    documents: list[TokenizedDocument]
+    checksum: str
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, *, tokenizer: Tokenizer | None = None, verify: bool = True
+    ) -> "TokenFile":
+        """Open a complete folder; `verify` reads the data once and compares its checksum.
+
+        Raises ValueError if the folder is missing or incomplete, if data and manifest differ (naming what
+        differs), or if it was made with another tokenizer than `tokenizer`.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST).is_file():
+            raise ValueError(
+                f"{folder} holds no complete tokenized text ({MANIFEST} is missing); tokenize again"
+            )
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["version"] != VERSION:
+            raise ValueError(
+                f"{folder} has format version {manifest['version']}, this library reads {VERSION}"
+            )
+        if tokenizer is not None and manifest["tokenizer"] != tokenizer_fingerprint(tokenizer):
+            raise ValueError(f"{folder} was made with another tokenizer; tokenize into another folder")
+        found = _measure(folder, verify)
+        for item, value in found.items():
+            if manifest[item] != value:
+                raise ValueError(
+                    f"{folder} is damaged: {item} is {value}, the manifest says {manifest[item]}; "
+                    "delete the folder and tokenize again"
+                )
+        ids = np.memmap(folder / DATA, dtype=manifest["dtype"], mode="r")
+        return cls(folder, ids, _read_journal(folder), manifest["tokens_sha256"])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def tokenize(
+    sources: Sequence[str],
+    tokenizer: Tokenizer,
+    out: str | Path,
+    *,
+    eos_id: int | None = None,
+    on_document: Callable[[TokenizedDocument], None] | None = None,
+) -> TokenFile:
+    """Tokenize `sources` (see `read_documents`) into the folder `out`, each document followed by `eos_id`.
+
+    Documents finished by an earlier, interrupted call are kept; a complete folder is only checked. Either
+    way the sources must still be the same. `on_document` is called after each document, old or new.
+
+    Raises ValueError if `out` holds other text or was made with another tokenizer, naming the difference.
+    """
+    out = Path(out)
+    if not sources:
+        raise ValueError("there is no text to tokenize; name at least one file")
+    settings = _settings(sources, tokenizer, eos_id)
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, settings)
+    finished = _read_journal(out)
+    documents = (document for source in sources for document in read_documents(source))
+    for old in finished:
+        _check_unchanged(out, old, next(documents, None))
+        if on_document is not None:
+            on_document(old)
+    if (out / MANIFEST).exists():
+        extra = next(documents, None)
+        if extra is not None:
+            raise ValueError(f"{out} does not hold {extra.name}; tokenize into another folder")
+        return TokenFile.open(out, tokenizer=tokenizer)
+    _append(out, documents, tokenizer, settings, finished, on_document)
+    return TokenFile.open(out, tokenizer=tokenizer)
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """SHA-256 over all that decides how raw text becomes ids.
+
+    Padding, truncation and the post-processor (which adds special tokens) are left out: tokenized text has
+    none of them, and loaders fill them in differently.
+    """
+    state = json.loads(tokenizer.to_str())
+    for item in ("padding", "truncation", "post_processor"):
+        state.pop(item, None)
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _settings(sources: Sequence[str], tokenizer: Tokenizer, eos_id: int | None) -> dict:
+    vocab_size = tokenizer.get_vocab_size()
+    return {
+        "version": VERSION,
+        "sources": list(sources),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "eos_id": eos_id,
+        "dtype": "uint16" if vocab_size <= 1 << 16 else "uint32",
+    }
+
+
+def _claim(out: Path, settings: dict) -> None:
+    """Write down what `out` is for, or find that it is for something else."""
+    path = out / "settings.json"
+    if not path.exists():
+        if any(out.iterdir()):
+            raise ValueError(f"{out} holds other files; choose an empty folder for the tokenized text")
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    for item, value in settings.items():
+        if earlier[item] != value:
+            raise ValueError(
+                f"{out} was made with another {item} ({earlier[item]!r}, now {value!r}); "
+                "delete it or choose another folder"
+            )
+
+
+def _check_unchanged(out: Path, old: TokenizedDocument, now: Document | None) -> None:
+    if now is None:
+        raise ValueError(f"{out} holds {old.name}, which the sources no longer have; use another folder")
+    size, digest = _digest(now)
+    if (now.name, size, digest) != (old.name, old.bytes, old.sha256):
+        raise ValueError(
+            f"{old.name} has changed since {out} was made ({old.bytes} bytes then, {size} bytes now); "
+            "delete the folder or choose another"
+        )
+
+
+def _append(
+    out: Path,
+    documents: Iterator[Document],
+    tokenizer: Tokenizer,
+    settings: dict,
+    finished: list[TokenizedDocument],
+    on_document: Callable[[TokenizedDocument], None] | None,
+) -> None:
+    """Tokenize what is left of `documents`, then write the manifest."""
+    start = finished[-1].stop if finished else 0
+    dtype = np.dtype(settings["dtype"])
+    _write_journal(out, finished)
+    with open(out / DATA, "ab") as data, open(out / JOURNAL, "a", encoding="utf-8") as journal:
+        # What an interrupted document left behind goes away: the journal names the last whole one.
+        if data.seek(0, 2) < start * dtype.itemsize:
+            raise ValueError(f"{out / DATA} is shorter than {JOURNAL} says; delete {out} and tokenize again")
+        data.truncate(start * dtype.itemsize)
+        for document in documents:
+            stop = start + _write_document(data, document.text, tokenizer, dtype, settings["eos_id"])
+            size, digest = _digest(document)
+            line = TokenizedDocument(document.name, size, digest, start, stop)
+            data.flush()
+            journal.write(json.dumps(asdict(line)) + "\n")
+            journal.flush()
+            start = stop
+            if on_document is not None:
+                on_document(line)
+    manifest = settings | _measure(out, verify=True)
+    partial = out / (MANIFEST + ".partial")
+    partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    partial.replace(out / MANIFEST)
+
+
+def _write_document(
+    data: BinaryIO, text: str, tokenizer: Tokenizer, dtype: np.dtype, eos_id: int | None
+) -> int:
+    count = 0
+    for encoding in tokenizer.encode_batch_fast(list(_pieces(text)), add_special_tokens=False):
+        data.write(np.asarray(encoding.ids, dtype).tobytes())
+        count += len(encoding.ids)
+    if eos_id is not None:
+        data.write(np.asarray([eos_id], dtype).tobytes())
+        count += 1
+    return count
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut after line ends, at least `PIECE_CHARACTERS` apart."""
+    start = 0
+    while start < len(text):
+        line_end = text.find("\n", start + PIECE_CHARACTERS)
+        stop = len(text) if line_end < 0 else line_end + 1
+        yield text[start:stop]
+        start = stop
+
+
+def _digest(document: Document) -> tuple[int, str]:
+    data = document.text.encode("utf-8")
+    return len(data), hashlib.sha256(data).hexdigest()
+
+
+def _measure(folder: Path, verify: bool) -> dict[str, int | str]:
+    """What the files in `folder` are now, under the names the manifest uses."""
+    found: dict[str, int | str] = {"tokens_bytes": (folder / DATA).stat().st_size}
+    if verify:
+        for item, name in (("tokens_sha256", DATA), ("documents_sha256", JOURNAL)):
+            with open(folder / name, "rb") as file:
+                found[item] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _read_journal(folder: Path) -> list[TokenizedDocument]:
+    if not (folder / JOURNAL).exists():
+        return []
+    lines = (folder / JOURNAL).read_text(encoding="utf-8").split("\n")
+    # Every whole line ends in a newline, so the last element is empty or a line cut short by an interruption.
+    return [TokenizedDocument(**json.loads(line)) for line in lines[:-1]]
+
+
+def _write_journal(folder: Path, documents: list[TokenizedDocument]) -> None:
+    """Replace the journal by its whole lines, so that new lines do not follow half of an old one."""
+    partial = folder / (JOURNAL + ".partial")
+    lines = [json.dumps(asdict(document)) + "\n" for document in documents]
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(folder / JOURNAL)

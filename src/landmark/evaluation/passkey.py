@@ -1,0 +1,187 @@
+"""The pass-key task (section 4.2 of the paper): a key hidden in a long text, asked for at its end."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landmark.data.recall import pass_key_question, pass_key_statement, random_key
+from landmark.evaluation.process import PeakMemory
+from landmark.evaluation.reading import Reading
+from landmark.hf import LandmarkCache, read
+from landmark.hf.generation import answer
+from landmark.hf.tokenizer import encode, opening
+
+DIGITS = 5
+DEPTH_BINS = 10
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text with a key in it and the question at its end: `text [N]`, `question [M]` ordinary tokens.
+
+    `depth` is the place of the key, 0 at the start of the text and 1 at its end; `stated` the tokens that
+    state it.
+    """
+
+    key: str
+    depth: float
+    text: Tensor
+    question: Tensor
+    stated: range
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answered prompt; `seconds` from the first token read to the last digit."""
+
+    length: int
+    index: int
+    depth: float
+    key: str
+    answer: str
+    correct: bool
+    seconds: float
+    peak_rss_mb: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class PassKeys:
+    """Makes prompts of any length from the ids `haystack [H]`, repeated where they are too few."""
+
+    def __init__(self, tokenizer: Any, haystack: Tensor, *, seed: int = 0) -> None:
+        self.tokenizer = tokenizer
+        self.haystack = haystack
+        self.seed = seed
+        self.opening = opening(tokenizer).ids
+        self.question = encode(tokenizer, pass_key_question()).ids
+
+    def check_length(self, length: int) -> None:
+        """Raises ValueError when `length` tokens have no room for a key, its question and a token of text."""
+        # The key stands there twice and takes at most a token a digit.
+        stated = len(encode(self.tokenizer, pass_key_statement("")).ids) + 2 * DIGITS
+        least = len(self.opening) + stated + len(self.question) + 1
+        if length < least:
+            raise ValueError(
+                f"length {length} is too short for a key and its question: give {least} tokens or more"
+            )
+
+    def prompt(self, length: int, index: int, samples: int) -> Prompt:
+        """Prompt `index` of `samples`, `length` tokens in all; the same whatever was asked before."""
+        rng = np.random.default_rng([self.seed, length, index])
+        key, offset = random_key(rng, DIGITS), int(rng.integers(len(self.haystack)))
+        stated = len(encode(self.tokenizer, pass_key_statement(key)))
+        room = length - len(self.opening) - stated - len(self.question)
+        assert room > 0, "check_length was called before"
+        filler = self.haystack[(offset + torch.arange(room)) % len(self.haystack)]
+        return self.hide(key, filler, depths(samples)[index])
+
+    def hide(self, key: str, filler: Tensor, depth: float) -> Prompt:
+        """The prompt that states `key` at `depth` of `filler [F]`."""
+        statement = encode(self.tokenizer, pass_key_statement(key)).ids
+        cut = round(depth * len(filler))
+        text = torch.cat((self.opening, filler[:cut], statement, filler[cut:]))
+        start = len(self.opening) + cut
+        return Prompt(key, depth, text, self.question, range(start, start + len(statement)))
+
+
+def depths(samples: int) -> list[float]:
+    """Places spread evenly from the start of the text, 0, to its end, 1; the middle for a single sample."""
+    if samples < 1:
+        raise ValueError(f"samples is {samples}: give 1 or more")
+    return [index / (samples - 1) for index in range(samples)] if samples > 1 else [0.5]
+
+
+def ask(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    cache: LandmarkCache | None,
+    *,
+    chunk_size: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> str:
+    """What the model takes the key to be: it reads the text into `cache` and answers the question greedily.
+
+    As many tokens are generated as the key has. Without a cache all is attended to at once, in each step.
+    """
+    if cache is not None:
+        read(model, prompt.text, cache, chunk_size=chunk_size, progress=progress)
+    ids = torch.cat((prompt.text, prompt.question))
+    digits = answer(model, ids, cache, max_new_tokens=len(encode(tokenizer, prompt.key)))
+    return tokenizer.decode(digits, skip_special_tokens=True).strip()
+
+
+def run(
+    model: Any,
+    keys: PassKeys,
+    reading: Reading,
+    length: int,
+    indices: Iterable[int],
+    samples: int,
+    progress: Callable[[int], Any] | None = None,
+) -> Iterable[Sample]:
+    """Asks for the keys `indices` of `samples` at one length, one after the other.
+
+    `progress` is called with numbers of tokens that add up to `length` for each sample.
+    """
+    for index in indices:
+        prompt = keys.prompt(length, index, samples)
+        peak, started, unread = PeakMemory(), time.perf_counter(), length
+
+        def look(tokens: int, peak: PeakMemory = peak) -> None:
+            nonlocal unread
+            peak.look()
+            unread -= tokens
+            if progress is not None:
+                progress(tokens)
+
+        chunk = reading.chunk_size or None
+        said = ask(
+            model, keys.tokenizer, prompt, reading.cache(model.config), chunk_size=chunk, progress=look
+        )
+        look(unread)
+        seconds = time.perf_counter() - started
+        yield Sample(
+            length, index, prompt.depth, prompt.key, said, said == prompt.key, seconds, peak.megabytes
+        )
+
+
+def summary(reading: Reading, length: int, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What is reported for one length."""
+    seconds = sum(sample.seconds for sample in samples)
+    return {
+        "length": length,
+        "accuracy": accuracy(samples),
+        "samples": len(samples),
+        "by_depth": by_depth(samples),
+        "attention": reading.attention,
+        "top_k": reading.top_k,
+        "local_blocks": reading.local_blocks,
+        "chunk": reading.chunk_size,
+        "tokens_per_s": length * len(samples) / seconds,
+        "seconds": seconds,
+        "peak_rss_mb": max(sample.peak_rss_mb for sample in samples),
+    }
+
+
+def accuracy(samples: Sequence[Sample]) -> float:
+    """Share of right answers."""
+    return sum(sample.correct for sample in samples) / len(samples)
+
+
+def by_depth(samples: Sequence[Sample]) -> dict[str, float]:
+    """Accuracy in each tenth of the text that holds keys; `"0.1-0.2"` is from 0.1 to below 0.2."""
+    bins: dict[int, list[Sample]] = {}
+    for sample in samples:
+        bins.setdefault(min(int(sample.depth * DEPTH_BINS), DEPTH_BINS - 1), []).append(sample)
+    return {
+        f"{place / DEPTH_BINS:.1f}-{(place + 1) / DEPTH_BINS:.1f}": accuracy(bins[place])
+        for place in sorted(bins)
+    }

@@ -1,0 +1,165 @@
+"""Perplexity of texts read in windows, and paired differences between two ways to read the same tokens."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landmark.evaluation.reading import Reading
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to read, from scratch, each window of `length` ordinary tokens."""
+
+    reading: Reading
+    length: int
+
+    @property
+    def name(self) -> str:
+        reading = self.reading
+        if reading.attention == "full":
+            return f"full@{self.length}"
+        counts = {"top_k": reading.top_k, "local_blocks": reading.local_blocks, "chunk": reading.chunk_size}
+        return f"{reading.attention}@{self.length}," + ",".join(f"{k}={v}" for k, v in counts.items())
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Negative log-likelihoods in nats, `nll [windows, span]`; NaN where a token was nobody's target."""
+
+    setting: Setting
+    nll: np.ndarray
+    seconds: float
+
+    def figures(self) -> dict[str, Any]:
+        """What is reported for one setting."""
+        mean, error = mean_and_error(self.nll)
+        reading = self.setting.reading
+        return {
+            "attention": reading.attention,
+            "length": self.setting.length,
+            "top_k": reading.top_k,
+            "local_blocks": reading.local_blocks,
+            "chunk": reading.chunk_size,
+            "perplexity": math.exp(mean),
+            "nll": mean,
+            "nll_se": error,
+            "tokens": int(np.isfinite(self.nll).sum()),
+            "windows": len(self.nll),
+            "attended": reading.attended(self.setting.length),
+            "seconds": self.seconds,
+        }
+
+
+def cut_windows(documents: Sequence[np.ndarray], span: int, limit: int | None) -> np.ndarray:
+    """Consecutive windows `[W, span]` of each document's ids, or `limit` of them spread evenly over all.
+
+    What is left at the end of a document is not read. Raises ValueError when no document fills a window.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"windows is {limit}: give 1 or more")
+    whole = [ids[: len(ids) // span * span].reshape(-1, span) for ids in documents]
+    windows = np.concatenate(whole) if whole else np.empty((0, span), np.int64)
+    if len(windows) == 0:
+        longest = max((len(ids) for ids in documents), default=0)
+        raise ValueError(
+            f"no text fills a window of {span} tokens, the longest has {longest}: choose shorter lengths"
+        )
+    if limit is not None and limit < len(windows):
+        windows = windows[np.arange(limit) * len(windows) // limit]
+    return windows
+
+
+def check_lengths(lengths: Sequence[int]) -> int:
+    """The longest of `lengths`; raises ValueError unless the others divide it and so share its windows."""
+    short = [length for length in lengths if length < 2]
+    if short:
+        raise ValueError(f"length {short[0]} leaves no next token to predict: give 2 or more")
+    span = max(lengths)
+    for length in lengths:
+        if span % length:
+            raise ValueError(
+                f"windows of {span} tokens cannot be cut into pieces of {length}:"
+                f" choose lengths that divide the longest, e.g. {span // length * length} for it"
+            )
+    return span
+
+
+def score(
+    model: Any,
+    windows: np.ndarray,
+    setting: Setting,
+    *,
+    batch_size: int = 1,
+    progress: Callable[[int], Any] | None = None,
+) -> Scored:
+    """Scores every next token of `windows [W, span]`, cut into pieces of `setting.length` read from scratch.
+
+    The first token of each piece is no target. `progress` is called with the number of tokens read.
+    """
+    started = time.perf_counter()
+    pieces = torch.from_numpy(windows.astype(np.int64)).view(-1, setting.length)
+    scored = [token_nll(model, piece, setting.reading, progress) for piece in pieces.split(batch_size)]
+    nll = torch.cat(scored).view(len(windows), -1).numpy()
+    return Scored(setting, nll, time.perf_counter() - started)
+
+
+@torch.inference_mode()
+def token_nll(
+    model: Any, ids: Tensor, reading: Reading, progress: Callable[[int], Any] | None = None
+) -> Tensor:
+    """Negative log-likelihood of each of `ids [B, N]` given those before it, float64; NaN for the first."""
+    nll = torch.full(ids.shape, math.nan, dtype=torch.float64)
+    cache = reading.cache(model.config)
+    length = ids.shape[1]
+    chunk = reading.chunk_size if cache is not None else length
+    for start in range(0, length, chunk):
+        stop = min(start + chunk, length)
+        options = {"use_cache": False} if cache is None else {"past_key_values": cache}
+        logits = model(input_ids=ids[:, start:stop].to(model.device), **options).logits
+        # The last token of the text predicts nothing that could be checked.
+        targets = ids[:, start + 1 : stop + 1].to(logits.device)
+        logits = logits[:, : targets.shape[1]].float()
+        likelihood = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+        nll[:, start + 1 : start + 1 + targets.shape[1]] = -likelihood.double().cpu()
+        if progress is not None:
+            progress(len(ids) * (stop - start))
+    return nll
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
+    """Mean of the finite `values [W, span]`, and its standard error from the scatter of the windows' means.
+
+    Tokens of a window are not independent, windows nearly are; every window has equally many finite values.
+    The error is None for a single window.
+    """
+    finite = np.isfinite(values)
+    assert (finite.sum(1) == finite[0].sum()).all(), "windows are all cut the same way"
+    means = np.nanmean(values, axis=1)
+    error = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
+    return float(means.mean()), error
+
+
+def paired(one: Scored, other: Scored) -> dict[str, Any]:
+    """The difference `one - other` in nats per token, over the tokens that both predicted."""
+    difference = one.nll - other.nll
+    mean, error = mean_and_error(difference)
+    both = np.isfinite(difference)
+    return {
+        "setting": one.setting.name,
+        "against": other.setting.name,
+        "difference": mean,
+        "difference_se": error,
+        "perplexity": math.exp(float(one.nll[both].mean())),
+        "against_perplexity": math.exp(float(other.nll[both].mean())),
+        "attended": one.setting.reading.attended(one.setting.length),
+        "against_attended": other.setting.reading.attended(other.setting.length),
+        "tokens": int(both.sum()),
+        "windows": len(difference),
+    }

@@ -1,0 +1,31 @@
+"""How much memory this process holds, looked at again and again while it works."""
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+STATM = Path("/proc/self/statm")
+MEGABYTE = 10**6
+
+
+def resident_bytes() -> int:
+    """Bytes of this process in main memory now; where Linux's /proc is missing, the most there ever were."""
+    if STATM.exists():
+        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class PeakMemory:
+    """The largest value seen by `look`; unlike the system's own peak it starts anew with each object."""
+
+    def __init__(self) -> None:
+        self.bytes = resident_bytes()
+
+    def look(self) -> None:
+        self.bytes = max(self.bytes, resident_bytes())
+
+    @property
+    def megabytes(self) -> float:
+        return self.bytes / MEGABYTE

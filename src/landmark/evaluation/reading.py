@@ -1,0 +1,132 @@
+"""How a text is read in an evaluation, and how many keys a token attends to that way."""
+
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from landmark.blocks import stream_length, tokens_that_fit
+from landmark.hf import LandmarkCache
+from landmark.hf.settings import Settings, text_config, trained_positions
+
+ATTENTIONS = ("landmark", "full", "local")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a text.
+
+    - `landmark`: chunks of `chunk_size` ordinary tokens through a cache that opens `top_k` blocks per query
+      and keeps `local_blocks` in sight (section 3.2 of the paper).
+    - `local`: the same with `top_k` 0 and chunks of one block: a window sliding over `local_blocks` blocks.
+    - `full`: the attention of training over the whole text at once (section 3.1); the counts are 0.
+    """
+
+    attention: str
+    block_size: int
+    top_k: int = 0
+    local_blocks: int = 0
+    chunk_size: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        config: Any,
+        attention: str = "landmark",
+        *,
+        top_k: int | None = None,
+        local_blocks: int | None = None,
+        local: int | None = None,
+    ) -> "Reading":
+        """The reading of a converted model with this `config`; what is None is the model's own setting.
+
+        `local` is in ordinary tokens: for `landmark` the length of a chunk, by default the longest that fits;
+        for `local` how many last tokens a token sees on average, itself included, rounded up to whole blocks.
+        Raises ValueError for what does not go together or does not fit the trained range.
+        """
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention is {attention!r}: choose one of {', '.join(ATTENTIONS)}")
+        size = Settings.of(text_config(config)).block_size
+        given = {"top_k": top_k, "local_blocks": local_blocks, "local": local}
+        named = [name for name, value in given.items() if value is not None]
+        if attention == "full" and named:
+            raise ValueError(f"full attention sees everything: leave out {', '.join(named)}")
+        if attention == "full":
+            return cls("full", size)
+        if local is not None and local < 1:
+            raise ValueError(f"local is {local}: give the number of ordinary tokens, 1 or more")
+        if attention == "local":
+            if top_k:
+                raise ValueError(f"local attention opens no blocks: leave out top_k ({top_k})")
+            if local is not None and local_blocks is not None:
+                raise ValueError(
+                    "local and local_blocks both say how far local attention sees: give one of them"
+                )
+            top_k, local_blocks = 0, _blocks_in_sight(local, size) if local is not None else local_blocks
+        cache = LandmarkCache(config, top_k=top_k, local_blocks=local_blocks)
+        fits = tokens_that_fit(cache.chunk_positions, size, size - 1)
+        chunk = size if attention == "local" else local or fits
+        if chunk > fits:
+            raise ValueError(
+                f"a chunk of {chunk} ordinary tokens does not fit the trained range beside top_k"
+                f" {cache.settings.top_k} and local_blocks {cache.settings.local_blocks}: at most {fits}"
+            )
+        return cls(attention, size, cache.settings.top_k, cache.settings.local_blocks, chunk)
+
+    def check_length(self, config: Any, length: int) -> None:
+        """Raises ValueError when this cannot read `length` ordinary tokens: full attention, true positions."""
+        trained, positions = trained_positions(config), Settings.of(text_config(config)).positions
+        if stream_length(length, self.block_size) <= trained:
+            return
+        if self.attention == "full":
+            raise ValueError(
+                f"full attention over {length} tokens goes beyond the trained range of {trained} positions,"
+                f" landmarks included: at most {tokens_that_fit(trained, self.block_size)} tokens fit;"
+                " choose landmark or local attention for more"
+            )
+        if positions == "true":
+            raise ValueError(
+                f'{length} tokens and their landmarks go beyond the trained range of {trained} positions, which'
+                ' positions="true" cannot leave: convert the model with positions="stingy"'
+            )
+
+    def cache(self, config: Any) -> LandmarkCache | None:
+        """A cache to read a text through, None for full attention."""
+        if self.attention == "full":
+            return None
+        return LandmarkCache(config, top_k=self.top_k, local_blocks=self.local_blocks)
+
+    def attended(self, length: int) -> float:
+        """Ordinary keys, its own included, that a token attends to on average over `length` tokens."""
+        return float(self.attended_keys(length).mean())
+
+    def attended_keys(self, length: int) -> np.ndarray:
+        """Ordinary keys in sight of each token, `[length]`: local ones and those of the blocks it opens."""
+        positions = np.arange(length)
+        if self.attention == "full":
+            return positions + 1
+        memory = self.blocks_in_memory(length)
+        return positions - memory * self.block_size + 1 + np.minimum(self.top_k, memory) * self.block_size
+
+    def blocks_in_memory(self, length: int) -> np.ndarray:
+        """Blocks in memory when each token is read, `[length]`: those whose landmarks it scores."""
+        assert self.attention != "full"
+        starts = np.arange(length) // self.chunk_size * self.chunk_size
+        return np.maximum(starts // self.block_size - self.local_blocks, 0)
+
+
+def local_like(config: Any, reading: Reading, length: int) -> Reading:
+    """The smallest local attention that sees at least as many keys as `reading` over `length` tokens."""
+    wanted = reading.attended(length)
+    for blocks in count():
+        local = Reading.of(config, "local", local_blocks=blocks)
+        # Once the window covers the text, more blocks add nothing.
+        if local.attended(length) >= wanted or blocks * reading.block_size >= length:
+            return local
+    raise AssertionError("unreachable: the window grows until it covers the text")
+
+
+def _blocks_in_sight(local: int, block_size: int) -> int:
+    """Blocks behind a chunk of one block, of which a token sees (block_size + 1) / 2 on average."""
+    return max(0, int(np.ceil((local - (block_size + 1) / 2) / block_size)))

@@ -1,0 +1,123 @@
+"""The attention function of converted models, and the call that a forward without a cache makes of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from landmark.blocks import Stream
+from landmark.hf.rope import AttentionCall, Rope
+from landmark.hf.sliding import sliding_attention
+from landmark.ops import landmark_attention
+from landmark.ops.rotary import Rotation
+
+NAME = "landmark"
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    landmark_call: AttentionCall | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention in the form transformers asks for: `[B,H,T,D]` in, `[B,T,H,D]` out, no weights.
+
+    The model around it says through `landmark_call` what the forward is: training, reading, or a probe.
+    """
+    if landmark_call is None:
+        raise ValueError(
+            "the attention implementation 'landmark' was called outside a converted model:"
+            " call landmark.convert(model), or choose another attn_implementation"
+        )
+    out = landmark_call.attend(
+        module, query, key, value, scale=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+# No mask function is registered under this name, so transformers builds no [T, T] mask.
+AttentionInterface.register(NAME, attention_forward)
+
+
+@dataclass(frozen=True)
+class WholeCall:
+    """Section 3.1 of the paper over a whole input: what training sees, and any forward without a cache."""
+
+    stream: Stream
+    ropes: list[Rope]
+    rotations: dict[Rope, Rotation]
+    kinds: list[str]
+    block_size: int
+    phase: int
+    gates: bool
+
+    def unrotated(self, layer: int) -> bool:
+        return self.kinds[layer] == "landmark" and self.ropes[layer].style != "none"
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float | None,
+        dropout: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        positions = torch.arange(query.shape[-2], device=query.device)
+        if self.kinds[layer] == "sliding":
+            assert window is not None
+            return sliding_attention(
+                query, key, value, positions[None], positions[None], window, scale, softcap, sinks, dropout
+            )
+        if self.unrotated(layer):
+            rotation = self.rotations[self.ropes[layer]]
+            query, key = rotation.apply(query, positions), rotation.apply(key, positions)
+        if not self.gates:
+            return _plain_causal(query, key, value, scale, dropout, softcap, sinks)
+        return landmark_attention(
+            query,
+            key,
+            value,
+            block_size=self.block_size,
+            phase=self.phase,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            dropout=dropout,
+        )
+
+
+def _plain_causal(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Causal attention that reads landmarks as tokens: one block without an end."""
+    if softcap is None and sinks is None:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=True
+        )
+    never = torch.zeros(key.shape[-2], dtype=torch.bool, device=key.device)
+    return landmark_attention(
+        query, key, value, is_landmark=never, scale=scale, softcap=softcap, sinks=sinks, dropout=dropout
+    )

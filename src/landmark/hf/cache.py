@@ -1,0 +1,238 @@
+"""`LandmarkCache`: the memories of all layers in the form transformers asks of a cache."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PretrainedConfig
+from transformers.cache_utils import CacheLayerMixin
+
+from landmark.blocks import Stream
+from landmark.hf.rope import Rope
+from landmark.hf.settings import Settings, chunk_positions, layer_kinds, text_config, trained_positions
+from landmark.hf.sliding import SlidingWindow
+from landmark.hf.trace import Trace, joined
+from landmark.memory import LayerMemory
+from landmark.ops.rotary import Rotation
+
+
+class LandmarkLayer(CacheLayerMixin):
+    """One layer of the cache: a memory, or the window of a native sliding layer.
+
+    Keys and values pass through `update` untouched; the attention call works on `memory` or `window` itself.
+    """
+
+    is_sliding = False
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(self, memory: LayerMemory | SlidingWindow) -> None:
+        super().__init__()
+        self.memory = memory
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        raise NotImplementedError("lengths belong to the whole cache: ask LandmarkCache.get_seq_length()")
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class LandmarkCache(Cache):
+    """Reads any length in bounded device memory: pass it as `past_key_values`, to `forward` or `generate`.
+
+    `config` is that of a converted model. `top_k`, `selection` and `local_blocks` override the model's settings for
+    this cache; `max_blocks` keeps only the newest blocks. Length is counted in ordinary tokens (for padded batches, in
+    columns of `input_ids`, as transformers counts). Raises ValueError when the settings leave no room for a chunk.
+    """
+
+    is_compileable = False
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        *,
+        top_k: int | None = None,
+        selection: str | None = None,
+        max_blocks: int | None = None,
+        local_blocks: int | None = None,
+    ) -> None:
+        given = {"top_k": top_k, "selection": selection, "local_blocks": local_blocks}
+        config = text_config(config)
+        self.settings = replace(Settings.of(config), **{k: v for k, v in given.items() if v is not None})
+        self.chunk_positions = chunk_positions(self.settings, config)
+        self.trained_positions = trained_positions(config)
+        self.max_blocks = max_blocks
+        self._kinds = layer_kinds(config)
+        self._window = getattr(config, "sliding_window", None)
+        super().__init__(layers=self._fresh_layers())
+        self._columns = 0
+        self._tokens: Tensor | None = None
+        self._recorded: list[dict[int, tuple[Tensor, Tensor]]] = []
+        self._record_all = False
+
+    def _fresh_layers(self) -> list[CacheLayerMixin]:
+        return [LandmarkLayer(self._fresh_memory(index, kind)) for index, kind in enumerate(self._kinds)]
+
+    def _fresh_memory(self, index: int, kind: str) -> LayerMemory | SlidingWindow:
+        if kind == "sliding":
+            assert self._window is not None
+            return SlidingWindow(self._window)
+        return LayerMemory(
+            block_size=self.settings.block_size,
+            top_k=self.settings.top_k,
+            selection=self.settings.selection,
+            local_blocks=self.settings.local_blocks,
+            max_blocks=self.max_blocks,
+            positions=self.settings.positions,
+            # Before the first attention a landmark knows nothing of its block: all its keys are the same.
+            tied_landmarks=index == 0,
+        )
+
+    @property
+    def memories(self) -> list[LayerMemory | SlidingWindow]:
+        return [layer.memory for layer in self.layers]  # type: ignore[union-attr]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values kept, all layers and rows together."""
+        return sum(memory.nbytes for memory in self.memories)
+
+    def tokens(self, rows: int, device: torch.device) -> Tensor:
+        """Ordinary tokens read so far in each row, `[B]`; raises ValueError for another number of rows than before."""
+        if self._tokens is None:
+            self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
+        if len(self._tokens) != rows:
+            raise ValueError(f"this cache holds {len(self._tokens)} rows, the input has {rows}: use a cache of its own")
+        return self._tokens
+
+    def stream_positions(self, stream: Stream) -> Tensor:
+        """Stream position of the chunk's first token in each row, `[B, 1]`, counted from the start of the text."""
+        seen = self.tokens(len(stream.lengths), stream.lengths.device)
+        return (seen + seen // self.settings.block_size)[:, None]
+
+    def advance(self, stream: Stream, columns: int) -> None:
+        """Counts a chunk that all layers have read, and keeps what they opened."""
+        assert self._tokens is not None
+        self._tokens = self._tokens + stream.tokens
+        self._columns += columns
+        opened = {}
+        for index, memory in enumerate(self.memories):
+            last = memory.last if isinstance(memory, LayerMemory) else None
+            if last is not None:
+                opened[index] = (last.blocks, last.gates)
+        self._recorded = [*self._recorded, opened] if self._record_all else [opened]
+
+    def start_trace(self) -> None:
+        """Forgets what was recorded and keeps every forward from here on; otherwise only the last one is kept."""
+        self._record_all, self._recorded = True, []
+
+    def trace(self) -> Trace:
+        """The blocks opened in the last forward, or in all since `start_trace()`."""
+        trace = Trace(self.settings.block_size)
+        for layer in sorted({layer for opened in self._recorded for layer in opened}):
+            pieces = [opened[layer] for opened in self._recorded if layer in opened]
+            trace.blocks[layer], trace.gates[layer] = joined(pieces)
+        return trace
+
+    # What transformers asks of a cache.
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._columns
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._columns + query_length, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self._columns
+
+    def reset(self) -> None:
+        self.layers = self._fresh_layers()
+        self._columns, self._tokens, self._recorded = 0, None, []
+
+    def _take_rows(self, rows: Tensor) -> None:
+        if self._tokens is None:
+            return
+        rows = rows.to(self._tokens.device)
+        self._tokens = self._tokens[rows]
+        for memory in self.memories:
+            memory.reorder(rows)
+        # What is recorded stays with the row that went on.
+        self._recorded = [
+            {layer: (b[rows.to(b.device)], g[rows.to(g.device)]) for layer, (b, g) in opened.items()}
+            for opened in self._recorded
+        ]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._take_rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._take_rows(indices.nonzero().flatten() if indices.dtype == torch.bool else indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self._tokens is not None:
+            self._take_rows(torch.arange(len(self._tokens)).repeat_interleave(repeats))
+
+    def crop(self, length: int) -> None:
+        """Takes back the newest tokens: `length` to keep, or, negative, how many to drop (assisted decoding).
+
+        Raises ValueError when they have left the local window: raise `local_blocks` then.
+        """
+        dropped = -length if length < 0 else self._columns - length
+        if self._tokens is None or dropped <= 0:
+            return
+        if dropped > self._columns:
+            raise ValueError(f"cannot drop {dropped} tokens of {self._columns}")
+        tokens = self._tokens - dropped
+        size = self.settings.block_size
+        for memory in self.memories:
+            memory.crop(tokens + tokens // size)
+        self._tokens, self._columns = tokens, self._columns - dropped
+
+
+@dataclass(frozen=True)
+class ReadingCall:
+    """Attention of one chunk that reads through a cache (design: chunks, memory, retrieval)."""
+
+    stream: Stream
+    ropes: list[Rope]
+    rotations: dict[Rope, Rotation]
+    kinds: list[str]
+    cache: LandmarkCache
+    earlier: list[Any]  # outputs of the chunks of the same input that were read before this one
+
+    def unrotated(self, layer: int) -> bool:
+        return self.kinds[layer] == "landmark" and self.ropes[layer].style != "none"
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float | None,
+        dropout: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        memory = self.cache.memories[layer]
+        options = {"scale": scale, "softcap": softcap, "sinks": sinks}
+        if isinstance(memory, SlidingWindow):
+            return memory.attend(query, key, value, self.stream.lengths, **options)
+        rotation = self.rotations[self.ropes[layer]]
+        return memory.attend(query, key, value, lengths=self.stream.lengths, rotation=rotation, **options)

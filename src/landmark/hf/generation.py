@@ -1,0 +1,62 @@
+"""Answering after reading: `generate()` with the caller's settings alone, whatever the model has stored."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from landmark.hf.cache import LandmarkCache
+
+
+def answer(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    cache: LandmarkCache | None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    streamer: TextStreamer | None = None,
+) -> list[int]:
+    """Ordinary tokens that continue `input_ids [N]`, most likely ones, or sampled at a `temperature` above 0.
+
+    `cache` holds the beginning of `input_ids`, all but one or more tokens; without one every step is the
+    attention of training over all of it. Raises ValueError for a negative temperature and for less than one
+    token to generate.
+    """
+    if temperature < 0:
+        raise ValueError(
+            f"temperature is {temperature}: give 0 for the most likely tokens, or more to sample"
+        )
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: give 1 or more")
+    stored = model.generation_config
+    end = stored.eos_token_id if stored is not None else None
+    ends = end if isinstance(end, list) else [end]
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        temperature=temperature if temperature > 0 else None,
+        top_k=0 if temperature > 0 else None,
+        eos_token_id=end,
+        pad_token_id=ends[0] if ends[0] is not None else 0,
+        use_cache=cache is not None,
+    )
+    ids = input_ids.to(model.device)[None]
+    reading = {} if cache is None else {"past_key_values": cache}
+    with torch.no_grad():
+        out = model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer, **reading
+        )
+    return out[0, len(input_ids) :].tolist()
+
+
+class TextTo(TextStreamer):
+    """Hands the text of generated tokens to `write`, word by word, without the prompt."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], object]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.write = write
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.write(text)

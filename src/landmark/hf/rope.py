@@ -1,0 +1,151 @@
+"""Finding out how a model rotates, and building the same rotation as tables that are ours to apply.
+
+The attention modules of a converted model get an identity rotation, so queries, keys and caches stay unrotated;
+rotation happens where positions are known. A probe at conversion proves, layer by layer, that the two agree.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from landmark.ops.rotary import Rotation
+
+# How a model's rotary module lays out its table, whatever the way it pairs dimensions.
+TABLES = ("concatenated", "repeated", "single")
+STYLES = ("half", "interleaved")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How one layer rotates: which pairs (`style`), which table layout, and which table (`layer_type`)."""
+
+    style: str = "none"
+    table: str = "single"
+    layer_type: str | None = None
+
+
+def rotation(rotary: nn.Module, rope: Rope, positions: int, pinned: int, like: Tensor) -> Rotation:
+    """The model's rotation for positions 0..positions-1, as if `pinned` positions were in use.
+
+    Rotary variants that switch frequencies with length see the same length on every call, so that what was
+    rotated in one forward still fits in the next.
+    """
+    cos, sin = _tables(rotary, rope.layer_type, max(positions, 1), max(pinned, positions), like)
+    if rope.table == "concatenated":
+        cos, sin = (t[:, : t.shape[-1] // 2] for t in (cos, sin))
+    elif rope.table == "repeated":
+        cos, sin = cos[:, ::2], sin[:, ::2]
+    if rope.style == "interleaved":
+        return Rotation(cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1), rope.style)
+    return Rotation(torch.cat((cos, cos), -1), torch.cat((sin, sin), -1), rope.style)
+
+
+def _tables(rotary: nn.Module, layer_type: str | None, positions: int, pinned: int, like: Tensor) -> tuple:
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    x = torch.zeros(1, 1, dtype=dtype, device=like.device)
+    last = torch.tensor([pinned - 1], device=like.device)
+    ids = torch.cat((torch.arange(positions, device=like.device), last))[None]
+    cos, sin = rotary(x, ids) if layer_type is None else rotary(x, ids, layer_type)
+    return cos[0, :-1].to(dtype), sin[0, :-1].to(dtype)
+
+
+def identity(position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    cos, sin = position_embeddings
+    return torch.ones_like(cos), torch.zeros_like(sin)
+
+
+class AttentionCall(Protocol):
+    """What travels through the model as the keyword argument `landmark_call` and answers each layer's attention."""
+
+    def unrotated(self, layer: int) -> bool:
+        """Whether this layer's attention module must be given the identity rotation."""
+        ...
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """`query [B,H,T,D]`, `key`, `value [B,Hkv,T,D]` to `[B,H,T,D]`."""
+        ...
+
+
+@dataclass
+class Probe:
+    """Records what each layer hands to attention; its answer does not depend on rotation."""
+
+    identity: bool
+    seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    modules: dict[int, nn.Module] = field(default_factory=dict)
+
+    def unrotated(self, layer: int) -> bool:
+        return self.identity
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        if query.shape[-1] != value.shape[-1]:
+            raise ValueError(
+                f"heads of {query.shape[-1]} key and {value.shape[-1]} value dimensions: latent attention keeps no"
+                " plain keys that landmarks could stand for"
+            )
+        self.seen[module.layer_idx] = (query, key)  # type: ignore[index]
+        self.modules[module.layer_idx] = module  # type: ignore[index]
+        return value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+
+
+def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] | None) -> list[Rope]:
+    """How each layer of `base` rotates, each proved on its own queries and keys.
+
+    Raises ValueError with the reason where external rotation cannot reproduce the model's.
+    """
+    rotary = getattr(base, "rotary_emb", None)
+    if rotary is None:
+        raise ValueError(f"{name} has no rotary positions (no rotary_emb module): landmarks need a rotary decoder")
+    typed = "layer_type" in signature(rotary.forward).parameters
+    device = next(base.parameters()).device
+    ids = torch.arange(2, 9, device=device)[None] % base.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    native, plain = Probe(False), Probe(True)
+    with torch.no_grad(), _evaluating(base):
+        for probe in (native, plain):
+            base(input_ids=ids, use_cache=False, landmark_call=probe)
+    missing = sorted(set(range(layers)) - set(native.seen))
+    if missing:
+        raise ValueError(f"{name} drops keyword arguments on the way to attention (layers {missing}): not supported")
+    ropes = []
+    for layer in range(layers):
+        kind = layer_types[layer] if typed and layer_types else None
+        ropes.append(_match(rotary, kind, native.seen[layer], plain.seen[layer], f"layer {layer} of {name}"))
+    return ropes
+
+
+def _match(rotary: nn.Module, layer_type: str | None, native: tuple, plain: tuple, where: str) -> Rope:
+    length = plain[0].shape[-2]
+    if all(_close(a, b) for a, b in zip(native, plain)):
+        return Rope("none")
+    positions = torch.arange(length, device=plain[0].device)
+    for table in TABLES:
+        for style in STYLES:
+            rope = Rope(style, table, layer_type)
+            turned = rotation(rotary, rope, length, length, plain[0])
+            if 0 < turned.cos.shape[-1] <= plain[0].shape[-1] and all(
+                _close(a, turned.apply(b, positions)) for a, b in zip(native, plain)
+            ):
+                return rope
+    raise ValueError(f"{where}: external rotation does not reproduce the model's own queries and keys")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    tolerance = {torch.float16: 5e-3, torch.bfloat16: 4e-2}.get(a.dtype, 1e-5)
+    return bool((a - b).abs().max() <= tolerance * a.abs().max().clamp(min=1e-6))
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

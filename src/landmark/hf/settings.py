@@ -1,0 +1,112 @@
+"""What `convert` decides once for a model, and the arithmetic of its position range."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from landmark.blocks import check_block_size, tokens_that_fit
+
+SELECTIONS = ("per_token_and_head", "per_token", "per_head")
+POSITIONS = ("stingy", "true")
+DEFAULT_LOCAL_BLOCKS = 2
+# A longer chunk costs quadratic attention for little gain; models with a long range are cut here instead.
+MAX_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The `landmark` entry of a converted model's configuration."""
+
+    block_size: int
+    landmark_id: int
+    top_k: int = 4
+    selection: str = "per_token_and_head"
+    local_blocks: int = DEFAULT_LOCAL_BLOCKS
+    positions: str = "stingy"
+
+    def __post_init__(self) -> None:
+        check_block_size(self.block_size)
+        _check_count("top_k", self.top_k, "0 means local attention only")
+        _check_count("local_blocks", self.local_blocks, "0 is the paper's rule")
+        _check_choice("selection", self.selection, SELECTIONS)
+        _check_choice("positions", self.positions, POSITIONS)
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> "Settings":
+        """Settings of a converted model; raises ValueError when `config` has none."""
+        stored = getattr(config, "landmark", None)
+        if stored is None:
+            raise ValueError(
+                f"this {config.model_type} configuration has no landmark settings: call landmark.convert(model) first"
+            )
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(stored) - known)
+        if unknown:
+            raise ValueError(f"unknown landmark settings {unknown}: the model was saved by a newer version of landmark")
+        return cls(**stored)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def stride(self) -> int:
+        return self.block_size + 1
+
+
+def _check_count(name: str, value: Any, note: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is {value!r}: give a whole number, 0 or more ({note})")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
+
+
+def text_config(config: PretrainedConfig) -> PretrainedConfig:
+    return config.get_text_config(decoder=True)
+
+
+def layer_kinds(config: PretrainedConfig) -> list[str]:
+    """For each layer "landmark", or "sliding" for the native sliding-window layers of a hybrid model.
+
+    A model whose every layer slides has no layer that reaches far, so there landmarks take the place of the window.
+    """
+    config = text_config(config)
+    types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    foreign = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if foreign:
+        raise ValueError(f"{config.model_type} has layers of type {', '.join(foreign)}: landmarks need attention layers")
+    hybrid = "full_attention" in types
+    return ["sliding" if hybrid and kind == "sliding_attention" else "landmark" for kind in types]
+
+
+def trained_positions(config: PretrainedConfig) -> int:
+    """Number of positions the model was trained on, as far as its configuration tells."""
+    config = text_config(config)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        raise ValueError(f"{config.model_type} names no max_position_embeddings: set it to the length it was trained on")
+    window = getattr(config, "sliding_window", None)
+    uniform = "full_attention" not in (getattr(config, "layer_types", None) or [])
+    if window and uniform and getattr(config, "use_sliding_window", True):
+        positions = min(positions, window)
+    return positions
+
+
+def chunk_positions(settings: Settings, config: PretrainedConfig) -> int:
+    """Stream positions a chunk may take, landmarks included; raises ValueError when nothing fits."""
+    positions = trained_positions(config)
+    if settings.positions == "true":
+        return min(MAX_CHUNK, positions)
+    strides = settings.top_k + 1 + settings.local_blocks + 1
+    taken = strides * settings.stride
+    room = min(MAX_CHUNK, positions - taken)
+    if tokens_that_fit(room, settings.block_size, settings.block_size - 1) < 1:
+        raise ValueError(
+            f"nothing fits the trained range: (top_k {settings.top_k} + 1 + local_blocks {settings.local_blocks} + 1)"
+            f" * stride {settings.stride} = {taken} positions, of {positions} trained, leaves no room for a chunk;"
+            " lower block_size, top_k or local_blocks"
+        )
+    return room

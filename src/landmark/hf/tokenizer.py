@@ -1,0 +1,86 @@
+"""The tokenizer of a converted model, checked against it, and texts with the place of each token in them."""
+
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from landmark.hf.settings import Settings, text_config
+
+
+def only_errors() -> None:
+    """Keeps transformers' progress bars and its hints about text lengths, wrong here, off the screen."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_tokenizer(path: str | PathLike[str], model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer saved at `path`, a directory or hub name, for the converted `model`.
+
+    Raises ValueError when there is none, when it has ids that the model has no row for, or when one of its
+    ordinary tokens has the landmark's row: then text would be read as landmarks.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"no tokenizer at {path}: save the model's tokenizer there ({error})") from error
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"the tokenizer at {path} does not tell where tokens stand: a tokenizer.json is needed"
+        )
+    landmark = Settings.of(text_config(model.config)).landmark_id
+    rows: int = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr, assignment]
+    # A landmark added by `convert` is the last row and no token's.
+    ordinary = rows - 1 if landmark == rows - 1 else rows
+    reserved = landmark in tokenizer.all_special_ids
+    if len(tokenizer) > (rows if reserved else ordinary):
+        raise ValueError(
+            f"the tokenizer at {path} has {len(tokenizer)} tokens, the model {ordinary} rows for text:"
+            " use the tokenizer that the model was trained with"
+        )
+    if landmark < len(tokenizer) and not reserved:
+        raise ValueError(
+            f"the landmark's row {landmark} is the token {tokenizer.convert_ids_to_tokens(landmark)!r} of the"
+            f" tokenizer at {path}: use the tokenizer that the model was trained with"
+        )
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text as ordinary tokens: `ids [N]` and the characters (start, stop) that each covers, `offsets`."""
+
+    text: str
+    ids: Tensor
+    offsets: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __add__(self, other: "EncodedText") -> "EncodedText":
+        shift = len(self.text)
+        moved = [(start + shift, stop + shift) for start, stop in other.offsets]
+        return EncodedText(self.text + other.text, torch.cat((self.ids, other.ids)), self.offsets + moved)
+
+    def characters(self, start: int, stop: int) -> tuple[int, int]:
+        """Where the tokens `start:stop` stand in the text; tokens past its end are left out."""
+        covered = self.offsets[start:stop]
+        return (covered[0][0], covered[-1][1]) if covered else (len(self.text), len(self.text))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> EncodedText:
+    """`text` without special tokens."""
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return EncodedText(
+        text, torch.tensor(encoding["input_ids"], dtype=torch.long), encoding["offset_mapping"]
+    )
+
+
+def opening(tokenizer: PreTrainedTokenizerBase) -> EncodedText:
+    """What the tokenizer puts in front of every text: the bos token, or nothing."""
+    ids = tokenizer("")["input_ids"][:1]
+    starts = ids if ids and ids[0] == tokenizer.bos_token_id else []
+    return EncodedText("", torch.tensor(starts, dtype=torch.long), [(0, 0)] * len(starts))

@@ -1,0 +1,46 @@
+"""Landmark keys in, block numbers out."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Index(Protocol):
+    """The landmark keys of the blocks in memory, for every row of the batch.
+
+    Blocks are numbered from 0 in each row, in the order in which they came. `upto` gives, per row, the block number
+    at which a search ends (exclusive); blocks that were dropped are never found. Scores are plain inner products.
+    """
+
+    def append(self, row: int, keys: Tensor) -> None:
+        """Adds `keys [Hkv,m,D]`, rotated, as the landmark keys of the next m blocks of one row."""
+        ...
+
+    def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
+        """The k best blocks of each query `[B,H,T,D]`, ties to the newest, in no particular order.
+
+        Returns scores [B,H,T,k], -inf where there are fewer blocks, and numbers long [B,H,T,k], -1 there.
+        """
+        ...
+
+    def scores(self, query: Tensor, upto: list[int]) -> Tensor:
+        """Scores [B,H,T,N] of all slots for queries `[B,H,T,D]`, -inf at slots that hold no block below `upto`."""
+        ...
+
+    def numbers(self, device: torch.device) -> Tensor:
+        """Block number of each of the N slots, long [B,N]."""
+        ...
+
+    def keys(self, numbers: Tensor) -> Tensor:
+        """Keys [B,Hkv,m,D] of the blocks `numbers [B,m]`; where the number is -1, any finite key."""
+        ...
+
+    def reorder(self, rows: list[int]) -> None:
+        """Makes row i what row `rows[i]` was."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys kept."""
+        ...

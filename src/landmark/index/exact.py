@@ -1,0 +1,88 @@
+"""Exact search: every query is scored against every landmark key."""
+
+import torch
+from torch import Tensor
+
+from landmark.index.topk import top_newest
+from landmark.ring import BlockRing
+
+# Scores computed at once: on a CPU little enough to be in cache when the best are picked.
+_TILE_SCORES = 1 << 18
+_TILE_SCORES_ACCELERATOR = 1 << 22
+
+
+class ExactIndex:
+    """Landmark keys in one growing buffer [B,Hkv,capacity,D]; implements `landmark.index.Index`.
+
+    Keeps the newest `max_blocks` blocks of each row, all if None.
+    """
+
+    def __init__(self, rows: int, max_blocks: int | None = None) -> None:
+        self._ring = BlockRing(rows, max_blocks)
+
+    def append(self, row: int, keys: Tensor) -> None:
+        self._ring.append(row, keys)
+
+    def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
+        numbers = self._numbers_below(upto, query.device)
+        limit = _TILE_SCORES if query.device.type == "cpu" else _TILE_SCORES_ACCELERATOR
+        rows = query.shape[0] * query.shape[1]
+        span = max(1, min(numbers.shape[1], limit // rows))
+        length = max(1, min(query.shape[2], limit // (rows * span)))
+        # One buffer for all tiles: fresh ones would cost more in page faults than in arithmetic.
+        room = query.new_empty(rows * length * span)
+        found = []
+        for start in range(0, numbers.shape[1], span):
+            some = slice(start, start + span)
+            labels = numbers[:, None, None, some]
+            tiles = [top_newest(self._scores(q, numbers, some, room), labels, k) for q in query.split(length, dim=2)]
+            found.append([torch.cat(parts, dim=2) for parts in zip(*tiles, strict=True)])
+        if len(found) == 1:
+            return found[0][0], found[0][1]
+        if not found:
+            shape = (*query.shape[:3], k)
+            return query.new_full(shape, -torch.inf), torch.full(shape, -1, device=query.device)
+        scores, blocks = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
+        return top_newest(scores, blocks, k)
+
+    def scores(self, query: Tensor, upto: list[int]) -> Tensor:
+        numbers = self._numbers_below(upto, query.device)
+        room = query.new_empty(query.shape[:3].numel() * numbers.shape[1])
+        scores = self._scores(query, numbers, slice(0, numbers.shape[1]), room)
+        missing = self._ring.used() - numbers.shape[1]
+        return torch.nn.functional.pad(scores, (0, missing), value=-torch.inf) if missing else scores
+
+    def numbers(self, device: torch.device) -> Tensor:
+        return self._ring.numbers(device)
+
+    def _numbers_below(self, upto: list[int], device: torch.device) -> Tensor:
+        """Block numbers [B,n] by slot, -1 at slots that a search up to `upto` must not see; n slots hold all others."""
+        numbers = self._ring.numbers(device)
+        # Only a full ring has low numbers at high slots.
+        numbers = numbers[:, : max(upto)]
+        return torch.where(numbers < torch.tensor(upto, device=device)[:, None], numbers, -1)
+
+    def _scores(self, query: Tensor, numbers: Tensor, some: slice, room: Tensor) -> Tensor:
+        """Scores [B,H,T,n], in `room`, of queries `[B,H,T,D]` for the slots `some`; -inf where the number is -1."""
+        hidden = numbers[:, some] < 0
+        shape = (*query.shape[:3], hidden.shape[1])
+        scores = room[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
+        if self._ring.data is None or hidden.shape[1] == 0:
+            return scores.fill_(-torch.inf)
+        keys = self._ring.data[:, :, some].flatten(0, 1)
+        grouped = query.reshape(len(keys), -1, query.shape[-1])  # query heads of a group share keys
+        torch.bmm(grouped, keys.transpose(1, 2), out=scores.view(len(keys), -1, hidden.shape[1]))
+        return scores.masked_fill_(hidden[:, None, None], -torch.inf) if bool(hidden.any()) else scores
+
+    def keys(self, numbers: Tensor) -> Tensor:
+        data = self._ring.data
+        assert data is not None, "an index without blocks has no keys to give"
+        slots = self._ring.slots(numbers)[:, None, :, None]
+        return data.gather(2, slots.expand(-1, data.shape[1], -1, data.shape[-1]))
+
+    def reorder(self, rows: list[int]) -> None:
+        self._ring.reorder(rows)
+
+    @property
+    def nbytes(self) -> int:
+        return self._ring.nbytes

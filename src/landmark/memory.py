@@ -1,0 +1,299 @@
+"""One layer's past: a local window and tail, and behind it the blocks in memory, opened through their landmarks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from landmark.blocks import check_block_size
+from landmark.index import Index
+from landmark.index.exact import ExactIndex
+from landmark.index.tied import TiedIndex
+from landmark.local import LocalWindow
+from landmark.ops.blockwise import blockwise_attention
+from landmark.ops.retrieved import merge, retrieved_attention
+from landmark.ops.rotary import Rotation
+from landmark.ops.tiles import working_dtype
+from landmark.selection import SELECTIONS, Retrieval, Selection
+from landmark.store import BlockStore
+from landmark.store.device import DeviceStore
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the queries of a chunk opened.
+
+    `blocks` long [B,H,T,k]: absolute block numbers by age, -1 for none. `gates` [B,H,T,k]: the weight that each
+    block's landmark got in the joint softmax, 0 for none.
+    """
+
+    blocks: Tensor
+    gates: Tensor
+
+
+class LayerMemory:
+    """Attention of one layer that reads a stream of any length in chunks (Mohtashami & Jaggi 2023, section 3.2).
+
+    The `local_blocks` newest complete blocks and the tail are ordinary context. Older blocks, or the newest `max_blocks`
+    of them, lie in memory; each query opens the best `top_k` by `selection`. `positions` "stingy" moves opened
+    blocks close to the query, "true" leaves them where they stood. `tied_landmarks` promises that all landmark keys
+    are equal before rotary, as in a model's first layer, and saves keeping them.
+
+    Raises ValueError for settings that mean nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        block_size: int,
+        top_k: int,
+        selection: Selection = "per_token_and_head",
+        local_blocks: int,
+        max_blocks: int | None = None,
+        positions: Literal["stingy", "true"] = "stingy",
+        tied_landmarks: bool = False,
+    ) -> None:
+        check_block_size(block_size)
+        if top_k < 0:
+            raise ValueError(f"top_k is {top_k}: give the number of blocks a query may open, 0 or more")
+        if selection not in SELECTIONS:
+            raise ValueError(f"selection {selection!r} is unknown: use one of {', '.join(SELECTIONS)}")
+        if local_blocks < 0:
+            raise ValueError(f"local_blocks is {local_blocks}: give the number of complete blocks kept in sight, 0 or more")
+        if max_blocks is not None and max_blocks < 1:
+            raise ValueError(f"max_blocks is {max_blocks}: give 1 or more, None to keep all, or top_k=0 to keep none")
+        if positions not in ("stingy", "true"):
+            raise ValueError(f"positions {positions!r} is unknown: use 'stingy' or 'true'")
+        self.block_size = block_size
+        self.stride = block_size + 1
+        self.top_k = top_k
+        self.selection: Selection = selection
+        self.local_blocks = local_blocks
+        self.max_blocks = max_blocks
+        self.positions = positions
+        # Absolute positions turn equal keys into different ones.
+        self._tied = tied_landmarks and positions == "stingy"
+        self.last: Opened | None = None
+        self._window: LocalWindow | None = None
+        self._seen: list[int] = []
+        self._counts: list[int] = []  # blocks that ever left the window of each row
+        self._index: Index | None = None
+        self._store: BlockStore | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Stream positions read so far in each row, long [B] on the CPU; empty before the first chunk."""
+        return torch.tensor(self._seen, dtype=torch.long)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values kept: window, blocks and landmarks, unused capacity left out."""
+        parts = (self._window, self._index, self._store)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    @torch.no_grad()
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        lengths: Tensor | None,
+        rotation: Rotation,
+        scale: float | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Reads one chunk and then remembers it.
+
+        Args:
+            query [B,H,T,D], key, value [B,Hkv,T,D]: before rotary, landmarks in place by stream position; the first
+                token ever stands at stream position 0 of its row. Rows are right-padded.
+            lengths: long [B], valid positions of each row; None if all T are.
+            rotation: tables that reach every position in use (the same table, up to length, in every call).
+            scale: of the scores, 1 / sqrt(D) if None.
+            softcap: scores become softcap * tanh(score / softcap).
+            sinks: [H], per head one more logit without a value.
+
+        Returns the output [B,H,T,D], of no meaning at padding. No gradient flows.
+
+        Raises ValueError if the batch is not the one read before, or if the rotation table ends too early.
+        """
+        valid = [query.shape[2]] * query.shape[0] if lengths is None else lengths.tolist()
+        self._check_chunk(query, valid, rotation)
+        if self._window is None:
+            self._start(query.shape[0])
+        assert self._window is not None
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        # Padding repeats the place of the last valid query, so that no position lies beyond the keys.
+        steps = _steps(valid, query)
+        before = self._window.lengths
+        local = _column(before, query.device) + steps
+        keys, values = self._window.joined(key, value, valid)
+        out, lse = blockwise_attention(
+            rotation.apply(query, local[:, None]),
+            rotation.apply(keys, torch.arange(keys.shape[2], device=keys.device)),
+            values,
+            block_size=self.block_size,
+            query_positions=local,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+        )
+        self.last = None
+        if self._retrieving:
+            real = torch.arange(query.shape[2], device=query.device) < _column(valid, query.device)
+            out = self._open(self._retrieval(rotation, scale, softcap, steps), query, out, lse, real)
+        self._remember(keys, values, valid, rotation)
+        return out
+
+    def _check_chunk(self, query: Tensor, valid: list[int], rotation: Rotation) -> None:
+        rows, width = query.shape[0], query.shape[2]
+        if self._window is not None and rows != len(self._seen):
+            raise ValueError(f"this memory holds {len(self._seen)} rows, the chunk has {rows}: reorder it or use another")
+        if len(valid) != rows or min(valid) < 0 or max(valid) > width:
+            raise ValueError(f"lengths {valid} must give, for each of {rows} rows, how many of {width} positions are valid")
+        if rotation.reach is None:
+            return
+        needed = max(start + length for start, length in zip(self._starts(rows), valid, strict=True))
+        if needed > rotation.reach:
+            raise ValueError(
+                f"the chunk ends at rotary position {needed} and the rotation table at {rotation.reach}: "
+                + self._arithmetic(max(valid))
+            )
+
+    def _arithmetic(self, longest: int) -> str:
+        if self.positions == "true" and self.top_k:
+            return "with positions='true' the table must hold the whole text; use positions='stingy' or a longer table"
+        return (
+            f"(top_k + 1 + local_blocks) * stride + tail + chunk = ({self.top_k} + 1 + {self.local_blocks}) * "
+            f"{self.stride} + tail + {longest} must fit; cut shorter chunks or lower top_k, local_blocks or block_size"
+        )
+
+    def _starts(self, rows: int) -> list[int]:
+        """Rotary position of the next query in each row."""
+        if self._window is None:
+            return [0] * rows
+        if self.positions == "true" and self.top_k:
+            return self._seen
+        ahead = [(k + 1) * self.stride if k else 0 for k in (min(self.top_k, kept) for kept in self._kept)]
+        return [a + length for a, length in zip(ahead, self._window.lengths, strict=True)]
+
+    @property
+    def _kept(self) -> list[int]:
+        """Blocks in memory in each row."""
+        most = self.max_blocks
+        return [count if most is None else min(count, most) for count in self._counts]
+
+    @property
+    def _retrieving(self) -> bool:
+        return self.top_k > 0 and any(self._counts)
+
+    def _start(self, rows: int) -> None:
+        self._window = LocalWindow(rows)
+        self._seen, self._counts = [0] * rows, [0] * rows
+        if self.top_k:
+            self._index = (TiedIndex if self._tied else ExactIndex)(rows, self.max_blocks)
+            self._store = DeviceStore(rows, self.max_blocks)
+
+    def _retrieval(
+        self, rotation: Rotation, scale: float, softcap: float | None, steps: Tensor
+    ) -> Retrieval:
+        assert self._index is not None
+        return Retrieval(
+            index=self._index,
+            rotation=rotation,
+            stride=self.stride,
+            scale=scale,
+            softcap=softcap,
+            counts=self._counts,
+            kept=self._kept,
+            top_k=self.top_k,
+            stingy=self.positions == "stingy",
+            positions=_column(self._starts(len(steps)), steps.device) + steps,
+        )
+
+    def _open(self, retrieval: Retrieval, query: Tensor, out: Tensor, lse: Tensor, real: Tensor) -> Tensor:
+        """Joins the blocks in memory to the local output `out` with its denominator `lse`, and notes what was opened."""
+        assert self._store is not None
+        choice = retrieval.choose(query.to(working_dtype(query)), self.selection, real)
+        retrieved, gates = retrieved_attention(
+            query,
+            self._store,
+            choice.blocks,
+            choice.distance,
+            block_size=self.block_size,
+            kv_heads=self._store.kv_heads,
+            rotation=retrieval.rotation,
+            scale=retrieval.scale,
+            softcap=retrieval.softcap,
+        )
+        out, weights = merge(out, lse, retrieved, gates)
+        self.last = Opened(choice.blocks.expand(*query.shape[:3], -1), weights)
+        return out
+
+    def _remember(self, keys: Tensor, values: Tensor, valid: list[int], rotation: Rotation) -> None:
+        """Moves complete blocks beyond the window from `keys`, `values [B,Hkv,L,D]` to memory and keeps the rest."""
+        assert self._window is not None
+        lengths = [before + length for before, length in zip(self._window.lengths, valid, strict=True)]
+        leaving = [max(0, length // self.stride - self.local_blocks) for length in lengths]
+        for row, blocks in enumerate(leaving):
+            if blocks and self.top_k:
+                part = slice(0, blocks * self.stride)
+                self._store_blocks(row, keys[row, :, part], values[row, :, part], rotation)
+        self._counts = [count + blocks for count, blocks in zip(self._counts, leaving, strict=True)]
+        self._seen = [seen + length for seen, length in zip(self._seen, valid, strict=True)]
+        self._window.keep(keys, values, [blocks * self.stride for blocks in leaving], lengths)
+
+    def _store_blocks(self, row: int, keys: Tensor, values: Tensor, rotation: Rotation) -> None:
+        """Puts whole blocks `[Hkv, m * stride, D]` of one row into store and index, rotated by their place in the block."""
+        assert self._index is not None and self._store is not None
+        blocks = keys.unflatten(1, (-1, self.stride))
+        offsets = torch.arange(self.stride, device=keys.device)
+        landmarks = blocks[:, :, -1].to(working_dtype(keys))
+        places = offsets[-1:]
+        if self.positions == "true":
+            numbers = self._counts[row] + torch.arange(blocks.shape[1], device=keys.device)
+            places = numbers * self.stride + self.block_size
+        self._index.append(row, rotation.apply(landmarks, places))
+        self._store.append(row, rotation.apply(blocks, offsets), values.unflatten(1, (-1, self.stride)))
+
+    def reorder(self, rows: Tensor) -> None:
+        """Makes row i what row `rows[i]` was (long [B']), as beams and repeated or dropped rows of a batch need."""
+        wanted = rows.tolist()
+        if self._window is None or wanted == list(range(len(self._seen))):
+            return
+        self._seen = [self._seen[row] for row in wanted]
+        self._counts = [self._counts[row] for row in wanted]
+        for part in (self._window, self._index, self._store):
+            if part is not None:
+                part.reorder(wanted)
+
+    def crop(self, length: int | Tensor) -> None:
+        """Takes back the newest stream positions until each row has at most `length` (int, or long [B]).
+
+        Blocks that have moved to memory stay there. Raises ValueError if a row would have to give some back.
+        """
+        if self._window is None:
+            return
+        targets = [length] * len(self._seen) if isinstance(length, int) else length.tolist()
+        drops = [max(0, seen - target) for seen, target in zip(self._seen, targets, strict=True)]
+        for drop, local in zip(drops, self._window.lengths, strict=True):
+            if drop > local:
+                raise ValueError(
+                    f"cannot take back {drop} stream positions: only the newest {local} are still in the local window; "
+                    "raise local_blocks to keep more in reach"
+                )
+        self._seen = [seen - drop for seen, drop in zip(self._seen, drops, strict=True)]
+        self._window.lengths = [local - drop for local, drop in zip(self._window.lengths, drops, strict=True)]
+
+
+def _column(values: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.long, device=device)[:, None]
+
+
+def _steps(valid: list[int], query: Tensor) -> Tensor:
+    """0, 1, 2, ... [B,T] for the queries of each row, padding held at the last valid one."""
+    last = (_column(valid, query.device) - 1).clamp(min=0)
+    return torch.minimum(torch.arange(query.shape[2], device=query.device), last)

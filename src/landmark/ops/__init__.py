@@ -1,0 +1,187 @@
+"""Attention with the grouped softmax, as plain functions of tensors."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from landmark.ops.blockwise import blockwise_attention
+from landmark.ops.reference import reference_attention
+
+__all__ = ["blockwise_attention", "landmark_attention", "reference_attention"]
+
+_BACKENDS = ("auto", "reference", "blockwise", "fused")
+
+
+def landmark_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    block_size: int | None = None,
+    phase: int = 0,
+    is_landmark: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    dropout: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Grouped softmax attention over a stream with landmarks (Mohtashami & Jaggi 2023, section 3.1).
+
+    A query sees the ordinary tokens of its own block up to itself and the landmarks of earlier blocks, in one
+    joint softmax. The weight of a landmark is its block's gate: it is shared out among the block's ordinary
+    tokens by a softmax of their own. A row that sees nothing gives 0.
+
+    Args:
+        query: [B,H,Tq,D], the last Tq of the Tk positions, after rotary.
+        key, value: [B,Hkv,Tk,D]; H is a multiple of Hkv, and query head h reads key head h // (H // Hkv).
+        block_size: ordinary tokens in a block; landmarks then stand at every `block_size + 1`-th position.
+        phase: ordinary tokens of the first block that lie before position 0, in 0..block_size.
+        is_landmark: bool [Tk] or [B,Tk], landmarks at any places; give this or block_size.
+        scale: factor of the scores; default 1/sqrt(D).
+        softcap: scores become softcap * tanh(scores / softcap) before any softmax.
+        sinks: [H], per head one more gate logit without a value.
+        key_mask: bool [B,Tk], True at real tokens, False at padding.
+        segment_ids: int [B,Tk]; a token sees tokens, and blocks by their landmark, of its own segment only.
+        dropout: probability of dropping a final weight; the others are scaled up by 1 / (1 - dropout).
+        backend: "reference" (dense), "blockwise" (needs block_size), or "auto": blockwise where block_size is
+            given, else reference. A backend asked for by name is never replaced by another.
+
+    Returns:
+        [B,H,Tq,D] in query's dtype. Scores and softmax are computed in float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: arguments that do not fit together, or a backend that cannot do what is asked.
+    """
+    _check_tensors(query, key, value)
+    _check_extras(query, key, sinks, key_mask, segment_ids)
+    _check_landmarks(key, block_size, phase, is_landmark)
+    _check_numbers(scale, softcap, dropout)
+    _check_backend(backend, is_landmark)
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if backend == "reference" or block_size is None:
+        if block_size is not None:
+            place = torch.arange(key.shape[2], device=key.device) + phase
+            is_landmark = place % (block_size + 1) == block_size
+        assert is_landmark is not None
+        with torch.autocast(query.device.type, enabled=False):
+            return reference_attention(
+                query,
+                key,
+                value,
+                is_landmark=is_landmark.view(-1, key.shape[2]),
+                scale=scale,
+                softcap=softcap,
+                sinks=sinks,
+                key_mask=key_mask,
+                segment_ids=segment_ids,
+                dropout=dropout,
+            )
+    if phase:
+        key, value, key_mask, segment_ids = _complete_first_block(key, value, key_mask, segment_ids, phase)
+    start = key.shape[2] - query.shape[2]
+    out, _ = blockwise_attention(
+        query,
+        key,
+        value,
+        block_size=block_size,
+        query_positions=torch.arange(start, key.shape[2], device=query.device),
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        key_mask=key_mask,
+        segment_ids=segment_ids,
+        query_segment_ids=None if segment_ids is None else segment_ids[:, start:],
+        dropout=dropout,
+    )
+    return out
+
+
+def _complete_first_block(
+    key: Tensor, value: Tensor, key_mask: Tensor | None, segment_ids: Tensor | None, phase: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Put `phase` hidden positions in front, so that the keys start on a block boundary."""
+    pad = torch.nn.functional.pad
+    if key_mask is None:
+        key_mask = torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device)
+    if segment_ids is not None:
+        segment_ids = pad(segment_ids, (phase, 0))
+    return pad(key, (0, 0, phase, 0)), pad(value, (0, 0, phase, 0)), pad(key_mask, (phase, 0)), segment_ids
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if any(x.dim() != 4 or 0 in x.shape for x in (query, key, value)):
+        raise ValueError(f"{shapes}: each must be [batch, heads, length, head_dim] without empty dimensions")
+    kinds = {(x.dtype, x.device) for x in (query, key, value)}
+    if len(kinds) > 1 or not query.is_floating_point():
+        listed = ", ".join(f"{x.dtype} on {x.device}" for x in (query, key, value))
+        raise ValueError(f"query, key and value are {listed}: convert them to one floating dtype and device")
+    if key.shape != value.shape:
+        raise ValueError(f"{shapes}: key and value must have the same shape")
+    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise ValueError(f"{shapes}: batch and head_dim must be the same")
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"{shapes}: the query heads must be a multiple of the {key.shape[1]} key heads")
+    if query.shape[2] > key.shape[2]:
+        raise ValueError(
+            f"{shapes}: queries are the last of the key positions, so pass a key for each of them"
+        )
+
+
+def _check_extras(
+    query: Tensor, key: Tensor, sinks: Tensor | None, key_mask: Tensor | None, segment_ids: Tensor | None
+) -> None:
+    tokens = (key.shape[0], key.shape[2])
+    if sinks is not None and (sinks.shape != query.shape[1:2] or not sinks.is_floating_point()):
+        raise ValueError(f"sinks is {_kind(sinks)}; pass a floating point tensor of ({query.shape[1]},)")
+    if key_mask is not None and (key_mask.shape != tokens or key_mask.dtype != torch.bool):
+        raise ValueError(f"key_mask is {_kind(key_mask)}; pass torch.bool of {tokens}, True at real tokens")
+    if segment_ids is not None and (segment_ids.shape != tokens or not _is_integer(segment_ids)):
+        raise ValueError(f"segment_ids is {_kind(segment_ids)}; pass an integer tensor of {tokens}")
+
+
+def _kind(x: Tensor) -> str:
+    return f"{x.dtype} of {tuple(x.shape)}"
+
+
+def _is_integer(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def _check_landmarks(key: Tensor, block_size: int | None, phase: int, is_landmark: Tensor | None) -> None:
+    if (block_size is None) == (is_landmark is None):
+        given = "neither" if block_size is None else "both"
+        raise ValueError(f"give exactly one of block_size and is_landmark; {given} was given")
+    if block_size is not None:
+        if block_size < 1:
+            raise ValueError(f"block_size={block_size}; a block holds at least 1 ordinary token")
+        if not 0 <= phase <= block_size:
+            raise ValueError(f"phase={phase} is not in 0..{block_size}; take it modulo {block_size + 1}")
+    if is_landmark is not None:
+        if phase:
+            raise ValueError(f"phase={phase} needs block_size; is_landmark already places the landmarks")
+        row, rows = (key.shape[2],), (key.shape[0], key.shape[2])
+        if is_landmark.shape not in (row, rows) or is_landmark.dtype != torch.bool:
+            raise ValueError(f"is_landmark is {_kind(is_landmark)}; pass torch.bool of {row} or {rows}")
+
+
+def _check_numbers(scale: float | None, softcap: float | None, dropout: float) -> None:
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale={scale}; it must be finite (None means 1/sqrt(head_dim))")
+    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+        raise ValueError(f"softcap={softcap}; it must be positive (None switches soft-capping off)")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout}; it must be in [0, 1)")
+
+
+def _check_backend(backend: str, is_landmark: Tensor | None) -> None:
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend={backend!r}; choose one of {', '.join(_BACKENDS)}")
+    if backend == "fused":
+        raise ValueError("backend='fused' is not available yet; use backend='blockwise'")
+    if backend == "blockwise" and is_landmark is not None:
+        raise ValueError("backend='blockwise' needs block_size; use backend='reference' for is_landmark")

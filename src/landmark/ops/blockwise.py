@@ -1,0 +1,273 @@
+"""The grouped softmax in tiles: the numbers of `reference`, in memory linear in the keys, on any device.
+
+The gates need only landmark scores and the query's own block, so the joint softmax of a tile of queries is
+finished before any earlier block is read. Earlier blocks then stream through a small buffer, each already
+knowing its final weight: no running maximum, no rescaling, and no query-by-key matrix.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from landmark.ops.tiles import Grid, Masks, Rules, Tile
+
+_HIDDEN = -1e30  # finite, so that a block with nothing visible gives finite weights rather than NaN
+
+
+def blockwise_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    block_size: int,
+    query_positions: Tensor,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    query_segment_ids: Tensor | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1) over keys that start a block.
+
+    Key j belongs to block j // (block_size + 1), and is a landmark if j % (block_size + 1) == block_size.
+
+    Args:
+        query: [B,H,Tq,D]; key, value: [B,Hkv,Tk,D] with H a multiple of Hkv.
+        query_positions: long [Tq] or [B,Tq], each query's place among the keys, in [0, Tk).
+        sinks: [H], per head a gate logit without a value.
+        key_mask: bool [B,Tk], True where a key is real.
+        segment_ids, query_segment_ids: int [B,Tk] and [B,Tq]; a query sees the keys of its own segment only.
+        dropout: probability of dropping a final weight; the others are scaled up.
+
+    Returns:
+        The output [B,H,Tq,D] in query's dtype, and the logarithm of the joint softmax's denominator [B,H,Tq]
+        in float32 (float64 for float64 inputs), -inf where a row sees nothing. The second has no gradient.
+
+    Raises:
+        ValueError: a query position outside the keys, or only one of the two segment arguments given.
+    """
+    if (segment_ids is None) != (query_segment_ids is None):
+        raise ValueError("segment_ids and query_segment_ids must be given together")
+    if query_positions.numel():
+        lowest, highest = (int(x) for x in query_positions.aminmax())
+        if lowest < 0 or highest >= key.shape[2]:
+            raise ValueError(
+                f"query_positions run from {lowest} to {highest}; with {key.shape[2]} keys they must lie in "
+                f"0..{key.shape[2] - 1}"
+            )
+    masks = Masks(query_positions.reshape(-1, query.shape[2]), key_mask, segment_ids, query_segment_ids)
+    seed = int(torch.randint(1 << 62, ())) if dropout else 0
+    rules = Rules(block_size + 1, scale, softcap, dropout, seed)
+    with torch.autocast(query.device.type, enabled=False):
+        return _Blockwise.apply(query, key, value, sinks, masks, rules)
+
+
+class _Rows(NamedTuple):
+    """One tile's queries times scale, and in backward its outputs' gradients: [N, groups * queries, D]."""
+
+    tile: Tile
+    query: Tensor
+    out_grad: Tensor | None = None
+
+
+class _Joint(NamedTuple):
+    """The joint softmax of one tile's rows, each over the keys at `places`."""
+
+    places: Tensor
+    keys: Tensor  # [N, places, D]
+    values: Tensor
+    weights: Tensor  # [N, rows, places]
+    gates: Tensor  # [N, rows, tile.last + 1], the weights of the landmarks
+    lse: Tensor  # [N, rows]
+    slope: Tensor | None  # derivative of the soft cap, like weights
+
+
+class _Blockwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, masks: Masks, rules: Rules
+    ) -> tuple[Tensor, Tensor]:
+        grid = Grid(query, key, value, masks, rules)
+        out = torch.empty_like(query, dtype=grid.dtype)
+        lse = query.new_empty(query.shape[:3], dtype=grid.dtype)
+        buffers = grid.buffer(), grid.buffer()
+        for tile in grid.tiles:
+            rows = _Rows(tile, grid.rows(query, tile) * rules.scale)
+            joint = _joint(grid, rows, sinks)
+            weights = _drop(joint.weights, _kept(grid, tile, 0, joint.weights))
+            rows_out = torch.bmm(weights, joint.values)
+            for blocks in grid.chunks(tile):
+                weights, _ = _inside(grid, rows, blocks, *buffers)
+                grid.by_block(weights).mul_(joint.gates[..., blocks, None])
+                _drop(weights, _kept(grid, tile, blocks.stop, weights))
+                rows_out.baddbmm_(weights, grid.value[:, grid.places_of(blocks)])
+            out[:, :, tile.start : tile.stop] = grid.by_head(rows_out)
+            lse[:, :, tile.start : tile.stop] = grid.by_head(joint.lse)
+        ctx.save_for_backward(query, key, value, sinks, out, lse, *masks)
+        ctx.rules = rules
+        ctx.mark_non_differentiable(lse)
+        return out.to(query.dtype), lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        out_grad = grad_outputs[0]  # the other output is not differentiable
+        query, key, value, sinks, out, lse, *masks = ctx.saved_tensors
+        with torch.autocast(out_grad.device.type, enabled=False):
+            grid = Grid(query, key, value, Masks(*masks), ctx.rules)
+            return *_gradients(grid, query, key, value, sinks, out, lse, out_grad), None, None
+
+
+def _gradients(
+    grid: Grid,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sinks: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    out_grad: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of query, key, value and sinks, in their own dtypes."""
+    scale = grid.rules.scale
+    query_grad = torch.empty_like(query)
+    kv_grads = torch.zeros_like(grid.key), torch.zeros_like(grid.value)
+    means = (out_grad.to(grid.dtype) * out).sum(
+        -1, keepdim=True
+    )  # of a row's weight gradients, by its weights
+    buffers = grid.buffer(), grid.buffer(), grid.buffer()
+    for tile in grid.tiles:
+        rows = _Rows(tile, grid.rows(query, tile) * scale, grid.rows(out_grad, tile))
+        joint = _joint(grid, rows, sinks, grid.rows(lse[..., None], tile)[..., 0])
+        rows_grad = _joint_gradients(grid, rows, joint, grid.rows(means, tile), kv_grads)
+        for blocks in grid.chunks(tile):
+            _inside_gradients(grid, rows, blocks, joint.gates, buffers, rows_grad, kv_grads)
+        query_grad[:, :, tile.start : tile.stop] = grid.by_head(rows_grad * scale)
+    sinks_grad = None
+    if sinks is not None:
+        weights = torch.exp(sinks[:, None].to(grid.dtype) - lse)
+        sinks_grad = -(weights * means[..., 0]).sum((0, 2)).to(sinks.dtype)
+    grid.by_block(kv_grads[1].transpose(1, 2))[..., -1] = 0.0  # landmarks' values have no weight
+    return query_grad, grid.from_blocks(kv_grads[0], key), grid.from_blocks(kv_grads[1], value), sinks_grad
+
+
+def _joint(grid: Grid, rows: _Rows, sinks: Tensor | None, lse: Tensor | None = None) -> _Joint:
+    """Softmax over each query's local set, its gates and its sink; `lse` is passed where it is known."""
+    tile = rows.tile
+    places = grid.joint_places(tile)
+    keys, values = grid.key.index_select(1, places), grid.value.index_select(1, places)
+    scores = torch.bmm(rows.query, keys.transpose(1, 2))
+    slope = _cap(grid, scores)
+    grid.hide(scores, grid.outside_joint(tile, places), -torch.inf)
+    if lse is None:
+        lse = scores.logsumexp(-1)
+        if sinks is not None:
+            lse = grid.as_rows(torch.logaddexp(grid.by_head(lse), sinks[:, None].to(lse.dtype)))
+    weights = scores.sub_(lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp_()
+    own = weights[..., tile.first :]  # what comes before are landmarks alone
+    gates = torch.cat([weights[..., : tile.first], own[..., grid.stride - 1 :: grid.stride]], dim=-1)
+    return _Joint(places, keys, values, weights, gates, lse, slope)
+
+
+def _joint_gradients(
+    grid: Grid, rows: _Rows, joint: _Joint, means: Tensor, kv_grads: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Add the joint softmax's part to the gradients of keys and values, and return that of the rows' queries.
+
+    A gate counts here as if its block were empty; `_inside_gradients` adds what the block's values give it.
+    """
+    assert rows.out_grad is not None
+    kept = _kept(grid, rows.tile, 0, joint.weights)
+    grads = _drop(torch.bmm(rows.out_grad, joint.values.transpose(1, 2)), kept)
+    grads.sub_(means).mul_(joint.weights)
+    if joint.slope is not None:
+        grads.mul_(joint.slope)
+    kv_grads[0].index_add_(1, joint.places, torch.bmm(grads.transpose(1, 2), rows.query))
+    weights = _drop(joint.weights, kept)  # in place: the gates are a copy
+    kv_grads[1].index_add_(1, joint.places, torch.bmm(weights.transpose(1, 2), rows.out_grad))
+    return torch.bmm(grads, joint.keys)
+
+
+def _inside(
+    grid: Grid, rows: _Rows, blocks: slice, scores: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax within each of `blocks`, [N, rows, places of the blocks], and the derivative of the soft cap.
+
+    `scores` and `weights` are buffers. The result lies in `weights`; its landmark columns hold no meaning.
+    """
+    places = grid.places_of(blocks)
+    shape = (*rows.query.shape[:2], places.stop - places.start)
+    scores, weights = _view(scores, shape), _view(weights, shape)
+    torch.bmm(rows.query, grid.key[:, places].transpose(1, 2), out=scores)
+    slope = _cap(grid, scores)
+    foreign = grid.foreign(rows.tile, places)
+    if foreign is not None:
+        grid.hide(scores, foreign, _HIDDEN)
+    grid.by_block(scores)[..., -1] = _HIDDEN
+    torch.softmax(grid.by_block(scores), -1, out=grid.by_block(weights))
+    if foreign is not None:
+        grid.hide(weights, foreign, 0.0)  # the weight of a block with nothing visible is lost, not spread
+    return weights, slope
+
+
+def _inside_gradients(
+    grid: Grid,
+    rows: _Rows,
+    blocks: slice,
+    gates: Tensor,
+    buffers: tuple[Tensor, Tensor, Tensor],
+    rows_grad: Tensor,
+    kv_grads: tuple[Tensor, Tensor],
+) -> None:
+    """Add what the insides of `blocks` give to the gradients of the rows' queries, of keys and of values."""
+    assert rows.out_grad is not None
+    places = grid.places_of(blocks)
+    weights, slope = _inside(grid, rows, blocks, *buffers[:2])
+    scores, grads = _view(buffers[0], weights.shape), _view(buffers[2], weights.shape)
+    torch.bmm(rows.out_grad, grid.value[:, places].transpose(1, 2), out=grads)
+    kept = _kept(grid, rows.tile, blocks.stop, weights)
+    _drop(grads, kept)
+    w, g, s = (grid.by_block(x) for x in (weights, grads, scores))
+    # The backward of softmax is w * (g - sum(w * g)) in each block. At the landmark g is 0, as its value is.
+    # With w = -1 there, its column receives the sum itself: what opening the block is worth to its gate.
+    w[..., -1] = -1.0
+    torch.ops.aten._softmax_backward_data.out(g, w, -1, grid.dtype, grad_input=s)  # one pass instead of four
+    s.mul_(gates[..., blocks, None])
+    w.mul_(gates[..., blocks, None])
+    if slope is not None:
+        scores.mul_(slope)
+    rows_grad.baddbmm_(scores, grid.key[:, places])
+    kv_grads[0][:, places].baddbmm_(scores.transpose(1, 2), rows.query)
+    kv_grads[1][:, places].baddbmm_(_drop(weights, kept).transpose(1, 2), rows.out_grad)
+
+
+def _cap(grid: Grid, scores: Tensor) -> Tensor | None:
+    """Soft-cap scores in place; returns the derivative."""
+    softcap = grid.rules.softcap
+    if softcap is None:
+        return None
+    tanh = scores.div_(softcap).tanh_()
+    slope = 1.0 - tanh.square()
+    scores.mul_(softcap)
+    return slope
+
+
+def _kept(grid: Grid, tile: Tile, part: int, weights: Tensor) -> Tensor | None:
+    """Dropout's factors for one part of a tile's weights, the same in forward and backward."""
+    if not grid.rules.dropout:
+        return None
+    generator = torch.Generator(weights.device).manual_seed(grid.rules.seed ^ (tile.start << 32 | part))
+    keep = 1.0 - grid.rules.dropout
+    return torch.empty_like(weights).bernoulli_(keep, generator=generator).div_(keep)
+
+
+def _drop(x: Tensor, kept: Tensor | None) -> Tensor:
+    return x if kept is None else x.mul_(kept)
+
+
+def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return buffer[: shape[0] * shape[1] * shape[2]].view(shape)

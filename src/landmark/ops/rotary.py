@@ -1,0 +1,59 @@
+"""Rotary positions by table: one table serves queries, local keys and the keys that enter memory."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rotates the first R dimensions of a head by position; the others pass through.
+
+    `cos` and `sin` are [P,R] tables by position and may carry a scaling factor. Style "half" pairs dimension i with
+    i + R/2 (tables are `cat(freqs, freqs)`), "interleaved" pairs 2i with 2i + 1 (`repeat_interleave(freqs, 2)`), and
+    "none" rotates nothing (the tables are not read).
+    """
+
+    cos: Tensor
+    sin: Tensor
+    style: Literal["half", "interleaved", "none"]
+
+    def __post_init__(self) -> None:
+        if self.style not in ("half", "interleaved", "none"):
+            raise ValueError(f"rotation style {self.style!r} is unknown: use 'half', 'interleaved' or 'none'")
+        if self.style != "none" and (self.cos.shape != self.sin.shape or self.cos.dim() != 2 or self.cos.shape[1] % 2):
+            raise ValueError(
+                f"cos {tuple(self.cos.shape)} and sin {tuple(self.sin.shape)} must be tables of one shape "
+                "[positions, even width]"
+            )
+
+    @property
+    def reach(self) -> int | None:
+        """Number of positions the table holds, None if every position will do."""
+        return None if self.style == "none" else self.cos.shape[0]
+
+    def apply(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rotates `x [..., D]` to `positions`, long and broadcastable to `x.shape[:-1]`, each in 0..P-1.
+
+        Computes in the wider of the two dtypes and returns x's dtype. Relative positions are all that attention
+        sees, so a query rotated by p - s against a key rotated by j scores like p against s + j.
+        """
+        if self.style == "none":
+            return x
+        cos, sin = self.cos[positions], self.sin[positions]
+        width = cos.shape[-1]
+        head = x[..., :width]
+        turned = (head * cos).addcmul(self._quarter_turn(head), sin).to(x.dtype)
+        return turned if width == x.shape[-1] else self._with_rest(turned, x[..., width:])
+
+    def _quarter_turn(self, x: Tensor) -> Tensor:
+        if self.style == "half":
+            first, second = x.chunk(2, dim=-1)
+            return torch.cat((-second, first), dim=-1)
+        return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+
+    @staticmethod
+    def _with_rest(turned: Tensor, rest: Tensor) -> Tensor:
+        return torch.cat((turned, rest.expand(*turned.shape[:-1], rest.shape[-1])), dim=-1)

@@ -1,0 +1,1 @@
+"""Training landmark models with the Hugging Face Trainer: stages, weighted loss, exact resuming."""

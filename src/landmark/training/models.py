@@ -1,0 +1,101 @@
+"""The model and tokenizer that a training starts from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from landmark.hf import convert, from_pretrained
+from landmark.training.options import TrainOptions
+
+
+def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerFast:
+    """The tokenizer that `options` name, or the model's own.
+
+    Raises ValueError unless exactly one of --model and --config is given, if there is no tokenizer, or if it
+    is not backed by the tokenizers library.
+    """
+    if (options.model is None) == (options.config is None):
+        raise ValueError("give either --model (start from a model) or --config (start from scratch)")
+    name = options.tokenizer or options.model
+    if name is None:
+        raise ValueError("--config needs --tokenizer; `landmark tokenizer train` makes one")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no tokenizer can be loaded from {name}: {error}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"the tokenizer of {name} has no tokenizer.json; convert it first")
+    return tokenizer
+
+
+def load_model(options: TrainOptions, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The converted model that training starts from, in float32.
+
+    Raises ValueError if it cannot be loaded, if the tokenizer has ids beyond the model's vocabulary, or if a
+    model with landmarks has other blocks.
+    """
+    if options.config is not None:
+        model = _from_scratch(options.config, tokenizer)
+    else:
+        model = _existing(str(options.model), options.block_size)
+    check_vocabulary(tokenizer, model)
+    settings: dict[str, Any] = dict(getattr(model.config, "landmark", None) or {})
+    asked = {"block_size": options.block_size, "top_k": options.top_k}
+    settings |= {name: value for name, value in asked.items() if value is not None}
+    return convert(model, **settings)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
+    """Raise ValueError if the tokenizer can produce ids that are no ordinary tokens of the model."""
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.num_embeddings
+    landmark = (getattr(model.config, "landmark", None) or {}).get("landmark_id")
+    # The row that conversion adds stands behind the tokenizer's; a row chosen inside the vocabulary does not.
+    ordinary = rows - 1 if landmark == rows - 1 else rows
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= ordinary:
+        raise ValueError(
+            f"the tokenizer does not belong to the model: its ids reach {largest}, the model has {ordinary} "
+            "ordinary tokens; name the model's own tokenizer or train another"
+        )
+
+
+def _from_scratch(path: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(settings, dict) or "model_type" not in settings:
+        raise ValueError(f"{path} has no model_type; it must be a transformers configuration")
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    try:
+        config = AutoConfig.for_model(**(settings | ids))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return AutoModelForCausalLM.from_config(config)
+
+
+def _existing(name: str, block_size: int | None) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model can be loaded from {name}: {error}") from error
+    landmark = getattr(config, "landmark", None)
+    if landmark is None:
+        return AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+    if block_size not in (None, landmark["block_size"]):
+        raise ValueError(
+            f"{name} was trained with blocks of {landmark['block_size']} tokens, not {block_size}; "
+            "leave --block-size out"
+        )
+    return from_pretrained(name)

@@ -1,0 +1,87 @@
+"""What `landmark train` can be told. Light to import: the command line needs it before all else."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a model to read with landmarks: from scratch (--config) or from an existing model (--model).
+
+    Run the same command again to resume an interrupted training; it continues exactly where it stopped.
+    """
+
+    texts: tuple[str, ...]
+    """Texts to train on: files, json:PATH:COLUMN, csv:PATH:COLUMN, parquet:PATH:COLUMN or
+    hf:NAME[:CONFIG]:SPLIT:COLUMN."""
+
+    out: Path
+    """Folder for checkpoints, tokenized text and, at the end, the trained model (OUT/model)."""
+
+    model: str | None = None
+    """Model to start from: a folder or a name on the Hugging Face hub."""
+
+    config: Path | None = None
+    """Start from scratch with this transformers configuration, a JSON file with a model_type."""
+
+    tokenizer: str | None = None
+    """Tokenizer: a folder or a name on the hub. Default: the one that comes with --model."""
+
+    validation: tuple[str, ...] = ()
+    """Texts to measure the loss on; the same forms as --texts."""
+
+    tokens: Path | None = None
+    """Folder that keeps the tokenized text, to share it between runs. Default: inside OUT."""
+
+    recipe: Path | None = None
+    """TOML file with the stages and the optimizer's settings. Without it, one stage is made of the
+    options --steps to --learning-rate."""
+
+    steps: int | None = None
+    """Optimizer steps (default 1000)."""
+
+    window_positions: int | None = None
+    """Length of a training window, landmarks included (default 512)."""
+
+    batch_size: int | None = None
+    """Windows in a micro-batch (default 8)."""
+
+    micro_batches: int | None = None
+    """Micro-batches whose gradients make one step (default 1)."""
+
+    learning_rate: float | None = None
+    """Highest learning rate (default 0.0003)."""
+
+    block_size: int | None = None
+    """Ordinary tokens in a block. Default: the model's own if it has landmarks already, else 63."""
+
+    top_k: int | None = None
+    """Blocks that the finished model opens at once. Default: the model's own, else 4."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward pass; auto is bfloat16 or float16 on GPUs that have it, else float32."""
+
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the finished model's weights."""
+
+    log_every: int = 10
+    """Steps between log lines."""
+
+    eval_every: int = 500
+    """Steps between measurements on the validation texts."""
+
+    save_every: int = 200
+    """Steps between checkpoints; the newest two are kept."""
+
+    eval_windows: int = 64
+    """Windows of validation text in a measurement, and as many recall windows if the last stage has any."""
+
+    seed: int = 0
+    """Decides the initial weights and every window."""
+
+    threads: int | None = None
+    """Threads to compute with. Default: one for each core."""
+
+    json: str | None = None
+    """Write each log event as a line of JSON to this file, or to standard output if it is -."""

@@ -1,0 +1,209 @@
+"""A whole training: text to tokens, model, stages, checkpoints, the finished model."""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainingArguments, set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from landmark.data.tokens import TokenFile, tokenize
+from landmark.data.windows import StageBatches, tokens_per_step
+from landmark.training.allocator import keep_freed_pages
+from landmark.training.callbacks import Report, StopOnSignal
+from landmark.training.models import load_model, load_tokenizer
+from landmark.training.options import TrainOptions
+from landmark.training.recipe import Recipe, recipe_of
+from landmark.training.trainer import LandmarkTrainer
+
+RUN_FILE = "run.json"
+FINAL = "model"
+# Options that change what is shown or where, but not one weight.
+FREE_OPTIONS = {"out", "tokens", "recipe", "threads", "json"}
+FREE_OPTIONS |= {"log_every", "eval_every", "save_every", "eval_windows"}
+# Validation windows come from their own stream of random numbers.
+EVAL_SEED = 1
+
+
+def train(options: TrainOptions) -> Path:
+    """Train as `options` say, resuming what stands in `options.out`; returns the finished model's folder.
+
+    Raises ValueError for options that cannot work, KeyboardInterrupt if stopped (after a checkpoint).
+    """
+    recipe = recipe_of(options)
+    if not torch.cuda.is_available():
+        keep_freed_pages()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    disable_progress_bar()  # one for each checkpoint otherwise, across our own
+    set_seed(options.seed)
+
+    tokenizer = load_tokenizer(options)
+    texts = _tokenized(options.texts, tokenizer, options.tokens or options.out / "tokens")
+    validation = None
+    if options.validation:
+        validation = _tokenized(options.validation, tokenizer, options.out / "validation_tokens")
+    _claim(options, recipe, texts)
+    final = options.out / FINAL
+    if (final / "config.json").exists():
+        print(f"{options.out} is finished: the model is in {final}", file=sys.stderr)
+        return final
+
+    model = load_model(options, tokenizer)
+    trainer, report = _trainer(options, recipe, model, tokenizer, texts, validation)
+    try:
+        with StopOnSignal() as stop:
+            trainer.add_callback(stop)
+            trainer.train(resume_from_checkpoint=last_checkpoint(options.out))
+        if stop.requested:
+            raise KeyboardInterrupt
+        if validation is not None and recipe.steps % options.eval_every:
+            trainer.evaluate()
+    finally:
+        report.close()
+    _save(trainer.model, tokenizer, final, options.save_dtype)
+    return final
+
+
+def last_checkpoint(out: Path) -> str | None:
+    """The newest checkpoint that was written to its end, if any."""
+    steps = {}
+    for folder in out.glob("checkpoint-*"):
+        # The Trainer writes this file last, so a checkpoint cut short has none, or one that does not parse.
+        state = folder / "trainer_state.json"
+        try:
+            steps[json.loads(state.read_text(encoding="utf-8"))["global_step"]] = folder
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+    return str(steps[max(steps)]) if steps else None
+
+
+def _tokenized(sources: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, folder: Path) -> TokenFile:
+    eos_id: Any = tokenizer.eos_token_id
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+        task = progress.add_task("tokenizing", total=None)
+        return tokenize(
+            sources,
+            tokenizer.backend_tokenizer,
+            folder,
+            eos_id=eos_id,
+            on_document=lambda done: progress.update(task, description=f"tokenizing: {done.stop:,} tokens"),
+        )
+
+
+def _claim(options: TrainOptions, recipe: Recipe, texts: TokenFile) -> None:
+    """Write down what `options.out` is a training of, or find that it is one of something else."""
+    settings = {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
+    settings |= {"recipe": recipe.to_dict(), "tokens_sha256": texts.checksum}
+    settings = json.loads(json.dumps(settings, default=str))
+    path = options.out / RUN_FILE
+    if not path.exists():
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name, value in settings.items() if earlier.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"{options.out} holds a training with other settings ({', '.join(changed)}); "
+            "give the same ones to resume it, or another --out"
+        )
+
+
+def _trainer(
+    options: TrainOptions,
+    recipe: Recipe,
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: TokenFile,
+    validation: TokenFile | None,
+) -> tuple[LandmarkTrainer, Report]:
+    block_size = model.config.landmark["block_size"]
+    arguments = _arguments(options, recipe, has_validation=validation is not None)
+    micro_batches = recipe.micro_batches * arguments.world_size
+    backend = tokenizer.backend_tokenizer
+    batches = StageBatches(
+        texts.ids,
+        backend,
+        recipe.stages,
+        block_size=block_size,
+        seed=options.seed,
+        micro_batches=micro_batches,
+    )
+    trainer = LandmarkTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=batches,
+        eval_dataset=_validation_batches(options, recipe, validation, backend, block_size),
+    )
+    trainer.remove_callback(PrinterCallback)
+    step_tokens: list[int] = []
+    for stage in recipe.stages:
+        step_tokens += [tokens_per_step(stage, block_size, micro_batches)] * stage.steps
+    report = Report(step_tokens, options.json)
+    trainer.add_callback(report)
+    return trainer, report
+
+
+def _validation_batches(
+    options: TrainOptions, recipe: Recipe, validation: TokenFile | None, tokenizer: Any, block_size: int
+) -> StageBatches | None:
+    """Plain windows as long as the last stage's, then recall windows if that stage has any."""
+    if validation is None:
+        return None
+    last = recipe.stages[-1]
+    steps = max(1, options.eval_windows // last.batch_size)
+    stages = [replace(last, steps=steps, recall_fraction=0.0, gates=True)]
+    if last.recall_fraction > 0:
+        stages.append(replace(last, steps=steps, recall_fraction=1.0, gates=True))
+    return StageBatches(validation.ids, tokenizer, stages, block_size=block_size, seed=EVAL_SEED)
+
+
+def _arguments(options: TrainOptions, recipe: Recipe, has_validation: bool) -> TrainingArguments:
+    precision = options.precision
+    if precision == "auto":
+        precision = "float32"
+        if torch.cuda.is_available():
+            precision = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return TrainingArguments(
+        output_dir=str(options.out),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=1,  # an item of the dataset is a micro-batch
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=recipe.micro_batches,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        adam_beta1=recipe.betas[0],
+        adam_beta2=recipe.betas[1],
+        max_grad_norm=recipe.clip,
+        optim="adamw_torch_fused",
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
+        logging_steps=options.log_every,
+        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=options.eval_every,
+        save_steps=options.save_every,
+        save_total_limit=2,
+        prediction_loss_only=True,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        report_to="none",
+        seed=options.seed,
+    )
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerFast, final: Path, dtype: str) -> None:
+    """Write the finished model under another name first: where `final` stands, it is whole."""
+    partial = final.with_name(final.name + ".partial")
+    model.to(getattr(torch, dtype)).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(final)

@@ -1,0 +1,101 @@
+"""The Hugging Face Trainer with weighted losses, batches in fixed order, and measures of recall."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer
+
+from landmark.data.recall import ANSWER, TEXT
+from landmark.training.loss import weighted_cross_entropy
+
+NO_LABEL = -100
+
+
+def only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Collate for datasets whose items are whole micro-batches."""
+    (item,) = items
+    return item
+
+
+class Tally:
+    """Sums of text loss, answer loss and right answer tokens since the last `take`."""
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+
+    def add(self, token_losses: Tensor, labels: Tensor, kinds: Tensor, right: Tensor) -> None:
+        """Add a micro-batch: `[B, T]` each, all by the position of the label; `right [n]` for its answers."""
+        text = (kinds == TEXT) & (labels != NO_LABEL)
+        text[:, 0] = False
+        answers = answer_places(kinds)
+        losses = [(token_losses * text).sum(), (token_losses * answers).sum()]
+        counts = [text.sum(), right.sum(), answers.sum()]
+        batch = torch.stack([value.double() for value in losses + counts])
+        self.sums = batch if self.sums is None else self.sums + batch
+
+    def take(self, prefix: str = "") -> dict[str, float]:
+        """The means, in nats a token (`answer_accuracy`: fraction of answer tokens that are right)."""
+        if self.sums is None:
+            return {}
+        text_loss, answer_loss, text, right, answers = self.sums.tolist()
+        self.sums = None
+        means = {}
+        if text:
+            means["text_loss"] = text_loss / text
+        if answers:
+            means |= {"answer_loss": answer_loss / answers, "answer_accuracy": right / answers}
+        return {prefix + name: value for name, value in means.items()}
+
+
+def answer_places(kinds: Tensor) -> Tensor:
+    """Where answers stand that something comes before, `[B, T]`."""
+    answers = kinds == ANSWER
+    answers[:, 0] = False
+    return answers
+
+
+class LandmarkTrainer(Trainer):
+    """Trains on the micro-batches of `StageBatches`, in their order."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(data_collator=only_item, **arguments)
+        # The loss here is a mean over the micro-batch, so the Trainer has to divide by their number.
+        self.model_accepts_loss_kwargs = False
+        self.tallies = {True: Tally(), False: Tally()}  # by model.training
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        batches: Any = train_dataset if train_dataset is not None else self.train_dataset
+        return SequentialSampler(batches)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Weighted cross entropy of the micro-batch; its logits do not survive the call."""
+        inputs = dict(inputs)
+        labels, weights, kinds = (inputs.pop(name) for name in ("labels", "loss_weights", "token_kinds"))
+        outputs = model(**inputs, use_cache=False)
+        row, place = answer_places(kinds).nonzero(as_tuple=True)
+        right = outputs.logits[row, place - 1].argmax(-1) == labels[row, place]
+        loss, token_losses = weighted_cross_entropy(outputs.logits, labels, weights)
+        self.tallies[model.training].add(token_losses, labels, kinds, right)
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **keywords: Any) -> Any:
+        """Adds the means of the tally to the metrics."""
+        self.tallies[False].take()
+        output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **keywords)
+        assert output.metrics is not None
+        output.metrics.update(self.tallies[False].take(f"{metric_key_prefix}_"))
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means since the last log to the lines that carry a training loss."""
+        if "loss" in logs:
+            logs |= self.tallies[True].take()
+        super().log(logs, start_time)

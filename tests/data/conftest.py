@@ -1,0 +1,24 @@
+"""A small text and a tokenizer trained on it."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer
+
+from landmark.data.tokenizer import train_tokenizer
+
+WORDS = "the a key pass remember what is of whale sea captain ship and or to said deep old white"
+
+
+def prose(words: int, seed: int = 0) -> str:
+    """Lines of random words and numbers."""
+    rng = random.Random(seed)
+    picked = [rng.choice([*WORDS.split(), str(rng.randrange(1000))]) for _ in range(words)]
+    return "\n".join(" ".join(picked[start : start + 9]) for start in range(0, words, 9)) + "\n"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "text.txt").write_text(prose(3000))
+    return train_tokenizer([str(folder / "text.txt")], 300, folder / "out")

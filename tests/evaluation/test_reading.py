@@ -1,0 +1,109 @@
+"""How texts are read, and how many keys that puts in sight of each token."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from landmark.evaluation.costs import full_attention, reading_scores
+from landmark.evaluation.reading import Reading, local_like
+
+
+def attended_by_hand(reading: Reading, length: int) -> list[int]:
+    """The rule told chunk by chunk: complete blocks but the newest leave the window when a chunk is done."""
+    keys, memory = [], 0
+    for start in range(0, length, reading.chunk_size):
+        for position in range(start, min(start + reading.chunk_size, length)):
+            local = range(memory * reading.block_size, position + 1)
+            keys.append(len(local) + min(reading.top_k, memory) * reading.block_size)
+        complete = (start + reading.chunk_size) // reading.block_size
+        memory = max(memory, complete - reading.local_blocks)
+    return keys
+
+
+@given(
+    block_size=st.integers(1, 7),
+    top_k=st.integers(0, 4),
+    local_blocks=st.integers(0, 4),
+    chunk_size=st.integers(1, 30),
+    length=st.integers(1, 90),
+)
+def test_attended_keys_follow_the_rule(**counts):
+    length = counts.pop("length")
+    reading = Reading("landmark", **counts)
+    assert reading.attended_keys(length).tolist() == attended_by_hand(reading, length)
+    assert reading.attended(length) == pytest.approx(np.mean(attended_by_hand(reading, length)))
+
+
+def test_blocks_in_memory_are_those_of_the_cache(model):
+    reading = Reading.of(model.config, top_k=2, local_blocks=1, local=13)
+    cache, ids = reading.cache(model.config), torch.arange(60)[None]
+    expected = reading.blocks_in_memory(60)
+    for start in range(0, 60, 13):
+        kept = [memory._counts[0] if memory._counts else 0 for memory in cache.memories]
+        assert kept == [expected[start]] * 2
+        with torch.no_grad():
+            model(input_ids=ids[:, start : start + 13], past_key_values=cache)
+
+
+def test_full_attention_sees_all():
+    assert Reading("full", 5).attended_keys(4).tolist() == [1, 2, 3, 4]
+
+
+def test_defaults_are_the_models(model):
+    reading = Reading.of(model.config)
+    assert (reading.top_k, reading.local_blocks) == (2, 1)
+    # (2 + 1 + 1 + 1) * 6 positions of 256 are taken; 226 hold 189 tokens, whatever the phase.
+    assert reading.chunk_size == 189
+
+
+@pytest.mark.parametrize(("local", "blocks"), [(1, 0), (3, 0), (4, 1), (8, 1), (9, 2), (103, 20)])
+def test_local_attention_sees_at_least_what_was_asked(model, local, blocks):
+    reading = Reading.of(model.config, "local", local=local)
+    assert (reading.local_blocks, reading.top_k, reading.chunk_size) == (blocks, 0, 5)
+    # Far from the start a token sees its blocks, and of its own 1 to 5 tokens, 3 on average.
+    assert reading.attended_keys(1000)[-5:].mean() == blocks * 5 + 3 >= local
+
+
+def test_local_like_is_the_smallest_that_sees_as_much(model):
+    reading = Reading.of(model.config, top_k=4, local_blocks=2, local=30)
+    local = local_like(model.config, reading, 400)
+    less = Reading.of(model.config, "local", local_blocks=local.local_blocks - 1)
+    assert less.attended(400) < reading.attended(400) <= local.attended(400)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"attention": "global"}, "choose one of landmark, full, local"),
+        ({"attention": "full", "top_k": 2}, "leave out top_k"),
+        ({"attention": "local", "top_k": 2}, "opens no blocks"),
+        ({"attention": "local", "local": 9, "local_blocks": 1}, "give one of them"),
+        ({"attention": "local", "local": 9000}, "nothing fits the trained range"),
+        ({"local": 0}, "local is 0"),
+        ({"local": 190}, "at most 189"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"local_blocks": -1}, "local_blocks is -1"),
+    ],
+)
+def test_what_does_not_go_together(model, options, said):
+    with pytest.raises(ValueError, match=said):
+        Reading.of(model.config, **options)
+
+
+def test_full_attention_ends_with_the_trained_range(model):
+    reading = Reading.of(model.config, "full")
+    reading.check_length(model.config, 214)  # and 42 landmarks
+    with pytest.raises(ValueError, match="at most 214 tokens fit"):
+        reading.check_length(model.config, 215)
+
+
+def test_costs_by_hand(model):
+    # 2 layers, 4 heads, 2 key-value heads of 8 numbers.
+    full = full_attention(model.config, 10, bytes_per_number=4)
+    assert full.kv_bytes == 2 * 2 * 2 * 8 * 4 * 10
+    assert full.scores == 2 * 4 * 55
+    reading = Reading("landmark", block_size=2, top_k=1, local_blocks=0, chunk_size=2)
+    # Chunks of one block: own tokens 1 + 2 each time, one opened block and all landmarks after the first.
+    assert reading_scores(model.config, reading, 6) == 2 * 4 * (3 + (3 + 2 * 2 + 2 * 1) + (3 + 2 * 2 + 2 * 2))

@@ -1,0 +1,179 @@
+"""The package from outside: what importing it costs, and how the command answers."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+
+import landmark
+from landmark.cli import main as cli
+
+HEAVY = ("torch", "transformers", "datasets", "matplotlib")
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def heavy_modules_after(code: str) -> str:
+    report = f"import sys; print('HEAVY', *[m for m in {HEAVY} if m in sys.modules])"
+    result = run_python(f"{code}\n{report}")
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1].removeprefix("HEAVY").strip()
+
+
+def test_import_is_light():
+    assert heavy_modules_after("import landmark; assert 'convert' in dir(landmark)") == ""
+
+
+def test_help_is_light_and_names_every_command():
+    assert heavy_modules_after("from landmark.cli.main import main; main(['--help'])") == ""
+    for command in cli.COMMANDS:
+        assert f"  {command.name} " in cli.program_help()
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_help_of_each_command_is_light(command: cli.Command):
+    asking = f"""
+from landmark.cli.main import main
+try:
+    main({[*command.words, "--help"]!r})
+except SystemExit as end:
+    assert end.code == 0, end.code
+"""
+    assert heavy_modules_after(asking) == ""
+
+
+@pytest.mark.parametrize("name", landmark.__all__)
+def test_public_names_exist(name: str):
+    assert getattr(landmark, name) is getattr(landmark, name)
+
+
+def test_unknown_public_name():
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        landmark.nonsense  # noqa: B018 - the access is what is tested
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"landmark {landmark.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "'trian'; did you mean `landmark train`?"),
+        (["eval", "paskey"], "'eval paskey'; did you mean `landmark eval passkey`?"),
+        (["zzz"], "known are: demo"),
+        (["--nonsense"], "'--nonsense'"),
+    ],
+)
+def test_unknown_command(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(arguments) == cli.USAGE_ERROR
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert said in output.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["eval"]])
+def test_missing_command_shows_the_choice(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    assert cli.main(arguments) == cli.USAGE_ERROR
+    assert "eval passkey" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a command that does what it is told."""
+
+    count: int = 1
+    """how many times"""
+    quiet: bool = False
+    """say nothing"""
+
+
+def install_command(monkeypatch: pytest.MonkeyPatch, run) -> None:
+    module = ModuleType("a_command")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_command", module)
+    monkeypatch.setattr(cli, "COMMANDS", (cli.Command("do it", "a_command:run", "do it"),))
+
+
+def test_options_reach_the_command(monkeypatch: pytest.MonkeyPatch):
+    seen: list[Options] = []
+
+    def run(options: Options) -> int:
+        seen.append(options)
+        return 7
+
+    install_command(monkeypatch, run)
+    assert cli.main(["do", "it", "--count", "3", "--quiet"]) == 7
+    assert seen == [Options(count=3, quiet=True)]
+
+
+def test_bad_option_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def run(options: Options) -> int:
+        raise AssertionError("the command must not run")
+
+    install_command(monkeypatch, run)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["do", "it", "--count", "three"])
+    assert end.value.code == cli.USAGE_ERROR
+    assert "three" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("top_k is -1:\n  give 0 or more"), 2, "landmark: error: top_k is -1: give 0 or more\n"),
+        (
+            FileNotFoundError(2, "No such file", "a"),
+            2,
+            "landmark: error: [Errno 2] No such file: 'a'\n",
+        ),
+        (ValueError(), 2, "landmark: error: ValueError\n"),
+        (KeyboardInterrupt(), 130, None),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    error: BaseException,
+    code: int,
+    line: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def run(options: Options) -> int:
+        raise error
+
+    install_command(monkeypatch, run)
+    assert cli.main(["do", "it"]) == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said == line if line else "resumes" in said
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    def run(options: Options) -> int:
+        raise RuntimeError("a defect")
+
+    install_command(monkeypatch, run)
+    with pytest.raises(RuntimeError, match="a defect"):
+        cli.main(["do", "it"])
+
+
+def test_exit_code_reaches_the_shell():
+    result = run_python("import sys; from landmark.cli.main import main; sys.exit(main(['trian']))")
+    assert result.returncode == cli.USAGE_ERROR
+    assert result.stderr.startswith("landmark: error: ")
+
+
+def test_reader_that_left_is_no_error():
+    # The read end is closed before the first byte is written, as when `head` has seen enough.
+    code = (
+        "import os, sys; from landmark.cli.main import main; r, w = os.pipe(); os.close(r);"
+        "os.dup2(w, 1); sys.exit(main(['--help']))"
+    )
+    result = run_python(code)
+    assert (result.returncode, result.stderr) == (cli.READER_GONE, "")
