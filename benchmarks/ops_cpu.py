@@ -4,6 +4,9 @@
 
 Contenders take turns within each repeat, so that a slow moment of the machine falls on all of them alike.
 A figure is the median in milliseconds, followed by its ratio to causal `scaled_dot_product_attention`.
+
+On a machine that does other work too, set OMP_WAIT_POLICY=passive. Threads that spin while they wait take the
+time of those they wait for, and blockwise, made of many short operations, then seems many times slower.
 """
 
 import argparse
@@ -55,9 +58,7 @@ def contenders(case: Case) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tenso
     return chosen
 
 
-def seconds(
-    attention: Callable[..., Tensor], inputs: tuple[Tensor, ...], upstream: Tensor
-) -> tuple[float, float]:
+def seconds(attention: Callable[..., Tensor], inputs: tuple[Tensor, ...], upstream: Tensor) -> tuple[float, float]:
     """Forward without gradients, and forward with backward."""
     start = time.perf_counter()
     with torch.no_grad():
@@ -100,9 +101,7 @@ def main() -> None:
             if name == "causal":
                 base = forward, both
             ratios = forward / base[0], both / base[1]
-            print(
-                f"{case!s:36}{name:12}{forward * 1e3:12.1f}{ratios[0]:7.2f}{both * 1e3:18.1f}{ratios[1]:7.2f}"
-            )
+            print(f"{case!s:36}{name:12}{forward * 1e3:12.1f}{ratios[0]:7.2f}{both * 1e3:18.1f}{ratios[1]:7.2f}")
 
 
 if __name__ == "__main__":

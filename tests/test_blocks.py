@@ -16,7 +16,11 @@ def test_tokens_that_fit_is_the_largest_number_that_fits(block_size, phase, posi
     assert stream_length(tokens + 1, block_size, phase) > positions
 
 
-@given(sizes, st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=3), st.integers(0, 30))
+@given(
+    sizes,
+    st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=3),
+    st.integers(0, 30),
+)
 def test_every_row_is_its_own_stream(block_size, real, seen):
     mask, past = torch.tensor(real), torch.arange(len(real)) + seen
     tokens = torch.arange(mask.numel()).view_as(mask) + 100

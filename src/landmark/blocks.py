@@ -19,7 +19,9 @@ def check_block_size(block_size: int) -> None:
 def check_phase(phase: int, block_size: int) -> None:
     """Raises ValueError unless a window can begin with `phase` tokens of its first block already past."""
     if not 0 <= phase < block_size:
-        raise ValueError(f"phase is {phase}: give 0 to {block_size - 1}, the tokens of the first block before the window")
+        raise ValueError(
+            f"phase is {phase}: give 0 to {block_size - 1}, the tokens of the first block before the window"
+        )
 
 
 def stream_length(tokens: int, block_size: int, phase: int = 0) -> int:

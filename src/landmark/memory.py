@@ -1,5 +1,6 @@
-"""One layer's past: a local window and tail, and behind it the blocks in memory, opened through their landmarks."""
+"""One layer's past: a local window and, behind it, the blocks in memory, opened through their landmarks."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ from landmark.blocks import check_block_size
 from landmark.index import Index
 from landmark.index.exact import ExactIndex
 from landmark.index.tied import TiedIndex
-from landmark.local import LocalWindow
+from landmark.local import LocalWindow, column, steps_of
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.retrieved import merge, retrieved_attention
 from landmark.ops.rotary import Rotation
@@ -24,8 +25,8 @@ from landmark.store.device import DeviceStore
 class Opened:
     """What the queries of a chunk opened.
 
-    `blocks` long [B,H,T,k]: absolute block numbers by age, -1 for none. `gates` [B,H,T,k]: the weight that each
-    block's landmark got in the joint softmax, 0 for none.
+    `blocks` long [B,H,T,k]: absolute block numbers by age, -1 for none. `gates` [B,H,T,k]: the weight that
+    each block's landmark got in the joint softmax, 0 for none.
     """
 
     blocks: Tensor
@@ -33,12 +34,13 @@ class Opened:
 
 
 class LayerMemory:
-    """Attention of one layer that reads a stream of any length in chunks (Mohtashami & Jaggi 2023, section 3.2).
+    """Attention of one layer that reads any length in chunks (Mohtashami & Jaggi 2023, section 3.2).
 
-    The `local_blocks` newest complete blocks and the tail are ordinary context. Older blocks, or the newest `max_blocks`
-    of them, lie in memory; each query opens the best `top_k` by `selection`. `positions` "stingy" moves opened
-    blocks close to the query, "true" leaves them where they stood. `tied_landmarks` promises that all landmark keys
-    are equal before rotary, as in a model's first layer, and saves keeping them.
+    The `local_blocks` newest complete blocks and the tail are ordinary context. Older blocks, or the newest
+    `max_blocks` of them, lie in memory; each query opens the best `top_k` by `selection`. `positions`
+    "stingy" moves opened blocks close to the query, "true" leaves them where they stood. `tied_landmarks`
+    promises that all landmark keys are equal before rotary, as in a model's first layer, and saves keeping
+    them.
 
     Raises ValueError for settings that mean nothing.
     """
@@ -60,9 +62,9 @@ class LayerMemory:
         if selection not in SELECTIONS:
             raise ValueError(f"selection {selection!r} is unknown: use one of {', '.join(SELECTIONS)}")
         if local_blocks < 0:
-            raise ValueError(f"local_blocks is {local_blocks}: give the number of complete blocks kept in sight, 0 or more")
+            raise ValueError(f"local_blocks is {local_blocks}: give how many complete blocks stay in sight, 0 or more")
         if max_blocks is not None and max_blocks < 1:
-            raise ValueError(f"max_blocks is {max_blocks}: give 1 or more, None to keep all, or top_k=0 to keep none")
+            raise ValueError(f"max_blocks is {max_blocks}: give 1 or more, or None to keep all")
         if positions not in ("stingy", "true"):
             raise ValueError(f"positions {positions!r} is unknown: use 'stingy' or 'true'")
         self.block_size = block_size
@@ -105,11 +107,11 @@ class LayerMemory:
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """Reads one chunk and then remembers it.
+        """Reads one chunk and remembers it.
 
         Args:
-            query [B,H,T,D], key, value [B,Hkv,T,D]: before rotary, landmarks in place by stream position; the first
-                token ever stands at stream position 0 of its row. Rows are right-padded.
+            query [B,H,T,D], key, value [B,Hkv,T,D]: before rotary, landmarks in place by stream position; the
+                first token ever stands at stream position 0 of its row. Rows are right-padded.
             lengths: long [B], valid positions of each row; None if all T are.
             rotation: tables that reach every position in use (the same table, up to length, in every call).
             scale: of the scores, 1 / sqrt(D) if None.
@@ -125,11 +127,11 @@ class LayerMemory:
         if self._window is None:
             self._start(query.shape[0])
         assert self._window is not None
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        # Padding repeats the place of the last valid query, so that no position lies beyond the keys.
-        steps = _steps(valid, query)
-        before = self._window.lengths
-        local = _column(before, query.device) + steps
+        self._settle(rotation)
+        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        # Padding stands where the row's last valid query does, so that no position lies beyond the keys.
+        steps = steps_of(valid, query.shape[2], query.device)
+        local = (column(self._window.lengths, query.device) + steps).clamp(min=0)
         keys, values = self._window.joined(key, value, valid)
         out, lse = blockwise_attention(
             rotation.apply(query, local[:, None]),
@@ -143,17 +145,19 @@ class LayerMemory:
         )
         self.last = None
         if self._retrieving:
-            real = torch.arange(query.shape[2], device=query.device) < _column(valid, query.device)
+            real = torch.arange(query.shape[2], device=query.device) < column(valid, query.device)
             out = self._open(self._retrieval(rotation, scale, softcap, steps), query, out, lse, real)
-        self._remember(keys, values, valid, rotation)
+        # Complete blocks move to memory when the next chunk comes; until then this one can be taken back whole.
+        self._window.keep(keys, values, valid)
+        self._seen = [seen + length for seen, length in zip(self._seen, valid, strict=True)]
         return out
 
     def _check_chunk(self, query: Tensor, valid: list[int], rotation: Rotation) -> None:
         rows, width = query.shape[0], query.shape[2]
         if self._window is not None and rows != len(self._seen):
-            raise ValueError(f"this memory holds {len(self._seen)} rows, the chunk has {rows}: reorder it or use another")
+            raise ValueError(f"this memory holds {len(self._seen)} rows, the chunk has {rows}: reorder it first")
         if len(valid) != rows or min(valid) < 0 or max(valid) > width:
-            raise ValueError(f"lengths {valid} must give, for each of {rows} rows, how many of {width} positions are valid")
+            raise ValueError(f"lengths {valid} must give, for each of {rows} rows, 0 to {width} valid positions")
         if rotation.reach is None:
             return
         needed = max(start + length for start, length in zip(self._starts(rows), valid, strict=True))
@@ -165,10 +169,11 @@ class LayerMemory:
 
     def _arithmetic(self, longest: int) -> str:
         if self.positions == "true" and self.top_k:
-            return "with positions='true' the table must hold the whole text; use positions='stingy' or a longer table"
+            return "with positions='true' it must hold the whole text; use positions='stingy' or a longer table"
         return (
-            f"(top_k + 1 + local_blocks) * stride + tail + chunk = ({self.top_k} + 1 + {self.local_blocks}) * "
-            f"{self.stride} + tail + {longest} must fit; cut shorter chunks or lower top_k, local_blocks or block_size"
+            f"(top_k + 1 + local_blocks) * stride + tail + chunk = "
+            f"({self.top_k} + 1 + {self.local_blocks}) * {self.stride} + tail + {longest} must fit; "
+            "cut shorter chunks, or lower top_k, local_blocks or block_size"
         )
 
     def _starts(self, rows: int) -> list[int]:
@@ -177,14 +182,22 @@ class LayerMemory:
             return [0] * rows
         if self.positions == "true" and self.top_k:
             return self._seen
-        ahead = [(k + 1) * self.stride if k else 0 for k in (min(self.top_k, kept) for kept in self._kept)]
-        return [a + length for a, length in zip(ahead, self._window.lengths, strict=True)]
+        settled = zip(self._counts, self._leaving, self._window.lengths, strict=True)
+        starts = []
+        for count, leaving, length in settled:
+            k = min(self.top_k, self._kept(count + leaving))
+            starts.append((k + 1) * self.stride * (k > 0) + length - leaving * self.stride)
+        return starts
 
     @property
-    def _kept(self) -> list[int]:
-        """Blocks in memory in each row."""
-        most = self.max_blocks
-        return [count if most is None else min(count, most) for count in self._counts]
+    def _leaving(self) -> list[int]:
+        """Complete blocks of each row's window that are more than `local_blocks`."""
+        assert self._window is not None
+        return [max(0, length // self.stride - self.local_blocks) for length in self._window.lengths]
+
+    def _kept(self, count: int) -> int:
+        """Blocks still in memory of `count` that went there."""
+        return count if self.max_blocks is None else min(count, self.max_blocks)
 
     @property
     def _retrieving(self) -> bool:
@@ -197,9 +210,7 @@ class LayerMemory:
             self._index = (TiedIndex if self._tied else ExactIndex)(rows, self.max_blocks)
             self._store = DeviceStore(rows, self.max_blocks)
 
-    def _retrieval(
-        self, rotation: Rotation, scale: float, softcap: float | None, steps: Tensor
-    ) -> Retrieval:
+    def _retrieval(self, rotation: Rotation, scale: float, softcap: float | None, steps: Tensor) -> Retrieval:
         assert self._index is not None
         return Retrieval(
             index=self._index,
@@ -208,14 +219,14 @@ class LayerMemory:
             scale=scale,
             softcap=softcap,
             counts=self._counts,
-            kept=self._kept,
+            kept=[self._kept(count) for count in self._counts],
             top_k=self.top_k,
             stingy=self.positions == "stingy",
-            positions=_column(self._starts(len(steps)), steps.device) + steps,
+            positions=(column(self._starts(len(steps)), steps.device) + steps).clamp(min=0),
         )
 
     def _open(self, retrieval: Retrieval, query: Tensor, out: Tensor, lse: Tensor, real: Tensor) -> Tensor:
-        """Joins the blocks in memory to the local output `out` with its denominator `lse`, and notes what was opened."""
+        """Joins blocks in memory to the local `out` with its log-denominator `lse`; notes what was opened."""
         assert self._store is not None
         choice = retrieval.choose(query.to(working_dtype(query)), self.selection, real)
         retrieved, gates = retrieved_attention(
@@ -233,22 +244,20 @@ class LayerMemory:
         self.last = Opened(choice.blocks.expand(*query.shape[:3], -1), weights)
         return out
 
-    def _remember(self, keys: Tensor, values: Tensor, valid: list[int], rotation: Rotation) -> None:
-        """Moves complete blocks beyond the window from `keys`, `values [B,Hkv,L,D]` to memory and keeps the rest."""
+    def _settle(self, rotation: Rotation) -> None:
+        """Moves the complete blocks that are too many for the window to memory."""
         assert self._window is not None
-        lengths = [before + length for before, length in zip(self._window.lengths, valid, strict=True)]
-        leaving = [max(0, length // self.stride - self.local_blocks) for length in lengths]
+        leaving = self._leaving
         for row, blocks in enumerate(leaving):
             if blocks and self.top_k:
-                part = slice(0, blocks * self.stride)
-                self._store_blocks(row, keys[row, :, part], values[row, :, part], rotation)
+                self._store_blocks(row, *self._window.oldest(row, blocks * self.stride), rotation)
         self._counts = [count + blocks for count, blocks in zip(self._counts, leaving, strict=True)]
-        self._seen = [seen + length for seen, length in zip(self._seen, valid, strict=True)]
-        self._window.keep(keys, values, [blocks * self.stride for blocks in leaving], lengths)
+        self._window.drop([blocks * self.stride for blocks in leaving])
 
     def _store_blocks(self, row: int, keys: Tensor, values: Tensor, rotation: Rotation) -> None:
-        """Puts whole blocks `[Hkv, m * stride, D]` of one row into store and index, rotated by their place in the block."""
-        assert self._index is not None and self._store is not None
+        """Puts whole blocks `[Hkv, m * stride, D]` of one row into store and index, rotated by offset."""
+        assert self._index is not None
+        assert self._store is not None
         blocks = keys.unflatten(1, (-1, self.stride))
         offsets = torch.arange(self.stride, device=keys.device)
         landmarks = blocks[:, :, -1].to(working_dtype(keys))
@@ -260,7 +269,7 @@ class LayerMemory:
         self._store.append(row, rotation.apply(blocks, offsets), values.unflatten(1, (-1, self.stride)))
 
     def reorder(self, rows: Tensor) -> None:
-        """Makes row i what row `rows[i]` was (long [B']), as beams and repeated or dropped rows of a batch need."""
+        """Makes row i what row `rows[i]` was (long [B']): beams, repeated rows, dropped rows."""
         wanted = rows.tolist()
         if self._window is None or wanted == list(range(len(self._seen))):
             return
@@ -273,7 +282,8 @@ class LayerMemory:
     def crop(self, length: int | Tensor) -> None:
         """Takes back the newest stream positions until each row has at most `length` (int, or long [B]).
 
-        Blocks that have moved to memory stay there. Raises ValueError if a row would have to give some back.
+        The newest chunk can always be taken back whole, as if it had never been read. Raises ValueError if blocks
+        would have to come back from memory.
         """
         if self._window is None:
             return
@@ -282,18 +292,8 @@ class LayerMemory:
         for drop, local in zip(drops, self._window.lengths, strict=True):
             if drop > local:
                 raise ValueError(
-                    f"cannot take back {drop} stream positions: only the newest {local} are still in the local window; "
-                    "raise local_blocks to keep more in reach"
+                    f"cannot take back {drop} stream positions: only the newest {local} are still in the "
+                    "local window; raise local_blocks to keep more in reach"
                 )
         self._seen = [seen - drop for seen, drop in zip(self._seen, drops, strict=True)]
         self._window.lengths = [local - drop for local, drop in zip(self._window.lengths, drops, strict=True)]
-
-
-def _column(values: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.long, device=device)[:, None]
-
-
-def _steps(valid: list[int], query: Tensor) -> Tensor:
-    """0, 1, 2, ... [B,T] for the queries of each row, padding held at the last valid one."""
-    last = (_column(valid, query.device) - 1).clamp(min=0)
-    return torch.minimum(torch.arange(query.shape[2], device=query.device), last)

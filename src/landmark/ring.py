@@ -35,7 +35,8 @@ class BlockRing:
             # Left uninitialised, so that capacity nobody has used yet takes no memory on a CPU.
             grown = like.new_empty(len(self.counts), like.shape[0], wanted, *like.shape[2:])
             if self.data is None:
-                grown[:, :, 0] = 0  # rows without a block are read at slot 0, with weight 0: it must be finite
+                # Rows without a block are read at slot 0, with weight 0: what stands there must be finite.
+                grown[:, :, 0] = 0
             else:
                 grown[:, :, :capacity] = self.data
             self.data = grown

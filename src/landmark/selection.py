@@ -20,10 +20,10 @@ _TILE_BYTES = 4 << 20  # rotated queries, or scores where all of them are needed
 
 @dataclass(frozen=True)
 class Choice:
-    """`blocks` long [B,H,T,k], [B,1,T,k] or [B,H,1,k]: absolute numbers by age, then -1 where there are fewer.
+    """`blocks` long [B,H,T,k], [B,1,T,k] or [B,H,1,k]: absolute numbers by age, then -1 for none.
 
-    `distance`, long and of the same shape except that it always has T queries: positions from the start of the
-    block, where it is read, to the query.
+    `distance`, long and of the same shape except that it always has T queries: positions from the start of
+    the block, where it is read, to the query.
     """
 
     blocks: Tensor
@@ -34,10 +34,10 @@ class Choice:
 class Retrieval:
     """Chooses blocks for the queries of one chunk (Mohtashami & Jaggi 2023, section 3.2 and 3.4).
 
-    Per row of the batch, `counts` blocks have ever entered memory and `kept` are still there; `k` is the largest
-    number to open. With `stingy` positions the k newest blocks of a row are scored from slots 1 to k and all older
-    ones from slot 0, and the chosen ones move to slots to be read; otherwise every block stays where it stood.
-    `positions [B,T]` are the queries' rotary positions in the same sense.
+    Per row of the batch, `counts` blocks have ever entered memory and `kept` are still there; `k` is the
+    largest number to open. With `stingy` positions the k newest blocks of a row are scored from slots 1 to k
+    and all older ones from slot 0, and the chosen ones move to slots to be read; otherwise every block stays
+    where it stood. `positions [B,T]` are the queries' rotary positions in the same sense.
     """
 
     index: Index
@@ -88,7 +88,8 @@ class Retrieval:
     def _recent_scores(self, query: Tensor, positions: Tensor) -> Tensor:
         """Scores [B,H,T,k] of the newest blocks, each from the slot of its own, -inf where there is none."""
         slots = torch.arange(1, self.k + 1, device=query.device)
-        distance = (positions[..., None] - slots * self.stride).clamp(min=0)  # negative only where there is no block
+        # Negative only where there is no block.
+        distance = (positions[..., None] - slots * self.stride).clamp(min=0)
         turned = self.rotation.apply(query[..., None, :], distance[:, None])
         turned = turned.expand(*query.shape[:3], self.k, -1) * self.scale
         keys = self.index.keys(self._recent)
@@ -111,8 +112,8 @@ class Retrieval:
     @cached_property
     def _recent(self) -> Tensor:
         """Numbers [B,k] of the newest blocks by age, those of slot 1, 2, ...; then -1."""
-        counts = torch.tensor(self.counts, device=self.positions.device)[:, None]
-        numbers = torch.tensor(self._upto, device=counts.device)[:, None] + torch.arange(self.k, device=counts.device)
+        counts, upto = torch.tensor([self.counts, self._upto], device=self.positions.device)[:, :, None]
+        numbers = upto + torch.arange(self.k, device=counts.device)
         return torch.where(numbers < counts, numbers, -1)
 
     @cached_property

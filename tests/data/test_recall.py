@@ -53,9 +53,7 @@ def test_every_question_follows_its_statement_and_has_its_answer(tokenizer, seed
     piece = windows.window(np.full(900, FILLER_ID), np.random.default_rng(seed))
     text = tokenizer.decode(piece.ids.tolist())
     stated = {}
-    for match in re.finditer(
-        r"(pass key|key of \w+) is (\d{5})\. Remember it|\? The ([\w ]+) is (\d{5})\.\n", text
-    ):
+    for match in re.finditer(r"(pass key|key of \w+) is (\d{5})\. Remember it|\? The ([\w ]+) is (\d{5})\.\n", text):
         if match[1]:
             stated[match[1]] = match[2]
         else:
@@ -78,9 +76,7 @@ def test_filler_stays_in_order(tokenizer):
 
 def test_the_same_seed_gives_the_same_window(tokenizer):
     windows = RecallWindows(RecallTask((2, 3), (2, 3)), tokenizer, 600)
-    first, second, other = (
-        windows.window(np.zeros(600), np.random.default_rng(seed)).ids for seed in (1, 1, 2)
-    )
+    first, second, other = (windows.window(np.zeros(600), np.random.default_rng(seed)).ids for seed in (1, 1, 2))
     assert (first == second).all()
     assert (first != other).any()
 

@@ -11,9 +11,7 @@ from landmark.data.windows import IGNORED, Stage, StageBatches, tokens_per_step
 IDS = np.arange(5000, dtype=np.uint16) % 290
 
 
-def batches(
-    tokenizer, *stages: Stage, block_size: int = 7, seed: int = 3, micro_batches: int = 1
-) -> StageBatches:
+def batches(tokenizer, *stages: Stage, block_size: int = 7, seed: int = 3, micro_batches: int = 1) -> StageBatches:
     return StageBatches(IDS, tokenizer, stages, block_size=block_size, seed=seed, micro_batches=micro_batches)
 
 
@@ -22,9 +20,7 @@ def test_windows_take_as_many_tokens_as_fit_the_positions(tokenizer, positions, 
     item = batches(tokenizer, Stage(10, positions, 2), block_size=block_size)[index]
     length, phase = item["input_ids"].shape[1], item["landmark_phase"]
     assert 0 <= phase < block_size
-    assert (
-        stream_length(length, block_size, phase) <= positions < stream_length(length + 1, block_size, phase)
-    )
+    assert stream_length(length, block_size, phase) <= positions < stream_length(length + 1, block_size, phase)
 
 
 def test_text_windows_are_stretches_of_the_text_and_count_in_full(tokenizer):
@@ -64,9 +60,7 @@ def test_a_batch_depends_on_seed_and_number_alone(tokenizer):
         for name in ("input_ids", "token_kinds"):
             assert torch.equal(first[index][name], again[index][name])
         assert first[index]["landmark_phase"] == again[index]["landmark_phase"]
-    assert any(
-        not torch.equal(first[i]["input_ids"][:, :300], other[i]["input_ids"][:, :300]) for i in range(8)
-    )
+    assert any(not torch.equal(first[i]["input_ids"][:, :300], other[i]["input_ids"][:, :300]) for i in range(8))
 
 
 def test_phases_are_spread_over_the_block(tokenizer):

@@ -108,7 +108,13 @@ def test_run_counts_right_answers_and_tokens(model, keys, tokenizer, monkeypatch
 
 
 def test_accuracy_by_depth():
-    samples = [sample(0.0, True), sample(0.05, False), sample(0.3, True), sample(0.95, False), sample(1.0, True)]
+    samples = [
+        sample(0.0, True),
+        sample(0.05, False),
+        sample(0.3, True),
+        sample(0.95, False),
+        sample(1.0, True),
+    ]
     assert by_depth(samples) == {"0.0-0.1": 0.5, "0.3-0.4": 1.0, "0.9-1.0": 0.5}
 
 
@@ -152,11 +158,13 @@ def test_log_cut_short_in_its_first_line_starts_anew(tmp_path):
 def test_log_of_something_else(tmp_path):
     path = tmp_path / "log.jsonl"
     Journal(path, SETTINGS)
-    with pytest.raises(ValueError, match="another seed \\(0, now 1\\)"):
+    with pytest.raises(ValueError, match=r"another seed \(0, now 1\)"):
         Journal(path, SETTINGS | {"seed": 1})
-    path.write_text("Call me Ishmael.\n")
-    with pytest.raises(ValueError, match="not a log"):
-        Journal(path, SETTINGS)
+    for text in ("Call me Ishmael.\n", "Call me Ishmael.", "{}\nIshmael", "[1]\n"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"not a log|another model"):
+            Journal(path, SETTINGS)
+        assert path.read_text() == text
     with pytest.raises(ValueError, match="does not exist"):
         Journal(tmp_path / "nowhere" / "log.jsonl", SETTINGS)
 

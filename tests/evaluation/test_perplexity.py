@@ -34,7 +34,8 @@ def test_fewer_windows_are_spread_evenly():
 
 
 @pytest.mark.parametrize(
-    ("span", "limit", "said"), [(8, None, "the longest has 7"), (2, 0, "windows is 0"), (2, -1, "windows is -1")]
+    ("span", "limit", "said"),
+    [(8, None, "the longest has 7"), (2, 0, "windows is 0"), (2, -1, "windows is -1")],
 )
 def test_no_windows(span, limit, said):
     with pytest.raises(ValueError, match=said):
@@ -43,7 +44,7 @@ def test_no_windows(span, limit, said):
 
 def test_lengths_share_the_longest_windows():
     assert check_lengths([4, 12, 6]) == 12
-    with pytest.raises(ValueError, match="e.g. 10 for it"):
+    with pytest.raises(ValueError, match=r"e\.g\. 10 for it"):
         check_lengths([5, 12])
     with pytest.raises(ValueError, match="length 1 "):
         check_lengths([1, 12])

@@ -32,7 +32,11 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "llama-llama3": (
         "llama",
         _rope(
-            "llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+            "llama3",
+            factor=4.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=64,
         ),
     ),
     "llama-yarn": ("llama", _rope("yarn", factor=4.0, original_max_position_embeddings=64)),

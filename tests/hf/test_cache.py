@@ -55,10 +55,12 @@ def test_a_long_input_is_cut_by_itself():
     cache = landmark.LandmarkCache(model.config)
     with torch.no_grad():
         out = model(input_ids=long, past_key_values=cache, output_hidden_states=True)
-    assert out.logits.shape[1] == 1500 and cache.get_seq_length() == 1500
+    assert out.logits.shape[1] == 1500
+    assert cache.get_seq_length() == 1500
     assert out.hidden_states[-1].shape[1] == 1500
     fits = cache.chunk_positions * 5 // 6 - 1
-    assert torch.isfinite(out.logits).all() and fits < 1500
+    assert torch.isfinite(out.logits).all()
+    assert fits < 1500
     again = landmark.LandmarkCache(model.config)
     assert torch.equal(landmark.read(model, long, again).trace().blocks[1], cache.trace().blocks[1])
 
@@ -100,8 +102,10 @@ def test_trace_tells_blocks_gates_and_spans():
     for layer, blocks in trace.blocks.items():
         gates = trace.gates[layer]
         assert blocks.shape == gates.shape == (2, 4, 18, 2)
-        assert blocks.min() >= 0 and blocks.max() < 5
-        assert (gates >= 0).all() and (gates.sum(-1) <= 1 + 1e-6).all()
+        assert blocks.min() >= 0
+        assert blocks.max() < 5
+        assert (gates >= 0).all()
+        assert (gates.sum(-1) <= 1 + 1e-6).all()
     spans = trace.spans(1)
     assert all(span.stop - span.start == 5 and span.start == span.block * 5 for span in spans)
     assert [s.weight for s in spans] == sorted((s.weight for s in spans), reverse=True)

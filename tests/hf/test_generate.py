@@ -62,9 +62,14 @@ def test_left_padded_batch_equals_rows_alone():
 def test_beams_keep_each_its_own_memory():
     model = converted()
     out = model.generate(
-        IDS, num_beams=3, num_return_sequences=2, return_dict_in_generate=True, output_scores=True, length_penalty=0.0
+        IDS,
+        num_beams=3,
+        num_return_sequences=2,
+        return_dict_in_generate=True,
+        output_scores=True,
+        length_penalty=0.0,
     )
-    for row, score in zip(out.sequences, out.sequences_scores):
+    for row, score in zip(out.sequences, out.sequences_scores, strict=False):
         # The score of a beam is the likelihood that reading it alone gives.
         cache = landmark.LandmarkCache(model.config)
         with torch.no_grad():
@@ -81,7 +86,8 @@ def test_sampling_is_repeatable():
     for _ in range(2):
         torch.manual_seed(0)
         outs.append(model.generate(IDS, do_sample=True, num_return_sequences=2))
-    assert torch.equal(*outs) and outs[0].shape == (4, 82)
+    assert torch.equal(*outs)
+    assert outs[0].shape == (4, 82)
 
 
 def test_continuation_from_an_earlier_cache():
@@ -92,7 +98,8 @@ def test_continuation_from_an_earlier_cache():
     landmark.read(model, IDS[:1, :60], reference)
     with torch.no_grad():
         first = model(input_ids=IDS[:1, 60:], past_key_values=reference).logits[:, -1].argmax(-1)
-    assert out[0, 70] == first and cache.get_seq_length() == 81
+    assert out[0, 70] == first
+    assert cache.get_seq_length() == 81
     longer = torch.cat((out, IDS[:1, :3]), 1)
     assert model.generate(longer, past_key_values=cache).shape[1] == 85 + 12
 

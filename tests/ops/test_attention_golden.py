@@ -1,4 +1,4 @@
-"""Exact cases computed by the method's original code in float64: q, k, v, is_mem in; o and the gradients out."""
+"""Exact cases, computed in float64 by the method's original code: outputs and every gradient."""
 
 from pathlib import Path
 

@@ -151,9 +151,7 @@ def test_positions_may_differ_by_row():
     stride, key_lengths, queries = 4, (9, 17), 6
     query, key, value = torch.randn(2, 4, queries, 3), torch.randn(2, 2, 17, 3), torch.randn(2, 2, 17, 3)
     positions = torch.stack([torch.arange(n - queries, n) for n in key_lengths])
-    out, lse = blockwise_attention(
-        query, key, value, block_size=stride - 1, query_positions=positions, scale=0.7
-    )
+    out, lse = blockwise_attention(query, key, value, block_size=stride - 1, query_positions=positions, scale=0.7)
     for row, length in enumerate(key_lengths):
         q, k, v = query[row : row + 1], key[row : row + 1, :, :length], value[row : row + 1, :, :length]
         alone = landmark_attention(q, k, v, block_size=stride - 1, scale=0.7, backend="reference")
@@ -174,9 +172,7 @@ def test_lse_counts_local_tokens_gates_and_sink():
 def test_lse_of_a_row_that_sees_nothing_is_minus_infinity():
     x = torch.randn(1, 1, 5, 2)
     mask = torch.zeros(1, 5, dtype=torch.bool)
-    out, lse = blockwise_attention(
-        x, x, x, block_size=2, query_positions=torch.arange(5), scale=1.0, key_mask=mask
-    )
+    out, lse = blockwise_attention(x, x, x, block_size=2, query_positions=torch.arange(5), scale=1.0, key_mask=mask)
     assert lse.eq(-torch.inf).all()
     assert out.eq(0).all()
 
@@ -189,6 +185,14 @@ def test_transposed_inputs_give_the_same():
         torch.testing.assert_close(x, expected)
 
 
+def test_backward_under_autocast_stays_exact():
+    inputs = [torch.randn(1, 2, 20, 8).requires_grad_() for _ in range(3)]
+    expected = outputs_and_gradients(inputs, {"block_size": 3}, "blockwise")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = outputs_and_gradients(inputs, {"block_size": 3}, "blockwise")
+    assert all(map(torch.equal, found, expected))
+
+
 def test_query_positions_outside_the_keys():
     x = torch.randn(1, 1, 4, 2)
     with pytest.raises(ValueError, match=r"query_positions run from 1 to 4; with 4 keys .* 0\.\.3"):
@@ -199,6 +203,4 @@ def test_segments_of_queries_and_keys_come_together():
     x = torch.randn(1, 1, 4, 2)
     ids = torch.zeros(1, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="must be given together"):
-        blockwise_attention(
-            x, x, x, block_size=2, query_positions=torch.arange(4), scale=1.0, segment_ids=ids
-        )
+        blockwise_attention(x, x, x, block_size=2, query_positions=torch.arange(4), scale=1.0, segment_ids=ids)

@@ -26,9 +26,7 @@ def plain(logits, labels, weights):
     return (losses * weights).sum() / weights.sum().clamp(min=1e-30), losses * (weights > 0)
 
 
-@given(
-    rows=st.integers(1, 3), length=st.integers(2, 20), vocabulary=st.integers(2, 50), seed=st.integers(0, 99)
-)
+@given(rows=st.integers(1, 3), length=st.integers(2, 20), vocabulary=st.integers(2, 50), seed=st.integers(0, 99))
 def test_loss_and_gradients_are_those_of_plain_cross_entropy(rows, length, vocabulary, seed):
     hidden, head, labels, weights = problem(rows, length, vocabulary, seed)
     gradients = []

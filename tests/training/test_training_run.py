@@ -30,9 +30,7 @@ def stop_after(monkeypatch, step: int) -> None:
 def test_a_stopped_training_resumes_exactly(options, material, tmp_path, monkeypatch):
     held_out = (str(material / "held_out.txt"),)
     log = tmp_path / "log.jsonl"
-    whole = train(
-        options(out=tmp_path / "whole", validation=held_out, eval_every=4, eval_windows=4, json=str(log))
-    )
+    whole = train(options(out=tmp_path / "whole", validation=held_out, eval_every=4, eval_windows=4, json=str(log)))
 
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
@@ -77,9 +75,7 @@ def test_an_existing_model_learns_landmarks_and_then_more(options, material, tmp
     short = {"recipe": None, "steps": 2, "window_positions": 48, "batch_size": 2, "config": None}
     first = train(options(**short, model=str(tmp_path / "plain"), out=tmp_path / "first"))
     assert from_pretrained(first).config.landmark["block_size"] == 7
-    second = options(
-        **short, model=str(first), tokenizer=None, block_size=None, top_k=2, out=tmp_path / "second"
-    )
+    second = options(**short, model=str(first), tokenizer=None, block_size=None, top_k=2, out=tmp_path / "second")
     landmark = from_pretrained(train(second)).config.landmark
     assert (landmark["block_size"], landmark["top_k"], landmark["landmark_id"]) == (7, 2, 300)
     with pytest.raises(ValueError, match="blocks of 7 tokens, not 9"):

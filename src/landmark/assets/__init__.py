@@ -18,7 +18,5 @@ def _existing(name: str) -> Path:
     # Packages are unpacked when they are installed, so their files have paths.
     path = Path(str(files(__name__) / name))
     if not path.exists():
-        raise ValueError(
-            f"{path} is missing from this installation: install it again, or name a file of your own"
-        )
+        raise ValueError(f"{path} is missing from this installation: install it again, or name a file of your own")
     return path

@@ -58,9 +58,7 @@ def run(options: DemoOptions) -> int:
     prompt = keys.hide(key, keys.haystack, depth)
     reading.check_length(model.config, len(prompt.text) + len(prompt.question) + len(key))
     console = Console(highlight=False)
-    console.print(
-        f"A book of {len(keys.haystack):,} tokens; at {depth:.1%} of it stands: The pass key is {key}."
-    )
+    console.print(f"A book of {len(keys.haystack):,} tokens; at {depth:.1%} of it stands: The pass key is {key}.")
     console.print(f"The model has learnt on windows of {model.config.max_position_embeddings} positions.\n")
 
     cache = reading.cache(model.config)
@@ -97,12 +95,8 @@ def show_opened(console: "Console", tokenizer: Any, prompt: "Prompt", cache: "La
     for span in spans[:SHOWN]:
         states = span.start < prompt.stated.stop and prompt.stated.start < span.stop
         mark = "  <- the key" if states else ""
-        console.print(
-            f"  block {span.block}, tokens {span.start:,} to {span.stop:,}, weight {span.weight:.3f}{mark}"
-        )
-        text = Text(
-            " ".join(tokenizer.decode(prompt.text[span.start : span.stop]).split()), style="dim"
-        )
+        console.print(f"  block {span.block}, tokens {span.start:,} to {span.stop:,}, weight {span.weight:.3f}{mark}")
+        text = Text(" ".join(tokenizer.decode(prompt.text[span.start : span.stop]).split()), style="dim")
         text.highlight_words([prompt.key], style="bold green not dim")
         console.print(Padding(text, (0, 0, 0, 4)))
     console.print()

@@ -30,7 +30,7 @@ class PasskeyOptions:
     seed: int = 0
     """Decides keys and offsets."""
     attention: Attention = "landmark"
-    """landmark: through memory; local: the last tokens only; full: all at once, within the trained range."""
+    """landmark: through memory; local: the last tokens only; full: all at once, at true positions."""
     top_k: int | None = None
     """Blocks opened per query; default: the model's setting."""
     local_blocks: int | None = None
@@ -56,7 +56,7 @@ class PerplexityOptions:
     windows: int | None = None
     """At most so many windows of the longest length, spread evenly over the texts; default: all."""
     attention: Attention = "landmark"
-    """landmark: through memory; local: the last tokens only; full: all at once, within the trained range."""
+    """landmark: through memory; local: the last tokens only; full: all at once, at true positions."""
     top_k: int | None = None
     """Blocks opened per query; default: the model's setting."""
     local_blocks: int | None = None
@@ -173,9 +173,7 @@ def run_perplexity(options: PerplexityOptions) -> int:
         )
         print_table(rows, (*columns, "attended", "seconds"))
         if comparisons:
-            print_table(
-                comparisons, ("setting", "against", "difference", "difference_se", "tokens", "windows")
-            )
+            print_table(comparisons, ("setting", "against", "difference", "difference_se", "tokens", "windows"))
     return 0
 
 
@@ -184,9 +182,7 @@ def whole_numbers(name: str, text: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(
-            f"{name} is {text!r}: give whole numbers separated by commas, e.g. 4096,32768"
-        ) from None
+        raise ValueError(f"{name} is {text!r}: give whole numbers separated by commas, e.g. 4096,32768") from None
     if min(numbers) < 1:
         raise ValueError(f"{name} is {text!r}: give numbers of 1 or more")
     return list(dict.fromkeys(numbers))

@@ -59,9 +59,7 @@ def run(options: GenerateOptions) -> int:
     from landmark.hf.tokenizer import encode, opening
 
     model, tokenizer = load(options.model)
-    reading = Reading.of(
-        model.config, top_k=options.top_k, local_blocks=options.local_blocks, local=options.chunk_size
-    )
+    reading = Reading.of(model.config, top_k=options.top_k, local_blocks=options.local_blocks, local=options.chunk_size)
     cache = reading.cache(model.config)
     assert cache is not None
     before = opening(tokenizer) + encode(tokenizer, text)

@@ -15,9 +15,7 @@ def load(path: Path | None) -> tuple[Any, Any]:
 
     folder = model_path() if path is None else path
     if not folder.is_dir():
-        raise ValueError(
-            f"no model at {folder}: give the folder that `landmark train` or save_pretrained wrote"
-        )
+        raise ValueError(f"no model at {folder}: give the folder that `landmark train` or save_pretrained wrote")
     only_errors()
     model = from_pretrained(folder)
     return model, load_tokenizer(folder, model)

@@ -78,9 +78,7 @@ def _rows(source: str, column: str, *args: str, **kwargs: str) -> Iterator[Docum
         from datasets import load_dataset
         from datasets.exceptions import DatasetGenerationError
     except ImportError:
-        raise ValueError(
-            f"{source!r} needs the datasets library: pip install 'landmark-attention[data]'"
-        ) from None
+        raise ValueError(f"{source!r} needs the datasets library: pip install 'landmark-attention[data]'") from None
     try:
         table = load_dataset(*args, **kwargs)
     except (OSError, ValueError, DatasetGenerationError) as error:
@@ -90,8 +88,6 @@ def _rows(source: str, column: str, *args: str, **kwargs: str) -> Iterator[Docum
         raise ValueError(f"{source!r} has no column {column!r}; it has {', '.join(table.column_names)}")
     for row, text in enumerate(table[column]):
         if not isinstance(text, str):
-            raise ValueError(
-                f"{source!r}, row {row}: column {column!r} holds {type(text).__name__}, not text"
-            )
+            raise ValueError(f"{source!r}, row {row}: column {column!r} holds {type(text).__name__}, not text")
         if text.strip():
             yield Document(f"{source}#{row}", text)

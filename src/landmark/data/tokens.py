@@ -44,9 +44,7 @@ class TokenFile:
     checksum: str
 
     @classmethod
-    def open(
-        cls, folder: str | Path, *, tokenizer: Tokenizer | None = None, verify: bool = True
-    ) -> "TokenFile":
+    def open(cls, folder: str | Path, *, tokenizer: Tokenizer | None = None, verify: bool = True) -> "TokenFile":
         """Open a complete folder; `verify` reads the data once and compares its checksum.
 
         Raises ValueError if the folder is missing or incomplete, if data and manifest differ (naming what
@@ -54,14 +52,10 @@ class TokenFile:
         """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
-            raise ValueError(
-                f"{folder} holds no complete tokenized text ({MANIFEST} is missing); tokenize again"
-            )
+            raise ValueError(f"{folder} holds no complete tokenized text ({MANIFEST} is missing); tokenize again")
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["version"] != VERSION:
-            raise ValueError(
-                f"{folder} has format version {manifest['version']}, this library reads {VERSION}"
-            )
+            raise ValueError(f"{folder} has format version {manifest['version']}, this library reads {VERSION}")
         if tokenizer is not None and manifest["tokenizer"] != tokenizer_fingerprint(tokenizer):
             raise ValueError(f"{folder} was made with another tokenizer; tokenize into another folder")
         found = _measure(folder, verify)
@@ -198,9 +192,7 @@ def _append(
     partial.replace(out / MANIFEST)
 
 
-def _write_document(
-    data: BinaryIO, text: str, tokenizer: Tokenizer, dtype: np.dtype, eos_id: int | None
-) -> int:
+def _write_document(data: BinaryIO, text: str, tokenizer: Tokenizer, dtype: np.dtype, eos_id: int | None) -> int:
     count = 0
     for encoding in tokenizer.encode_batch_fast(list(_pieces(text)), add_special_tokens=False):
         data.write(np.asarray(encoding.ids, dtype).tobytes())

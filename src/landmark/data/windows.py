@@ -72,9 +72,7 @@ class StageBatches(Dataset):
         self.recall = [self._recall_windows(stage, tokenizer) for stage in self.stages]
         longest = max(stage.window_positions for stage in self.stages)
         if len(ids) < longest:
-            raise ValueError(
-                f"the text has {len(ids)} tokens, fewer than a window of {longest}; give more text"
-            )
+            raise ValueError(f"the text has {len(ids)} tokens, fewer than a window of {longest}; give more text")
 
     def __len__(self) -> int:
         return int(self.stops[-1]) * self.micro_batches
@@ -93,9 +91,7 @@ class StageBatches(Dataset):
             "landmark_gates": stage.gates,
         }
 
-    def _window(
-        self, stage: Stage, recall: RecallWindows | None, length: int, rng: np.random.Generator
-    ) -> Piece:
+    def _window(self, stage: Stage, recall: RecallWindows | None, length: int, rng: np.random.Generator) -> Piece:
         start = int(rng.integers(len(self.ids) - length + 1))
         text = np.asarray(self.ids[start : start + length], np.int64)
         if recall is not None and rng.random() < stage.recall_fraction:

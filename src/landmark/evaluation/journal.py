@@ -10,7 +10,9 @@ from landmark.evaluation.passkey import Sample
 class Journal:
     """The file `path`: a first line with the `settings` of the evaluation, then a line for each sample.
 
-    Raises ValueError when the file holds samples of other settings (naming the difference) or something else.
+    A run that was killed while writing leaves a line without an end; its sample is asked again. Raises
+    ValueError when the file holds samples of other settings (naming the difference) or something else, and
+    leaves it as it is.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
@@ -18,11 +20,13 @@ class Journal:
         self.samples: dict[tuple[int, int], Sample] = {}
         if not self.path.parent.is_dir():
             raise ValueError(f"the folder {self.path.parent} does not exist: make it, or choose another file")
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            self._append(settings)
+        data = self.path.read_bytes() if self.path.exists() else b""
+        header = (json.dumps(settings) + "\n").encode()
+        if header.startswith(data):  # new, empty, or cut short in its first line
+            self.path.write_bytes(header)
             return
-        self._drop_unfinished_line()
-        first, *rest = self._lines()
+        finished = data[: data.rfind(b"\n") + 1]
+        first, *rest = self._lines(finished)
         for name in {**settings, **first}:
             if first.get(name) != settings.get(name):
                 raise ValueError(
@@ -32,25 +36,17 @@ class Journal:
         for line in rest:
             sample = Sample(**line)
             self.samples[sample.length, sample.index] = sample
+        if finished != data:
+            self.path.write_bytes(finished)
 
     def add(self, sample: Sample) -> None:
         self.samples[sample.length, sample.index] = sample
-        self._append(sample.to_dict())
-
-    def _append(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(sample.to_dict()) + "\n")
 
-    def _drop_unfinished_line(self) -> None:
-        """A run that was killed while writing leaves a line without an end; its sample is asked again."""
-        data = self.path.read_bytes()
-        if not data.endswith(b"\n"):
-            with self.path.open("r+b") as file:
-                file.truncate(data.rfind(b"\n") + 1)
-
-    def _lines(self) -> list[dict[str, Any]]:
+    def _lines(self, data: bytes) -> list[dict[str, Any]]:
         try:
-            lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+            lines = [json.loads(line) for line in data.splitlines()]
         except ValueError:
             lines = []
         if not lines or not all(isinstance(line, dict) for line in lines):

@@ -56,6 +56,8 @@ class PassKeys:
     """Makes prompts of any length from the ids `haystack [H]`, repeated where they are too few."""
 
     def __init__(self, tokenizer: Any, haystack: Tensor, *, seed: int = 0) -> None:
+        if seed < 0:
+            raise ValueError(f"seed is {seed}: give 0 or more")
         self.tokenizer = tokenizer
         self.haystack = haystack
         self.seed = seed
@@ -68,9 +70,7 @@ class PassKeys:
         stated = len(encode(self.tokenizer, pass_key_statement("")).ids) + 2 * DIGITS
         least = len(self.opening) + stated + len(self.question) + 1
         if length < least:
-            raise ValueError(
-                f"length {length} is too short for a key and its question: give {least} tokens or more"
-            )
+            raise ValueError(f"length {length} is too short for a key and its question: give {least} tokens or more")
 
     def prompt(self, length: int, index: int, samples: int) -> Prompt:
         """Prompt `index` of `samples`, `length` tokens in all; the same whatever was asked before."""
@@ -143,14 +143,10 @@ def run(
                 progress(tokens)
 
         chunk = reading.chunk_size or None
-        said = ask(
-            model, keys.tokenizer, prompt, reading.cache(model.config), chunk_size=chunk, progress=look
-        )
+        said = ask(model, keys.tokenizer, prompt, reading.cache(model.config), chunk_size=chunk, progress=look)
         look(unread)
         seconds = time.perf_counter() - started
-        yield Sample(
-            length, index, prompt.depth, prompt.key, said, said == prompt.key, seconds, peak.megabytes
-        )
+        yield Sample(length, index, prompt.depth, prompt.key, said, said == prompt.key, seconds, peak.megabytes)
 
 
 def summary(reading: Reading, length: int, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -181,7 +177,4 @@ def by_depth(samples: Sequence[Sample]) -> dict[str, float]:
     bins: dict[int, list[Sample]] = {}
     for sample in samples:
         bins.setdefault(min(int(sample.depth * DEPTH_BINS), DEPTH_BINS - 1), []).append(sample)
-    return {
-        f"{place / DEPTH_BINS:.1f}-{(place + 1) / DEPTH_BINS:.1f}": accuracy(bins[place])
-        for place in sorted(bins)
-    }
+    return {f"{place / DEPTH_BINS:.1f}-{(place + 1) / DEPTH_BINS:.1f}": accuracy(bins[place]) for place in sorted(bins)}

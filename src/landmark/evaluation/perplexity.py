@@ -68,9 +68,7 @@ def cut_windows(documents: Sequence[np.ndarray], span: int, limit: int | None) -
     windows = np.concatenate(whole) if whole else np.empty((0, span), np.int64)
     if len(windows) == 0:
         longest = max((len(ids) for ids in documents), default=0)
-        raise ValueError(
-            f"no text fills a window of {span} tokens, the longest has {longest}: choose shorter lengths"
-        )
+        raise ValueError(f"no text fills a window of {span} tokens, the longest has {longest}: choose shorter lengths")
     if limit is not None and limit < len(windows):
         windows = windows[np.arange(limit) * len(windows) // limit]
     return windows
@@ -111,9 +109,7 @@ def score(
 
 
 @torch.inference_mode()
-def token_nll(
-    model: Any, ids: Tensor, reading: Reading, progress: Callable[[int], Any] | None = None
-) -> Tensor:
+def token_nll(model: Any, ids: Tensor, reading: Reading, progress: Callable[[int], Any] | None = None) -> Tensor:
     """Negative log-likelihood of each of `ids [B, N]` given those before it, float64; NaN for the first."""
     nll = torch.full(ids.shape, math.nan, dtype=torch.float64)
     cache = reading.cache(model.config)

@@ -60,9 +60,7 @@ class Reading:
             if top_k:
                 raise ValueError(f"local attention opens no blocks: leave out top_k ({top_k})")
             if local is not None and local_blocks is not None:
-                raise ValueError(
-                    "local and local_blocks both say how far local attention sees: give one of them"
-                )
+                raise ValueError("local and local_blocks both say how far local attention sees: give one of them")
             top_k, local_blocks = 0, _blocks_in_sight(local, size) if local is not None else local_blocks
         cache = LandmarkCache(config, top_k=top_k, local_blocks=local_blocks)
         fits = tokens_that_fit(cache.chunk_positions, size, size - 1)
@@ -75,20 +73,13 @@ class Reading:
         return cls(attention, size, cache.settings.top_k, cache.settings.local_blocks, chunk)
 
     def check_length(self, config: Any, length: int) -> None:
-        """Raises ValueError when this cannot read `length` ordinary tokens: full attention, true positions."""
+        """Raises ValueError when `length` ordinary tokens are more than true positions can carry."""
         trained, positions = trained_positions(config), Settings.of(text_config(config)).positions
-        if stream_length(length, self.block_size) <= trained:
-            return
-        if self.attention == "full":
+        fits = stream_length(length, self.block_size) <= trained
+        if positions == "true" and self.attention != "full" and not fits:
             raise ValueError(
-                f"full attention over {length} tokens goes beyond the trained range of {trained} positions,"
-                f" landmarks included: at most {tokens_that_fit(trained, self.block_size)} tokens fit;"
-                " choose landmark or local attention for more"
-            )
-        if positions == "true":
-            raise ValueError(
-                f'{length} tokens and their landmarks go beyond the trained range of {trained} positions, which'
-                ' positions="true" cannot leave: convert the model with positions="stingy"'
+                f"{length} tokens and their landmarks go beyond the trained range of {trained} positions,"
+                ' which positions="true" cannot leave: convert the model with positions="stingy"'
             )
 
     def cache(self, config: Any) -> LandmarkCache | None:

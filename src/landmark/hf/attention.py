@@ -41,7 +41,15 @@ def attention_forward(
             " call landmark.convert(model), or choose another attn_implementation"
         )
     out = landmark_call.attend(
-        module, query, key, value, scale=scaling, dropout=dropout, window=sliding_window, softcap=softcap, sinks=s_aux
+        module,
+        query,
+        key,
+        value,
+        scale=scaling,
+        dropout=dropout,
+        window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
     )
     return out.transpose(1, 2).contiguous(), None
 

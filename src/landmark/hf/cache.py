@@ -186,11 +186,11 @@ class LandmarkCache(Cache):
             self._take_rows(torch.arange(len(self._tokens)).repeat_interleave(repeats))
 
     def crop(self, length: int) -> None:
-        """Takes back the newest tokens: `length` to keep, or, negative, how many to drop (assisted decoding).
+        """Takes back the newest tokens: a positive number to keep, or a negative one to drop (assisted decoding).
 
         Raises ValueError when they have left the local window: raise `local_blocks` then.
         """
-        dropped = -length if length < 0 else self._columns - length
+        dropped = self._columns - length if length > 0 else -length
         if self._tokens is None or dropped <= 0:
             return
         if dropped > self._columns:

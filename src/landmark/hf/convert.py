@@ -128,5 +128,3 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
     options.setdefault("dtype", torch.float32)
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa", **options)
     return convert(model, **Settings.of(text_config(model.config)).to_dict())
-
-

@@ -25,9 +25,7 @@ def answer(
     token to generate.
     """
     if temperature < 0:
-        raise ValueError(
-            f"temperature is {temperature}: give 0 for the most likely tokens, or more to sample"
-        )
+        raise ValueError(f"temperature is {temperature}: give 0 for the most likely tokens, or more to sample")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: give 1 or more")
     stored = model.generation_config

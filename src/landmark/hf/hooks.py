@@ -5,6 +5,7 @@ to other processes; what one forward needs travels in its keyword arguments, so 
 checkpointing sees the same.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,9 +113,10 @@ def _whole(base: nn.Module, tokens: Tensor, real: Tensor, phase: int, gates: boo
     stream = Stream.lay_out(real, torch.full((len(tokens),), phase, device=tokens.device), settings.block_size)
     trained = trained_positions(config)
     if stream.width > trained:
-        raise ValueError(
+        warnings.warn(
             f"{tokens.shape[1]} tokens take {stream.width} positions with their landmarks, the model was trained on"
-            f" {trained}: pass past_key_values=landmark.LandmarkCache(model.config) or use_cache=True to read any length"
+            f" {trained}: pass past_key_values=landmark.LandmarkCache(model.config) to read any length",
+            stacklevel=2,
         )
     rotations = _rotations(base, stream.width, trained, tokens)
     ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
@@ -177,5 +179,5 @@ def behind_base(base: nn.Module, args: tuple, kwargs: dict[str, Any], output: An
     output.last_hidden_state = torch.cat([*(o.last_hidden_state for o in earlier), strip(output.last_hidden_state)], 1)
     if getattr(output, "hidden_states", None) is not None:
         pieces = [*(o.hidden_states for o in earlier), [strip(h) for h in output.hidden_states]]
-        output.hidden_states = tuple(torch.cat(layer, 1) for layer in zip(*pieces))
+        output.hidden_states = tuple(torch.cat(layer, 1) for layer in zip(*pieces, strict=False))
     return output

@@ -120,7 +120,7 @@ def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] |
 
 def _match(rotary: nn.Module, layer_type: str | None, native: tuple, plain: tuple, where: str) -> Rope:
     length = plain[0].shape[-2]
-    if all(_close(a, b) for a, b in zip(native, plain)):
+    if all(_close(a, b) for a, b in zip(native, plain, strict=False)):
         return Rope("none")
     positions = torch.arange(length, device=plain[0].device)
     for table in TABLES:
@@ -128,7 +128,7 @@ def _match(rotary: nn.Module, layer_type: str | None, native: tuple, plain: tupl
             rope = Rope(style, table, layer_type)
             turned = rotation(rotary, rope, length, length, plain[0])
             if 0 < turned.cos.shape[-1] <= plain[0].shape[-1] and all(
-                _close(a, turned.apply(b, positions)) for a, b in zip(native, plain)
+                _close(a, turned.apply(b, positions)) for a, b in zip(native, plain, strict=False)
             ):
                 return rope
     raise ValueError(f"{where}: external rotation does not reproduce the model's own queries and keys")

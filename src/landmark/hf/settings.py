@@ -77,7 +77,9 @@ def layer_kinds(config: PretrainedConfig) -> list[str]:
     types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     foreign = sorted(set(types) - {"full_attention", "sliding_attention"})
     if foreign:
-        raise ValueError(f"{config.model_type} has layers of type {', '.join(foreign)}: landmarks need attention layers")
+        raise ValueError(
+            f"{config.model_type} has layers of type {', '.join(foreign)}: landmarks need attention layers"
+        )
     hybrid = "full_attention" in types
     return ["sliding" if hybrid and kind == "sliding_attention" else "landmark" for kind in types]
 
@@ -87,7 +89,9 @@ def trained_positions(config: PretrainedConfig) -> int:
     config = text_config(config)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
-        raise ValueError(f"{config.model_type} names no max_position_embeddings: set it to the length it was trained on")
+        raise ValueError(
+            f"{config.model_type} names no max_position_embeddings: set it to the length it was trained on"
+        )
     window = getattr(config, "sliding_window", None)
     uniform = "full_attention" not in (getattr(config, "layer_types", None) or [])
     if window and uniform and getattr(config, "use_sliding_window", True):

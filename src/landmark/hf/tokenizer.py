@@ -28,9 +28,7 @@ def load_tokenizer(path: str | PathLike[str], model: PreTrainedModel) -> PreTrai
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"no tokenizer at {path}: save the model's tokenizer there ({error})") from error
     if not tokenizer.is_fast:
-        raise ValueError(
-            f"the tokenizer at {path} does not tell where tokens stand: a tokenizer.json is needed"
-        )
+        raise ValueError(f"the tokenizer at {path} does not tell where tokens stand: a tokenizer.json is needed")
     landmark = Settings.of(text_config(model.config)).landmark_id
     rows: int = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr, assignment]
     # A landmark added by `convert` is the last row and no token's.
@@ -74,9 +72,7 @@ class EncodedText:
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> EncodedText:
     """`text` without special tokens."""
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return EncodedText(
-        text, torch.tensor(encoding["input_ids"], dtype=torch.long), encoding["offset_mapping"]
-    )
+    return EncodedText(text, torch.tensor(encoding["input_ids"], dtype=torch.long), encoding["offset_mapping"])
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> EncodedText:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Span:
-    """One opened block as ordinary tokens `start:stop` of its row; `weight` is the mean gate over layers, heads and queries."""
+    """One opened block: ordinary tokens `start:stop` of its row, and the mean gate over layers, heads and queries."""
 
     block: int
     start: int
@@ -21,10 +21,10 @@ class Span:
 class Trace:
     """Blocks opened by the recorded forwards.
 
-    For each layer that retrieved anything, `blocks[layer]` is `[B, H, T, k]` long, the numbers of the blocks (0 is the
-    first of the text) that each head of each stream position opened, -1 where it opened fewer than k, and `gates[layer]`,
-    of the same shape, the weight that the block's landmark received in the joint softmax. Forwards follow each other
-    along T, landmarks' own queries included.
+    For each layer that retrieved anything, `blocks[layer]` is `[B, H, T, k]` long: the numbers of the blocks (0 is the
+    first of the text) that each head of each stream position opened, -1 where it opened fewer than k. `gates[layer]`,
+    of the same shape, is the weight that the block's landmark received in the joint softmax. Forwards follow each
+    other along T, landmarks' own queries included.
     """
 
     block_size: int
@@ -43,7 +43,7 @@ class Trace:
             numbers, where = opened[real].unique(return_inverse=True)
             totals = torch.zeros(len(numbers), dtype=torch.float64, device=gates.device)
             totals.index_add_(0, where, gates[real])
-            for number, total in zip(numbers.tolist(), totals.tolist()):
+            for number, total in zip(numbers.tolist(), totals.tolist(), strict=False):
                 weight[number] = weight.get(number, 0.0) + total
         ranked = sorted(weight.items(), key=lambda item: (-item[1], item[0]))
         size = self.block_size

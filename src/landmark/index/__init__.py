@@ -9,8 +9,9 @@ from torch import Tensor
 class Index(Protocol):
     """The landmark keys of the blocks in memory, for every row of the batch.
 
-    Blocks are numbered from 0 in each row, in the order in which they came. `upto` gives, per row, the block number
-    at which a search ends (exclusive); blocks that were dropped are never found. Scores are plain inner products.
+    Blocks are numbered from 0 in each row, in the order in which they came. `upto` gives, per row, the block
+    number at which a search ends (exclusive); blocks that were dropped are never found. Scores are plain
+    inner products.
     """
 
     def append(self, row: int, keys: Tensor) -> None:
@@ -25,7 +26,7 @@ class Index(Protocol):
         ...
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
-        """Scores [B,H,T,N] of all slots for queries `[B,H,T,D]`, -inf at slots that hold no block below `upto`."""
+        """Scores [B,H,T,N] of queries `[B,H,T,D]` at all slots, -inf at those without a block to find."""
         ...
 
     def numbers(self, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ from landmark.index.topk import top_newest
 from landmark.ring import BlockRing
 
 # Scores computed at once: on a CPU little enough to be in cache when the best are picked.
-_TILE_SCORES = 1 << 18
+_TILE_SCORES = 1 << 20
 _TILE_SCORES_ACCELERATOR = 1 << 22
 
 
@@ -33,16 +33,17 @@ class ExactIndex:
         room = query.new_empty(rows * length * span)
         found = []
         for start in range(0, numbers.shape[1], span):
-            some = slice(start, start + span)
+            some = slice(start, min(start + span, numbers.shape[1]))
             labels = numbers[:, None, None, some]
-            tiles = [top_newest(self._scores(q, numbers, some, room), labels, k) for q in query.split(length, dim=2)]
-            found.append([torch.cat(parts, dim=2) for parts in zip(*tiles, strict=True)])
+            parts = (self._scores(q, numbers, some, room) for q in query.split(length, dim=2))
+            tiles = [top_newest(scores, labels, k) for scores in parts]
+            found.append([torch.cat(column, dim=2) for column in zip(*tiles, strict=True)])
         if len(found) == 1:
             return found[0][0], found[0][1]
         if not found:
             shape = (*query.shape[:3], k)
             return query.new_full(shape, -torch.inf), torch.full(shape, -1, device=query.device)
-        scores, blocks = (torch.cat(parts, dim=-1) for parts in zip(*found, strict=True))
+        scores, blocks = (torch.cat(column, dim=-1) for column in zip(*found, strict=True))
         return top_newest(scores, blocks, k)
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
@@ -56,14 +57,14 @@ class ExactIndex:
         return self._ring.numbers(device)
 
     def _numbers_below(self, upto: list[int], device: torch.device) -> Tensor:
-        """Block numbers [B,n] by slot, -1 at slots that a search up to `upto` must not see; n slots hold all others."""
+        """Block numbers [B,n] of the first n slots, which hold all blocks below `upto`; -1 for others."""
         numbers = self._ring.numbers(device)
         # Only a full ring has low numbers at high slots.
         numbers = numbers[:, : max(upto)]
         return torch.where(numbers < torch.tensor(upto, device=device)[:, None], numbers, -1)
 
     def _scores(self, query: Tensor, numbers: Tensor, some: slice, room: Tensor) -> Tensor:
-        """Scores [B,H,T,n], in `room`, of queries `[B,H,T,D]` for the slots `some`; -inf where the number is -1."""
+        """Scores [B,H,T,n], in `room`, of queries `[B,H,T,D]` at slots `some`; -inf where numbers are -1."""
         hidden = numbers[:, some] < 0
         shape = (*query.shape[:3], hidden.shape[1])
         scores = room[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)

@@ -1,7 +1,7 @@
 """The index of a layer whose landmark keys are all equal: one key stands for all blocks.
 
-In the first layer of a model every landmark has the same key before rotary, and index keys are rotated by the same
-offset. Then all old blocks tie, the newest win, and nothing needs to be scored twice.
+In the first layer of a model every landmark has the same key before rotary, and index keys are rotated by the
+same offset. Then all old blocks tie, the newest win, and nothing needs to be scored twice.
 """
 
 import torch
@@ -67,4 +67,4 @@ class TiedIndex:
 
     @property
     def nbytes(self) -> int:
-        return 0 if self._key is None else self._key.nbytes
+        return 0 if self._key is None else self._key[0].nbytes * sum(count > 0 for count in self._counts)

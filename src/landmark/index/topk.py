@@ -3,22 +3,22 @@
 import torch
 from torch import Tensor
 
-_GROUPED_FROM = 256  # blocks; below, one topk over all is faster
+_GROUPED_FROM = 1024  # blocks; below, one topk over all is as fast
 _GROUP = 16
 
 
 def top_newest(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest of `scores [...,N]` and their `numbers` (long, same dims, broadcastable to scores).
 
-    Among equal scores the highest number wins. Numbers stay below 2**30. Returns [...,k] each, in no particular
-    order among equals; where fewer than k scores are above -inf the rest is -inf with number -1.
+    Among equal scores the highest number wins. Numbers stay below 2**30. Returns [...,k] each, in no order to
+    rely on; where fewer than k scores are above -inf the rest is -inf with number -1.
     """
     if scores.shape[-1] < k:
         scores = torch.nn.functional.pad(scores, (0, k - scores.shape[-1]), value=-torch.inf)
         numbers = torch.nn.functional.pad(numbers, (0, k - numbers.shape[-1]), value=-1)
     values, places = _top_values(scores, min(k + 1, scores.shape[-1]))
     if scores.shape[-1] > k:
-        # torch.topk breaks ties as it likes. That matters only where the best one left out equals the last one in.
+        # torch.topk breaks ties as it likes: that matters if the best one left out equals the last one in.
         last_in = values[..., k - 1]
         tied = (last_in == values[..., k]) & (last_in != -torch.inf)
         values, places = values[..., :k], places[..., :k]
@@ -32,8 +32,8 @@ def top_newest(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]
 def _top_values(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """torch.topk, by way of group maxima where there are many scores.
 
-    The k groups with the highest maxima hold the k highest scores: each of them has a score at least as high as
-    any score of another group.
+    The k groups with the highest maxima hold the k highest scores: each of them has a score at least as high
+    as any score of another group.
     """
     length = scores.shape[-1]
     groups = length // _GROUP

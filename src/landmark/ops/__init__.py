@@ -127,9 +127,7 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"{shapes}: the query heads must be a multiple of the {key.shape[1]} key heads")
     if query.shape[2] > key.shape[2]:
-        raise ValueError(
-            f"{shapes}: queries are the last of the key positions, so pass a key for each of them"
-        )
+        raise ValueError(f"{shapes}: queries are the last of the key positions, so pass a key for each of them")
 
 
 def _check_extras(

@@ -136,9 +136,7 @@ def _gradients(
     scale = grid.rules.scale
     query_grad = torch.empty_like(query)
     kv_grads = torch.zeros_like(grid.key), torch.zeros_like(grid.value)
-    means = (out_grad.to(grid.dtype) * out).sum(
-        -1, keepdim=True
-    )  # of a row's weight gradients, by its weights
+    means = (out_grad.to(grid.dtype) * out).sum(-1, keepdim=True)  # of a row's weight gradients, by its weights
     buffers = grid.buffer(), grid.buffer(), grid.buffer()
     for tile in grid.tiles:
         rows = _Rows(tile, grid.rows(query, tile) * scale, grid.rows(out_grad, tile))
@@ -173,9 +171,7 @@ def _joint(grid: Grid, rows: _Rows, sinks: Tensor | None, lse: Tensor | None = N
     return _Joint(places, keys, values, weights, gates, lse, slope)
 
 
-def _joint_gradients(
-    grid: Grid, rows: _Rows, joint: _Joint, means: Tensor, kv_grads: tuple[Tensor, Tensor]
-) -> Tensor:
+def _joint_gradients(grid: Grid, rows: _Rows, joint: _Joint, means: Tensor, kv_grads: tuple[Tensor, Tensor]) -> Tensor:
     """Add the joint softmax's part to the gradients of keys and values, and return that of the rows' queries.
 
     A gate counts here as if its block were empty; `_inside_gradients` adds what the block's values give it.
@@ -192,9 +188,7 @@ def _joint_gradients(
     return torch.bmm(grads, joint.keys)
 
 
-def _inside(
-    grid: Grid, rows: _Rows, blocks: slice, scores: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def _inside(grid: Grid, rows: _Rows, blocks: slice, scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor | None]:
     """Softmax within each of `blocks`, [N, rows, places of the blocks], and the derivative of the soft cap.
 
     `scores` and `weights` are buffers. The result lies in `weights`; its landmark columns hold no meaning.

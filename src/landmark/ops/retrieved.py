@@ -1,7 +1,7 @@
-"""Attention over chosen blocks: every query reads blocks of its own, and the result joins the local attention.
+"""Attention over chosen blocks: every query reads blocks of its own.
 
-Block keys are rotated once, by their offset in the block; a query is rotated by its distance from the start of the
-block it reads. Nothing that is gathered is ever rotated.
+Block keys are rotated once, by their offset in the block; a query is rotated by its distance from the start
+of the block it reads. Nothing that is gathered is ever rotated.
 """
 
 from collections.abc import Callable
@@ -42,14 +42,18 @@ def retrieved_attention(
 
     Args:
         query: [B,H,T,D] before rotary.
-        store: gathers keys [M,k,stride,D] and values [M,k,stride,Dv] for heads [M] (row * kv_heads + head) and block
-            numbers [M,k]. The last of the stride positions is the landmark. What it gives for -1 must be finite.
-        blocks: long [B,H,T,k], [B,1,T,k] (heads share blocks) or [B,H,1,k] (queries share blocks); -1 is no block.
-        distance: long, like blocks but always with T queries: positions from the start of the block to the query.
+        store: gathers keys [M,k,stride,D] and values [M,k,stride,Dv] for heads [M] (row * kv_heads + head)
+            and block numbers [M,k]. The last of the stride positions is the landmark. What it gives for -1
+            must be finite.
+        blocks: long [B,H,T,k], [B,1,T,k] (heads share blocks) or [B,H,1,k] (queries share blocks); -1 is no
+            block.
+        distance: long, like blocks but always with T queries: positions from the start of the block to the
+            query.
 
     Returns:
-        The average [B,H,T,Dv] over the chosen blocks, each weighted by its gate (0 where a query has no block), and
-        the logits of the gates [B,H,T,k], -inf for no block. Both in float32, or float64 for float64 queries.
+        The average [B,H,T,Dv] over the chosen blocks, each weighted by its gate (0 where a query has no
+        block), and the logits of the gates [B,H,T,k], -inf for no block. Both in float32, or float64 for
+        float64 queries.
     """
     work = _laid_out(query, blocks, distance, kv_heads)
     stride, dim, k = block_size + 1, query.shape[-1], blocks.shape[-1]
@@ -59,7 +63,7 @@ def retrieved_attention(
     for start in range(0, len(work.query), items):
         some = slice(start, start + items)
         numbers = work.blocks[some]
-        # Every tile fills the buffers of the first: fresh ones would cost more in page faults than in arithmetic.
+        # Every tile fills the buffers of the first: fresh ones would cost page after page in faults.
         room = fetched and (fetched[0][: len(numbers)], fetched[1][: len(numbers)])
         keys, values = fetched = store.gather(work.heads[some], numbers, room)
         if start == 0:
@@ -75,8 +79,9 @@ def retrieved_attention(
 def merge(out: Tensor, lse: Tensor, retrieved: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
     """Joins local attention and retrieved blocks under one softmax.
 
-    `out [B,H,T,Dv]` is the local output and `lse [B,H,T]` the logarithm of its denominator; `retrieved` and `gates`
-    are those of `retrieved_attention`. Returns the output in out's dtype and the weight of each gate [B,H,T,k].
+    `out [B,H,T,Dv]` is the local output and `lse [B,H,T]` the logarithm of its denominator; `retrieved` and
+    `gates` are those of `retrieved_attention`. Returns the output in out's dtype and the weight of each gate
+    [B,H,T,k].
     """
     total = torch.logaddexp(lse, gates.logsumexp(-1))
     total = total.masked_fill(total == -torch.inf, 0.0)[..., None]
@@ -127,7 +132,7 @@ def _laid_out(query: Tensor, blocks: Tensor, distance: Tensor, kv_heads: int) ->
 
 
 def _tile_sizes(query: Tensor, sharing: int, k: int, stride: int) -> tuple[int, int]:
-    """Items and queries per tile: bounds what is gathered, and the rotated queries and scores that meet it."""
+    """Items and queries per tile: bounds what is gathered, and the queries and scores that meet it."""
     limit = _TILE_BYTES if query.device.type == "cpu" else _TILE_BYTES_ACCELERATOR
     size = max(4, query.element_size())  # halves are widened to float32 in the tile
     gathered = 2 * k * stride * query.shape[-1] * size
@@ -136,9 +141,7 @@ def _tile_sizes(query: Tensor, sharing: int, k: int, stride: int) -> tuple[int, 
     return max(1, limit // max(gathered, queries * per_query)), queries
 
 
-def _read(
-    query: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, softcap: float | None
-) -> tuple[Tensor, Tensor]:
+def _read(query: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
     """One tile: query [m,r,k,D] scaled and rotated, keys and values [m,k,stride,...], blocks [m,k]."""
     items, queries, k, dim = query.shape
     stride = keys.shape[2]

@@ -11,9 +11,9 @@ from torch import Tensor
 class Rotation:
     """Rotates the first R dimensions of a head by position; the others pass through.
 
-    `cos` and `sin` are [P,R] tables by position and may carry a scaling factor. Style "half" pairs dimension i with
-    i + R/2 (tables are `cat(freqs, freqs)`), "interleaved" pairs 2i with 2i + 1 (`repeat_interleave(freqs, 2)`), and
-    "none" rotates nothing (the tables are not read).
+    `cos` and `sin` are [P,R] tables by position and may carry a scaling factor. Style "half" pairs dimension
+    i with i + R/2 (tables are `cat(freqs, freqs)`), "interleaved" pairs 2i with 2i + 1
+    (`repeat_interleave(freqs, 2)`), and "none" rotates nothing (the tables are not read).
     """
 
     cos: Tensor
@@ -23,7 +23,8 @@ class Rotation:
     def __post_init__(self) -> None:
         if self.style not in ("half", "interleaved", "none"):
             raise ValueError(f"rotation style {self.style!r} is unknown: use 'half', 'interleaved' or 'none'")
-        if self.style != "none" and (self.cos.shape != self.sin.shape or self.cos.dim() != 2 or self.cos.shape[1] % 2):
+        paired = self.cos.shape == self.sin.shape and self.cos.dim() == 2 and self.cos.shape[1] % 2 == 0
+        if self.style != "none" and not paired:
             raise ValueError(
                 f"cos {tuple(self.cos.shape)} and sin {tuple(self.sin.shape)} must be tables of one shape "
                 "[positions, even width]"
@@ -37,8 +38,8 @@ class Rotation:
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotates `x [..., D]` to `positions`, long and broadcastable to `x.shape[:-1]`, each in 0..P-1.
 
-        Computes in the wider of the two dtypes and returns x's dtype. Relative positions are all that attention
-        sees, so a query rotated by p - s against a key rotated by j scores like p against s + j.
+        Computes in the wider of the two dtypes and returns x's dtype. Relative positions are all that
+        attention sees, so a query rotated by p - s against a key rotated by j scores like p against s + j.
         """
         if self.style == "none":
             return x

@@ -7,9 +7,9 @@ from landmark.ring import BlockRing
 
 
 class DeviceStore:
-    """Buffers [B,Hkv,capacity,stride,D]: a block of one head is one contiguous piece. Implements `BlockStore`.
+    """Buffers [B,Hkv,capacity,stride,D]: a block of one head is one contiguous piece.
 
-    Keeps the newest `max_blocks` blocks of each row, all if None.
+    Implements `landmark.store.BlockStore`. Keeps the newest `max_blocks` blocks of each row, all if None.
     """
 
     def __init__(self, rows: int, max_blocks: int | None = None) -> None:
@@ -25,9 +25,7 @@ class DeviceStore:
         self._keys.append(row, keys)  # one buffer grows, and frees its old copy, before the other one does
         self._values.append(row, values)
 
-    def gather(
-        self, heads: Tensor, numbers: Tensor, out: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def gather(self, heads: Tensor, numbers: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         keys, values = (None, None) if out is None else out
         return _pick(self._keys, heads, numbers, keys), _pick(self._values, heads, numbers, values)
 

@@ -49,9 +49,7 @@ class Report(TrainerCallback):
             disable=not sys.stderr.isatty(),
         )
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar and the file, at the place where a resumed training stands."""
         if self.json_target == "-":
             self.json_file = sys.stdout
@@ -64,9 +62,7 @@ class Report(TrainerCallback):
         self.task = self.progress.add_task("training", total=self.read[-1], completed=self.first)
         self.progress.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move the bar."""
         self.progress.update(self.task, completed=self.read[state.global_step])
 
@@ -89,9 +85,7 @@ class Report(TrainerCallback):
         if event != "end":
             self._show(state.global_step, logs, speed)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the bar."""
         self.progress.stop()
 
@@ -132,9 +126,7 @@ class StopOnSignal(TrainerCallback):
         for number, handler in self.earlier.items():
             signal.signal(number, handler)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask the Trainer for a checkpoint and the end of training."""
         if self.requested:
             control.should_save = control.should_training_stop = True

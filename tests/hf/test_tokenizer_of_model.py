@@ -1,0 +1,48 @@
+"""A tokenizer that does not belong to the model is refused."""
+
+import pytest
+from families import family
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import landmark
+from landmark.hf.tokenizer import encode, load_tokenizer, opening
+
+
+def saved(folder, words, **options):
+    bare = Tokenizer(models.WordLevel({f"w{i}": i for i in range(words)}, unk_token="w3"))
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=bare, **options).save_pretrained(folder)
+    return folder
+
+
+def test_belongs(tmp_path):
+    model = landmark.convert(family("llama"), block_size=5)
+    tokenizer = load_tokenizer(saved(tmp_path, 61), model)
+    text = encode(tokenizer, "w5 w60")
+    assert text.ids.tolist() == [5, 60]
+    assert text.offsets == [(0, 2), (3, 6)]
+    assert opening(tokenizer).ids.tolist() == []
+
+
+def test_more_tokens_than_rows(tmp_path):
+    model = landmark.convert(family("llama"), block_size=5)
+    with pytest.raises(ValueError, match="has 62 tokens, the model 61 rows for text"):
+        load_tokenizer(saved(tmp_path, 62), model)
+
+
+def test_landmark_in_the_midst_of_the_tokens(tmp_path):
+    model = landmark.convert(family("llama"), block_size=5, landmark_id=7)
+    with pytest.raises(ValueError, match="row 7 is the token 'w7'"):
+        load_tokenizer(saved(tmp_path, 61), model)
+
+
+def test_a_special_token_may_be_the_landmark(tmp_path):
+    model = landmark.convert(family("llama"), block_size=5, landmark_id=60)
+    assert len(load_tokenizer(saved(tmp_path, 61, additional_special_tokens=["w60"]), model)) == 61
+
+
+def test_no_tokenizer(tmp_path):
+    model = landmark.convert(family("llama"), block_size=5)
+    with pytest.raises(ValueError, match="no tokenizer at"):
+        load_tokenizer(tmp_path, model)

@@ -1,0 +1,236 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from landmark.memory import LayerMemory
+from landmark.ops.reference import reference_attention
+from landmark.ops.rotary import Rotation
+
+DIM = 6
+SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
+
+
+def rotation(positions: int = 400, dim: int = DIM, dtype: torch.dtype = torch.float64) -> Rotation:
+    angles = torch.outer(torch.arange(positions).double(), 30.0 ** (-torch.arange(0, dim, 2).double() / dim))
+    angles = torch.cat((angles, angles), -1)
+    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), "half")
+
+
+def quarter_turns() -> Rotation:
+    """Angles are multiples of 90 degrees: whole numbers stay whole, so equal scores are exactly equal."""
+    angles = torch.outer(torch.arange(400), torch.tensor([1, 2, 3])) % 4
+    angles = torch.cat((angles, angles), -1)
+    cos, sin = torch.tensor([1.0, 0.0, -1.0, 0.0]).double(), torch.tensor([0.0, 1.0, 0.0, -1.0]).double()
+    return Rotation(cos[angles], sin[angles], "half")
+
+
+def stream(length: int, rows: int = 1, heads: int = 2, kv_heads: int = 2) -> list[torch.Tensor]:
+    return [torch.randn(rows, h, length, DIM, dtype=torch.float64) for h in (heads, kv_heads, kv_heads)]
+
+
+def read(memory: LayerMemory, qkv: list[torch.Tensor], chunks: list[int], **options) -> torch.Tensor:
+    """Reads the stream in chunks of these lengths and returns all outputs."""
+    options = {"rotation": rotation(), "lengths": None, **options}
+    parts = zip(*(x.split(chunks, dim=2) for x in qkv), strict=True)
+    return torch.cat([memory.attend(q, k, v, **options) for q, k, v in parts], dim=2)
+
+
+chunk_lists = st.lists(st.one_of(st.just(1), st.integers(1, 23)), min_size=1, max_size=8)
+
+
+@given(
+    chunks=chunk_lists,
+    block_size=st.integers(1, 5),
+    local_blocks=st.sampled_from([0, 1, 3]),
+    positions=st.sampled_from(["stingy", "true"]),
+    selection=st.sampled_from(SELECTIONS),
+    groups=st.integers(1, 3),
+    softcap=st.sampled_from([None, 2.0]),
+    with_sinks=st.booleans(),
+)
+def test_enough_blocks_give_attention_over_the_whole_stream(
+    chunks, block_size, local_blocks, positions, selection, groups, softcap, with_sinks
+):
+    total, heads = sum(chunks), 2 * groups
+    qkv = stream(total, heads=heads)
+    sinks = torch.randn(heads).double() if with_sinks else None
+    memory = LayerMemory(
+        block_size=block_size, top_k=100, selection=selection, local_blocks=local_blocks, positions=positions
+    )
+    # Every block in memory has a slot: the position range must be long enough.
+    out = read(memory, qkv, chunks, scale=0.7, softcap=softcap, sinks=sinks)
+    turned = [rotation().apply(x, torch.arange(total)) for x in qkv[:2]]
+    is_landmark = (torch.arange(total) % (block_size + 1) == block_size)[None]
+    expected = reference_attention(*turned, qkv[2], is_landmark=is_landmark, scale=0.7, softcap=softcap, sinks=sinks)
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+
+
+@given(
+    first=st.lists(st.integers(0, 30), min_size=3, max_size=3),
+    second=st.lists(st.integers(0, 9), min_size=3, max_size=3),
+    selection=st.sampled_from(SELECTIONS),
+    positions=st.sampled_from(["stingy", "true"]),
+    local_blocks=st.integers(0, 1),
+    max_blocks=st.sampled_from([None, 3]),
+    tied=st.booleans(),
+)
+def test_rows_of_different_lengths_read_like_each_row_alone(
+    first, second, selection, positions, local_blocks, max_blocks, tied
+):
+    settings = {
+        "block_size": 3, "top_k": 2, "selection": selection, "positions": positions,
+        "local_blocks": local_blocks, "max_blocks": max_blocks, "tied_landmarks": tied,
+    }  # fmt: skip
+    qkv = stream(60, rows=3)
+    if tied:
+        qkv[1][:, :, 3::4] = qkv[1][:1, :, 3:4]
+    together, alone = LayerMemory(**settings), [LayerMemory(**settings) for _ in range(3)]
+    seen = [0, 0, 0]
+    for lengths in (first, second, [1, 1, 1]):
+        width = max(1, *lengths)
+        batch = [torch.full((3, x.shape[1], width, DIM), 7.0).double() for x in qkv]
+        for row, length in enumerate(lengths):
+            for laid, x in zip(batch, qkv, strict=True):
+                laid[row, :, :length] = x[row, :, seen[row] : seen[row] + length]
+        out = together.attend(*batch, lengths=torch.tensor(lengths), rotation=rotation())
+        for row, length in enumerate(lengths):
+            if length == 0:
+                continue
+            own = [x[row : row + 1, :, seen[row] : seen[row] + length] for x in qkv]
+            expected = alone[row].attend(*own, lengths=None, rotation=rotation())
+            torch.testing.assert_close(out[row : row + 1, :, :length], expected, atol=1e-12, rtol=0)
+            opened = alone[row].last
+            if opened is not None:
+                assert together.last is not None
+                k = opened.blocks.shape[-1]
+                assert torch.equal(together.last.blocks[row, :, :length, :k], opened.blocks[0])
+                assert (together.last.blocks[row, :, :length, k:] == -1).all()
+            seen[row] += length
+        assert together.lengths.tolist() == seen
+    assert together.nbytes == sum(memory.nbytes for memory in alone)
+
+
+def test_rows_can_be_reordered_and_repeated():
+    qkv, more = stream(40, rows=2), stream(9, rows=2)
+    settings = {"block_size": 3, "top_k": 2, "local_blocks": 1}
+    kept, moved = LayerMemory(**settings), LayerMemory(**settings)
+    read(kept, qkv, [25, 15])
+    read(moved, qkv, [25, 15])
+    rows = torch.tensor([1, 0, 1])
+    moved.reorder(rows)
+    expected = read(kept, more, [9])[rows]
+    torch.testing.assert_close(read(moved, [x[rows] for x in more], [9]), expected, atol=1e-12, rtol=0)
+    assert moved.lengths.tolist() == [49, 49, 49]
+
+
+def test_reordering_to_the_same_order_copies_nothing():
+    memory = LayerMemory(block_size=3, top_k=2, local_blocks=0)
+    memory.reorder(torch.tensor([0]))
+    read(memory, stream(40, rows=2), [40])
+    before = memory._store._keys.data
+    memory.reorder(torch.tensor([0, 1]))
+    assert memory._store._keys.data is before
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("wrong", [1, 2, 17])
+def test_cropping_the_newest_chunk_is_as_if_it_had_never_been_read(as_tensor, wrong):
+    qkv = stream(50)
+    settings = {"block_size": 3, "top_k": 2, "local_blocks": 1}
+    straight, corrected = LayerMemory(**settings), LayerMemory(**settings)
+    for memory in (straight, corrected):
+        read(memory, [x[:, :, :41] for x in qkv], [30, 11])
+    read(corrected, stream(wrong), [wrong])
+    corrected.crop(torch.tensor([41]) if as_tensor else 41)
+    assert corrected.lengths.tolist() == [41]
+    corrected.crop(100)
+    assert corrected.lengths.tolist() == [41]
+    rest = [x[:, :, 41:] for x in qkv]
+    assert torch.equal(read(corrected, rest, [4, 5]), read(straight, rest, [4, 5]))
+
+
+def test_cropping_further_keeps_the_stream_whole():
+    """Blocks that are in memory by then stay there; when all are opened nothing is lost."""
+    qkv = stream(50)
+    memory = LayerMemory(block_size=3, top_k=100, local_blocks=1)
+    read(memory, [x[:, :, :45] for x in qkv], [41, 4])
+    read(memory, stream(3), [3])
+    memory.crop(43)
+    out = read(memory, [x[:, :, 43:] for x in qkv], [7])
+    whole = read(LayerMemory(block_size=3, top_k=100, local_blocks=1), qkv, [50])
+    torch.testing.assert_close(out, whole[:, :, 43:], atol=1e-12, rtol=0)
+
+
+def test_cropping_into_memory_is_refused():
+    memory = LayerMemory(block_size=3, top_k=2, local_blocks=1)
+    read(memory, stream(31), [30, 1])
+    with pytest.raises(ValueError, match="cannot take back 8 stream positions: only the newest 7"):
+        memory.crop(23)
+    memory.crop(24)
+    assert memory.lengths.tolist() == [24]
+
+
+def test_equal_scores_open_the_newest_blocks():
+    query, key, value = (torch.ones(1, 1, 41, DIM).double() for _ in range(3))
+    nothing = Rotation(torch.empty(0, 0), torch.empty(0, 0), "none")
+    memory = LayerMemory(block_size=3, top_k=3, local_blocks=0)
+    for part in ((0, 40), (40, 41)):
+        chunk = [x[:, :, slice(*part)] for x in (query, key, value)]
+        memory.attend(*chunk, lengths=None, rotation=nothing)
+    assert memory.last is not None
+    assert memory.last.blocks.flatten().tolist() == [7, 8, 9]
+    # One query, its own local token and three gates, all alike.
+    torch.testing.assert_close(memory.last.gates, torch.full((1, 1, 1, 3), 0.25).double())
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("max_blocks", [None, 6])
+def test_tied_landmarks_change_nothing_but_the_work(selection, max_blocks):
+    query, key, value = (torch.randint(-2, 3, (1, 2, 90, DIM)).double() for _ in range(3))
+    key[:, :, 3::4] = torch.randint(-2, 3, (1, 2, 1, DIM)).double()
+    results = []
+    for tied in (False, True):
+        memory = LayerMemory(
+            block_size=3,
+            top_k=2,
+            selection=selection,
+            local_blocks=1,
+            max_blocks=max_blocks,
+            tied_landmarks=tied,
+        )
+        out = read(memory, [query, key, value], [50, 30, 1, 9], rotation=quarter_turns(), scale=0.5)
+        results.append((out, memory.last.blocks))
+    assert torch.equal(results[0][1], results[1][1])
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-13, rtol=0)
+
+
+def test_without_top_k_only_the_window_is_seen_and_kept():
+    qkv = stream(60)
+    memory = LayerMemory(block_size=3, top_k=0, local_blocks=2)
+    out = read(memory, qkv, [50, 10])
+    assert memory.last is None
+    assert memory.nbytes == 2 * 2 * (2 * 4 + 2 + 10) * DIM * 8  # window, tail and the chunk just read
+    alone = LayerMemory(block_size=3, top_k=0, local_blocks=9)
+    start = (50 // 4 - 2) * 4
+    expected = read(alone, [x[:, :, start:] for x in qkv], [60 - start])[:, :, 50 - start :]
+    torch.testing.assert_close(out[:, :, 50:], expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_lower_precision_stays_close(dtype):
+    qkv = [x.to(dtype) for x in stream(60, heads=4)]
+    outs = []
+    for convert in (lambda x: x, lambda x: x.double()):
+        memory = LayerMemory(block_size=3, top_k=100, local_blocks=1)
+        outs.append(read(memory, [convert(x) for x in qkv], [40, 20]))
+    assert outs[0].dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(outs[0].double(), outs[1], atol=tolerance, rtol=0)
+
+
+def test_nothing_needs_a_gradient():
+    qkv = [x.requires_grad_() for x in stream(30)]
+    memory = LayerMemory(block_size=3, top_k=2, local_blocks=0)
+    assert not read(memory, qkv, [20, 10]).requires_grad
+    assert not memory._store._keys.data.requires_grad

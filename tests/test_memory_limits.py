@@ -1,0 +1,122 @@
+"""What a memory refuses, what it keeps, and how much room it needs to work."""
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from landmark.memory import LayerMemory
+from landmark.ops.rotary import Rotation
+
+DIM = 6
+SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
+
+
+def rotation(positions: int = 400, dim: int = DIM, dtype: torch.dtype = torch.float64) -> Rotation:
+    angles = torch.outer(torch.arange(positions).double(), 30.0 ** (-torch.arange(0, dim, 2).double() / dim))
+    angles = torch.cat((angles, angles), -1)
+    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), "half")
+
+
+def read(memory: LayerMemory, length: int, rows: int = 1, **options) -> torch.Tensor:
+    """Reads a chunk of noise."""
+    qkv = [torch.randn(rows, 2, length, DIM, dtype=torch.float64) for _ in range(3)]
+    return memory.attend(*qkv, **{"rotation": rotation(), "lengths": None, **options})
+
+
+def test_only_the_newest_blocks_are_kept():
+    memory = LayerMemory(block_size=3, top_k=2, local_blocks=0, max_blocks=4)
+    for length in (40, 43, 1):
+        read(memory, length)
+    # Keys and values of four blocks, their landmark keys, and a tail of three with the position just read.
+    assert memory.nbytes == 2 * (2 * 4 * 4 + 4 + 2 * 4) * DIM * 8
+    full = memory.nbytes
+    for length in (39, 1):
+        read(memory, length)
+    assert memory.nbytes == full
+    assert memory.last.blocks.min() >= 30 - 4
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors made inside and still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.largest = 0
+        self._known = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self._known.setdefault(tensor.untyped_storage(), 0)
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._known:
+                storage = tensor.untyped_storage()
+                self._known[storage] = size = storage.nbytes()
+                weakref.finalize(storage, self._freed, size)
+                self.now += size
+                self.peak, self.largest = max(self.peak, self.now), max(self.largest, size)
+        return out
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_a_long_chunk_needs_little_memory(selection):
+    memory = LayerMemory(block_size=63, top_k=4, selection=selection, local_blocks=2)
+    table = rotation(4096, 64, torch.float32)
+    qkv = [torch.randn(1, 8, 2048, 64) for _ in range(3)]
+    memory.attend(*qkv, lengths=None, rotation=table)
+    with LiveBytes() as live:
+        memory.attend(*qkv, lengths=None, rotation=table)
+    assert memory.last is not None
+    # Gathered all at once the blocks would take 2 GiB. The store doubles meanwhile, which counts here.
+    assert live.peak < 64 << 20
+    assert live.largest <= 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"block_size": 0}, "block_size is 0"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"selection": "best"}, "selection 'best' is unknown: use one of per_token_and_head"),
+        ({"local_blocks": -2}, "local_blocks is -2"),
+        ({"max_blocks": 0}, "max_blocks is 0"),
+        ({"positions": "far"}, "positions 'far' is unknown"),
+    ],
+)
+def test_settings_that_mean_nothing_are_rejected(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        LayerMemory(**{"block_size": 3, "top_k": 2, "local_blocks": 1, **wrong})
+
+
+def test_a_chunk_beyond_the_table_is_rejected_before_any_work():
+    memory = LayerMemory(block_size=3, top_k=2, local_blocks=1)
+    read(memory, 30, rotation=rotation(30))
+    arithmetic = r"ends at rotary position 25 and the rotation table at 24.*\(2 \+ 1 \+ 1\) \* 4"
+    with pytest.raises(ValueError, match=arithmetic):
+        read(memory, 7, rotation=rotation(24))
+    assert memory.lengths.tolist() == [30]
+    read(memory, 7, rotation=rotation(25))
+
+
+def test_true_positions_need_a_table_for_the_whole_text():
+    memory = LayerMemory(block_size=3, top_k=2, local_blocks=1, positions="true")
+    read(memory, 30, rotation=rotation(37))
+    with pytest.raises(ValueError, match=r"position 38 and the rotation table at 37: .* hold the whole text"):
+        read(memory, 8, rotation=rotation(37))
+    read(memory, 7, rotation=rotation(37))
+
+
+def test_another_number_of_rows_is_rejected():
+    memory = LayerMemory(block_size=3, top_k=2, local_blocks=1)
+    read(memory, 5, rows=2)
+    with pytest.raises(ValueError, match="holds 2 rows, the chunk has 3"):
+        read(memory, 5, rows=3)
+    with pytest.raises(ValueError, match=r"lengths \[6, 1\]"):
+        read(memory, 5, rows=2, lengths=torch.tensor([6, 1]))
