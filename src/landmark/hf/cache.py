@@ -13,7 +13,7 @@ from landmark.hf.rope import Rope
 from landmark.hf.settings import Settings, chunk_positions, layer_kinds, text_config, trained_positions
 from landmark.hf.sliding import SlidingWindow
 from landmark.hf.trace import Trace, joined
-from landmark.memory import LayerMemory
+from landmark.memory import LayerMemory, Selection
 from landmark.ops.rotary import Rotation
 
 
@@ -55,14 +55,14 @@ class LandmarkCache(Cache):
     columns of `input_ids`, as transformers counts). Raises ValueError when the settings leave no room for a chunk.
     """
 
-    is_compileable = False
+    is_compileable = False  # type: ignore[assignment]  # a property there, fixed here
 
     def __init__(
         self,
         config: PretrainedConfig,
         *,
         top_k: int | None = None,
-        selection: str | None = None,
+        selection: Selection | None = None,
         max_blocks: int | None = None,
         local_blocks: int | None = None,
     ) -> None:
@@ -74,7 +74,7 @@ class LandmarkCache(Cache):
         self.max_blocks = max_blocks
         self._kinds = layer_kinds(config)
         self._window = getattr(config, "sliding_window", None)
-        super().__init__(layers=self._fresh_layers())
+        super().__init__(layers=[*self._fresh_layers()])
         self._columns = 0
         self._tokens: Tensor | None = None
         self._recorded: list[dict[int, tuple[Tensor, Tensor]]] = []
@@ -185,12 +185,14 @@ class LandmarkCache(Cache):
         if self._tokens is not None:
             self._take_rows(torch.arange(len(self._tokens)).repeat_interleave(repeats))
 
-    def crop(self, length: int) -> None:
-        """Takes back the newest tokens: a positive number to keep, or a negative one to drop (assisted decoding).
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the newest tokens, as many as a negative number says, or down to a positive one.
+
+        (Assisted decoding passes the former; transformers before 5.18 passed the latter.)
 
         Raises ValueError when they have left the local window: raise `local_blocks` then.
         """
-        dropped = self._columns - length if length > 0 else -length
+        dropped = self._columns - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
         if self._tokens is None or dropped <= 0:
             return
         if dropped > self._columns:

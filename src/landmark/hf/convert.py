@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from landmark.hf import attention
 from landmark.hf.hooks import MaskLandmarkLogit, before_base, behind_base, unrotate
 from landmark.hf.rope import find_ropes
-from landmark.hf.settings import DEFAULT_LOCAL_BLOCKS, Settings, chunk_positions, layer_kinds, text_config
+from landmark.hf.settings import DEFAULT_LOCAL_BLOCKS, Positions, Settings, chunk_positions, layer_kinds, text_config
+from landmark.memory import Selection
 
 
 def convert(
@@ -20,9 +21,9 @@ def convert(
     block_size: int = 63,
     landmark_id: int | None = None,
     top_k: int = 4,
-    selection: str = "per_token_and_head",
+    selection: Selection = "per_token_and_head",
     local_blocks: int = DEFAULT_LOCAL_BLOCKS,
-    positions: str = "stingy",
+    positions: Positions = "stingy",
 ) -> PreTrainedModel:
     """Makes `model`, any rotary decoder, read with landmarks; returns the same object.
 
@@ -68,7 +69,7 @@ def convert(
 def _attach(model: PreTrainedModel, base: Any, name: str, kinds: list[str], add_row: bool) -> None:
     """Proves that the model works before anything of it is changed for good."""
     config = text_config(model.config)
-    before = config._attn_implementation
+    before: Any = config._attn_implementation
     try:
         model.set_attn_implementation(attention.NAME)
         handles = [module.register_forward_pre_hook(unrotate, with_kwargs=True) for module in _attentions(base)]
@@ -99,12 +100,12 @@ def _attentions(base: nn.Module) -> list[nn.Module]:
 
 
 def _add_mean_row(model: PreTrainedModel) -> None:
-    rows = model.get_input_embeddings().num_embeddings
+    rows: Any = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(rows + 1, mean_resizing=False)
     with torch.no_grad():
-        for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
-            weight: Any = embeddings.weight
-            weight[rows] = weight[:rows].mean(0)
+        parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+        for embeddings in parts:
+            embeddings.weight[rows] = embeddings.weight[:rows].mean(0)
             if getattr(embeddings, "bias", None) is not None:
                 embeddings.bias[rows] = embeddings.bias[:rows].mean()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from landmark.ops.rotary import Rotation
 
 # How a model's rotary module lays out its table, whatever the way it pairs dimensions.
-TABLES = ("concatenated", "repeated", "single")
-STYLES = ("half", "interleaved")
+Table = Literal["concatenated", "repeated", "single"]
+Style = Literal["half", "interleaved", "none"]
 
 
 @dataclass(frozen=True)
 class Rope:
     """How one layer rotates: which pairs (`style`), which table layout, and which table (`layer_type`)."""
 
-    style: str = "none"
-    table: str = "single"
+    style: Style = "none"
+    table: Table = "single"
     layer_type: str | None = None
 
 
@@ -123,8 +123,8 @@ def _match(rotary: nn.Module, layer_type: str | None, native: tuple, plain: tupl
     if all(_close(a, b) for a, b in zip(native, plain, strict=False)):
         return Rope("none")
     positions = torch.arange(length, device=plain[0].device)
-    for table in TABLES:
-        for style in STYLES:
+    for table in get_args(Table):
+        for style in get_args(Style)[:2]:
             rope = Rope(style, table, layer_type)
             turned = rotation(rotary, rope, length, length, plain[0])
             if 0 < turned.cos.shape[-1] <= plain[0].shape[-1] and all(

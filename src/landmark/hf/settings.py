@@ -1,14 +1,14 @@
 """What `convert` decides once for a model, and the arithmetic of its position range."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from transformers import PretrainedConfig
 
 from landmark.blocks import check_block_size, tokens_that_fit
+from landmark.memory import SELECTIONS, Selection
 
-SELECTIONS = ("per_token_and_head", "per_token", "per_head")
-POSITIONS = ("stingy", "true")
+Positions = Literal["stingy", "true"]
 DEFAULT_LOCAL_BLOCKS = 2
 # A longer chunk costs quadratic attention for little gain; models with a long range are cut here instead.
 MAX_CHUNK = 2048
@@ -21,16 +21,16 @@ class Settings:
     block_size: int
     landmark_id: int
     top_k: int = 4
-    selection: str = "per_token_and_head"
+    selection: Selection = "per_token_and_head"
     local_blocks: int = DEFAULT_LOCAL_BLOCKS
-    positions: str = "stingy"
+    positions: Positions = "stingy"
 
     def __post_init__(self) -> None:
         check_block_size(self.block_size)
         _check_count("top_k", self.top_k, "0 means local attention only")
         _check_count("local_blocks", self.local_blocks, "0 is the paper's rule")
         _check_choice("selection", self.selection, SELECTIONS)
-        _check_choice("positions", self.positions, POSITIONS)
+        _check_choice("positions", self.positions, get_args(Positions))
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "Settings":

@@ -1,5 +1,6 @@
 """The native sliding-window layers of hybrid models (Gemma, gpt-oss, ...), for rows with their own lengths."""
 
+import math
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def sliding_attention(
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     outs = []
     for start in range(0, query.shape[-2], TILE):
         rows = slice(start, start + TILE)

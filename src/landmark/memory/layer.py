@@ -11,12 +11,12 @@ from landmark.blocks import check_block_size
 from landmark.index import Index
 from landmark.index.exact import ExactIndex
 from landmark.index.tied import TiedIndex
-from landmark.local import LocalWindow, column, steps_of
+from landmark.memory.local import LocalWindow, column, steps_of
+from landmark.memory.selection import SELECTIONS, Retrieval, Selection
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.retrieved import merge, retrieved_attention
 from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
-from landmark.selection import SELECTIONS, Retrieval, Selection
 from landmark.store import BlockStore
 from landmark.store.device import DeviceStore
 

@@ -9,7 +9,7 @@ import torch
 from landmark.memory import LayerMemory
 from landmark.ops.rotary import Rotation
 
-GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "cached_attn" / "bs8.npz"))
+GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "cached_attn" / "bs8.npz"))
 NAMES = sorted({name.split("/")[0] for name in GOLDEN if "/" in name})
 STRIDE = 8
 
