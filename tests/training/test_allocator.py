@@ -15,10 +15,10 @@ def faults(steps):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults(2)
-usual = faults(4)
+usual = faults(8)
 assert keep_freed_pages()
-faults(2)
-print(usual, faults(4))
+faults(8)  # the heap grows to its size
+print(usual, faults(8))
 """
 
 
@@ -27,4 +27,4 @@ def test_large_temporaries_stop_faulting():
     # In a process of its own: the setting cannot be taken back.
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     usual, kept = map(int, done.stdout.split())
-    assert kept < usual / 10
+    assert kept < usual / 2

@@ -7,8 +7,9 @@ from landmark.index.topk import top_newest
 from landmark.ring import BlockRing
 
 # Scores computed at once: on a CPU little enough to be in cache when the best are picked.
-_TILE_SCORES = 1 << 20
+_TILE_SCORES = 1 << 21
 _TILE_SCORES_ACCELERATOR = 1 << 22
+_TILE_QUERIES = 64
 
 
 class ExactIndex:
@@ -27,8 +28,9 @@ class ExactIndex:
         numbers = self._numbers_below(upto, query.device)
         limit = _TILE_SCORES if query.device.type == "cpu" else _TILE_SCORES_ACCELERATOR
         rows = query.shape[0] * query.shape[1]
-        span = max(1, min(numbers.shape[1], limit // rows))
-        length = max(1, min(query.shape[2], limit // (rows * span)))
+        # Many queries by many landmarks: a product of a few queries only would wait for memory.
+        length = max(1, min(query.shape[2], _TILE_QUERIES, limit // rows))
+        span = max(1, min(numbers.shape[1], limit // (rows * length)))
         # One buffer for all tiles: fresh ones would cost more in page faults than in arithmetic.
         room = query.new_empty(rows * length * span)
         found = []
