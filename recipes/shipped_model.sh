@@ -17,6 +17,6 @@ landmark train \
     --recipe "$recipes/shipped_model.toml" \
     --texts "$data"/books/train/*.txt \
     --validation "$data"/books/validation/*.txt \
-    --block-size 31 --top-k 4 \
+    --block-size 31 --top-k 2 \
     --save-dtype float16 \
     --out "$out"

@@ -147,7 +147,7 @@ def test_training_with_gradient_checkpointing_gives_the_same_gradients():
         ({"block_size": 7, "selection": "best"}, "selection"),
         ({"block_size": 7, "positions": "absolute"}, "positions"),
         ({"block_size": 7, "landmark_id": 99}, "landmark_id is 99"),
-        ({"block_size": 63, "top_k": 4}, r"\(top_k 4 \+ 1 \+ local_blocks 2 \+ 1\) \* stride 64 = 512"),
+        ({"block_size": 63, "top_k": 4}, r"\(top_k 4 \+ 1 \+ local_blocks 1 \+ 1\) \* stride 64 = 448"),
     ],
 )
 def test_bad_settings_are_named(options, word):
