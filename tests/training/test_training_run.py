@@ -75,6 +75,7 @@ def test_an_existing_model_learns_landmarks_and_then_more(options, material, tmp
     short = {"recipe": None, "steps": 2, "window_positions": 48, "batch_size": 2, "config": None}
     first = train(options(**short, model=str(tmp_path / "plain"), out=tmp_path / "first"))
     assert from_pretrained(first).config.landmark["block_size"] == 7
+    assert from_pretrained(first).config.use_cache
     second = options(**short, model=str(first), tokenizer=None, block_size=None, top_k=2, out=tmp_path / "second")
     landmark = from_pretrained(train(second)).config.landmark
     assert (landmark["block_size"], landmark["top_k"], landmark["landmark_id"]) == (7, 2, 300)

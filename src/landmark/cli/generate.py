@@ -88,7 +88,7 @@ def run(options: GenerateOptions) -> int:
         counts = {"tokens_read": len(before), "new_tokens": len(new), "read_seconds": read_seconds}
         print(json.dumps({"answer": said, **counts, "spans": spans}))
         return 0
-    print()
+    print(flush=True)
     print(f"{len(before):,} tokens read in {read_seconds:.1f} s", file=sys.stderr)
     for passage in opened:
         snippet = " ".join(passage.text.split())[:SNIPPET]

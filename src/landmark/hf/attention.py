@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from landmark.blocks import Stream
-from landmark.hf.rope import AttentionCall, Rope
+from landmark.hf.rope import AttentionCall, Rope, Scoring
 from landmark.hf.sliding import sliding_attention
 from landmark.ops import landmark_attention
 from landmark.ops.rotary import Rotation
@@ -40,17 +40,8 @@ def attention_forward(
             "the attention implementation 'landmark' was called outside a converted model:"
             " call landmark.convert(model), or choose another attn_implementation"
         )
-    out = landmark_call.attend(
-        module,
-        query,
-        key,
-        value,
-        scale=scaling,
-        dropout=dropout,
-        window=sliding_window,
-        softcap=softcap,
-        sinks=s_aux,
-    )
+    scoring = Scoring(scaling, dropout, sliding_window, softcap, s_aux)
+    out = landmark_call.attend(module, query, key, value, scoring)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -59,68 +50,52 @@ AttentionInterface.register(NAME, attention_forward)
 
 
 @dataclass(frozen=True)
-class WholeCall:
-    """Section 3.1 of the paper over a whole input: what training sees, and any forward without a cache."""
+class StreamCall:
+    """What every forward over a stream of tokens and landmarks knows of it."""
 
     stream: Stream
     ropes: list[Rope]
     rotations: dict[Rope, Rotation]
     kinds: list[str]
-    block_size: int
-    phase: int
-    gates: bool
 
     def unrotated(self, layer: int) -> bool:
         return self.kinds[layer] == "landmark" and self.ropes[layer].style != "none"
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scale: float | None,
-        dropout: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
-    ) -> Tensor:
+
+@dataclass(frozen=True)
+class WholeCall(StreamCall):
+    """Section 3.1 of the paper over a whole input: what training sees, and any forward without a cache."""
+
+    block_size: int
+    phase: int
+    gates: bool
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         layer: int = module.layer_idx  # type: ignore[assignment]
         positions = torch.arange(query.shape[-2], device=query.device)
         if self.kinds[layer] == "sliding":
-            assert window is not None
-            return sliding_attention(
-                query, key, value, positions[None], positions[None], window, scale, softcap, sinks, dropout
-            )
+            return sliding_attention(query, key, value, positions[None], positions[None], scoring)
         if self.unrotated(layer):
             rotation = self.rotations[self.ropes[layer]]
             query, key = rotation.apply(query, positions), rotation.apply(key, positions)
         if not self.gates:
-            return _plain_causal(query, key, value, scale, dropout, softcap, sinks)
+            return _plain_causal(query, key, value, scoring)
         return landmark_attention(
             query,
             key,
             value,
             block_size=self.block_size,
             phase=self.phase,
-            scale=scale,
-            softcap=softcap,
-            sinks=sinks,
-            dropout=dropout,
+            scale=scoring.scale,
+            softcap=scoring.softcap,
+            sinks=scoring.sinks,
+            dropout=scoring.dropout,
         )
 
 
-def _plain_causal(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float | None,
-    dropout: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
+def _plain_causal(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
     """Causal attention that reads landmarks as tokens: one block without an end."""
+    scale, dropout, _, softcap, sinks = scoring
     if softcap is None and sinks is None:
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=True

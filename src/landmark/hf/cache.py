@@ -9,12 +9,12 @@ from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
 from landmark.blocks import Stream
-from landmark.hf.rope import Rope
+from landmark.hf.attention import StreamCall
+from landmark.hf.rope import Scoring
 from landmark.hf.settings import Settings, chunk_positions, layer_kinds, text_config, trained_positions
 from landmark.hf.sliding import SlidingWindow
 from landmark.hf.trace import Trace, joined
 from landmark.memory import LayerMemory, Selection
-from landmark.ops.rotary import Rotation
 
 
 class LandmarkLayer(CacheLayerMixin):
@@ -205,36 +205,24 @@ class LandmarkCache(Cache):
 
 
 @dataclass(frozen=True)
-class ReadingCall:
+class ReadingCall(StreamCall):
     """Attention of one chunk that reads through a cache (design: chunks, memory, retrieval)."""
 
-    stream: Stream
-    ropes: list[Rope]
-    rotations: dict[Rope, Rotation]
-    kinds: list[str]
     cache: LandmarkCache
     earlier: list[Any]  # outputs of the chunks of the same input that were read before this one
 
-    def unrotated(self, layer: int) -> bool:
-        return self.kinds[layer] == "landmark" and self.ropes[layer].style != "none"
-
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scale: float | None,
-        dropout: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: Tensor | None,
-    ) -> Tensor:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         layer: int = module.layer_idx  # type: ignore[assignment]
         memory = self.cache.memories[layer]
-        options = {"scale": scale, "softcap": softcap, "sinks": sinks}
         if isinstance(memory, SlidingWindow):
-            return memory.attend(query, key, value, self.stream.lengths, **options)
-        rotation = self.rotations[self.ropes[layer]]
-        return memory.attend(query, key, value, lengths=self.stream.lengths, rotation=rotation, **options)
+            return memory.attend(query, key, value, self.stream.lengths, scoring)
+        return memory.attend(
+            query,
+            key,
+            value,
+            lengths=self.stream.lengths,
+            rotation=self.rotations[self.ropes[layer]],
+            scale=scoring.scale,
+            softcap=scoring.softcap,
+            sinks=scoring.sinks,
+        )

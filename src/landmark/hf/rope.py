@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,16 @@ def identity(position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor
     return torch.ones_like(cos), torch.zeros_like(sin)
 
 
+class Scoring(NamedTuple):
+    """What a layer asks of its attention, whichever layer it is."""
+
+    scale: float | None = None
+    dropout: float = 0.0
+    window: int | None = None  # of native sliding layers
+    softcap: float | None = None
+    sinks: Tensor | None = None  # [H]
+
+
 class AttentionCall(Protocol):
     """What travels through the model as the keyword argument `landmark_call` and answers each layer's attention."""
 
@@ -66,7 +76,7 @@ class AttentionCall(Protocol):
         """Whether this layer's attention module must be given the identity rotation."""
         ...
 
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """`query [B,H,T,D]`, `key`, `value [B,Hkv,T,D]` to `[B,H,T,D]`."""
         ...
 
@@ -82,7 +92,7 @@ class Probe:
     def unrotated(self, layer: int) -> bool:
         return self.identity
 
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         if query.shape[-1] != value.shape[-1]:
             raise ValueError(
                 f"heads of {query.shape[-1]} key and {value.shape[-1]} value dimensions: latent attention keeps no"

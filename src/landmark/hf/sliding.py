@@ -1,10 +1,11 @@
 """The native sliding-window layers of hybrid models (Gemma, gpt-oss, ...), for rows with their own lengths."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from landmark.hf.rope import Scoring
 
 # Queries scored at once: bounds the score matrix at [B, H, TILE, window + T].
 TILE = 256
@@ -16,17 +17,15 @@ def sliding_attention(
     value: Tensor,
     query_positions: Tensor,
     key_positions: Tensor,
-    window: int,
-    scale: float | None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    dropout: float = 0.0,
+    scoring: Scoring,
 ) -> Tensor:
-    """Attention of each query to the `window` positions that end at its own.
+    """Attention of each query to the `scoring.window` positions that end at its own.
 
     `query [B,H,Tq,D]`, `key`, `value [B,Hkv,Tk,D]`, already rotated; `query_positions [B or 1,Tq]`,
     `key_positions [B or 1,Tk]` (negative: no key). Returns `[B,H,Tq,D]`.
     """
+    scale, dropout, window, softcap, sinks = scoring
+    assert window is not None, "a sliding layer names its window"
     groups = query.shape[1] // key.shape[1]
     key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -59,9 +58,7 @@ class SlidingWindow:
         self.kept: Tensor | None = None  # [B] entries in use
         self.seen: Tensor | None = None  # [B] stream positions read so far
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float | None, **options: Any
-    ) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scoring: Scoring) -> Tensor:
         """Attends from a right-padded chunk, `lengths [B]` valid positions a row, and slides over it."""
         if self.keys is None or self.values is None or self.kept is None or self.seen is None:
             empty = key.new_zeros(*key.shape[:2], self.window - 1, key.shape[-1])
@@ -74,9 +71,7 @@ class SlidingWindow:
         new = torch.where(chunk < lengths[:, None], self.seen[:, None] + chunk, -1)
         keys, values = torch.cat((self.keys, key), -2), torch.cat((self.values, value), -2)
         positions = torch.cat((past, new), 1)
-        out = sliding_attention(
-            query, keys, values, self.seen[:, None] + chunk, positions, self.window, scale, **options
-        )
+        out = sliding_attention(query, keys, values, self.seen[:, None] + chunk, positions, scoring)
         total = self.kept + lengths
         kept = total.clamp(max=room)
         # Entry j of a row, oldest first, lies at j in the old buffer or behind it in the chunk.

@@ -192,6 +192,7 @@ def _arguments(options: TrainOptions, recipe: Recipe, has_validation: bool) -> T
         save_steps=options.save_every,
         save_total_limit=2,
         prediction_loss_only=True,
+        use_cache=True,  # ends up in the saved configuration; our own forwards say False themselves
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
