@@ -16,6 +16,12 @@ def filled(counts: list[int], max_blocks: int | None = None) -> tuple[DeviceStor
     return store, given_blocks
 
 
+def blocks_of(store: DeviceStore, row: int, head: int, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    pages = store.locate(torch.tensor(numbers).view(1, 1, 1, -1))
+    places = pages.places.flatten()
+    return pages.keys[row, head, places], pages.values[row, head, places]
+
+
 @given(
     parts=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 7)), min_size=1, max_size=6),
     max_blocks=st.sampled_from([None, 1, 3, 8]),
@@ -31,26 +37,24 @@ def test_every_kept_block_comes_back(parts, max_blocks):
         count = keys[row].shape[1]
         kept = range(0 if max_blocks is None else max(0, count - max_blocks), count)
         for head in range(2):
-            numbers = torch.tensor([list(kept)], dtype=torch.long)
-            found = store.gather(torch.tensor([row * 2 + head]), numbers)
-            assert torch.equal(found[0][0], keys[row][head, kept.start :])
-            assert torch.equal(found[1][0], keys[row][head, kept.start :] + 100)
+            if kept:
+                found = blocks_of(store, row, head, list(kept))
+                assert torch.equal(found[0], keys[row][head, kept.start :])
+                assert torch.equal(found[1], keys[row][head, kept.start :] + 100)
 
 
-def test_no_block_is_finite_even_in_a_row_without_any():
+def test_no_block_stays_no_block_and_place_0_is_finite_even_in_a_row_without_any():
     store, _ = filled([3, 0])
-    keys, values = store.gather(torch.tensor([0, 3]), torch.tensor([[-1, 2], [-1, -1]]))
-    assert keys.shape == values.shape == (2, 2, 4, 3)
-    assert keys[[0, 1, 1], [0, 0, 1]].isfinite().all()
+    pages = store.locate(torch.tensor([[-1, 2], [-1, -1]]).view(2, 1, 1, 2))
+    assert pages.places.flatten().tolist() == [-1, 2, -1, -1]
+    assert pages.keys[:, :, 0].isfinite().all()
+    assert pages.values[:, :, 0].isfinite().all()
 
 
-def test_gather_fills_given_buffers():
-    store, blocks = filled([5])
-    room = torch.empty(2, 2, 4, 3), torch.empty(2, 2, 4, 3)
-    found = store.gather(torch.tensor([1, 0]), torch.tensor([[0, 4], [2, 2]]), room)
-    assert found[0] is room[0]
-    assert found[1] is room[1]
-    assert torch.equal(room[0], torch.stack((blocks[0][1, [0, 4]], blocks[0][0, [2, 2]])))
+def test_blocks_are_not_copied():
+    store, _ = filled([3])
+    first, second = (store.locate(torch.zeros(1, 1, 1, 1, dtype=torch.long)) for _ in range(2))
+    assert first.keys.data_ptr() == second.keys.data_ptr()
 
 
 @pytest.mark.parametrize("max_blocks", [None, 2])
@@ -59,13 +63,12 @@ def test_rows_can_be_reordered_repeated_and_extended(max_blocks):
     store.reorder([1, 0, 1])
     more = torch.randn(2, 1, 4, 3)
     store.append(0, more, more + 100)
-    heads, newest = torch.tensor([0, 3, 4]), torch.tensor([[3, 4], [0, 1], [2, 3]])
-    expected = (
-        torch.stack((blocks[1][0, 3], more[0, 0])),
-        blocks[0][1, 0:2],
-        blocks[1][0, 2:4],
-    )
-    assert torch.equal(store.gather(heads, newest)[0], torch.stack(expected))
+    for row, head, numbers, expected in (
+        (0, 0, [3, 4], torch.stack((blocks[1][0, 3], more[0, 0]))),
+        (1, 1, [0, 1], blocks[0][1, 0:2]),
+        (2, 0, [2, 3], blocks[1][0, 2:4]),
+    ):
+        assert torch.equal(blocks_of(store, row, head, numbers)[0], expected)
 
 
 def test_bytes_count_what_is_kept():

@@ -147,10 +147,25 @@ class LayerMemory:
         if self._retrieving:
             real = torch.arange(query.shape[2], device=query.device) < column(valid, query.device)
             out = self._open(self._retrieval(rotation, scale, softcap, steps), query, out, lse, real)
+        self._keep(keys, values, valid)
+        return out
+
+    @torch.no_grad()
+    def extend(self, key: Tensor, value: Tensor, rotation: Rotation) -> None:
+        """Remembers a chunk of any length, as `attend` does, without a query: key, value [B,Hkv,T,D] before rotary."""
+        if self._window is None:
+            self._start(key.shape[0])
+        assert self._window is not None
+        self._settle(rotation)
+        valid = [key.shape[2]] * key.shape[0]
+        self._keep(*self._window.joined(key, value, valid), valid)
+
+    def _keep(self, keys: Tensor, values: Tensor, valid: list[int]) -> None:
+        """Makes the joined `keys` and `values` the window; they end in `valid` positions of the chunk just read."""
+        assert self._window is not None
         # Complete blocks move to memory when the next chunk comes; until then this one can be taken back whole.
         self._window.keep(keys, values, valid)
         self._seen = [seen + length for seen, length in zip(self._seen, valid, strict=True)]
-        return out
 
     def _check_chunk(self, query: Tensor, valid: list[int], rotation: Rotation) -> None:
         rows, width = query.shape[0], query.shape[2]
@@ -229,18 +244,15 @@ class LayerMemory:
         """Joins blocks in memory to the local `out` with its log-denominator `lse`; notes what was opened."""
         assert self._store is not None
         choice = retrieval.choose(query.to(working_dtype(query)), self.selection, real)
-        retrieved, gates = retrieved_attention(
+        inside, gates = retrieved_attention(
             query,
-            self._store,
-            choice.blocks,
+            self._store.locate(choice.blocks),
             choice.distance,
-            block_size=self.block_size,
-            kv_heads=self._store.kv_heads,
             rotation=retrieval.rotation,
             scale=retrieval.scale,
             softcap=retrieval.softcap,
         )
-        out, weights = merge(out, lse, retrieved, gates)
+        out, weights = merge(out, lse, inside, gates)
         self.last = Opened(choice.blocks.expand(*query.shape[:3], -1), weights)
         return out
 

@@ -4,24 +4,20 @@ from typing import Protocol
 
 from torch import Tensor
 
+from landmark.ops.retrieved import Pages
+
 
 class BlockStore(Protocol):
     """Block keys and values, for every row of the batch; blocks are numbered from 0 in each row."""
-
-    @property
-    def kv_heads(self) -> int:
-        """Key-value heads of each row."""
-        ...
 
     def append(self, row: int, keys: Tensor, values: Tensor) -> None:
         """Adds `keys [Hkv,m,stride,D]` and `values [Hkv,m,stride,Dv]` as the next m blocks of one row."""
         ...
 
-    def gather(self, heads: Tensor, numbers: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Keys [M,k,stride,D] and values [M,k,stride,Dv] of blocks `numbers [M,k]` of `heads [M]`.
+    def locate(self, blocks: Tensor) -> Pages:
+        """Where the blocks with numbers `blocks` lie, long [B,H,T,k], [B,1,T,k] or [B,H,1,k]; -1 is no block.
 
-        Heads are counted through the batch, `row * Hkv + head`. Where the number is -1 the result is finite.
-        `out`, contiguous tensors of these shapes, is filled and returned instead of new ones.
+        What lies at place 0 is finite, whatever was stored.
         """
         ...
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from landmark.ops.retrieved import Pages
 from landmark.ring import BlockRing
 
 
@@ -16,18 +17,15 @@ class DeviceStore:
         self._keys = BlockRing(rows, max_blocks)
         self._values = BlockRing(rows, max_blocks)
 
-    @property
-    def kv_heads(self) -> int:
-        assert self._keys.data is not None, "a store without blocks knows no heads"
-        return self._keys.data.shape[1]
-
     def append(self, row: int, keys: Tensor, values: Tensor) -> None:
         self._keys.append(row, keys)  # one buffer grows, and frees its old copy, before the other one does
         self._values.append(row, values)
 
-    def gather(self, heads: Tensor, numbers: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        keys, values = (None, None) if out is None else out
-        return _pick(self._keys, heads, numbers, keys), _pick(self._values, heads, numbers, values)
+    def locate(self, blocks: Tensor) -> Pages:
+        keys, values = self._keys.data, self._values.data
+        assert keys is not None, "a store without blocks has none to give"
+        assert values is not None
+        return Pages(keys, values, torch.where(blocks < 0, -1, self._keys.slots(blocks)))
 
     def reorder(self, rows: list[int]) -> None:
         self._keys.reorder(rows)
@@ -36,14 +34,3 @@ class DeviceStore:
     @property
     def nbytes(self) -> int:
         return self._keys.nbytes + self._values.nbytes
-
-
-def _pick(ring: BlockRing, heads: Tensor, numbers: Tensor, out: Tensor | None) -> Tensor:
-    assert ring.data is not None, "a store without blocks has none to give"
-    capacity, entry = ring.data.shape[2], ring.data.shape[3:]
-    places = (heads[:, None] * capacity + ring.slots(numbers)).flatten()
-    flat = ring.data.view(-1, entry.numel())
-    if out is None:
-        return torch.index_select(flat, 0, places).view(*numbers.shape, *entry)
-    torch.index_select(flat, 0, places, out=out.view(len(places), -1))
-    return out

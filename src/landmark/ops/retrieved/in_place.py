@@ -1,0 +1,138 @@
+"""Retrieved blocks on a CPU, read where they lie: compiled loops over pairs of a query and a block.
+
+Pairs are taken in the order of their blocks, so that a block comes from main memory once for all queries that
+chose it.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landmark.ops.compiled import compiled, in_parts
+from landmark.ops.retrieved.pages import Pages, Scores
+from landmark.ops.rotary import Rotation
+
+
+def reads_in_place(query: Tensor, pages: Pages) -> bool:
+    """Whether `in_place_blocks` serves these tensors."""
+    one_dtype = query.dtype in (torch.float32, torch.float64) and query.dtype == pages.keys.dtype == pages.values.dtype
+    return one_dtype and query.device.type == pages.keys.device.type == "cpu"
+
+
+def in_place_blocks(
+    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scores: Scores
+) -> tuple[Tensor, Tensor]:
+    """See `landmark.ops.retrieved_attention`."""
+    keys, values = (x.flatten(0, 1) for x in pages[:2])
+    shape = (*query.shape[:3], pages.places.shape[-1])
+    # One line for each key-value head: the pairs of its queries, for every head of its group, with their blocks.
+    places, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.places, distance))
+    queries = query.reshape(len(keys), -1, query.shape[-1]) * scores.scale
+    pairs = _arrays(places, places.argsort(dim=-1))
+    inside = query.new_zeros(*places.shape, keys.shape[2] - 1)
+    gates = query.new_full(places.shape, -torch.inf)
+    work = _arrays(queries, *_tables(rotation, query), distance, keys, inside, gates)
+    in_parts(lambda start, stop: _score(*pairs, *work, start, stop), places.numel())
+    if scores.softcap is not None:
+        for x in (inside, gates.masked_fill_(places < 0, 0.0)):
+            x.div_(scores.softcap).tanh_().mul_(scores.softcap)
+        gates.masked_fill_(places < 0, -torch.inf)
+    torch.softmax(inside, dim=-1, out=inside)
+    out = query.new_zeros(*places.shape, values.shape[-1])
+    work = _arrays(inside, values, out)
+    in_parts(lambda start, stop: _average(*pairs, *work, start, stop), places.numel())
+    return out.view(*shape, -1), gates.view(shape)
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [x.detach().numpy() for x in tensors]
+
+
+def _tables(rotation: Rotation, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines and sines [P,R], and for each of the R dimensions the one it is paired with, long [R].
+
+    The sines carry the sign of the partner. Nothing is rotated where R is 0.
+    """
+    if rotation.style == "none":
+        empty = like.new_empty(1, 0)
+        return empty, empty, torch.empty(0, dtype=torch.long)
+    width = rotation.cos.shape[1]
+    each = torch.arange(width)
+    partner = (each + width // 2) % width if rotation.style == "half" else each ^ 1
+    sign = torch.where(partner > each, -1.0, 1.0)
+    return rotation.cos.to(like.dtype), (rotation.sin * sign).to(like.dtype), partner
+
+
+@compiled
+def _score(
+    places: Any, order: Any, queries: Any, cos: Any, sin: Any, partner: Any, distance: Any, keys: Any,
+    inside: Any, gates: Any, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Scores `inside [N,P,block]` and `gates [N,P]` of the pairs at start..stop in `order`, counted over all N."""
+    count = places.shape[1]
+    chosen = count // queries.shape[1]  # blocks of a query
+    block = inside.shape[2]
+    turned = np.empty(queries.shape[2], queries.dtype)
+    for flat in range(start, stop):
+        head = flat // count
+        pair = order[head, flat % count]
+        place = places[head, pair]
+        if place < 0:
+            continue
+        query = queries[head, pair // chosen]
+        turned[:] = query
+        position = distance[head, pair]
+        for i in range(partner.shape[0]):
+            turned[i] = query[i] * cos[position, i] + query[partner[i]] * sin[position, i]
+        key = keys[head, place]
+        _products(key, turned, inside[head, pair])
+        total = key.dtype.type(0)
+        for i in range(turned.shape[0]):
+            total += key[block, i] * turned[i]
+        gates[head, pair] = total
+
+
+@compiled
+def _products(rows: Any, x: Any, out: Any) -> None:
+    """The inner products `out [n]` of the first n of `rows [.., D]` with `x [D]`, four rows for each load of x."""
+    zero = x.dtype.type(0)
+    whole = out.shape[0] // 4 * 4
+    for j in range(0, whole, 4):
+        a, b, c, d = zero, zero, zero, zero
+        for i in range(x.shape[0]):
+            a += rows[j, i] * x[i]
+            b += rows[j + 1, i] * x[i]
+            c += rows[j + 2, i] * x[i]
+            d += rows[j + 3, i] * x[i]
+        out[j], out[j + 1], out[j + 2], out[j + 3] = a, b, c, d
+    for j in range(whole, out.shape[0]):
+        a = zero
+        for i in range(x.shape[0]):
+            a += rows[j, i] * x[i]
+        out[j] = a
+
+
+@compiled
+def _average(places: Any, order: Any, weights: Any, values: Any, out: Any, start: int, stop: int) -> None:
+    """Averages `out [N,P,Dv]` of values by `weights [N,P,block]` for the pairs at start..stop in `order`."""
+    count, block = places.shape[1], weights.shape[2]
+    for flat in range(start, stop):
+        head = flat // count
+        pair = order[head, flat % count]
+        if places[head, pair] < 0:
+            continue
+        value, weight, total = values[head, places[head, pair]], weights[head, pair], out[head, pair]
+        whole = block // 4 * 4
+        for j in range(0, whole, 4):
+            for i in range(total.shape[0]):
+                total[i] += (
+                    weight[j] * value[j, i]
+                    + weight[j + 1] * value[j + 1, i]
+                    + weight[j + 2] * value[j + 2, i]
+                    + weight[j + 3] * value[j + 3, i]
+                )
+        for j in range(whole, block):
+            for i in range(total.shape[0]):
+                total[i] += weight[j] * value[j, i]
