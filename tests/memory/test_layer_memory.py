@@ -93,7 +93,7 @@ def test_rows_of_different_lengths_read_like_each_row_alone(
         for row, length in enumerate(lengths):
             for laid, x in zip(batch, qkv, strict=True):
                 laid[row, :, :length] = x[row, :, seen[row] : seen[row] + length]
-        out = together.attend(*batch, lengths=torch.tensor(lengths), rotation=rotation())
+        out = together.attend(*batch, lengths=lengths, rotation=rotation())
         for row, length in enumerate(lengths):
             if length == 0:
                 continue

@@ -119,4 +119,4 @@ def test_another_number_of_rows_is_rejected():
     with pytest.raises(ValueError, match="holds 2 rows, the chunk has 3"):
         read(memory, 5, rows=3)
     with pytest.raises(ValueError, match=r"lengths \[6, 1\]"):
-        read(memory, 5, rows=2, lengths=torch.tensor([6, 1]))
+        read(memory, 5, rows=2, lengths=[6, 1])

@@ -125,6 +125,26 @@ def test_merge_is_one_softmax_over_both_sides():
     torch.testing.assert_close(weights, joint[..., 4:], atol=1e-14, rtol=0)
 
 
+def test_merge_reads_any_layout():
+    out, inside, gates = torch.randn(1, 2, 5, DIM), torch.randn(1, 2, 5, 3, DIM), torch.randn(1, 2, 5, 3)
+    lse = torch.randn(1, 2, 5)
+    expected = merge(out, lse, inside, gates)
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (out, lse, inside, gates)]
+    for x, y in zip(merge(*strided), expected, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merge_rounds_once(dtype):
+    out, inside, gates = torch.randn(1, 2, 5, DIM), torch.randn(1, 2, 5, 3, DIM), torch.randn(1, 2, 5, 3)
+    lse = torch.randn(1, 2, 5)
+    exact, _ = merge(out.to(dtype).double(), lse.double(), inside.double(), gates.double())
+    joined, weights = merge(out.to(dtype), lse, inside, gates)
+    assert joined.dtype == dtype
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(joined.double(), exact, atol=1e-6, rtol=torch.finfo(dtype).eps)
+
+
 def test_merge_where_one_side_or_both_are_empty():
     nothing = torch.tensor(-torch.inf)
     lse = torch.stack((torch.tensor(0.3), nothing, nothing)).view(1, 1, 3)

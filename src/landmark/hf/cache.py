@@ -1,6 +1,8 @@
 """`LandmarkCache`: the memories of all layers in the form transformers asks of a cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,11 +12,12 @@ from transformers.cache_utils import CacheLayerMixin
 
 from landmark.blocks import Stream
 from landmark.hf.attention import StreamCall
-from landmark.hf.rope import Scoring
+from landmark.hf.rope import Rope, Scoring
 from landmark.hf.settings import Settings, chunk_positions, layer_kinds, text_config, trained_positions
 from landmark.hf.sliding import SlidingWindow
 from landmark.hf.trace import Trace, joined
 from landmark.memory import LayerMemory, Selection
+from landmark.ops.rotary import Rotation
 
 
 class LandmarkLayer(CacheLayerMixin):
@@ -79,6 +82,7 @@ class LandmarkCache(Cache):
         self._tokens: Tensor | None = None
         self._recorded: list[dict[int, tuple[Tensor, Tensor]]] = []
         self._record_all = False
+        self._rotations: tuple[int, dict[Rope, Rotation]] | None = None
 
     def _fresh_layers(self) -> list[CacheLayerMixin]:
         return [LandmarkLayer(self._fresh_memory(index, kind)) for index, kind in enumerate(self._kinds)]
@@ -120,6 +124,12 @@ class LandmarkCache(Cache):
         seen = self.tokens(len(stream.lengths), stream.lengths.device)
         return (seen + seen // self.settings.block_size)[:, None]
 
+    def rotations(self, positions: int, make: Callable[[int], dict[Rope, Rotation]]) -> dict[Rope, Rotation]:
+        """Rotations that reach `positions`; made once, and again when a longer chunk needs longer tables."""
+        if self._rotations is None or self._rotations[0] < positions:
+            self._rotations = positions, make(positions)
+        return self._rotations[1]
+
     def advance(self, stream: Stream, columns: int) -> None:
         """Counts a chunk that all layers have read, and keeps what they opened."""
         assert self._tokens is not None
@@ -160,7 +170,7 @@ class LandmarkCache(Cache):
 
     def reset(self) -> None:
         self.layers = self._fresh_layers()
-        self._columns, self._tokens, self._recorded = 0, None, []
+        self._columns, self._tokens, self._recorded, self._rotations = 0, None, [], None
 
     def _take_rows(self, rows: Tensor) -> None:
         if self._tokens is None:
@@ -211,6 +221,10 @@ class ReadingCall(StreamCall):
     cache: LandmarkCache
     earlier: list[Any]  # outputs of the chunks of the same input that were read before this one
 
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return self.stream.lengths.tolist()
+
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         layer: int = module.layer_idx  # type: ignore[assignment]
         memory = self.cache.memories[layer]
@@ -220,7 +234,7 @@ class ReadingCall(StreamCall):
             query,
             key,
             value,
-            lengths=self.stream.lengths,
+            lengths=self._lengths,
             rotation=self.rotations[self.ropes[layer]],
             scale=scoring.scale,
             softcap=scoring.softcap,

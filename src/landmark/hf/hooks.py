@@ -18,6 +18,7 @@ from landmark.hf.attention import WholeCall
 from landmark.hf.cache import LandmarkCache, ReadingCall
 from landmark.hf.rope import Rope, identity, rotation
 from landmark.hf.settings import Settings, layer_kinds, text_config, trained_positions
+from landmark.ops.rotary import Rotation
 
 INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache")
 
@@ -138,13 +139,13 @@ def _chunk(
             )
     else:
         needed = (settings.top_k + 1 + settings.local_blocks + 1) * settings.stride + stream.width
-    rotations = _rotations(base, needed, cache.trained_positions, tokens)
+    rotations = cache.rotations(needed, lambda reach: _rotations(base, reach, cache.trained_positions, tokens))
     ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
     kinds = layer_kinds(base.config)  # type: ignore[arg-type]
     return stream, ReadingCall(stream, ropes, rotations, kinds, cache, earlier)
 
 
-def _rotations(base: nn.Module, positions: int, pinned: int, tokens: Tensor) -> dict:
+def _rotations(base: nn.Module, positions: int, pinned: int, tokens: Tensor) -> dict[Rope, Rotation]:
     like = torch.empty(0, dtype=base.dtype, device=tokens.device)  # type: ignore[arg-type]
     ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
     return {rope: rotation(base.rotary_emb, rope, positions, pinned, like) for rope in set(ropes)}  # type: ignore[arg-type]

@@ -37,8 +37,7 @@ class ExactIndex:
         for start in range(0, numbers.shape[1], span):
             some = slice(start, min(start + span, numbers.shape[1]))
             labels = numbers[:, None, None, some]
-            parts = (self._scores(q, numbers, some, room) for q in query.split(length, dim=2))
-            tiles = [top_newest(scores, labels, k) for scores in parts]
+            tiles = [top_newest(self._scores(q, some, room), labels, k) for q in query.split(length, dim=2)]
             found.append([torch.cat(column, dim=2) for column in zip(*tiles, strict=True)])
         if len(found) == 1:
             return found[0][0], found[0][1]
@@ -51,7 +50,8 @@ class ExactIndex:
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self._numbers_below(upto, query.device)
         room = query.new_empty(query.shape[:3].numel() * numbers.shape[1])
-        scores = self._scores(query, numbers, slice(0, numbers.shape[1]), room)
+        scores = self._scores(query, slice(0, numbers.shape[1]), room)
+        scores.masked_fill_((numbers < 0)[:, None, None], -torch.inf)
         missing = self._ring.used() - numbers.shape[1]
         return torch.nn.functional.pad(scores, (0, missing), value=-torch.inf) if missing else scores
 
@@ -65,17 +65,16 @@ class ExactIndex:
         numbers = numbers[:, : max(upto)]
         return torch.where(numbers < torch.tensor(upto, device=device)[:, None], numbers, -1)
 
-    def _scores(self, query: Tensor, numbers: Tensor, some: slice, room: Tensor) -> Tensor:
-        """Scores [B,H,T,n], in `room`, of queries `[B,H,T,D]` at slots `some`; -inf where numbers are -1."""
-        hidden = numbers[:, some] < 0
-        shape = (*query.shape[:3], hidden.shape[1])
+    def _scores(self, query: Tensor, some: slice, room: Tensor) -> Tensor:
+        """Scores [B,H,T,n], in `room`, of queries `[B,H,T,D]` at slots `some`, whatever lies there."""
+        shape = (*query.shape[:3], some.stop - some.start)
         scores = room[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
-        if self._ring.data is None or hidden.shape[1] == 0:
-            return scores.fill_(-torch.inf)
+        if self._ring.data is None or shape[3] == 0:
+            return scores
         keys = self._ring.data[:, :, some].flatten(0, 1)
         grouped = query.reshape(len(keys), -1, query.shape[-1])  # query heads of a group share keys
-        torch.bmm(grouped, keys.transpose(1, 2), out=scores.view(len(keys), -1, hidden.shape[1]))
-        return scores.masked_fill_(hidden[:, None, None], -torch.inf) if bool(hidden.any()) else scores
+        torch.bmm(grouped, keys.transpose(1, 2), out=scores.view(len(keys), -1, shape[3]))
+        return scores
 
     def keys(self, numbers: Tensor) -> Tensor:
         data = self._ring.data

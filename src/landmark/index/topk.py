@@ -1,24 +1,86 @@
 """The k best blocks by score, ties to the newest."""
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from landmark.ops.compiled import compiled, in_parts
+
 _GROUPED_FROM = 1024  # blocks; below, one topk over all is as fast
 _GROUP = 16
+_RUN = 32  # scores compared with the lowest of the best at once
 
 
 def top_newest(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest of `scores [...,N]` and their `numbers` (long, same dims, broadcastable to scores).
 
-    Among equal scores the highest number wins. Numbers stay below 2**30. Returns [...,k] each, in no order to
-    rely on; where fewer than k scores are above -inf the rest is -inf with number -1.
+    Among equal scores the highest number wins; what is numbered -1 is not there. Numbers stay below 2**30.
+    Returns [...,k] each, in no order to rely on; where there are fewer than k scores above -inf the rest is -inf
+    with number -1.
     """
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        return _scanned(scores, numbers, k)
+    return _sorted(scores.masked_fill(numbers < 0, -torch.inf), numbers, k)
+
+
+def _scanned(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """One pass over the scores that rarely stops: only at those that beat the k best so far."""
+    count = scores.shape[-1]
+    if numbers.shape[1:-1].numel() == 1:
+        labels = numbers.expand(*scores.shape[:1], *numbers.shape[1:])
+    else:
+        labels = numbers.expand_as(scores)
+    best = scores.new_full((*scores.shape[:-1], k), -torch.inf)
+    found = torch.full(best.shape, -1)
+    rows = best.shape[:-1].numel()
+    arrays = [x.reshape(-1, n).numpy() for x, n in ((scores, count), (labels, count), (best, k), (found, k))]
+    if rows and count:
+        in_parts(lambda start, stop: _scan(*arrays, start, stop), rows)
+    return best, found
+
+
+@compiled
+def _scan(scores: Any, labels: Any, best: Any, found: Any, start: int, stop: int) -> None:
+    """Fills rows start..stop of `best` and `found [R,k]`, the highest first; rows share labels evenly."""
+    sharing = scores.shape[0] // labels.shape[0]
+    count, last = scores.shape[1], best.shape[1] - 1
+    for row in range(start, stop):
+        label, lowest = labels[row // sharing], best[row, last]
+        for first in range(0, count, _RUN):
+            end = min(first + _RUN, count)
+            hits = 0  # counting takes no branches, so that many scores are looked at in one instruction
+            for j in range(first, end):
+                hits += scores[row, j] >= lowest
+            if hits == 0:
+                continue
+            for j in range(first, end):
+                score, number = scores[row, j], label[j]
+                if score >= lowest and score > -np.inf and number >= 0:
+                    _insert(best[row], found[row], score, number)
+                    lowest = best[row, last]
+
+
+@compiled
+def _insert(best: Any, found: Any, score: Any, number: int) -> None:
+    """Puts one more into a list of the best, where what it beats moves down and the last one out."""
+    place = len(best)
+    while place > 0 and (score > best[place - 1] or (score == best[place - 1] and number > found[place - 1])):
+        place -= 1
+    for i in range(len(best) - 1, place, -1):
+        best[i], found[i] = best[i - 1], found[i - 1]
+    if place < len(best):
+        best[place], found[place] = score, number
+
+
+def _sorted(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """By torch.topk, which breaks ties as it likes: that matters if the best one left out equals the last one in."""
     if scores.shape[-1] < k:
         scores = torch.nn.functional.pad(scores, (0, k - scores.shape[-1]), value=-torch.inf)
         numbers = torch.nn.functional.pad(numbers, (0, k - numbers.shape[-1]), value=-1)
     values, places = _top_values(scores, min(k + 1, scores.shape[-1]))
     if scores.shape[-1] > k:
-        # torch.topk breaks ties as it likes: that matters if the best one left out equals the last one in.
         last_in = values[..., k - 1]
         tied = (last_in == values[..., k]) & (last_in != -torch.inf)
         values, places = values[..., :k], places[..., :k]

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,14 +11,25 @@ from landmark.blocks import check_block_size
 from landmark.index import Index
 from landmark.index.exact import ExactIndex
 from landmark.index.tied import TiedIndex
-from landmark.memory.local import LocalWindow, column, steps_of
+from landmark.memory.local import LocalWindow
+from landmark.memory.past import Past, past_of
+from landmark.memory.places import real_tokens, sight_of
 from landmark.memory.selection import SELECTIONS, Retrieval, Selection
 from landmark.ops.blockwise import blockwise_attention
+from landmark.ops.few_queries import few_queries_attention
 from landmark.ops.retrieved import merge, retrieved_attention
 from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
 from landmark.store import BlockStore
 from landmark.store.device import DeviceStore
+
+_FEW_QUERIES = 8  # up to this many, operations cost more than arithmetic
+
+
+class _Scoring(NamedTuple):
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ class LayerMemory:
         key: Tensor,
         value: Tensor,
         *,
-        lengths: Tensor | None,
+        lengths: list[int] | None,
         rotation: Rotation,
         scale: float | None = None,
         softcap: float | None = None,
@@ -112,7 +123,7 @@ class LayerMemory:
         Args:
             query [B,H,T,D], key, value [B,Hkv,T,D]: before rotary, landmarks in place by stream position; the
                 first token ever stands at stream position 0 of its row. Rows are right-padded.
-            lengths: long [B], valid positions of each row; None if all T are.
+            lengths: valid positions of each of the B rows; None if all T are.
             rotation: tables that reach every position in use (the same table, up to length, in every call).
             scale: of the scores, 1 / sqrt(D) if None.
             softcap: scores become softcap * tanh(score / softcap).
@@ -122,49 +133,62 @@ class LayerMemory:
 
         Raises ValueError if the batch is not the one read before, or if the rotation table ends too early.
         """
-        valid = [query.shape[2]] * query.shape[0] if lengths is None else lengths.tolist()
+        valid = [query.shape[2]] * query.shape[0] if lengths is None else lengths
         self._check_chunk(query, valid, rotation)
-        if self._window is None:
-            self._start(query.shape[0])
-        assert self._window is not None
-        self._settle(rotation)
-        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        # Padding stands where the row's last valid query does, so that no position lies beyond the keys.
-        steps = steps_of(valid, query.shape[2], query.device)
-        local = (column(self._window.lengths, query.device) + steps).clamp(min=0)
-        keys, values = self._window.joined(key, value, valid)
-        out, lse = blockwise_attention(
-            rotation.apply(query, local[:, None]),
-            rotation.apply(keys, torch.arange(keys.shape[2], device=keys.device)),
-            values,
-            block_size=self.block_size,
-            query_positions=local,
-            scale=scale,
-            softcap=softcap,
-            sinks=sinks,
-        )
+        window = self._settled(query.shape[0], rotation)
+        window.write(key, value, valid, rotation)
+        scoring = _Scoring(1 / math.sqrt(query.shape[-1]) if scale is None else scale, softcap, sinks)
+        out, lse = self._local(window, query, valid, rotation, scoring)
         self.last = None
         if self._retrieving:
-            real = torch.arange(query.shape[2], device=query.device) < column(valid, query.device)
-            out = self._open(self._retrieval(rotation, scale, softcap, steps), query, out, lse, real)
-        self._keep(keys, values, valid)
+            out = self._open(self._past(query, valid), rotation, scoring, query, out, lse)
+        self._keep(valid)
         return out
+
+    def _local(
+        self, window: LocalWindow, query: Tensor, valid: list[int], rotation: Rotation, scoring: "_Scoring"
+    ) -> tuple[Tensor, Tensor]:
+        """Attention to the window and the chunk itself, and the logarithm of its denominator [B,H,T]."""
+        width, device = query.shape[2], query.device
+        keys, values = window.seen_with(valid)
+        positions = window.positions(valid, width, device)
+        turned = rotation.apply(query, positions[:, None])
+        if width <= _FEW_QUERIES:
+            seen = sight_of(tuple(window.lengths), tuple(valid), width, keys.shape[2], self.stride, device)
+            return few_queries_attention(turned, keys, values, seen, **scoring._asdict())
+        return blockwise_attention(
+            turned, keys, values, block_size=self.block_size, query_positions=positions, **scoring._asdict()
+        )
 
     @torch.no_grad()
     def extend(self, key: Tensor, value: Tensor, rotation: Rotation) -> None:
-        """Remembers a chunk of any length, as `attend` does, without a query: key, value [B,Hkv,T,D] before rotary."""
-        if self._window is None:
-            self._start(key.shape[0])
-        assert self._window is not None
-        self._settle(rotation)
-        valid = [key.shape[2]] * key.shape[0]
-        self._keep(*self._window.joined(key, value, valid), valid)
+        """Remembers as `attend` does, without a query: key, value [B,Hkv,T,D] before rotary, T of any length."""
+        while key.shape[2]:
+            window = self._settled(key.shape[0], rotation)
+            reach = key.shape[2] if rotation.reach is None else rotation.reach - max(window.lengths)
+            valid = [min(key.shape[2], reach)] * key.shape[0]
+            window.write(key[:, :, : valid[0]], value[:, :, : valid[0]], valid, rotation)
+            self._keep(valid)
+            key, value = key[:, :, valid[0] :], value[:, :, valid[0] :]
 
-    def _keep(self, keys: Tensor, values: Tensor, valid: list[int]) -> None:
-        """Makes the joined `keys` and `values` the window; they end in `valid` positions of the chunk just read."""
+    def _settled(self, rows: int, rotation: Rotation) -> LocalWindow:
+        """The window, with the complete blocks that are too many for it moved to memory."""
+        if self._window is None:
+            self._start(rows)
+        assert self._window is not None
+        leaving = self._leaving
+        for row, blocks in enumerate(leaving):
+            if blocks and self.top_k:
+                self._store_blocks(row, *self._window.oldest(row, blocks * self.stride), rotation)
+        self._counts = [count + blocks for count, blocks in zip(self._counts, leaving, strict=True)]
+        self._window.drop([blocks * self.stride for blocks in leaving], rotation)
+        return self._window
+
+    def _keep(self, valid: list[int]) -> None:
+        """Counts the chunk just read: `valid` positions of each row."""
         assert self._window is not None
         # Complete blocks move to memory when the next chunk comes; until then this one can be taken back whole.
-        self._window.keep(keys, values, valid)
+        self._window.keep(valid)
         self._seen = [seen + length for seen, length in zip(self._seen, valid, strict=True)]
 
     def _check_chunk(self, query: Tensor, valid: list[int], rotation: Rotation) -> None:
@@ -225,46 +249,36 @@ class LayerMemory:
             self._index = (TiedIndex if self._tied else ExactIndex)(rows, self.max_blocks)
             self._store = DeviceStore(rows, self.max_blocks)
 
-    def _retrieval(self, rotation: Rotation, scale: float, softcap: float | None, steps: Tensor) -> Retrieval:
-        assert self._index is not None
-        return Retrieval(
-            index=self._index,
-            rotation=rotation,
-            stride=self.stride,
-            scale=scale,
-            softcap=softcap,
-            counts=self._counts,
-            kept=[self._kept(count) for count in self._counts],
+    def _past(self, query: Tensor, valid: list[int]) -> Past:
+        return past_of(
+            counts=tuple(self._counts),
+            kept=tuple(self._kept(count) for count in self._counts),
             top_k=self.top_k,
             stingy=self.positions == "stingy",
-            positions=(column(self._starts(len(steps)), steps.device) + steps).clamp(min=0),
+            stride=self.stride,
+            starts=tuple(self._starts(len(valid))),
+            valid=tuple(valid),
+            width=query.shape[2],
+            device=query.device,
         )
 
-    def _open(self, retrieval: Retrieval, query: Tensor, out: Tensor, lse: Tensor, real: Tensor) -> Tensor:
+    def _open(
+        self, past: Past, rotation: Rotation, scoring: "_Scoring", query: Tensor, out: Tensor, lse: Tensor
+    ) -> Tensor:
         """Joins blocks in memory to the local `out` with its log-denominator `lse`; notes what was opened."""
+        assert self._index is not None
         assert self._store is not None
+        scale, softcap, _ = scoring
+        retrieval = Retrieval(self._index, past, rotation, scale, softcap)
+        real = real_tokens(past.valid, past.width, past.device)
         choice = retrieval.choose(query.to(working_dtype(query)), self.selection, real)
+        pages = self._store.locate(choice.blocks)
         inside, gates = retrieved_attention(
-            query,
-            self._store.locate(choice.blocks),
-            choice.distance,
-            rotation=retrieval.rotation,
-            scale=retrieval.scale,
-            softcap=retrieval.softcap,
+            query, pages, choice.distance, rotation=rotation, scale=scale, softcap=softcap
         )
         out, weights = merge(out, lse, inside, gates)
         self.last = Opened(choice.blocks.expand(*query.shape[:3], -1), weights)
         return out
-
-    def _settle(self, rotation: Rotation) -> None:
-        """Moves the complete blocks that are too many for the window to memory."""
-        assert self._window is not None
-        leaving = self._leaving
-        for row, blocks in enumerate(leaving):
-            if blocks and self.top_k:
-                self._store_blocks(row, *self._window.oldest(row, blocks * self.stride), rotation)
-        self._counts = [count + blocks for count, blocks in zip(self._counts, leaving, strict=True)]
-        self._window.drop([blocks * self.stride for blocks in leaving])
 
     def _store_blocks(self, row: int, keys: Tensor, values: Tensor, rotation: Rotation) -> None:
         """Puts whole blocks `[Hkv, m * stride, D]` of one row into store and index, rotated by offset."""

@@ -3,89 +3,114 @@
 import torch
 from torch import Tensor
 
+from landmark.memory.places import column, positions_of
+from landmark.ops.rotary import Rotation
+
+_ROOM = 256  # positions; buffers are a multiple of this, so that decoding rarely needs larger ones
+
 
 class LocalWindow:
-    """Unrotated keys and values [B,Hkv,L,D], left-aligned.
+    """Keys and values [B,Hkv,L,D], left-aligned, in buffers that are written in place.
 
-    Row b holds `lengths[b]` positions, the first of which begins a block.
+    Row b holds `lengths[b]` positions, the first of which begins a block. Keys are kept twice: as they came, for the
+    day they leave, and rotated to their place in the window.
     """
 
     def __init__(self, rows: int) -> None:
         self.lengths = [0] * rows
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
+        self._turned: Tensor | None = None
 
-    def joined(self, key: Tensor, value: Tensor, valid: list[int]) -> tuple[Tensor, Tensor]:
-        """The window followed, in each row, by the first `valid` positions of the chunk `[B,Hkv,T,D]`.
+    def positions(self, valid: list[int], width: int, device: torch.device) -> Tensor:
+        """Places [B,width] in the window of a chunk that follows it."""
+        return positions_of(tuple(self.lengths), tuple(valid), width, device)
 
-        Rows shorter than the longest one end in finite values of no meaning. The width is at least 1.
+    def write(self, key: Tensor, value: Tensor, valid: list[int], rotation: Rotation) -> None:
+        """Puts the first `valid` positions of a chunk `[B,Hkv,T,D]` behind each row; `keep` makes them stay."""
+        turned = rotation.apply(key, self.positions(valid, key.shape[2], key.device)[:, None])
+        buffers = self._with_room(max(self.lengths) + key.shape[2], key, value)
+        for buffer, new in zip(buffers, (key, value, turned), strict=True):
+            self._write(buffer, new, valid)
+
+    def _with_room(self, length: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        buffers = self._keys, self._values, self._turned
+        # One position more than is needed: rows of their own lengths write their padding there.
+        if any(x is None or x.shape[2] <= length for x in buffers):
+            room = (length // _ROOM + 1) * _ROOM
+            buffers = tuple(_grown(x, new, room) for x, new in zip(buffers, (key, value, key), strict=True))
+            self._keys, self._values, self._turned = buffers
+        return buffers  # type: ignore[return-value]
+
+    def _write(self, buffer: Tensor, new: Tensor, valid: list[int]) -> None:
+        length, width = self.lengths[0], new.shape[2]
+        if min(self.lengths) == max(self.lengths) and min(valid) == width:
+            buffer[:, :, length : length + width] = new
+            return
+        steps, real = torch.arange(width, device=new.device), column(tuple(valid), new.device)
+        places = torch.where(steps < real, column(tuple(self.lengths), new.device) + steps, buffer.shape[2] - 1)
+        buffer.scatter_(2, places[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[-1]), new)
+
+    def seen_with(self, valid: list[int]) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values of the window and the chunk written behind it, as long as the longest row.
+
+        Rows shorter than that end in finite values of no meaning. The length is at least 1.
         """
-        return self._after(self._keys, key, valid), self._after(self._values, value, valid)
+        assert self._turned is not None
+        assert self._values is not None
+        length = max(1, *(old + new for old, new in zip(self.lengths, valid, strict=True)))
+        return self._turned[:, :, :length], self._values[:, :, :length]
 
-    def _after(self, window: Tensor | None, chunk: Tensor, valid: list[int]) -> Tensor:
-        longest = max(self.lengths)
-        if window is None:
-            window = chunk[:, :, :0]
-        if min(self.lengths) == longest and min(valid) == chunk.shape[2]:
-            return torch.cat((window[:, :, :longest], chunk), dim=2)
-        width = max(1, *(a + b for a, b in zip(self.lengths, valid, strict=True)))
-        rows, heads, length, dim = chunk.shape
-        steps = torch.arange(length, device=chunk.device)
-        before, real = column(self.lengths, chunk.device), column(valid, chunk.device)
-        # Padding goes to one place more, which is cut off.
-        places = torch.where(steps < real, before + steps, width)[:, None, :, None]
-        joined = chunk.new_zeros(rows, heads, width + 1, dim)
-        joined[:, :, :longest] = window[:, :, :longest]
-        return joined.scatter_(2, places.expand(-1, heads, -1, dim), chunk)[:, :, :width]
-
-    def keep(self, keys: Tensor, values: Tensor, valid: list[int]) -> None:
-        """Makes `keys` and `values`, joined with `valid` positions of a chunk, the window."""
-        self.lengths = [before + new for before, new in zip(self.lengths, valid, strict=True)]
-        self._keys, self._values = keys, values
+    def keep(self, valid: list[int]) -> None:
+        """Makes `valid` positions of the chunk written last part of the window."""
+        self.lengths = [old + new for old, new in zip(self.lengths, valid, strict=True)]
 
     def oldest(self, row: int, length: int) -> tuple[Tensor, Tensor]:
-        """The first positions of one row, keys and values [Hkv,length,D]."""
+        """The first positions of one row before rotary, keys and values [Hkv,length,D]."""
         assert self._keys is not None
         assert self._values is not None
         return self._keys[row, :, :length], self._values[row, :, :length]
 
-    def drop(self, counts: list[int]) -> None:
-        """Forgets the first counts[b] positions of row b."""
-        if self._keys is None or self._values is None or not any(counts):
+    def drop(self, counts: list[int], rotation: Rotation) -> None:
+        """Forgets the first counts[b] positions of row b; the others move up, and their keys turn with them."""
+        if not any(counts) or self._keys is None or self._values is None or self._turned is None:
             return
         self.lengths = [length - count for length, count in zip(self.lengths, counts, strict=True)]
-        self._keys, self._values = (_shifted(x, counts, max(self.lengths)) for x in (self._keys, self._values))
+        length = max(self.lengths)
+        for buffer in (self._keys, self._values):
+            buffer[:, :, :length] = _from(buffer, counts, length)
+        places = torch.arange(length, device=self._keys.device)
+        self._turned[:, :, :length] = rotation.apply(self._keys[:, :, :length], places)
 
     def reorder(self, rows: list[int]) -> None:
         """Makes row i what row `rows[i]` was."""
         self.lengths = [self.lengths[row] for row in rows]
-        if self._keys is not None and self._values is not None:
+        if self._keys is not None and self._values is not None and self._turned is not None:
             index = torch.tensor(rows, device=self._keys.device)
-            self._keys, self._values = self._keys.index_select(0, index), self._values.index_select(0, index)
+            self._keys, self._values, self._turned = (
+                x.index_select(0, index) for x in (self._keys, self._values, self._turned)
+            )
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the positions kept, padding left out."""
+        """Bytes of the keys and values kept, each key once."""
         if self._keys is None or self._values is None:
             return 0
         per_position = sum(x.shape[1] * x.shape[-1] * x.element_size() for x in (self._keys, self._values))
         return sum(self.lengths) * per_position
 
 
-def _shifted(x: Tensor, starts: list[int], width: int) -> Tensor:
-    """`x [B,Hkv,L,D]` from starts[b] on in each row: [B,Hkv,width,D], not holding on to what came before."""
+def _grown(buffer: Tensor | None, like: Tensor, room: int) -> Tensor:
+    grown = like.new_zeros(like.shape[0], like.shape[1], room, like.shape[3])
+    if buffer is not None:
+        grown[:, :, : buffer.shape[2]] = buffer
+    return grown
+
+
+def _from(x: Tensor, starts: list[int], length: int) -> Tensor:
+    """A copy of `x [B,Hkv,L,D]` from starts[b] on in each row: [B,Hkv,length,D]."""
     if min(starts) == max(starts):
-        return x[:, :, starts[0] : starts[0] + width].clone()
-    places = column(starts, x.device) + torch.arange(width, device=x.device)
+        return x[:, :, starts[0] : starts[0] + length].clone()
+    places = column(tuple(starts), x.device) + torch.arange(length, device=x.device)
     places = places.clamp(max=x.shape[2] - 1)[:, None, :, None]
     return x.gather(2, places.expand(-1, x.shape[1], -1, x.shape[-1]))
-
-
-def column(values: list[int], device: torch.device) -> Tensor:
-    """One number for each row, long [B,1]."""
-    return torch.tensor(values, dtype=torch.long, device=device)[:, None]
-
-
-def steps_of(valid: list[int], width: int, device: torch.device) -> Tensor:
-    """0, 1, 2, ... [B,width] in each row, held at its last valid position; -1 in a row of padding only."""
-    return torch.minimum(torch.arange(width, device=device), column(valid, device) - 1)

@@ -1,6 +1,7 @@
 """Rotary positions by table: one table serves queries, local keys and the keys that enter memory."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -34,6 +35,20 @@ class Rotation:
     def reach(self) -> int | None:
         """Number of positions the table holds, None if every position will do."""
         return None if self.style == "none" else self.cos.shape[0]
+
+    @cached_property
+    def by_partner(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`cos`, a `sin` with signs, both [P,R], and `partner`, long [R]; R is 0 where nothing is rotated.
+
+        Dimension i becomes `x[i] * cos[i] + x[partner[i]] * sin[i]`: one rule for both styles.
+        """
+        if self.style == "none":
+            empty = self.cos.new_empty(1, 0)
+            return empty, empty, torch.empty(0, dtype=torch.long, device=self.cos.device)
+        width = self.cos.shape[1]
+        each = torch.arange(width, device=self.cos.device)
+        partner = (each + width // 2) % width if self.style == "half" else each ^ 1
+        return self.cos.contiguous(), self.sin * torch.where(partner > each, -1, 1), partner
 
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotates `x [..., D]` to `positions`, long and broadcastable to `x.shape[:-1]`, each in 0..P-1.

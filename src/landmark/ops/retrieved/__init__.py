@@ -4,17 +4,22 @@ Block keys are rotated once, by their offset in the block; a query is rotated by
 of the block it reads. Nothing that is read is ever rotated.
 """
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 
 from landmark.ops.retrieved.gathered import gathered_blocks
 from landmark.ops.retrieved.in_place import in_place_blocks, reads_in_place
+from landmark.ops.retrieved.merging import merge
 from landmark.ops.retrieved.pages import Pages, Scores
+from landmark.ops.retrieved.triton_support import obstacle
 from landmark.ops.rotary import Rotation
 
 __all__ = ["Pages", "merge", "retrieved_attention"]
 
-BACKENDS = ("auto", "gathered", "numba")
+BACKENDS = ("auto", "gathered", "numba", "triton")
+
+_Read = Callable[[Tensor, Pages, Tensor, Rotation, Scores], tuple[Tensor, Tensor]]
 
 
 def retrieved_attention(
@@ -35,9 +40,10 @@ def retrieved_attention(
         distance: long [B,H,T,k], or [B,1,T,k] where heads share: positions from the start of the block to the
             query.
         rotation, scale, softcap: as for the local keys.
-        backend: "numba" (a CPU; blocks are read where they lie, queries that chose the same block one after
-            another), "gathered" (any device; copies the blocks of a few queries at a time), or "auto", the best
-            that serves the tensors. A backend asked for by name is never replaced by another.
+        backend: "triton" (a GPU; blocks are read where they lie, once for many queries that chose them), "numba"
+            (a CPU; the same, queries that chose the same block one after another), "gathered" (any device; copies
+            the blocks of a few queries at a time), or "auto", the best that serves the tensors. A backend asked
+            for by name is never replaced by another.
 
     Returns:
         Per chosen block the softmax average [B,H,T,k,Dv] of its ordinary tokens' values, and the logit of its
@@ -49,25 +55,24 @@ def retrieved_attention(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}; choose one of {', '.join(BACKENDS)}")
-    in_place = backend != "gathered" and reads_in_place(query, pages)
+    return _reader(backend, query, pages)(query, pages, distance, rotation, Scores(scale, softcap))
+
+
+def _reader(backend: str, query: Tensor, pages: Pages) -> _Read:
+    in_place = reads_in_place(query, pages)
+    # On a CPU kernels are only interpreted, for tests: nothing to choose on one's own.
+    if backend == "triton" or (backend == "auto" and query.device.type == "cuda"):
+        reason = obstacle(query, pages.keys, pages.values)
+        if reason is None:
+            # Needs the package triton.
+            from landmark.ops.retrieved.triton_blocks import triton_blocks
+
+            return triton_blocks
+        if backend == "triton":
+            raise ValueError(f"backend='triton' {reason}; use backend={'numba' if in_place else 'gathered'!r}")
     if backend == "numba" and not in_place:
         raise ValueError(
             f"backend='numba' reads float32 or float64 on a CPU, not {query.dtype} with keys in {pages.keys.dtype} on "
             f"{pages.keys.device}; use backend='gathered'"
         )
-    read = in_place_blocks if in_place else gathered_blocks
-    return read(query, pages, distance, rotation, Scores(scale, softcap))
-
-
-def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
-    """Joins local attention and retrieved blocks under one softmax.
-
-    `out [B,H,T,Dv]` is the local output and `lse [B,H,T]` the logarithm of its denominator; `inside` and
-    `gates` are those of `retrieved_attention`. Returns the output in out's dtype and the weight of each gate
-    [B,H,T,k].
-    """
-    total = torch.logaddexp(lse, gates.logsumexp(-1))
-    total = total.masked_fill(total == -torch.inf, 0.0)[..., None]
-    weights = torch.exp(gates - total)
-    joined = (weights[..., None, :] @ inside).squeeze(-2).addcmul_(out, torch.exp(lse[..., None] - total))
-    return joined.to(out.dtype), weights
+    return in_place_blocks if in_place and backend != "gathered" else gathered_blocks

@@ -33,7 +33,7 @@ def in_place_blocks(
     pairs = _arrays(places, places.argsort(dim=-1))
     inside = query.new_zeros(*places.shape, keys.shape[2] - 1)
     gates = query.new_full(places.shape, -torch.inf)
-    work = _arrays(queries, *_tables(rotation, query), distance, keys, inside, gates)
+    work = _arrays(queries, *rotation.by_partner, distance, keys, inside, gates)
     in_parts(lambda start, stop: _score(*pairs, *work, start, stop), places.numel())
     if scores.softcap is not None:
         for x in (inside, gates.masked_fill_(places < 0, 0.0)):
@@ -48,21 +48,6 @@ def in_place_blocks(
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [x.detach().numpy() for x in tensors]
-
-
-def _tables(rotation: Rotation, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines and sines [P,R], and for each of the R dimensions the one it is paired with, long [R].
-
-    The sines carry the sign of the partner. Nothing is rotated where R is 0.
-    """
-    if rotation.style == "none":
-        empty = like.new_empty(1, 0)
-        return empty, empty, torch.empty(0, dtype=torch.long)
-    width = rotation.cos.shape[1]
-    each = torch.arange(width)
-    partner = (each + width // 2) % width if rotation.style == "half" else each ^ 1
-    sign = torch.where(partner > each, -1.0, 1.0)
-    return rotation.cos.to(like.dtype), (rotation.sin * sign).to(like.dtype), partner
 
 
 @compiled
