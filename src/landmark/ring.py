@@ -1,5 +1,7 @@
 """Entries of blocks, per row of a batch: grows by doubling, or keeps the newest in a ring."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -54,12 +56,7 @@ class BlockRing:
 
     def numbers(self, device: torch.device) -> Tensor:
         """Block number at each slot in use, long [B, used]; -1 where a row has none."""
-        counts = torch.tensor(self.counts, device=device)[:, None]
-        slots = torch.arange(self.used(), device=device)
-        if self.max_blocks is None:
-            return torch.where(slots < counts, slots, -1)
-        newest = counts - 1
-        return (newest - (newest - slots) % self.max_blocks).clamp(min=-1)
+        return slot_numbers(tuple(self.counts), self.max_blocks, device)
 
     def reorder(self, rows: list[int]) -> None:
         """Makes row i what row `rows[i]` was; the number of rows may change."""
@@ -75,3 +72,28 @@ class BlockRing:
             return 0
         kept = sum(count if self.max_blocks is None else min(count, self.max_blocks) for count in self.counts)
         return kept * self.data[0, :, 0].numel() * self.data.element_size()
+
+
+# The rings of all layers hold the same numbers: what one has made the others find ready. Nobody may write to it.
+
+
+@lru_cache(maxsize=4)
+def slot_numbers(counts: tuple[int, ...], max_blocks: int | None, device: torch.device) -> Tensor:
+    """Block number at each slot in use of a ring that `counts` blocks of each row went to, long [B, used]."""
+    ends = torch.tensor(counts, device=device)[:, None]
+    most = max(counts)
+    slots = torch.arange(most if max_blocks is None else min(most, max_blocks), device=device)
+    if max_blocks is None:
+        return torch.where(slots < ends, slots, -1)
+    newest = ends - 1
+    return (newest - (newest - slots) % max_blocks).clamp(min=-1)
+
+
+@lru_cache(maxsize=4)
+def numbers_below(
+    counts: tuple[int, ...], max_blocks: int | None, upto: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """`slot_numbers` of the slots, from the first, that hold all blocks below `upto` [B]; -1 for others."""
+    # Only a full ring has low numbers at high slots.
+    numbers = slot_numbers(counts, max_blocks, device)[:, : max(upto)]
+    return torch.where(numbers < torch.tensor(upto, device=device)[:, None], numbers, -1)

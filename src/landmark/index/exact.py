@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from landmark.index.topk import top_newest
-from landmark.ring import BlockRing
+from landmark.index.topk import search_few, top_newest
+from landmark.ring import BlockRing, numbers_below
 
 # Scores computed at once: on a CPU little enough to be in cache when the best are picked.
 _TILE_SCORES = 1 << 21
 _TILE_SCORES_ACCELERATOR = 1 << 22
 _TILE_QUERIES = 64
+_FEW_QUERIES = 4  # a matrix product is not worth its while for so few
 
 
 class ExactIndex:
@@ -26,6 +27,8 @@ class ExactIndex:
 
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
         numbers = self._numbers_below(upto, query.device)
+        if self._ring.data is not None and query.device.type == "cpu" and query.shape[2] <= _FEW_QUERIES:
+            return search_few(query, self._ring.data, numbers, k)
         limit = _TILE_SCORES if query.device.type == "cpu" else _TILE_SCORES_ACCELERATOR
         rows = query.shape[0] * query.shape[1]
         # Many queries by many landmarks: a product of a few queries only would wait for memory.
@@ -60,10 +63,7 @@ class ExactIndex:
 
     def _numbers_below(self, upto: list[int], device: torch.device) -> Tensor:
         """Block numbers [B,n] of the first n slots, which hold all blocks below `upto`; -1 for others."""
-        numbers = self._ring.numbers(device)
-        # Only a full ring has low numbers at high slots.
-        numbers = numbers[:, : max(upto)]
-        return torch.where(numbers < torch.tensor(upto, device=device)[:, None], numbers, -1)
+        return numbers_below(tuple(self._ring.counts), self._ring.max_blocks, tuple(upto), device)
 
     def _scores(self, query: Tensor, some: slice, room: Tensor) -> Tensor:
         """Scores [B,H,T,n], in `room`, of queries `[B,H,T,D]` at slots `some`, whatever lies there."""

@@ -1,4 +1,4 @@
-"""Compiled loops on a CPU, on as many threads as torch uses."""
+"""Loops over arrays on a CPU: compiled, on as many threads as torch uses."""
 
 import os
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import torch
 
-_WORTH_A_THREAD = 256  # items; handing over fewer takes longer than doing them
+_WORTH_A_THREAD = 256  # small pieces of work; handing over fewer takes longer than doing them
 
 
 def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,12 +21,12 @@ def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     return numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})(loop)
 
 
-def in_parts(work: Callable[[int, int], None], count: int) -> None:
+def in_parts(work: Callable[[int, int], None], count: int, size: int = 1) -> None:
     """Calls `work(start, stop)` over 0..count in equal parts, one for each of torch's threads.
 
-    `work` must release the interpreter's lock, as `compiled` loops do.
+    `size` is how many small pieces of work one of the `count` stands for, such as queries that meet a block. `work` must release the interpreter's lock, as `compiled` loops do.
     """
-    threads = min(torch.get_num_threads(), count // _WORTH_A_THREAD)
+    threads = min(torch.get_num_threads(), count, count * size // _WORTH_A_THREAD)
     if threads < 2:
         work(0, count)
         return
@@ -34,6 +34,26 @@ def in_parts(work: Callable[[int, int], None], count: int) -> None:
     parts = [_pool(threads).submit(work, *span) for span in pairwise(bounds)]
     for part in parts:
         part.result()
+
+
+@compiled
+def inner_products(rows: Any, x: Any, out: Any) -> None:
+    """The inner products `out [n]` of the first n of `rows [.., D]` with `x [D]`, four rows for each load of x."""
+    zero = x.dtype.type(0)
+    whole = out.shape[0] // 4 * 4
+    for j in range(0, whole, 4):
+        a, b, c, d = zero, zero, zero, zero
+        for i in range(x.shape[0]):
+            a += rows[j, i] * x[i]
+            b += rows[j + 1, i] * x[i]
+            c += rows[j + 2, i] * x[i]
+            d += rows[j + 3, i] * x[i]
+        out[j], out[j + 1], out[j + 2], out[j + 3] = a, b, c, d
+    for j in range(whole, out.shape[0]):
+        a = zero
+        for i in range(x.shape[0]):
+            a += rows[j, i] * x[i]
+        out[j] = a
 
 
 @cache

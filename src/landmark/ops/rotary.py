@@ -58,17 +58,17 @@ class Rotation:
         """
         if self.style == "none":
             return x
-        cos, sin = self.cos[positions], self.sin[positions]
-        width = cos.shape[-1]
-        head = x[..., :width]
-        turned = (head * cos).addcmul(self._quarter_turn(head), sin).to(x.dtype)
+        cos, sin, _ = self.by_partner
+        width = cos.shape[1]
+        head = x if width == x.shape[-1] else x[..., :width]
+        turned = (head * cos[positions]).addcmul(self._partners(head), sin[positions]).to(x.dtype)
         return turned if width == x.shape[-1] else self._with_rest(turned, x[..., width:])
 
-    def _quarter_turn(self, x: Tensor) -> Tensor:
+    def _partners(self, x: Tensor) -> Tensor:
+        """`x [..., R]` with the members of each pair changed over."""
         if self.style == "half":
-            first, second = x.chunk(2, dim=-1)
-            return torch.cat((-second, first), dim=-1)
-        return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+            return x.roll(x.shape[-1] // 2, -1)
+        return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
 
     @staticmethod
     def _with_rest(turned: Tensor, rest: Tensor) -> Tensor:

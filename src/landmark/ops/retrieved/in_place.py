@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.compiled import compiled, in_parts
+from landmark.ops.compiled import compiled, in_parts, inner_products
 from landmark.ops.retrieved.pages import Pages, Scores
 from landmark.ops.rotary import Rotation
 
@@ -72,31 +72,8 @@ def _score(
         for i in range(partner.shape[0]):
             turned[i] = query[i] * cos[position, i] + query[partner[i]] * sin[position, i]
         key = keys[head, place]
-        _products(key, turned, inside[head, pair])
-        total = key.dtype.type(0)
-        for i in range(turned.shape[0]):
-            total += key[block, i] * turned[i]
-        gates[head, pair] = total
-
-
-@compiled
-def _products(rows: Any, x: Any, out: Any) -> None:
-    """The inner products `out [n]` of the first n of `rows [.., D]` with `x [D]`, four rows for each load of x."""
-    zero = x.dtype.type(0)
-    whole = out.shape[0] // 4 * 4
-    for j in range(0, whole, 4):
-        a, b, c, d = zero, zero, zero, zero
-        for i in range(x.shape[0]):
-            a += rows[j, i] * x[i]
-            b += rows[j + 1, i] * x[i]
-            c += rows[j + 2, i] * x[i]
-            d += rows[j + 3, i] * x[i]
-        out[j], out[j + 1], out[j + 2], out[j + 3] = a, b, c, d
-    for j in range(whole, out.shape[0]):
-        a = zero
-        for i in range(x.shape[0]):
-            a += rows[j, i] * x[i]
-        out[j] = a
+        inner_products(key, turned, inside[head, pair])
+        inner_products(key[block:], turned, gates[head, pair : pair + 1])
 
 
 @compiled
