@@ -128,9 +128,9 @@ def test_reordering_to_the_same_order_copies_nothing():
     memory = LayerMemory(block_size=3, top_k=2, local_blocks=0)
     memory.reorder(torch.tensor([0]))
     read(memory, stream(40, rows=2), [40])
-    before = memory._store._keys.data
+    before = memory._blocks._store._keys.data
     memory.reorder(torch.tensor([0, 1]))
-    assert memory._store._keys.data is before
+    assert memory._blocks._store._keys.data is before
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])
@@ -233,4 +233,4 @@ def test_nothing_needs_a_gradient():
     qkv = [x.requires_grad_() for x in stream(30)]
     memory = LayerMemory(block_size=3, top_k=2, local_blocks=0)
     assert not read(memory, qkv, [20, 10]).requires_grad
-    assert not memory._store._keys.data.requires_grad
+    assert not memory._blocks._store._keys.data.requires_grad

@@ -84,10 +84,10 @@ def test_a_long_chunk_needs_little_memory(selection):
     [
         ({"block_size": 0}, "block_size is 0"),
         ({"top_k": -1}, "top_k is -1"),
-        ({"selection": "best"}, "selection 'best' is unknown: use one of per_token_and_head"),
+        ({"selection": "best"}, "selection is 'best': choose one of per_token_and_head"),
         ({"local_blocks": -2}, "local_blocks is -2"),
         ({"max_blocks": 0}, "max_blocks is 0"),
-        ({"positions": "far"}, "positions 'far' is unknown"),
+        ({"positions": "far"}, "positions is 'far': choose"),
     ],
 )
 def test_settings_that_mean_nothing_are_rejected(wrong, message):

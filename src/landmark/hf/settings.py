@@ -1,14 +1,14 @@
 """What `convert` decides once for a model, and the arithmetic of its position range."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any
 
 from transformers import PretrainedConfig
 
-from landmark.blocks import check_block_size, tokens_that_fit
-from landmark.memory import SELECTIONS, Selection
+from landmark.blocks import tokens_that_fit
+from landmark.memory import Positions, Selection
+from landmark.memory.rules import check_rules
 
-Positions = Literal["stingy", "true"]
 # Measured on the model in the package (docs/results.md): one block keeps a question in sight while it is answered,
 # and leaves more room for the chunk than two.
 DEFAULT_LOCAL_BLOCKS = 1
@@ -28,11 +28,13 @@ class Settings:
     positions: Positions = "stingy"
 
     def __post_init__(self) -> None:
-        check_block_size(self.block_size)
-        _check_count("top_k", self.top_k, "0 means local attention only")
-        _check_count("local_blocks", self.local_blocks, "0 is the paper's rule")
-        _check_choice("selection", self.selection, SELECTIONS)
-        _check_choice("positions", self.positions, get_args(Positions))
+        check_rules(
+            block_size=self.block_size,
+            top_k=self.top_k,
+            selection=self.selection,
+            local_blocks=self.local_blocks,
+            positions=self.positions,
+        )
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "Settings":
@@ -54,16 +56,6 @@ class Settings:
     @property
     def stride(self) -> int:
         return self.block_size + 1
-
-
-def _check_count(name: str, value: Any, note: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name} is {value!r}: give a whole number, 0 or more ({note})")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:

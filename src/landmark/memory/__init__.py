@@ -1,6 +1,7 @@
 """One layer's past: what stays in sight, what lies in memory, and which of its blocks a query opens."""
 
-from landmark.memory.layer import LayerMemory, Opened
-from landmark.memory.selection import SELECTIONS, Selection
+from landmark.memory.blocks import Opened
+from landmark.memory.layer import LayerMemory
+from landmark.memory.rules import SELECTIONS, Positions, Selection
 
-__all__ = ["SELECTIONS", "LayerMemory", "Opened", "Selection"]
+__all__ = ["SELECTIONS", "LayerMemory", "Opened", "Positions", "Selection"]

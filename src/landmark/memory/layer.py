@@ -1,47 +1,20 @@
 """One layer's past: a local window and, behind it, the blocks in memory, opened through their landmarks."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from landmark.blocks import check_block_size
-from landmark.index import Index
-from landmark.index.exact import ExactIndex
-from landmark.index.tied import TiedIndex
+from landmark.memory.blocks import BlockMemory, Opened, Scoring
 from landmark.memory.local import LocalWindow
 from landmark.memory.past import Past, past_of
-from landmark.memory.places import real_tokens, sight_of
-from landmark.memory.selection import SELECTIONS, Retrieval, Selection
+from landmark.memory.places import sight_of
+from landmark.memory.rules import Positions, Selection, check_max_blocks, check_rules
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.few_queries import few_queries_attention
-from landmark.ops.retrieved import merge, retrieved_attention
 from landmark.ops.rotary import Rotation
-from landmark.ops.tiles import working_dtype
-from landmark.store import BlockStore
-from landmark.store.device import DeviceStore
 
 _FEW_QUERIES = 8  # up to this many, operations cost more than arithmetic
-
-
-class _Scoring(NamedTuple):
-    scale: float
-    softcap: float | None
-    sinks: Tensor | None
-
-
-@dataclass(frozen=True)
-class Opened:
-    """What the queries of a chunk opened.
-
-    `blocks` long [B,H,T,k]: absolute block numbers by age, -1 for none. `gates` [B,H,T,k]: the weight that
-    each block's landmark got in the joint softmax, 0 for none.
-    """
-
-    blocks: Tensor
-    gates: Tensor
 
 
 class LayerMemory:
@@ -64,35 +37,25 @@ class LayerMemory:
         selection: Selection = "per_token_and_head",
         local_blocks: int,
         max_blocks: int | None = None,
-        positions: Literal["stingy", "true"] = "stingy",
+        positions: Positions = "stingy",
         tied_landmarks: bool = False,
     ) -> None:
-        check_block_size(block_size)
-        if top_k < 0:
-            raise ValueError(f"top_k is {top_k}: give the number of blocks a query may open, 0 or more")
-        if selection not in SELECTIONS:
-            raise ValueError(f"selection {selection!r} is unknown: use one of {', '.join(SELECTIONS)}")
-        if local_blocks < 0:
-            raise ValueError(f"local_blocks is {local_blocks}: give how many complete blocks stay in sight, 0 or more")
-        if max_blocks is not None and max_blocks < 1:
-            raise ValueError(f"max_blocks is {max_blocks}: give 1 or more, or None to keep all")
-        if positions not in ("stingy", "true"):
-            raise ValueError(f"positions {positions!r} is unknown: use 'stingy' or 'true'")
+        check_rules(
+            block_size=block_size, top_k=top_k, selection=selection, local_blocks=local_blocks, positions=positions
+        )
+        check_max_blocks(max_blocks)
         self.block_size = block_size
         self.stride = block_size + 1
         self.top_k = top_k
         self.selection: Selection = selection
         self.local_blocks = local_blocks
         self.max_blocks = max_blocks
-        self.positions = positions
-        # Absolute positions turn equal keys into different ones.
-        self._tied = tied_landmarks and positions == "stingy"
+        self.positions: Positions = positions
         self.last: Opened | None = None
+        self._tied = tied_landmarks
         self._window: LocalWindow | None = None
+        self._blocks: BlockMemory | None = None
         self._seen: list[int] = []
-        self._counts: list[int] = []  # blocks that ever left the window of each row
-        self._index: Index | None = None
-        self._store: BlockStore | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -102,8 +65,7 @@ class LayerMemory:
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and values kept: window, blocks and landmarks, unused capacity left out."""
-        parts = (self._window, self._index, self._store)
-        return sum(part.nbytes for part in parts if part is not None)
+        return sum(part.nbytes for part in (self._window, self._blocks) if part is not None)
 
     @torch.no_grad()
     def attend(
@@ -137,16 +99,17 @@ class LayerMemory:
         self._check_chunk(query, valid, rotation)
         window = self._settled(query.shape[0], rotation)
         window.write(key, value, valid, rotation)
-        scoring = _Scoring(1 / math.sqrt(query.shape[-1]) if scale is None else scale, softcap, sinks)
+        scoring = Scoring(1 / math.sqrt(query.shape[-1]) if scale is None else scale, softcap, sinks)
         out, lse = self._local(window, query, valid, rotation, scoring)
         self.last = None
-        if self._retrieving:
-            out = self._open(self._past(query, valid), rotation, scoring, query, out, lse)
+        if self._blocks is not None and any(self._blocks.counts):
+            past = self._past(self._blocks, query, valid)
+            out, self.last = self._blocks.attend(past, self.selection, rotation, scoring, query, (out, lse))
         self._keep(valid)
         return out
 
     def _local(
-        self, window: LocalWindow, query: Tensor, valid: list[int], rotation: Rotation, scoring: "_Scoring"
+        self, window: LocalWindow, query: Tensor, valid: list[int], rotation: Rotation, scoring: Scoring
     ) -> tuple[Tensor, Tensor]:
         """Attention to the window and the chunk itself, and the logarithm of its denominator [B,H,T]."""
         width, device = query.shape[2], query.device
@@ -178,9 +141,8 @@ class LayerMemory:
         assert self._window is not None
         leaving = self._leaving
         for row, blocks in enumerate(leaving):
-            if blocks and self.top_k:
-                self._store_blocks(row, *self._window.oldest(row, blocks * self.stride), rotation)
-        self._counts = [count + blocks for count, blocks in zip(self._counts, leaving, strict=True)]
+            if blocks and self._blocks is not None:
+                self._blocks.append(row, *self._window.oldest(row, blocks * self.stride), rotation)
         self._window.drop([blocks * self.stride for blocks in leaving], rotation)
         return self._window
 
@@ -221,10 +183,10 @@ class LayerMemory:
             return [0] * rows
         if self.positions == "true" and self.top_k:
             return self._seen
-        settled = zip(self._counts, self._leaving, self._window.lengths, strict=True)
         starts = []
-        for count, leaving, length in settled:
-            k = min(self.top_k, self._kept(count + leaving))
+        for row, (leaving, length) in enumerate(zip(self._leaving, self._window.lengths, strict=True)):
+            blocks = self._blocks
+            k = 0 if blocks is None else min(self.top_k, blocks.kept(blocks.counts[row] + leaving))
             starts.append((k + 1) * self.stride * (k > 0) + length - leaving * self.stride)
         return starts
 
@@ -234,25 +196,22 @@ class LayerMemory:
         assert self._window is not None
         return [max(0, length // self.stride - self.local_blocks) for length in self._window.lengths]
 
-    def _kept(self, count: int) -> int:
-        """Blocks still in memory of `count` that went there."""
-        return count if self.max_blocks is None else min(count, self.max_blocks)
-
-    @property
-    def _retrieving(self) -> bool:
-        return self.top_k > 0 and any(self._counts)
-
     def _start(self, rows: int) -> None:
         self._window = LocalWindow(rows)
-        self._seen, self._counts = [0] * rows, [0] * rows
+        self._seen = [0] * rows
         if self.top_k:
-            self._index = (TiedIndex if self._tied else ExactIndex)(rows, self.max_blocks)
-            self._store = DeviceStore(rows, self.max_blocks)
+            self._blocks = BlockMemory(
+                rows,
+                block_size=self.block_size,
+                max_blocks=self.max_blocks,
+                positions=self.positions,
+                tied=self._tied,
+            )
 
-    def _past(self, query: Tensor, valid: list[int]) -> Past:
+    def _past(self, blocks: BlockMemory, query: Tensor, valid: list[int]) -> Past:
         return past_of(
-            counts=tuple(self._counts),
-            kept=tuple(self._kept(count) for count in self._counts),
+            counts=tuple(blocks.counts),
+            kept=tuple(blocks.kept(count) for count in blocks.counts),
             top_k=self.top_k,
             stingy=self.positions == "stingy",
             stride=self.stride,
@@ -262,46 +221,13 @@ class LayerMemory:
             device=query.device,
         )
 
-    def _open(
-        self, past: Past, rotation: Rotation, scoring: "_Scoring", query: Tensor, out: Tensor, lse: Tensor
-    ) -> Tensor:
-        """Joins blocks in memory to the local `out` with its log-denominator `lse`; notes what was opened."""
-        assert self._index is not None
-        assert self._store is not None
-        scale, softcap, _ = scoring
-        retrieval = Retrieval(self._index, past, rotation, scale, softcap)
-        real = real_tokens(past.valid, past.width, past.device)
-        choice = retrieval.choose(query.to(working_dtype(query)), self.selection, real)
-        pages = self._store.locate(choice.blocks)
-        inside, gates = retrieved_attention(
-            query, pages, choice.distance, rotation=rotation, scale=scale, softcap=softcap
-        )
-        out, weights = merge(out, lse, inside, gates)
-        self.last = Opened(choice.blocks.expand(*query.shape[:3], -1), weights)
-        return out
-
-    def _store_blocks(self, row: int, keys: Tensor, values: Tensor, rotation: Rotation) -> None:
-        """Puts whole blocks `[Hkv, m * stride, D]` of one row into store and index, rotated by offset."""
-        assert self._index is not None
-        assert self._store is not None
-        blocks = keys.unflatten(1, (-1, self.stride))
-        offsets = torch.arange(self.stride, device=keys.device)
-        landmarks = blocks[:, :, -1].to(working_dtype(keys))
-        places = offsets[-1:]
-        if self.positions == "true":
-            numbers = self._counts[row] + torch.arange(blocks.shape[1], device=keys.device)
-            places = numbers * self.stride + self.block_size
-        self._index.append(row, rotation.apply(landmarks, places))
-        self._store.append(row, rotation.apply(blocks, offsets), values.unflatten(1, (-1, self.stride)))
-
     def reorder(self, rows: Tensor) -> None:
         """Makes row i what row `rows[i]` was (long [B']): beams, repeated rows, dropped rows."""
         wanted = rows.tolist()
         if self._window is None or wanted == list(range(len(self._seen))):
             return
         self._seen = [self._seen[row] for row in wanted]
-        self._counts = [self._counts[row] for row in wanted]
-        for part in (self._window, self._index, self._store):
+        for part in (self._window, self._blocks):
             if part is not None:
                 part.reorder(wanted)
 

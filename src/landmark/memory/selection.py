@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,10 +10,8 @@ from torch import Tensor
 from landmark.index import Index
 from landmark.index.topk import top_newest
 from landmark.memory.past import Past
+from landmark.memory.rules import Selection
 from landmark.ops.rotary import Rotation
-
-Selection = Literal["per_token_and_head", "per_token", "per_head"]
-SELECTIONS: tuple[str, ...] = get_args(Selection)
 
 _TILE_BYTES = 4 << 20  # rotated queries, or scores where all of them are needed at once
 

@@ -24,7 +24,8 @@ def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
 def in_parts(work: Callable[[int, int], None], count: int, size: int = 1) -> None:
     """Calls `work(start, stop)` over 0..count in equal parts, one for each of torch's threads.
 
-    `size` is how many small pieces of work one of the `count` stands for, such as queries that meet a block. `work` must release the interpreter's lock, as `compiled` loops do.
+    `size` is how many small pieces of work one of the `count` stands for, such as queries that meet a block.
+    `work` must release the interpreter's lock, as `compiled` loops do.
     """
     threads = min(torch.get_num_threads(), count, count * size // _WORTH_A_THREAD)
     if threads < 2:

@@ -1,0 +1,106 @@
+"""The complete blocks of one layer: an index over their landmark keys, and a store of their keys and values."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from landmark.index import Index
+from landmark.index.exact import ExactIndex
+from landmark.index.tied import TiedIndex
+from landmark.memory.past import Past
+from landmark.memory.places import real_tokens
+from landmark.memory.rules import Positions, Selection
+from landmark.memory.selection import Retrieval
+from landmark.ops.retrieved import merge, retrieved_attention
+from landmark.ops.rotary import Rotation
+from landmark.ops.tiles import working_dtype
+from landmark.store import BlockStore
+from landmark.store.device import DeviceStore
+
+
+class Scoring(NamedTuple):
+    """How products of queries and keys become scores; sinks [H] are logits without values."""
+
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the queries of a chunk opened.
+
+    `blocks` long [B,H,T,k]: absolute block numbers by age, -1 for none. `gates` [B,H,T,k]: the weight that
+    each block's landmark got in the joint softmax, 0 for none.
+    """
+
+    blocks: Tensor
+    gates: Tensor
+
+
+class BlockMemory:
+    """Blocks that left the local window, numbered from 0 in each row; the newest `max_blocks` stay, all if None.
+
+    `tied` promises that all landmark keys are equal before rotary.
+    """
+
+    def __init__(self, rows: int, *, block_size: int, max_blocks: int | None, positions: Positions, tied: bool) -> None:
+        self.counts = [0] * rows  # blocks that ever came
+        self._stride = block_size + 1
+        self._max_blocks = max_blocks
+        self._positions = positions
+        # Absolute positions turn equal keys into different ones.
+        index_kind = TiedIndex if tied and positions == "stingy" else ExactIndex
+        self._index: Index = index_kind(rows, max_blocks)
+        self._store: BlockStore = DeviceStore(rows, max_blocks)
+
+    def kept(self, count: int) -> int:
+        """Blocks still here of `count` that came."""
+        return count if self._max_blocks is None else min(count, self._max_blocks)
+
+    def append(self, row: int, keys: Tensor, values: Tensor, rotation: Rotation) -> None:
+        """Adds whole blocks `[Hkv, m * stride, D]` of one row, keys before rotary; they are kept rotated by offset."""
+        blocks = keys.unflatten(1, (-1, self._stride))
+        offsets = torch.arange(self._stride, device=keys.device)
+        landmarks = blocks[:, :, -1].to(working_dtype(keys))
+        places = offsets[-1:]
+        if self._positions == "true":
+            numbers = self.counts[row] + torch.arange(blocks.shape[1], device=keys.device)
+            places = (numbers + 1) * self._stride - 1
+        self._index.append(row, rotation.apply(landmarks, places))
+        self._store.append(row, rotation.apply(blocks, offsets), values.unflatten(1, (-1, self._stride)))
+        self.counts[row] += blocks.shape[1]
+
+    def attend(
+        self,
+        past: Past,
+        selection: Selection,
+        rotation: Rotation,
+        scoring: Scoring,
+        query: Tensor,
+        local: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Opened]:
+        """Opens blocks for `query [B,H,T,D]`, before rotary, and joins them to the `local` output and its lse."""
+        scale, softcap, _ = scoring
+        retrieval = Retrieval(self._index, past, rotation, scale, softcap)
+        real = real_tokens(past.valid, past.width, past.device)
+        choice = retrieval.choose(query.to(working_dtype(query)), selection, real)
+        pages = self._store.locate(choice.blocks)
+        inside, gates = retrieved_attention(
+            query, pages, choice.distance, rotation=rotation, scale=scale, softcap=softcap
+        )
+        out, weights = merge(*local, inside, gates)
+        return out, Opened(choice.blocks.expand(*query.shape[:3], -1), weights)
+
+    def reorder(self, rows: list[int]) -> None:
+        """Makes row i what row `rows[i]` was."""
+        self.counts = [self.counts[row] for row in rows]
+        self._index.reorder(rows)
+        self._store.reorder(rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and landmark keys kept."""
+        return self._index.nbytes + self._store.nbytes

@@ -1,0 +1,34 @@
+"""The settings of reading through memory, and what is wrong with bad ones."""
+
+from typing import Any, Literal, get_args
+
+from landmark.blocks import check_block_size
+
+Selection = Literal["per_token_and_head", "per_token", "per_head"]
+SELECTIONS: tuple[str, ...] = get_args(Selection)
+Positions = Literal["stingy", "true"]
+
+
+def check_rules(*, block_size: Any, top_k: Any, selection: Any, local_blocks: Any, positions: Any) -> None:
+    """Raises ValueError, naming the value and the remedy, for settings that mean nothing."""
+    check_block_size(block_size)
+    _check_count("top_k", top_k, "0 means local attention only")
+    _check_count("local_blocks", local_blocks, "0 is the paper's rule")
+    _check_choice("selection", selection, SELECTIONS)
+    _check_choice("positions", positions, get_args(Positions))
+
+
+def check_max_blocks(max_blocks: Any) -> None:
+    """Raises ValueError unless `max_blocks` is None or a positive int."""
+    if max_blocks is not None and (not isinstance(max_blocks, int) or max_blocks < 1):
+        raise ValueError(f"max_blocks is {max_blocks!r}: give 1 or more, or None to keep all")
+
+
+def _check_count(name: str, value: Any, note: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is {value!r}: give a whole number, 0 or more ({note})")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
