@@ -77,7 +77,7 @@ class Retrieval:
         """Scores [B,H,T,k] of the newest blocks, each from the slot of its own, of no meaning where there is none."""
         keys = self.index.keys(self.past.recent)
         grouped = turned.unflatten(1, (keys.shape[1], -1))
-        return torch.einsum("bngtkd,bnkd->bngtk", grouped, keys).flatten(1, 2)
+        return (grouped * keys[:, :, None, None]).sum(-1).flatten(1, 2)
 
     @cached_property
     def _columns(self) -> Tensor:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_TILE_QUERIES = 32  # short blocks are taken together up to this many queries, as measured by benchmarks/ops_cpu.py
+_TILE_QUERIES = 128  # short blocks are taken together up to this many queries, as measured by `landmark bench ops`
 _TILE_QUERIES_LIMIT = 128  # longer blocks are split
 _BUFFER_ELEMENTS = 1 << 19  # scores of one chunk on a CPU: small enough to stay in cache
 _BUFFER_ELEMENTS_ACCELERATOR = 1 << 25  # elsewhere: large enough to fill the device
