@@ -1,11 +1,16 @@
 """What every test starts from: one thread, fixed seeds, hypothesis examples that never change."""
 
+import os
 import random
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+# Without a GPU, kernels run in Triton's interpreter. Triton looks at this when it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Test processes run side by side; more threads than cores would make each of them slower.
 torch.set_num_threads(1)

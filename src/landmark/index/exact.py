@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from landmark.index.topk import search_few, top_newest
+from landmark.ops.retrieved.triton_support import obstacle
+from landmark.ops.search_landmarks import search_landmarks
 from landmark.ring import BlockRing, numbers_below
 
 # Scores computed at once: on a CPU little enough to be in cache when the best are picked.
@@ -27,8 +29,11 @@ class ExactIndex:
 
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
         numbers = self._numbers_below(upto, query.device)
-        if self._ring.data is not None and query.device.type == "cpu" and query.shape[2] <= _FEW_QUERIES:
-            return search_few(query, self._ring.data, numbers, k)
+        if self._ring.data is not None and query.shape[2] <= _FEW_QUERIES:
+            if query.device.type == "cpu":
+                return search_few(query, self._ring.data, numbers, k)
+            if obstacle(query, self._ring.data) is None:
+                return search_landmarks(query, self._ring.data, numbers, k)
         limit = _TILE_SCORES if query.device.type == "cpu" else _TILE_SCORES_ACCELERATOR
         rows = query.shape[0] * query.shape[1]
         # Many queries by many landmarks: a product of a few queries only would wait for memory.
