@@ -1,0 +1,1 @@
+"""Speed and memory, measured: attention operations, reading through memory, decoding (docs/performance.md)."""

@@ -1,0 +1,127 @@
+"""Contenders for one task, run by turns: a row of figures for each, or the reason why it has none."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from landmark.bench.floors import Work
+from landmark.bench.machine import Machine
+from landmark.bench.memory import peak_extra_bytes
+from landmark.bench.timing import by_turns, median_ratio, spread
+
+Row = dict[str, Any]
+
+# What says that something cannot be done here. Compilers and PyTorch's kernels raise RuntimeError for it; our own
+# code says so with ValueError, and its other errors are defects.
+OWN_REFUSALS = (ValueError, torch.OutOfMemoryError)
+FOREIGN_REFUSALS = (ValueError, RuntimeError, ImportError)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the task.
+
+    `call` does it; None says that it cannot be done, for the reason `missing`. `work` and `kept_bytes` (keys and
+    values held from call to call) are asked after the last call.
+    """
+
+    name: str
+    call: Callable[[], object] | None = None
+    missing: str | None = None
+    work: Callable[[], Work] = field(default=lambda: Work(0, 0))
+    kept_bytes: Callable[[], int] = field(default=lambda: 0)
+    refusals: tuple[type[Exception], ...] = OWN_REFUSALS
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the contenders of one comparison do: `what` describes it in the rows.
+
+    A call does it `units` times; times and work are of one unit, which handles `tokens` ordinary tokens (0: not
+    counted in tokens).
+    """
+
+    what: Row
+    base: str
+    units: int = 1
+    tokens: int = 0
+
+
+def compare(
+    machine: Machine, task: Task, contenders: Sequence[Contender], rounds: int, progress: Callable[[int], object]
+) -> list[Row]:
+    """One row for each contender, in their order; `progress(1)` is called after the warm-up and after each round."""
+    able, reasons = {}, {}
+    for contender in contenders:
+        reason = _warm_up(contender)
+        if reason is None:
+            able[contender.name] = contender
+        reasons[contender.name] = reason
+    progress(1)
+    calls = {name: contender.call for name, contender in able.items() if contender.call is not None}
+    taken = by_turns(calls, rounds, machine.device, progress)
+    times = {name: [seconds / task.units for seconds in own] for name, own in taken.items()}
+    rows = []
+    for contender in contenders:
+        own = times.get(contender.name)
+        row = _row(machine, task, contender.name)
+        if own is None:
+            row["skipped"] = reasons[contender.name]
+        else:
+            row |= _figures(machine, task, contender, own, times.get(task.base))
+        rows.append(row)
+    return rows
+
+
+def skipped(machine: Machine, task: Task, names: Sequence[str], reason: str) -> list[Row]:
+    """Rows of contenders that were not tried."""
+    return [_row(machine, task, name) | {"skipped": reason} for name in names]
+
+
+def _warm_up(contender: Contender) -> str | None:
+    """Why the contender cannot run, None if it did."""
+    if contender.call is None:
+        assert contender.missing is not None
+        return contender.missing
+    try:
+        contender.call()
+    except contender.refusals as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None
+
+
+def _row(machine: Machine, task: Task, contender: str) -> Row:
+    where = {
+        "device": machine.device.type,
+        "machine": machine.name,
+        "threads": machine.threads,
+        "dtype": str(machine.dtype).removeprefix("torch."),
+    }
+    names = [f"{name}_s" for name in ("median", "lower_quartile", "upper_quartile", "minimum", "maximum")]
+    names += ["ratio", "tokens_per_s", "peak_extra_bytes", "kept_bytes", "flops", "bytes"]
+    names += ["arithmetic_floor_s", "byte_floor_s", "over_floor"]
+    measured = dict.fromkeys(["rounds", *names])
+    speeds = {"flops_per_s": machine.flops_per_s, "bytes_per_s": machine.bytes_per_s}
+    return task.what | where | {"contender": contender, "base": task.base} | measured | speeds | {"skipped": None}
+
+
+def _figures(machine: Machine, task: Task, contender: Contender, own: list[float], base: list[float] | None) -> Row:
+    assert contender.call is not None
+    seen = spread(own)
+    peak = peak_extra_bytes(contender.call, machine.device)
+    work = contender.work()
+    floors = work.flops / machine.flops_per_s, work.bytes / machine.bytes_per_s
+    return {
+        "rounds": len(own),
+        **{f"{name}_s": value for name, value in seen._asdict().items()},
+        "ratio": None if base is None else median_ratio(own, base),
+        "tokens_per_s": task.tokens / seen.median if task.tokens else None,
+        "peak_extra_bytes": peak,
+        "kept_bytes": contender.kept_bytes(),
+        **asdict(work),
+        "arithmetic_floor_s": floors[0],
+        "byte_floor_s": floors[1],
+        "over_floor": seen.median / max(floors),
+    }

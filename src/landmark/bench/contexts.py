@@ -1,0 +1,79 @@
+"""Long pasts, made instead of read: random keys and values put into memory as if a text had been read."""
+
+from typing import Any
+
+import torch
+
+from landmark.bench.models import Subject
+from landmark.blocks import Stream, stream_length
+from landmark.hf import LandmarkCache
+from landmark.hf.rope import rotation
+from landmark.hf.settings import Settings
+from landmark.memory import LayerMemory
+
+_SPARE = 64  # blocks that buffers have room for beyond the context, so that they need not grow while it is timed
+
+
+def filled_cache(subject: Subject, *, batch: int, tokens: int) -> LandmarkCache:
+    """A cache that has read `tokens` random tokens in each of `batch` rows.
+
+    Keys are normal, so that choices spread over all blocks: the most different blocks that queries can open.
+    """
+    cache = LandmarkCache(subject.model.config)
+    like = torch.empty(0, dtype=subject.model.dtype, device=subject.model.device)
+    base: Any = subject.model.base_model
+    settings, reach = cache.settings, _reach(cache)
+    length = stream_length(tokens, settings.block_size)
+    piece = _piece_blocks(settings, reach, tokens // settings.block_size) * settings.stride
+    generator = torch.Generator(like.device).manual_seed(0)
+    for rope, memory in zip(base.landmark_ropes, cache.memories, strict=True):
+        assert isinstance(memory, LayerMemory)
+        turned = rotation(base.rotary_emb, rope, reach, cache.trained_positions, like)
+        for start in range(0, length, piece):
+            shape = (2, batch, subject.sizes.kv_heads, min(piece, length - start), subject.sizes.head_dim)
+            key, value = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+            memory.extend(key, value, turned)
+    _count(cache, batch, tokens, like.device)
+    return cache
+
+
+def filled_cache_bytes(subject: Subject, *, batch: int, tokens: int) -> int:
+    """Bytes that `filled_cache` takes at its peak: blocks, landmark keys, and a few copies of a chunk in each layer."""
+    sizes, settings = subject.sizes, subject.settings
+    blocks = tokens // settings.block_size + _SPARE
+    position = sizes.kv_heads * sizes.head_dim
+    block = 2 * settings.stride * position * sizes.number_bytes
+    chunks = (3 * sizes.layers + 10) * _reach(LandmarkCache(subject.model.config)) * position * sizes.number_bytes
+    return batch * (blocks * (sizes.layers * block + (sizes.layers - 1) * 4 * position) + chunks)
+
+
+def _reach(cache: LandmarkCache) -> int:
+    """Rotary positions in use when the longest chunk is read."""
+    settings = cache.settings
+    return (settings.top_k + 1 + settings.local_blocks + 1) * settings.stride + cache.chunk_positions
+
+
+def _piece_blocks(settings: Settings, reach: int, blocks: int) -> int:
+    """Blocks to put in at once, such that buffers which double from there on end just beyond `blocks`."""
+    piece, most = blocks + _SPARE, max(1, reach // settings.stride - settings.local_blocks - 1)
+    while piece > most:
+        piece = -(-piece // 2)
+    return piece + settings.local_blocks  # so many stay in the window
+
+
+def _count(cache: LandmarkCache, batch: int, tokens: int, device: torch.device) -> None:
+    """Makes the cache know how much its layers hold."""
+    counts = cache.tokens(batch, device) + tokens
+    nowhere = torch.empty(batch, 0, dtype=torch.long, device=device)
+    cache.advance(Stream(nowhere, lengths=counts, tokens=counts, width=0), tokens)
+
+
+def blocks_in_memory(settings: Settings, tokens: int) -> int:
+    """Blocks in memory of each layer when a chunk comes after `tokens` tokens."""
+    return max(0, tokens // settings.block_size - settings.local_blocks)
+
+
+def positions_in_sight(settings: Settings, tokens: int) -> int:
+    """Stream positions of the local window then: its complete blocks and the tail."""
+    blocks, tail = divmod(tokens, settings.block_size)
+    return min(blocks, settings.local_blocks) * settings.stride + tail

@@ -1,0 +1,1 @@
+"""Figures drawn. The only package that knows matplotlib."""

@@ -1,0 +1,137 @@
+"""Plots of `landmark bench`: one line for each contender over length, both axes logarithmic."""
+
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+Row = dict[str, Any]
+
+DOTTED = "(dotted: floor)"
+
+# Ours stand out; what they are held against is grey.
+COLOURS = {
+    "blockwise": "tab:blue",
+    "fused": "tab:red",
+    "reference": "tab:purple",
+    "memory": "tab:red",
+    "no memory": "tab:blue",
+    "sdpa": "black",
+    "full": "black",
+    "cudnn": "dimgrey",
+    "plain": "grey",
+    "dense": "grey",
+    "flex": "darkgrey",
+}
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draws the rows of one benchmark (docs/performance.md) into `path`, .png or .svg."""
+    bench = rows[0]["bench"]
+    plot = {"ops": _draw_ops, "read": _draw_read, "decode": _draw_decode}[bench]
+    figure = plot(rows)
+    first = rows[0]
+    figure.suptitle(f"landmark bench {bench}: {first['machine']}, threads: {first['threads']}, {first['dtype']}")
+    figure.savefig(path, dpi=150)
+
+
+def _draw_ops(rows: list[Row]) -> Figure:
+    families = _grouped(rows, lambda row: _family(row))
+    passes = list(_grouped(rows, lambda row: row["pass"]))
+    figure, grid = _panels(len(families), len(passes))
+    for line, (family, of_family) in zip(grid, families.items(), strict=True):
+        by_pass = _grouped(of_family, lambda row: row["pass"])
+        for axes, name in zip(line, passes, strict=True):
+            some = by_pass.get(name, [])
+            _lines(axes, some, "length", _milliseconds)
+            _floors(axes, some, "length")
+            _label(
+                axes, (row["length"] for row in some), f"{name}, {family}", "length, landmarks included", f"ms {DOTTED}"
+            )
+    return figure
+
+
+def _draw_read(rows: list[Row]) -> Figure:
+    figure, grid = _panels(1, 1)
+    axes = grid[0][0]
+    _lines(axes, rows, "context", lambda row, name: row["tokens_per_s"] * row["median_s"] / row[f"{name}_s"])
+    places = (row["context"] for row in rows)
+    _label(axes, places, "reading a chunk of a long text", "ordinary tokens read before", "tokens/s")
+    return figure
+
+
+def _draw_decode(rows: list[Row]) -> Figure:
+    batches = _grouped(rows, lambda row: row["batch"])
+    figure, grid = _panels(1, len(batches))
+    for axes, (batch, some) in zip(grid[0], batches.items(), strict=True):
+        _lines(axes, some, "context", _milliseconds)
+        _floors(axes, some, "context")
+        places = (row["context"] for row in some)
+        _label(axes, places, f"decoding, batch {batch}", "ordinary tokens in the context", f"ms a step {DOTTED}")
+    return figure
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def _by_contender(rows: list[Row], x: str) -> Iterable[tuple[str, list[Row]]]:
+    """The measured rows of each contender, from left to right."""
+    measured = sorted((row for row in rows if row["skipped"] is None), key=lambda row: row[x])
+    return _grouped(measured, lambda row: row["contender"]).items()
+
+
+def _family(row: Row) -> str:
+    heads = f"{row['heads']}" if row["heads"] == row["kv_heads"] else f"{row['heads']}/{row['kv_heads']}"
+    return f"batch {row['batch']}, {heads} heads of {row['head_dim']}, block {row['block_size']}"
+
+
+def _panels(lines: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    figure = Figure(figsize=(1.5 + 5 * columns, 1 + 4 * lines), layout="constrained")
+    FigureCanvasAgg(figure)  # no window system is ever asked
+    return figure, [list(line) for line in figure.subplots(lines, columns, squeeze=False)]
+
+
+def _milliseconds(row: Row, name: str) -> float:
+    return row[f"{name}_s"] * 1000
+
+
+def _lines(axes: Axes, rows: list[Row], x: str, y: Callable[[Row, str], float]) -> None:
+    """Medians, with bars from quartile to quartile."""
+    for contender, own in _by_contender(rows, x):
+        middle = [y(row, "median") for row in own]
+        ends = [sorted((y(row, "lower_quartile"), y(row, "upper_quartile"))) for row in own]
+        below = [value - low for value, (low, _) in zip(middle, ends, strict=True)]
+        above = [high - value for value, (_, high) in zip(middle, ends, strict=True)]
+        colour = COLOURS[contender]
+        places = [row[x] for row in own]
+        axes.errorbar(places, middle, yerr=[below, above], label=contender, color=colour, marker="o", capsize=3)
+
+
+def _floors(axes: Axes, rows: list[Row], x: str) -> None:
+    """What the machine would take for each contender's work at full speed, dotted in the contender's colour."""
+    for contender, own in _by_contender(rows, x):
+        floors = [max(row["arithmetic_floor_s"], row["byte_floor_s"]) * 1000 for row in own]
+        axes.plot([row[x] for row in own], floors, ":", color=COLOURS[contender])
+
+
+def _label(axes: Axes, places: Iterable[int], title: str, x: str, y: str) -> None:
+    """Titles, and ticks at the `places` that were measured."""
+    places = sorted(set(places))
+    axes.set(title=title, xlabel=x, ylabel=y, xscale="log", yscale="log")
+    axes.set_xticks(places)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.grid(visible=True, alpha=0.3)
+    if axes.lines:
+        axes.legend()
