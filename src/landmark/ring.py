@@ -90,6 +90,12 @@ def slot_numbers(counts: tuple[int, ...], max_blocks: int | None, device: torch.
 
 
 @lru_cache(maxsize=4)
+def oldest_numbers(counts: tuple[int, ...], max_blocks: int | None, device: torch.device) -> Tensor:
+    """Number of the oldest block kept of `counts` in each row, long [B]."""
+    return torch.tensor([0 if max_blocks is None else max(0, count - max_blocks) for count in counts], device=device)
+
+
+@lru_cache(maxsize=4)
 def numbers_below(
     counts: tuple[int, ...], max_blocks: int | None, upto: tuple[int, ...], device: torch.device
 ) -> Tensor:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from landmark.index import exact
 from landmark.index.exact import ExactIndex
 from landmark.index.tied import TiedIndex
-from landmark.index.topk import _sorted, search_few, top_newest
+from landmark.index.topk import _sorted, top_newest
 
 
 def whole(*shape: int) -> torch.Tensor:
@@ -58,9 +58,8 @@ def test_what_is_not_there_is_never_found_whatever_its_score(dtype):
     k=st.integers(1, 5),
     tile=st.sampled_from([4, 40, 1 << 20]),
     newest_left_out=st.integers(0, 3),
-    few=st.booleans(),
 )
-def test_search_equals_sorting_all_scores(parts, max_blocks, k, tile, newest_left_out, few):
+def test_search_equals_sorting_all_scores(parts, max_blocks, k, tile, newest_left_out):
     index, keys = ExactIndex(2, max_blocks), [torch.empty(2, 0, 4).double(), torch.empty(2, 0, 4).double()]
     for row, count in parts:
         new = whole(2, count, 4)
@@ -70,7 +69,6 @@ def test_search_equals_sorting_all_scores(parts, max_blocks, k, tile, newest_lef
     upto = [max(0, x.shape[1] - newest_left_out) for x in keys]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact, "_TILE_SCORES", tile)
-        patch.setattr(exact, "_FEW_QUERIES", 3 if few else 0)
         scores, numbers = index.search(query, k, upto)
     dense, labels = index.scores(query, upto), index.numbers(query.device)
     for row in range(2):
@@ -82,19 +80,6 @@ def test_search_equals_sorting_all_scores(parts, max_blocks, k, tile, newest_lef
                 assert pairs(scores[row, head, step], numbers[row, head, step]) == best(expected, list(kept), k)
                 seen = dense[row, head, step] > -torch.inf
                 assert pairs(dense[row, head, step][seen], labels[row][seen]) == best(expected, list(kept), count)
-
-
-@pytest.mark.parametrize("count", [31, 32, 33, 1500])
-def test_few_queries_find_what_many_find(count):
-    query, keys = torch.randn(2, 6, 2, 16), torch.randn(2, 3, count + 5, 16)
-    keys[:, :, count:] = torch.nan  # capacity that nobody has used
-    numbers = torch.stack((torch.arange(count), torch.randperm(count)))
-    numbers[1, ::3] = -1
-    scores = (query.unflatten(1, (3, 2)) @ keys[:, :, None, :count].transpose(-1, -2)).flatten(1, 2)
-    expected = top_newest(scores, numbers[:, None, None], 4)
-    found = search_few(query, keys, numbers, 4)
-    assert torch.equal(found[1], expected[1])
-    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("max_blocks", [None, 5])

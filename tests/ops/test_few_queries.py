@@ -1,12 +1,12 @@
-"""Dense attention for a few queries against the blockwise one."""
+"""Attention for a few queries, looped and dense, against the blockwise one."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.ops import blockwise_attention
-from landmark.ops.few_queries import few_queries_attention, sight
+from landmark.ops import blockwise_attention, compiled
+from landmark.ops.few_queries import dense, few_queries_attention
 
 
 @given(
@@ -24,11 +24,14 @@ def test_equals_blockwise(block_size, keys, queries, kv_heads, groups, softcap, 
     positions = torch.randint(keys, (2, queries))
     sinks = torch.randn(kv_heads * groups).double() if with_sinks else None
     options = {"scale": 0.4, "softcap": softcap, "sinks": sinks}
-    seen = sight(positions, keys, block_size + 1)
-    found = few_queries_attention(query, key, value, seen, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_WORTH_A_THREAD", 1)
+        looped = few_queries_attention(query, key, value, positions, block_size=block_size, **options)
+    by_matrices = dense(query, key, value, positions, block_size + 1, **options)
     expected = blockwise_attention(query, key, value, block_size=block_size, query_positions=positions, **options)
-    for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x, y, atol=1e-13, rtol=0)
+    for x, y, z in zip(looped, by_matrices, expected, strict=True):
+        torch.testing.assert_close(x, z, atol=1e-13, rtol=0)
+        torch.testing.assert_close(y, z, atol=1e-13, rtol=0)
 
 
 @pytest.mark.parametrize("with_sinks", [False, True])
@@ -36,17 +39,20 @@ def test_a_query_that_sees_nothing_gives_0(with_sinks):
     # With a stride of 1 every key is a landmark, and a query never sees that of its own block.
     query, key, value = torch.randn(3, 1, 1, 1, 4)
     sinks = torch.zeros(1) if with_sinks else None
-    seen = sight(torch.zeros(1, 1, dtype=torch.long), 1, 1)
-    out, lse = few_queries_attention(query, key, value, seen, scale=1.0, sinks=sinks)
-    assert not out.any()
-    assert lse.item() == (0.0 if with_sinks else -torch.inf)
+    place = torch.zeros(1, 1, dtype=torch.long)
+    for out, lse in (
+        few_queries_attention(query, key, value, place, block_size=0, scale=1.0, sinks=sinks),
+        dense(query, key, value, place, 1, scale=1.0, softcap=None, sinks=sinks),
+    ):
+        assert not out.any()
+        assert lse.item() == (0.0 if with_sinks else -torch.inf)
 
 
 def test_halves_are_scored_in_float32():
     query, key, value = (torch.randn(1, 2, n, 8).bfloat16() for n in (1, 20, 20))
-    seen = sight(torch.tensor([[19]]), 20, 5)
-    out, lse = few_queries_attention(query, key, value, seen, scale=0.3)
-    exact, _ = few_queries_attention(query.double(), key.double(), value.double(), seen, scale=0.3)
+    place = torch.tensor([[19]])
+    out, lse = few_queries_attention(query, key, value, place, block_size=4, scale=0.3)
+    exact, _ = few_queries_attention(query.double(), key.double(), value.double(), place, block_size=4, scale=0.3)
     assert out.dtype == torch.bfloat16
     assert lse.dtype == torch.float32
     torch.testing.assert_close(out.double(), exact, atol=1e-6, rtol=torch.finfo(torch.bfloat16).eps)

@@ -1,9 +1,20 @@
 """Landmark keys in, block numbers out."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Resident(NamedTuple):
+    """Landmark keys where they lie: block number a of a row is found at slot `a % modulus` of `keys [B,Hkv,S,D]`.
+
+    `first`, long [B]: number of the oldest block worth scoring.
+    """
+
+    keys: Tensor
+    first: Tensor
+    modulus: int
 
 
 class Index(Protocol):
@@ -23,6 +34,10 @@ class Index(Protocol):
 
         Returns scores [B,H,T,k], -inf where there are fewer blocks, and numbers long [B,H,T,k], -1 there.
         """
+        ...
+
+    def resident(self, k: int, upto: list[int]) -> Resident:
+        """What a search of its own for the k best blocks below `upto` needs to score."""
         ...
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from landmark.index.topk import search_few, top_newest
+from landmark.index import Resident
+from landmark.index.topk import top_newest
 from landmark.ops.retrieved.triton_support import obstacle
 from landmark.ops.search_landmarks import search_landmarks
-from landmark.ring import BlockRing, numbers_below
+from landmark.ring import BlockRing, numbers_below, oldest_numbers
 
 # Scores computed at once: on a CPU little enough to be in cache when the best are picked.
 _TILE_SCORES = 1 << 21
@@ -29,11 +30,9 @@ class ExactIndex:
 
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
         numbers = self._numbers_below(upto, query.device)
-        if self._ring.data is not None and query.shape[2] <= _FEW_QUERIES:
-            if query.device.type == "cpu":
-                return search_few(query, self._ring.data, numbers, k)
-            if obstacle(query, self._ring.data) is None:
-                return search_landmarks(query, self._ring.data, numbers, k)
+        data, few = self._ring.data, query.shape[2] <= _FEW_QUERIES
+        if data is not None and few and query.device.type == "cuda" and obstacle(query, data) is None:
+            return search_landmarks(query, data, numbers, k)
         limit = _TILE_SCORES if query.device.type == "cpu" else _TILE_SCORES_ACCELERATOR
         rows = query.shape[0] * query.shape[1]
         # Many queries by many landmarks: a product of a few queries only would wait for memory.
@@ -54,6 +53,12 @@ class ExactIndex:
             return query.new_full(shape, -torch.inf), torch.full(shape, -1, device=query.device)
         scores, blocks = (torch.cat(column, dim=-1) for column in zip(*found, strict=True))
         return top_newest(scores, blocks, k)
+
+    def resident(self, k: int, upto: list[int]) -> Resident:
+        data, limit = self._ring.data, self._ring.max_blocks
+        assert data is not None, "an index without blocks has no keys to give"
+        first = oldest_numbers(tuple(self._ring.counts), limit, data.device)
+        return Resident(data, first, data.shape[2] if limit is None else limit)
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self._numbers_below(upto, query.device)

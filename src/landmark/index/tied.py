@@ -7,6 +7,9 @@ same offset. Then all old blocks tie, the newest win, and nothing needs to be sc
 import torch
 from torch import Tensor
 
+from landmark.index import Resident
+from landmark.ring import oldest_numbers
+
 
 class TiedIndex:
     """One landmark key per row and head, `[B,Hkv,D]`; implements `landmark.index.Index`.
@@ -32,6 +35,11 @@ class TiedIndex:
         scores = self._score(query).masked_fill(numbers < 0, -torch.inf)
         return scores, numbers.expand_as(scores)
 
+    def resident(self, k: int, upto: list[int]) -> Resident:
+        assert self._key is not None, "an index without blocks has no keys to give"
+        first = torch.tensor(upto, device=self._key.device) - k
+        return Resident(self._key[:, :, None], torch.maximum(first, self._oldest(first.device)[:, 0]), 1)
+
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self.numbers(query.device)
         hidden = (numbers < 0) | (numbers >= torch.tensor(upto, device=query.device)[:, None])
@@ -47,8 +55,7 @@ class TiedIndex:
         return [c if self._max_blocks is None else min(c, self._max_blocks) for c in self._counts]
 
     def _oldest(self, device: torch.device) -> Tensor:
-        oldest = [count - kept for count, kept in zip(self._counts, self._kept(), strict=True)]
-        return torch.tensor(oldest, device=device)[:, None]
+        return oldest_numbers(tuple(self._counts), self._max_blocks, device)[:, None]
 
     def _score(self, query: Tensor) -> Tensor:
         """Score [B,H,T,1] of each query with the one key."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.compiled import compiled, in_parts, inner_products
+from landmark.ops.compiled import compiled, in_parts
 
 _GROUPED_FROM = 1024  # blocks; below, one topk over all is as fast
 _GROUP = 16
@@ -58,46 +58,12 @@ def _scan(scores: Any, labels: Any, best: Any, found: Any, start: int, stop: int
             for j in range(first, end):
                 score, number = scores[row, j], label[j]
                 if score >= lowest and score > -np.inf and number >= 0:
-                    _insert(best[row], found[row], score, number)
+                    insert(best[row], found[row], score, number)
                     lowest = best[row, last]
 
 
-def search_few(query: Tensor, keys: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`top_newest` of the inner products of `query [B,H,T,D]` and `keys [B,Hkv,N,D]`, none of which is written down.
-
-    For few queries on a CPU, numbered by `numbers [B,n]`, n <= N. Every key is loaded once for all queries of its
-    group.
-    """
-    best = query.new_full((*query.shape[:3], k), -torch.inf)
-    found = torch.full(best.shape, -1)
-    heads = keys.shape[0] * keys.shape[1]
-    tensors = query.reshape(heads, -1, query.shape[-1]), keys.flatten(0, 1), numbers
-    arrays = [x.numpy() for x in (*tensors, best.view(heads, -1, k), found.view(heads, -1, k))]
-    in_parts(lambda start, stop: _search(*arrays, start, stop), heads, size=numbers.shape[1])
-    return best, found
-
-
 @compiled
-def _search(queries: Any, keys: Any, numbers: Any, best: Any, found: Any, start: int, stop: int) -> None:
-    """Fills heads start..stop of `best` and `found [N,R,k]`."""
-    sharing, count, last = keys.shape[0] // numbers.shape[0], numbers.shape[1], best.shape[2] - 1
-    scores = np.empty(_RUN, queries.dtype)
-    for head in range(start, stop):
-        label = numbers[head // sharing]
-        for first in range(0, count, _RUN):
-            length = min(_RUN, count - first)
-            for row in range(queries.shape[1]):
-                inner_products(keys[head, first:], queries[head, row], scores[:length])
-                lowest = best[head, row, last]
-                for j in range(length):
-                    score, number = scores[j], label[first + j]
-                    if score >= lowest and score > -np.inf and number >= 0:
-                        _insert(best[head, row], found[head, row], score, number)
-                        lowest = best[head, row, last]
-
-
-@compiled
-def _insert(best: Any, found: Any, score: Any, number: int) -> None:
+def insert(best: Any, found: Any, score: Any, number: int) -> None:
     """Puts one more into a list of the best, where what it beats moves down and the last one out."""
     place = len(best)
     while place > 0 and (score > best[place - 1] or (score == best[place - 1] and number > found[place - 1])):

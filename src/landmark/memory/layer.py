@@ -8,7 +8,6 @@ from torch import Tensor
 from landmark.memory.blocks import BlockMemory, Opened, Scoring
 from landmark.memory.local import LocalWindow
 from landmark.memory.past import Past, past_of
-from landmark.memory.places import sight_of
 from landmark.memory.rules import Positions, Selection, check_max_blocks, check_rules
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.few_queries import few_queries_attention
@@ -113,12 +112,13 @@ class LayerMemory:
     ) -> tuple[Tensor, Tensor]:
         """Attention to the window and the chunk itself, and the logarithm of its denominator [B,H,T]."""
         width, device = query.shape[2], query.device
-        keys, values = window.seen_with(valid)
         positions = window.positions(valid, width, device)
         turned = rotation.apply(query, positions[:, None])
         if width <= _FEW_QUERIES:
-            seen = sight_of(tuple(window.lengths), tuple(valid), width, keys.shape[2], self.stride, device)
-            return few_queries_attention(turned, keys, values, seen, **scoring._asdict())
+            return few_queries_attention(
+                turned, *window.buffers(), positions, block_size=self.block_size, **scoring._asdict()
+            )
+        keys, values = window.seen_with(valid)
         return blockwise_attention(
             turned, keys, values, block_size=self.block_size, query_positions=positions, **scoring._asdict()
         )

@@ -51,15 +51,20 @@ class LocalWindow:
         places = torch.where(steps < real, column(tuple(self.lengths), new.device) + steps, buffer.shape[2] - 1)
         buffer.scatter_(2, places[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[-1]), new)
 
-    def seen_with(self, valid: list[int]) -> tuple[Tensor, Tensor]:
-        """Rotated keys and values of the window and the chunk written behind it, as long as the longest row.
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values of the window and of the chunk written behind it, contiguous.
 
-        Rows shorter than that end in finite values of no meaning. The length is at least 1.
+        They are longer than any row: every row ends in finite values of no meaning.
         """
         assert self._turned is not None
         assert self._values is not None
+        return self._turned, self._values
+
+    def seen_with(self, valid: list[int]) -> tuple[Tensor, Tensor]:
+        """The same, no longer than the longest row with the `valid` positions written last, and at least 1 long."""
         length = max(1, *(old + new for old, new in zip(self.lengths, valid, strict=True)))
-        return self._turned[:, :, :length], self._values[:, :, :length]
+        keys, values = self.buffers()
+        return keys[:, :, :length], values[:, :, :length]
 
     def keep(self, valid: list[int]) -> None:
         """Makes `valid` positions of the chunk written last part of the window."""

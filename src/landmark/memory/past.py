@@ -46,6 +46,11 @@ class Past:
         return [count - newest for count, newest in zip(self.counts, opened, strict=True)]
 
     @cached_property
+    def bounds(self) -> Tensor:
+        """`upto` and `counts` of each row, long [B,2]."""
+        return torch.tensor([self.upto, self.counts], device=self.device).T.contiguous()
+
+    @cached_property
     def recent(self) -> Tensor:
         """Numbers [B,k] of the newest blocks by age, those of slot 1, 2, ...; then -1."""
         numbers = column(tuple(self.upto), self.device) + torch.arange(self.k, device=self.device)

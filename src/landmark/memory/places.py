@@ -9,8 +9,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from landmark.ops.few_queries import Sight, sight
-
 Counts = tuple[int, ...]  # one number for each row of the batch
 
 
@@ -28,12 +26,6 @@ def positions_of(starts: Counts, valid: Counts, width: int, device: torch.device
 def real_tokens(valid: Counts, width: int, device: torch.device) -> Tensor:
     """Which of the columns are tokens of a row, bool [B,width]."""
     return torch.arange(width, device=device) < column(valid, device)
-
-
-@lru_cache(maxsize=4)
-def sight_of(starts: Counts, valid: Counts, width: int, keys: int, stride: int, device: torch.device) -> Sight:
-    """What each position of `positions_of` sees of as many keys."""
-    return sight(positions_of(starts, valid, width, device), keys, stride)
 
 
 @lru_cache(maxsize=64)

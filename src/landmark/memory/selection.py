@@ -9,10 +9,12 @@ from torch import Tensor
 
 from landmark.index import Index
 from landmark.index.topk import top_newest
+from landmark.memory.few_queries import choose_few
 from landmark.memory.past import Past
 from landmark.memory.rules import Selection
 from landmark.ops.rotary import Rotation
 
+_FEW_QUERIES = 8  # for so few a matrix product is not worth its while
 _TILE_BYTES = 4 << 20  # rotated queries, or scores where all of them are needed at once
 
 
@@ -40,6 +42,9 @@ class Retrieval:
 
     def choose(self, query: Tensor, selection: Selection, valid: Tensor | None) -> Choice:
         """Chooses for `query [B,H,T,D]`, unrotated, in float32 or wider; `valid [B,T]` marks real queries."""
+        if selection == "per_token_and_head" and query.device.type == "cpu" and query.shape[2] <= _FEW_QUERIES:
+            landmarks = self.index.resident(self.past.k, self.past.upto)
+            return Choice(*choose_few(query * self.scale, self.past, landmarks, self.rotation))
         if selection == "per_token_and_head":
             found = [self._each_its_own(*tile) for tile in self._tiles(query)]
             blocks = torch.cat(found, dim=2)

@@ -57,6 +57,31 @@ def inner_products(rows: Any, x: Any, out: Any) -> None:
         out[j] = a
 
 
+@compiled
+def add_weighted(weights: Any, rows: Any, out: Any) -> None:
+    """Adds to `out [D]` the first n of `rows [..,D]`, each times its weight `[n]`, four rows for each load of out."""
+    whole = weights.shape[0] // 4 * 4
+    for j in range(0, whole, 4):
+        for i in range(out.shape[0]):
+            out[i] += (
+                weights[j] * rows[j, i]
+                + weights[j + 1] * rows[j + 1, i]
+                + weights[j + 2] * rows[j + 2, i]
+                + weights[j + 3] * rows[j + 3, i]
+            )
+    for j in range(whole, weights.shape[0]):
+        for i in range(out.shape[0]):
+            out[i] += weights[j] * rows[j, i]
+
+
+@compiled
+def rotate(x: Any, cos: Any, sin: Any, partner: Any, position: int, out: Any) -> None:
+    """Rotates `x [D]` to a position; the tables are those of `Rotation.by_partner`."""
+    out[:] = x
+    for i in range(partner.shape[0]):
+        out[i] = x[i] * cos[position, i] + x[partner[i]] * sin[position, i]
+
+
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="landmark")

@@ -1,67 +1,158 @@
-"""The grouped softmax for a few queries over a short window: dense, in as few operations as it takes.
+"""The grouped softmax for a few queries over a short window, in as few operations as it takes.
 
 While decoding there is one query and a window of some hundred keys. What counts then is the number of operations,
-not their size.
+not their size: a compiled loop on a CPU, and dense matrices elsewhere.
 """
 
-from typing import NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from landmark.ops.compiled import add_weighted, compiled, in_parts, inner_products
 from landmark.ops.tiles import working_dtype
-
-
-class Sight(NamedTuple):
-    """What queries see: `hidden [B,1,T,L]`, 0 at keys of the joint softmax and -inf elsewhere; their last block."""
-
-    hidden: Tensor
-    last_block: int
-    stride: int
-
-
-def sight(positions: Tensor, keys: int, stride: int) -> Sight:
-    """The sight of queries at `positions [B,T]` among `keys` keys that start a block."""
-    position, place = positions[:, None, :, None], torch.arange(keys, device=positions.device)
-    own, block = position // stride, place // stride
-    is_landmark = place % stride == stride - 1
-    outside = torch.where(is_landmark, block >= own, (block != own) | (place > position))
-    hidden = torch.zeros(outside.shape, device=positions.device).masked_fill_(outside, -torch.inf)
-    return Sight(hidden, int(own.max()), stride)
 
 
 def few_queries_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    sight: Sight,
+    positions: Tensor,
     *,
+    block_size: int,
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1), as `blockwise_attention` and without gradient.
 
-    Shapes: query [B,H,T,D], key, value [B,Hkv,L,D]. Returns the output [B,H,T,D] in query's dtype and the logarithm of
-    the joint softmax's denominator [B,H,T] in float32 (float64 for float64 inputs), -inf where a query sees nothing.
-    Builds [B,H,T,L] matrices.
+    Shapes: query [B,H,T,D], key, value [B,Hkv,L,D], which start a block; `positions`, long [B,T], are the queries'
+    places among the keys. Returns the output [B,H,T,D] in query's dtype and the logarithm of the joint softmax's
+    denominator [B,H,T] in float32 (float64 for float64 inputs), -inf where a query sees nothing.
     """
-    dtype, kv_heads = working_dtype(query), key.shape[1]
-    keys, values = key.to(dtype), value.to(dtype)
-    scores = (query.to(dtype) * scale).unflatten(1, (kv_heads, -1)).flatten(2, 3) @ keys.transpose(2, 3)
+    if query.device.type == "cpu" and query.dtype == key.dtype == value.dtype == working_dtype(query):
+        return _looped(query, key, value, positions, block_size + 1, scale, softcap, sinks)
+    return dense(query, key, value, positions, block_size + 1, scale, softcap, sinks)
+
+
+def _looped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    positions: Tensor,
+    stride: int,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    rows, heads, length, _ = query.shape
+    out = query.new_zeros(query.shape)
+    lse = query.new_empty(query.shape[:3])
+    sinks = query.new_full((heads,), -torch.inf) if sinks is None else sinks.to(query.dtype)
+    # Contiguous, for compiled loops over arrays of another layout are slower, and compiled once more.
+    arrays = [x.contiguous().numpy() for x in (query * scale, key, value, positions, sinks, out, lse)]
+    in_parts(
+        lambda start, stop: _attend(*arrays, stride, softcap or 0.0, start, stop),
+        rows * heads * length,
+        size=key.shape[2],
+    )
+    return out, lse
+
+
+@compiled
+def _attend(
+    query: Any, key: Any, value: Any, positions: Any, sinks: Any, out: Any, lse: Any,
+    stride: int, softcap: float, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Fills `out [B,H,T,D]` and `lse [B,H,T]` of the queries start..stop, counted over all rows and heads."""
+    heads, length = query.shape[1:3]
+    scores = np.empty(key.shape[2], query.dtype)
+    for flat in range(start, stop):
+        row, head, step = flat // (heads * length), flat // length % heads, flat % length
+        group = head // (heads // key.shape[1])
+        last = positions[row, step]
+        own = last // stride * stride  # where the query's own block begins
+        seen = scores[: last + 1]
+        inner_products(key[row, group], query[row, head, step], seen)
+        if softcap:
+            for j in range(seen.shape[0]):
+                seen[j] = softcap * np.tanh(seen[j] / softcap)
+        end = min(last + 1, own + stride - 1)  # a landmark does not see itself
+        highest = sinks[head]
+        for j in range(stride - 1, own, stride):
+            highest = max(highest, seen[j])
+        for j in range(own, end):
+            highest = max(highest, seen[j])
+        if highest == -np.inf:
+            lse[row, head, step] = highest
+            continue
+        total = np.exp(sinks[head] - highest)
+        for j in range(own, end):
+            seen[j] = np.exp(seen[j] - highest)
+            total += seen[j]
+        for j in range(stride - 1, own, stride):
+            seen[j] = np.exp(seen[j] - highest)
+            total += seen[j]
+        for j in range(own, end):
+            seen[j] /= total
+        for first in range(0, own, stride):
+            _share_out(seen[first : first + stride], total)
+        seen[end:] = 0
+        add_weighted(seen, value[row, group], out[row, head, step])
+        lse[row, head, step] = highest + np.log(total)
+
+
+@compiled
+def _share_out(scores: Any, total: Any) -> None:
+    """Turns a block's scores into weights, its gate being the last of them, not yet divided by `total`."""
+    gate = scores[-1] / total
+    inside = scores[:-1]
+    highest = inside.max()
+    shared = scores.dtype.type(0)
+    for j in range(inside.shape[0]):
+        inside[j] = np.exp(inside[j] - highest)
+        shared += inside[j]
+    for j in range(inside.shape[0]):
+        inside[j] *= gate / shared
+    scores[-1] = 0
+
+
+def dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    positions: Tensor,
+    stride: int,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The same by matrices [B,H,T,L], on any device."""
+    dtype, kv_heads, length = working_dtype(query), key.shape[1], key.shape[2]
+    scores = (query.to(dtype) * scale).unflatten(1, (kv_heads, -1)).flatten(2, 3) @ key.to(dtype).transpose(2, 3)
     scores = scores.view(*query.shape[:3], -1)
     if softcap is not None:
         scores = scores.div_(softcap).tanh_().mul_(softcap)
-    joint = scores + sight.hidden
+    joint = scores.masked_fill(_outside(positions, length, stride), -torch.inf)
     lse = joint.logsumexp(-1)
     if sinks is not None:
         lse = torch.logaddexp(lse, sinks[:, None].to(dtype))
     weights = joint.sub_(lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp_()
-    if sight.last_block:
-        # Blocks before a query's own: its gate is shared out among the ordinary tokens. Later ones have gate 0.
-        earlier = weights[..., : sight.last_block * sight.stride].unflatten(-1, (-1, sight.stride))
-        inside = scores[..., : sight.last_block * sight.stride].unflatten(-1, (-1, sight.stride))[..., :-1].softmax(-1)
-        earlier[..., :-1].add_(inside.mul_(earlier[..., -1:]))
-        earlier[..., -1] = 0.0
-    out = weights.view(*keys.shape[:2], -1, keys.shape[2]) @ values
+    whole = length // stride * stride
+    if whole:
+        # An earlier block's gate is shared out among its ordinary tokens; the gates of all others are 0.
+        blocks = weights[..., :whole].unflatten(-1, (-1, stride))
+        inside = scores[..., :whole].unflatten(-1, (-1, stride))[..., :-1].softmax(-1)
+        blocks[..., :-1].add_(inside.mul_(blocks[..., -1:]))
+        blocks[..., -1] = 0.0
+    out = weights.view(*key.shape[:2], -1, length) @ value.to(dtype)
     return out.view(query.shape).to(query.dtype), lse
+
+
+def _outside(positions: Tensor, keys: int, stride: int) -> Tensor:
+    """Keys neither in a query's local set nor among its gates: bool [B,1,T,L]."""
+    position, place = positions[:, None, :, None], torch.arange(keys, device=positions.device)
+    own, block = position // stride, place // stride
+    is_landmark = place % stride == stride - 1
+    return torch.where(is_landmark, block >= own, (block != own) | (place > position))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.compiled import compiled, in_parts, inner_products
+from landmark.ops.compiled import add_weighted, compiled, in_parts, inner_products, rotate
 from landmark.ops.retrieved.pages import Pages, Scores
 from landmark.ops.rotary import Rotation
 
@@ -30,7 +30,9 @@ def in_place_blocks(
     # One line for each key-value head: the pairs of its queries, for every head of its group, with their blocks.
     places, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.places, distance))
     queries = query.reshape(len(keys), -1, query.shape[-1]) * scores.scale
-    pairs = _arrays(places, places.argsort(dim=-1))
+    # Queries of a single step hardly ever share blocks.
+    order = places.argsort(dim=-1) if shape[2] > 1 else torch.arange(places.shape[1]).repeat(len(places), 1)
+    pairs = _arrays(places, order)
     inside = query.new_zeros(*places.shape, keys.shape[2] - 1)
     gates = query.new_full(places.shape, -torch.inf)
     work = _arrays(queries, *rotation.by_partner, distance, keys, inside, gates)
@@ -66,11 +68,7 @@ def _score(
         place = places[head, pair]
         if place < 0:
             continue
-        query = queries[head, pair // chosen]
-        turned[:] = query
-        position = distance[head, pair]
-        for i in range(partner.shape[0]):
-            turned[i] = query[i] * cos[position, i] + query[partner[i]] * sin[position, i]
+        rotate(queries[head, pair // chosen], cos, sin, partner, distance[head, pair], turned)
         key = keys[head, place]
         inner_products(key, turned, inside[head, pair])
         inner_products(key[block:], turned, gates[head, pair : pair + 1])
@@ -79,22 +77,10 @@ def _score(
 @compiled
 def _average(places: Any, order: Any, weights: Any, values: Any, out: Any, start: int, stop: int) -> None:
     """Averages `out [N,P,Dv]` of values by `weights [N,P,block]` for the pairs at start..stop in `order`."""
-    count, block = places.shape[1], weights.shape[2]
+    count = places.shape[1]
     for flat in range(start, stop):
         head = flat // count
         pair = order[head, flat % count]
         if places[head, pair] < 0:
             continue
-        value, weight, total = values[head, places[head, pair]], weights[head, pair], out[head, pair]
-        whole = block // 4 * 4
-        for j in range(0, whole, 4):
-            for i in range(total.shape[0]):
-                total[i] += (
-                    weight[j] * value[j, i]
-                    + weight[j + 1] * value[j + 1, i]
-                    + weight[j + 2] * value[j + 2, i]
-                    + weight[j + 3] * value[j + 3, i]
-                )
-        for j in range(whole, block):
-            for i in range(total.shape[0]):
-                total[i] += weight[j] * value[j, i]
+        add_weighted(weights[head, pair], values[head, places[head, pair]], out[head, pair])

@@ -1,0 +1,79 @@
+"""The choice of a few queries in one compiled pass over the landmark keys: what decoding does on a CPU."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landmark.index import Resident
+from landmark.index.topk import insert
+from landmark.memory.past import Past
+from landmark.ops.compiled import compiled, in_parts, inner_products, rotate
+from landmark.ops.rotary import Rotation
+
+_RUN = 32  # landmarks scored at once
+
+
+def choose_few(query: Tensor, past: Past, landmarks: Resident, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """Each query's own blocks by age, and their distances, both long [B,H,T,k]: see `landmark.memory.selection`.
+
+    `query [B,H,T,D]` is scaled and not rotated, of the dtype of the keys.
+    """
+    shape = (*query.shape[:3], past.k)
+    blocks, distance = (torch.empty(shape, dtype=torch.long) for _ in range(2))
+    tensors = query.contiguous(), *rotation.by_partner, past.positions, past.bounds, landmarks.keys, landmarks.first
+    arrays = [x.numpy() for x in (*tensors, blocks, distance)]
+    in_parts(
+        lambda start, stop: _choose(*arrays, landmarks.modulus, past.stride, past.stingy, start, stop),
+        query.shape[:3].numel(),
+        size=max(past.kept),
+    )
+    return blocks, distance
+
+
+@compiled
+def _choose(
+    query: Any, cos: Any, sin: Any, partner: Any, positions: Any, bounds: Any, keys: Any, first: Any,
+    blocks: Any, distance: Any, modulus: int, stride: int, stingy: bool, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Fills `blocks` and `distance [B,H,T,k]` of the queries start..stop, counted over all rows and heads."""
+    heads, length, dim = query.shape[1:]
+    turned, scores = np.empty(dim, query.dtype), np.empty(_RUN, query.dtype)
+    best = np.empty(blocks.shape[3], query.dtype)
+    for flat in range(start, stop):
+        row, head, step = flat // (heads * length), flat // length % heads, flat % length
+        landmarks, found = keys[row, head // (heads // keys.shape[1])], blocks[row, head, step]
+        upto, count = bounds[row]
+        best[:], found[:] = -np.inf, -1
+        number = first[row]
+        rotate(query[row, head, step], cos, sin, partner, positions[row, step], turned)
+        while number < upto:
+            slot = number % modulus
+            run = min(_RUN, upto - number, modulus - slot)
+            inner_products(landmarks[slot:], turned, scores[:run])
+            for j in range(run):
+                if scores[j] >= best[-1] and scores[j] > -np.inf:
+                    insert(best, found, scores[j], number + j)
+            number += run
+        for newest in range(upto, count):  # with slots, these are scored each from its own
+            away = max(0, positions[row, step] - (newest - upto + 1) * stride)
+            rotate(query[row, head, step], cos, sin, partner, away, turned)
+            inner_products(landmarks[newest % modulus :], turned, scores[:1])
+            if scores[0] >= best[-1] and scores[0] > -np.inf:
+                insert(best, found, scores[0], newest)
+        _sort_by_age(found)
+        for j in range(len(found)):
+            begin = j + (found[j] >= upto) if stingy else found[j]
+            distance[row, head, step, j] = positions[row, step] - begin * stride if found[j] >= 0 else 0
+
+
+@compiled
+def _sort_by_age(numbers: Any) -> None:
+    """Sorts a few block numbers, -1 last."""
+    for i in range(1, len(numbers)):
+        number, place = numbers[i], i
+        while place > 0 and number >= 0 and (numbers[place - 1] > number or numbers[place - 1] < 0):
+            numbers[place] = numbers[place - 1]
+            place -= 1
+        numbers[place] = number

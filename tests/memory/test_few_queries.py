@@ -1,0 +1,62 @@
+"""What one compiled pass chooses for a few queries is what the search for many chooses."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from landmark.index.exact import ExactIndex
+from landmark.index.tied import TiedIndex
+from landmark.memory import selection
+from landmark.memory.past import Past
+from landmark.memory.selection import Retrieval
+from landmark.ops import compiled
+from landmark.ops.rotary import Rotation
+
+STRIDE, DIM = 4, 6
+
+
+def quarter_turns() -> Rotation:
+    """Angles are multiples of 90 degrees: whole numbers stay whole, so equal scores are exactly equal."""
+    angles = torch.outer(torch.arange(400), torch.tensor([1, 2, 3])) % 4
+    angles = torch.cat((angles, angles), -1)
+    cos, sin = torch.tensor([1.0, 0.0, -1.0, 0.0]).double(), torch.tensor([0.0, 1.0, 0.0, -1.0]).double()
+    return Rotation(cos[angles], sin[angles], "half")
+
+
+@given(
+    counts=st.lists(st.integers(0, 70), min_size=2, max_size=2).filter(any),
+    max_blocks=st.sampled_from([None, 1, 3, 40]),
+    top_k=st.integers(1, 5),
+    length=st.integers(1, 3),
+    groups=st.integers(1, 2),
+    stingy=st.booleans(),
+    tied=st.booleans(),
+)
+def test_few_queries_choose_what_many_choose(counts, max_blocks, top_k, length, groups, stingy, tied):
+    tied = tied and stingy  # landmark keys at places of their own are not equal
+    index = (TiedIndex if tied else ExactIndex)(2, max_blocks)
+    for row, count in enumerate(counts):
+        keys = torch.randint(-1, 2, (2, 1 if tied else count, DIM)).double().expand(-1, count, -1)
+        if count:
+            index.append(row, keys)
+    past = Past(
+        counts=tuple(counts),
+        kept=tuple(count if max_blocks is None else min(count, max_blocks) for count in counts),
+        top_k=top_k,
+        stingy=stingy,
+        stride=STRIDE,
+        starts=(300, 310),
+        valid=(length, length),
+        width=length,
+        device=torch.device("cpu"),
+    )
+    query = torch.randint(-1, 2, (2, 2 * groups, length, DIM)).double()
+    retrieval = Retrieval(index, past, quarter_turns(), 1.0, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_WORTH_A_THREAD", 1)
+        few = retrieval.choose(query, "per_token_and_head", None)
+        patch.setattr(selection, "_FEW_QUERIES", 0)
+        many = retrieval.choose(query, "per_token_and_head", None)
+    assert torch.equal(few.blocks, many.blocks)
+    assert torch.equal(few.distance, many.distance)
