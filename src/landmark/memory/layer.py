@@ -125,10 +125,18 @@ class LayerMemory:
 
     @torch.no_grad()
     def extend(self, key: Tensor, value: Tensor, rotation: Rotation) -> None:
-        """Remembers as `attend` does, without a query: key, value [B,Hkv,T,D] before rotary, T of any length."""
+        """Remembers as `attend` does, without a query: key, value [B,Hkv,T,D] before rotary, T of any length.
+
+        Raises ValueError if the rotation table does not reach beyond the local window.
+        """
         while key.shape[2]:
             window = self._settled(key.shape[0], rotation)
             reach = key.shape[2] if rotation.reach is None else rotation.reach - max(window.lengths)
+            if reach < 1:
+                raise ValueError(
+                    f"the rotation table ends at position {rotation.reach} and the local window may take "
+                    f"{(self.local_blocks + 1) * self.stride}: use a longer table, or lower local_blocks or block_size"
+                )
             valid = [min(key.shape[2], reach)] * key.shape[0]
             window.write(key[:, :, : valid[0]], value[:, :, : valid[0]], valid, rotation)
             self._keep(valid)
