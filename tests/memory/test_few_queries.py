@@ -56,7 +56,7 @@ def test_few_queries_choose_what_many_choose(counts, max_blocks, top_k, length, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "_WORTH_A_THREAD", 1)
         few = retrieval.choose(query, "per_token_and_head", None)
-        patch.setattr(selection, "_FEW_QUERIES", 0)
+        patch.setattr(selection, "FEW_QUERIES", 0)
         many = retrieval.choose(query, "per_token_and_head", None)
     assert torch.equal(few.blocks, many.blocks)
     assert torch.equal(few.distance, many.distance)

@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 
 from landmark.ops import blockwise_attention, compiled
 from landmark.ops.few_queries import dense, few_queries_attention
+from landmark.ops.rotary import Rotation
+
+NONE = Rotation(torch.empty(0), torch.empty(0), "none")
 
 
 @given(
@@ -23,12 +26,15 @@ def test_equals_blockwise(block_size, keys, queries, kv_heads, groups, softcap, 
     key, value = torch.randn(2, 2, kv_heads, keys, 6, dtype=torch.float64)
     positions = torch.randint(keys, (2, queries))
     sinks = torch.randn(kv_heads * groups).double() if with_sinks else None
+    angles = torch.outer(torch.arange(25).double(), torch.tensor([1.0, 0.1])).repeat(1, 2)
+    turning = Rotation(angles.cos(), angles.sin(), "half")
     options = {"scale": 0.4, "softcap": softcap, "sinks": sinks}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "_WORTH_A_THREAD", 1)
-        looped = few_queries_attention(query, key, value, positions, block_size=block_size, **options)
-    by_matrices = dense(query, key, value, positions, block_size + 1, **options)
-    expected = blockwise_attention(query, key, value, block_size=block_size, query_positions=positions, **options)
+        looped = few_queries_attention(query, key, value, positions, turning, block_size=block_size, **options)
+    turned = turning.apply(query, positions[:, None])
+    by_matrices = dense(turned, key, value, positions, block_size + 1, **options)
+    expected = blockwise_attention(turned, key, value, block_size=block_size, query_positions=positions, **options)
     for x, y, z in zip(looped, by_matrices, expected, strict=True):
         torch.testing.assert_close(x, z, atol=1e-13, rtol=0)
         torch.testing.assert_close(y, z, atol=1e-13, rtol=0)
@@ -41,7 +47,7 @@ def test_a_query_that_sees_nothing_gives_0(with_sinks):
     sinks = torch.zeros(1) if with_sinks else None
     place = torch.zeros(1, 1, dtype=torch.long)
     for out, lse in (
-        few_queries_attention(query, key, value, place, block_size=0, scale=1.0, sinks=sinks),
+        few_queries_attention(query, key, value, place, NONE, block_size=0, scale=1.0, sinks=sinks),
         dense(query, key, value, place, 1, scale=1.0, softcap=None, sinks=sinks),
     ):
         assert not out.any()
@@ -51,8 +57,8 @@ def test_a_query_that_sees_nothing_gives_0(with_sinks):
 def test_halves_are_scored_in_float32():
     query, key, value = (torch.randn(1, 2, n, 8).bfloat16() for n in (1, 20, 20))
     place = torch.tensor([[19]])
-    out, lse = few_queries_attention(query, key, value, place, block_size=4, scale=0.3)
-    exact, _ = few_queries_attention(query.double(), key.double(), value.double(), place, block_size=4, scale=0.3)
+    out, lse = few_queries_attention(query, key, value, place, NONE, block_size=4, scale=0.3)
+    exact, _ = few_queries_attention(query.double(), key.double(), value.double(), place, NONE, block_size=4, scale=0.3)
     assert out.dtype == torch.bfloat16
     assert lse.dtype == torch.float32
     torch.testing.assert_close(out.double(), exact, atol=1e-6, rtol=torch.finfo(torch.bfloat16).eps)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmark.ops import compiled
-from landmark.ops.retrieved import Pages, gathered, merge, retrieved_attention
+from landmark.ops.retrieved import Pages, gathered, join_few, merge, retrieved_attention
+from landmark.ops.retrieved.pages import Scores
 from landmark.ops.rotary import Rotation
 
 STRIDE, DIM, COUNT = 4, 6, 7
@@ -85,6 +86,31 @@ def test_float32_is_as_exact_as_plain_products(backend):
     assert inside.dtype == gates.dtype == torch.float32
     torch.testing.assert_close(inside.double(), expected[0], atol=2e-6, rtol=0)
     torch.testing.assert_close(gates.double(), expected[1], atol=2e-6, rtol=0)
+
+
+@given(
+    shared=st.sampled_from(["none", "heads", "queries"]),
+    kv_heads=st.integers(1, 2),
+    groups=st.integers(1, 2),
+    length=st.integers(1, 3),
+    softcap=st.sampled_from([None, 1.5]),
+    style=st.sampled_from(["half", "interleaved", "none"]),
+)
+def test_a_few_queries_are_joined_in_one_pass(shared, kv_heads, groups, length, softcap, style):
+    heads = kv_heads * groups
+    query = torch.randn(2, heads, length, DIM, dtype=torch.float64)
+    some_heads, some_queries = (1 if shared == "heads" else heads), (1 if shared == "queries" else length)
+    pages = pages_of(2, kv_heads, torch.randint(-1, COUNT, (2, some_heads, some_queries, 3)))
+    distance = torch.randint(STRIDE, 60, (2, some_heads, length, 3))
+    local = torch.randn(2, heads, length, DIM).double(), torch.randn(2, heads, length).double()
+    local[1][torch.rand(local[1].shape) < 0.3] = -torch.inf
+    local[0][local[1] == -torch.inf] = 0.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_WORTH_A_THREAD", 1)
+        found = join_few(query, pages, distance, rotation(style), Scores(0.4, softcap), local)
+    expected = merge(*local, *one_by_one(query, pages, distance, rotation(style), softcap))
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, atol=1e-13, rtol=0)
 
 
 def test_threads_do_not_change_a_bit():

@@ -11,9 +11,10 @@ from landmark.index.exact import ExactIndex
 from landmark.index.tied import TiedIndex
 from landmark.memory.past import Past
 from landmark.memory.places import real_tokens
-from landmark.memory.rules import Positions, Selection
+from landmark.memory.rules import FEW_QUERIES, Positions, Selection
 from landmark.memory.selection import Retrieval
-from landmark.ops.retrieved import merge, retrieved_attention
+from landmark.ops.retrieved import join_few, merge, reads_in_place, retrieved_attention
+from landmark.ops.retrieved.pages import Scores
 from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
 from landmark.store import BlockStore
@@ -88,10 +89,11 @@ class BlockMemory:
         real = real_tokens(past.valid, past.width, past.device)
         choice = retrieval.choose(query.to(working_dtype(query)), selection, real)
         pages = self._store.locate(choice.blocks)
-        inside, gates = retrieved_attention(
-            query, pages, choice.distance, rotation=rotation, scale=scale, softcap=softcap
-        )
-        out, weights = merge(*local, inside, gates)
+        if query.shape[2] <= FEW_QUERIES and reads_in_place(query, pages):
+            out, weights = join_few(query, pages, choice.distance, rotation, Scores(scale, softcap), local)
+        else:
+            found = retrieved_attention(query, pages, choice.distance, rotation=rotation, scale=scale, softcap=softcap)
+            out, weights = merge(*local, *found)
         return out, Opened(choice.blocks.expand(*query.shape[:3], -1), weights)
 
     def reorder(self, rows: list[int]) -> None:

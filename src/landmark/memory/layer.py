@@ -8,12 +8,10 @@ from torch import Tensor
 from landmark.memory.blocks import BlockMemory, Opened, Scoring
 from landmark.memory.local import LocalWindow
 from landmark.memory.past import Past, past_of
-from landmark.memory.rules import Positions, Selection, check_max_blocks, check_rules
+from landmark.memory.rules import FEW_QUERIES, Positions, Selection, check_max_blocks, check_rules
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.few_queries import few_queries_attention
 from landmark.ops.rotary import Rotation
-
-_FEW_QUERIES = 8  # up to this many, operations cost more than arithmetic
 
 
 class LayerMemory:
@@ -113,11 +111,11 @@ class LayerMemory:
         """Attention to the window and the chunk itself, and the logarithm of its denominator [B,H,T]."""
         width, device = query.shape[2], query.device
         positions = window.positions(valid, width, device)
-        turned = rotation.apply(query, positions[:, None])
-        if width <= _FEW_QUERIES:
+        if width <= FEW_QUERIES:
             return few_queries_attention(
-                turned, *window.buffers(), positions, block_size=self.block_size, **scoring._asdict()
+                query, *window.buffers(), positions, rotation, block_size=self.block_size, **scoring._asdict()
             )
+        turned = rotation.apply(query, positions[:, None])
         keys, values = window.seen_with(valid)
         return blockwise_attention(
             turned, keys, values, block_size=self.block_size, query_positions=positions, **scoring._asdict()

@@ -11,10 +11,9 @@ from landmark.index import Index
 from landmark.index.topk import top_newest
 from landmark.memory.few_queries import choose_few
 from landmark.memory.past import Past
-from landmark.memory.rules import Selection
+from landmark.memory.rules import FEW_QUERIES, Selection
 from landmark.ops.rotary import Rotation
 
-_FEW_QUERIES = 8  # for so few a matrix product is not worth its while
 _TILE_BYTES = 4 << 20  # rotated queries, or scores where all of them are needed at once
 
 
@@ -42,7 +41,7 @@ class Retrieval:
 
     def choose(self, query: Tensor, selection: Selection, valid: Tensor | None) -> Choice:
         """Chooses for `query [B,H,T,D]`, unrotated, in float32 or wider; `valid [B,T]` marks real queries."""
-        if selection == "per_token_and_head" and query.device.type == "cpu" and query.shape[2] <= _FEW_QUERIES:
+        if selection == "per_token_and_head" and query.device.type == "cpu" and query.shape[2] <= FEW_QUERIES:
             landmarks = self.index.resident(self.past.k, self.past.upto)
             return Choice(*choose_few(query * self.scale, self.past, landmarks, self.rotation))
         if selection == "per_token_and_head":

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from landmark.ops import fused
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.reference import reference_attention
 
@@ -47,8 +48,10 @@ def landmark_attention(
         key_mask: bool [B,Tk], True at real tokens, False at padding.
         segment_ids: int [B,Tk]; a token sees tokens, and blocks by their landmark, of its own segment only.
         dropout: probability of dropping a final weight; the others are scaled up by 1 / (1 - dropout).
-        backend: "reference" (dense), "blockwise" (needs block_size), or "auto": blockwise where block_size is
-            given, else reference. A backend asked for by name is never replaced by another.
+        backend: "reference" (dense), "blockwise" (needs block_size), "fused" (Triton kernels for NVIDIA GPUs;
+            needs block_size, float32, bfloat16 or float16, and a head_dim of 16..256), or "auto": on a GPU fused
+            where it can, else blockwise where block_size is given, else reference. A backend asked for by name
+            is never replaced by another.
 
     Returns:
         [B,H,Tq,D] in query's dtype. Scores and softmax are computed in float32 (float64 for float64 inputs).
@@ -60,9 +63,24 @@ def landmark_attention(
     _check_extras(query, key, sinks, key_mask, segment_ids)
     _check_landmarks(key, block_size, phase, is_landmark)
     _check_numbers(scale, softcap, dropout)
-    _check_backend(backend, is_landmark)
+    backend = _chosen_backend(backend, query, is_landmark)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if backend == "reference" or block_size is None:
+    if backend == "fused":
+        assert block_size is not None
+        return fused.fused_attention(
+            query,
+            key,
+            value,
+            block_size=block_size,
+            phase=phase,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            key_mask=key_mask,
+            segment_ids=segment_ids,
+            dropout=dropout,
+        )
+    if backend == "reference":
         if block_size is not None:
             place = torch.arange(key.shape[2], device=key.device) + phase
             is_landmark = place % (block_size + 1) == block_size
@@ -80,6 +98,7 @@ def landmark_attention(
                 segment_ids=segment_ids,
                 dropout=dropout,
             )
+    assert block_size is not None
     if phase:
         key, value, key_mask, segment_ids = _complete_first_block(key, value, key_mask, segment_ids, phase)
     start = key.shape[2] - query.shape[2]
@@ -168,18 +187,25 @@ def _check_landmarks(key: Tensor, block_size: int | None, phase: int, is_landmar
 
 
 def _check_numbers(scale: float | None, softcap: float | None, dropout: float) -> None:
-    if scale is not None and not math.isfinite(scale):
+    if scale is not None and not -math.inf < scale < math.inf:
         raise ValueError(f"scale={scale}; it must be finite (None means 1/sqrt(head_dim))")
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+    if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"softcap={softcap}; it must be positive (None switches soft-capping off)")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}; it must be in [0, 1)")
 
 
-def _check_backend(backend: str, is_landmark: Tensor | None) -> None:
+def _chosen_backend(backend: str, query: Tensor, is_landmark: Tensor | None) -> str:
     if backend not in _BACKENDS:
         raise ValueError(f"backend={backend!r}; choose one of {', '.join(_BACKENDS)}")
+    if is_landmark is not None:
+        if backend in ("blockwise", "fused"):
+            raise ValueError(f"backend={backend!r} needs block_size; use backend='reference' for is_landmark")
+        return "reference"
     if backend == "fused":
-        raise ValueError("backend='fused' is not available yet; use backend='blockwise'")
-    if backend == "blockwise" and is_landmark is not None:
-        raise ValueError("backend='blockwise' needs block_size; use backend='reference' for is_landmark")
+        obstacle = fused.obstacle(query)
+        if obstacle is not None:
+            raise ValueError(f"backend='fused' cannot be used here, as {obstacle}; use backend='blockwise'")
+    if backend == "auto":
+        return "fused" if query.device.type == "cuda" and fused.obstacle(query) is None else "blockwise"
+    return backend

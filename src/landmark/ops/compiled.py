@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 
 _WORTH_A_THREAD = 256  # small pieces of work; handing over fewer takes longer than doing them
@@ -72,6 +73,18 @@ def add_weighted(weights: Any, rows: Any, out: Any) -> None:
     for j in range(whole, weights.shape[0]):
         for i in range(out.shape[0]):
             out[i] += weights[j] * rows[j, i]
+
+
+@compiled
+def share_out(scores: Any, gate: Any) -> None:
+    """Turns scores of a block's ordinary tokens into their weights: their softmax times the block's gate."""
+    highest = scores.max()
+    total = scores.dtype.type(0)
+    for j in range(scores.shape[0]):
+        scores[j] = np.exp(scores[j] - highest)
+        total += scores[j]
+    for j in range(scores.shape[0]):
+        scores[j] *= gate / total
 
 
 @compiled

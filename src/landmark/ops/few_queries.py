@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.compiled import add_weighted, compiled, in_parts, inner_products
+from landmark.ops.compiled import add_weighted, compiled, in_parts, inner_products, rotate, share_out
+from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
 
 
@@ -19,6 +20,7 @@ def few_queries_attention(
     key: Tensor,
     value: Tensor,
     positions: Tensor,
+    rotation: Rotation,
     *,
     block_size: int,
     scale: float,
@@ -27,13 +29,15 @@ def few_queries_attention(
 ) -> tuple[Tensor, Tensor]:
     """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1), as `blockwise_attention` and without gradient.
 
-    Shapes: query [B,H,T,D], key, value [B,Hkv,L,D], which start a block; `positions`, long [B,T], are the queries'
-    places among the keys. Returns the output [B,H,T,D] in query's dtype and the logarithm of the joint softmax's
-    denominator [B,H,T] in float32 (float64 for float64 inputs), -inf where a query sees nothing.
+    Shapes: query [B,H,T,D] before rotary, key, value [B,Hkv,L,D], which start a block, keys rotated by their places;
+    `positions`, long [B,T], are the queries' places among the keys. Returns the output [B,H,T,D] in query's dtype and
+    the logarithm of the joint softmax's denominator [B,H,T] in float32 (float64 for float64 inputs), -inf where a
+    query sees nothing.
     """
     if query.device.type == "cpu" and query.dtype == key.dtype == value.dtype == working_dtype(query):
-        return _looped(query, key, value, positions, block_size + 1, scale, softcap, sinks)
-    return dense(query, key, value, positions, block_size + 1, scale, softcap, sinks)
+        return _looped(query, key, value, positions, rotation, block_size + 1, scale, softcap, sinks)
+    turned = rotation.apply(query, positions[:, None])
+    return dense(turned, key, value, positions, block_size + 1, scale, softcap, sinks)
 
 
 def _looped(
@@ -41,6 +45,7 @@ def _looped(
     key: Tensor,
     value: Tensor,
     positions: Tensor,
+    rotation: Rotation,
     stride: int,
     scale: float,
     softcap: float | None,
@@ -51,7 +56,9 @@ def _looped(
     lse = query.new_empty(query.shape[:3])
     sinks = query.new_full((heads,), -torch.inf) if sinks is None else sinks.to(query.dtype)
     # Contiguous, for compiled loops over arrays of another layout are slower, and compiled once more.
-    arrays = [x.contiguous().numpy() for x in (query * scale, key, value, positions, sinks, out, lse)]
+    arrays = [
+        x.contiguous().numpy() for x in (query * scale, *rotation.by_partner, key, value, positions, sinks, out, lse)
+    ]
     in_parts(
         lambda start, stop: _attend(*arrays, stride, softcap or 0.0, start, stop),
         rows * heads * length,
@@ -62,19 +69,20 @@ def _looped(
 
 @compiled
 def _attend(
-    query: Any, key: Any, value: Any, positions: Any, sinks: Any, out: Any, lse: Any,
-    stride: int, softcap: float, start: int, stop: int,
+    query: Any, cos: Any, sin: Any, partner: Any, key: Any, value: Any, positions: Any, sinks: Any,
+    out: Any, lse: Any, stride: int, softcap: float, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Fills `out [B,H,T,D]` and `lse [B,H,T]` of the queries start..stop, counted over all rows and heads."""
     heads, length = query.shape[1:3]
-    scores = np.empty(key.shape[2], query.dtype)
+    turned, scores = np.empty(query.shape[3], query.dtype), np.empty(key.shape[2], query.dtype)
     for flat in range(start, stop):
         row, head, step = flat // (heads * length), flat // length % heads, flat % length
         group = head // (heads // key.shape[1])
         last = positions[row, step]
         own = last // stride * stride  # where the query's own block begins
         seen = scores[: last + 1]
-        inner_products(key[row, group], query[row, head, step], seen)
+        rotate(query[row, head, step], cos, sin, partner, last, turned)
+        inner_products(key[row, group], turned, seen)
         if softcap:
             for j in range(seen.shape[0]):
                 seen[j] = softcap * np.tanh(seen[j] / softcap)
@@ -97,25 +105,12 @@ def _attend(
         for j in range(own, end):
             seen[j] /= total
         for first in range(0, own, stride):
-            _share_out(seen[first : first + stride], total)
+            landmark = first + stride - 1
+            share_out(seen[first:landmark], seen[landmark] / total)
+            seen[landmark] = 0
         seen[end:] = 0
         add_weighted(seen, value[row, group], out[row, head, step])
         lse[row, head, step] = highest + np.log(total)
-
-
-@compiled
-def _share_out(scores: Any, total: Any) -> None:
-    """Turns a block's scores into weights, its gate being the last of them, not yet divided by `total`."""
-    gate = scores[-1] / total
-    inside = scores[:-1]
-    highest = inside.max()
-    shared = scores.dtype.type(0)
-    for j in range(inside.shape[0]):
-        inside[j] = np.exp(inside[j] - highest)
-        shared += inside[j]
-    for j in range(inside.shape[0]):
-        inside[j] *= gate / shared
-    scores[-1] = 0
 
 
 def dense(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from landmark.ops.retrieved.few_queries import join_few
 from landmark.ops.retrieved.gathered import gathered_blocks
 from landmark.ops.retrieved.in_place import in_place_blocks, reads_in_place
 from landmark.ops.retrieved.merging import merge
@@ -15,7 +16,7 @@ from landmark.ops.retrieved.pages import Pages, Scores
 from landmark.ops.retrieved.triton_support import obstacle
 from landmark.ops.rotary import Rotation
 
-__all__ = ["Pages", "merge", "retrieved_attention"]
+__all__ = ["Pages", "join_few", "merge", "reads_in_place", "retrieved_attention"]
 
 BACKENDS = ("auto", "gathered", "numba", "triton")
 

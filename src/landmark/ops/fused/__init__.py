@@ -1,0 +1,84 @@
+"""The grouped softmax in kernels written in Triton, for accelerators."""
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+# As Triton itself reads it, once: kernels are bound to the interpreter when they are defined.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def obstacle(query: Tensor) -> str | None:
+    """Why queries like these cannot be served, None if they can."""
+    if not _HAS_TRITON:
+        return "Triton is not installed (pip install triton)"
+    on_nvidia = query.device.type == "cuda" and torch.version.cuda is not None
+    if not on_nvidia and not _INTERPRETED:
+        return f"the device is {query.device} and not an NVIDIA GPU"
+    if on_nvidia and torch.cuda.get_device_properties(query.device).major < 8:
+        return "the GPU is older than compute capability 8.0"
+    if query.dtype not in _DTYPES:
+        return f"the dtype is {query.dtype} and not float32, bfloat16 or float16"
+    if not 16 <= query.shape[-1] <= 256:
+        return f"head_dim={query.shape[-1]} is not in 16..256: matrix units take no less, and tiles of more do not fit"
+    return None
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    block_size: int,
+    phase: int,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1) of the last queries of a stream.
+
+    The arguments are those of `landmark.ops.landmark_attention`, taken as checked there. Beyond its results, it
+    needs two float32 per query and head. Backward needs two more for each block where a block's keys do not fit
+    a tile: more than 128 of them, or more than 32 KB, either rounded up to powers of two.
+    """
+    from landmark.ops.fused.operators import dense_rows, forward
+    from landmark.ops.fused.spans import label_tensors
+
+    query, key, value = (dense_rows(x) for x in (query, key, value))
+    labels, ranges = label_tensors(key_mask, segment_ids, key, block_size, phase)
+    seed = torch.randint(1 << 62, (), device=query.device) if dropout else None
+    first = torch.full((query.shape[0],), key.shape[2] - query.shape[2], device=query.device)
+    out, _ = forward(query, key, value, sinks, labels, ranges, seed, first, block_size, phase, scale, softcap, dropout)
+    return out
+
+
+def fused_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    block_size: int,
+    first_query: Tensor,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same over keys that start a block, with queries [B,H,Tq,D] anywhere among them, each row where it likes.
+
+    Query i of row b has index first_query[b] + i among the keys; `first_query` is int [B], and is not read by
+    the host. Queries beyond the last key are padding, and give something finite.
+
+    Returns the output [B,H,Tq,D] and the logarithm of the joint softmax's denominator [B,H,Tq] in float32,
+    -inf where a row sees nothing. The second has no gradient.
+    """
+    from landmark.ops.fused.operators import dense_rows, forward
+
+    query, key, value = (dense_rows(x) for x in (query, key, value))
+    return forward(query, key, value, sinks, None, None, None, first_query, block_size, 0, scale, softcap, 0.0)

@@ -1,0 +1,98 @@
+"""Compile the kernels of reading for GPUs that need not be there, and print what each takes, as JSON lines.
+
+Run as a program of its own: kernels that were defined for Triton's interpreter cannot be compiled.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.runtime.autotuner import Autotuner
+
+sys.path.insert(0, str(Path(__file__).parent / "fused"))
+from compile_kernels import compiled, usage
+
+from landmark.ops import search_kernels, search_landmarks
+from landmark.ops.retrieved import Pages, triton_blocks
+from landmark.ops.retrieved.pages import Scores
+from landmark.ops.rotary import Rotation
+
+
+class Recorder:
+    """Stands for a kernel and notes the arguments of its launches."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[list[Any], dict[str, Any]]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *args, enable_fp_fusion, **constants: self.launches.append((list(args), constants))
+
+
+def blocks_calls(dtype: torch.dtype, dim: int, stride: int) -> Iterator[tuple[str, Any, list[Any], dict[str, Any]]]:
+    """The launches for single queries, for tiles of few queries and for large tiles."""
+    query, buffer = torch.empty(1, 4, 16, dim, dtype=dtype), torch.empty(1, 2, 16, stride, dim, dtype=dtype)
+    places = torch.zeros(1, 4, 16, 4, dtype=torch.long)
+    table = torch.empty(16, dim)
+    kernel, triton_blocks.blocks_kernel = triton_blocks.blocks_kernel, Recorder()
+    for few, shared in ((1 << 20, 0), (0, 1 << 20), (0, 0)):
+        triton_blocks._FEW_PAIRS, triton_blocks._SHARED_FROM = few, shared
+        rotation = Rotation(table, table, "half")
+        triton_blocks.triton_blocks(query, Pages(buffer, buffer, places), places, rotation, Scores(0.1, 30.0))
+    for args, constants in triton_blocks.blocks_kernel.launches:
+        yield f"stride {stride}, tile {constants['M']} x {constants['N']}", kernel, args, constants
+    triton_blocks.blocks_kernel = kernel
+
+
+def search_calls(dtype: torch.dtype, dim: int, rows: int) -> Iterator[tuple[str, Any, list[Any], dict[str, Any]]]:
+    """The two launches for a group of so many heads."""
+    originals = search_kernels.best_of_part_kernel, search_kernels.best_of_all_kernel
+    search_landmarks.obstacle = lambda *_: None
+    search_kernels.best_of_part_kernel, search_kernels.best_of_all_kernel = recorders = Recorder(), Recorder()
+    numbers = torch.zeros(1, 4096, dtype=torch.long)
+    search_landmarks.search_landmarks(
+        torch.empty(1, 2 * rows, 1, dim, dtype=dtype), torch.empty(1, 2, 4096, dim, dtype=dtype), numbers, 4
+    )
+    for original, recorder in zip(originals, recorders, strict=True):
+        for args, constants in recorder.launches:
+            yield f"{rows} queries", original, args, constants
+    search_kernels.best_of_part_kernel, search_kernels.best_of_all_kernel = originals
+
+
+def tilings(kernel: Any, args: list[Any], constants: dict[str, Any]) -> list[triton.Config]:
+    """What is tried for a launch."""
+    if not isinstance(kernel, Autotuner):
+        return [triton.Config({})]
+    kernel.nargs = dict(zip(kernel.arg_names, args, strict=False))
+    return kernel.prune_configs(constants)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float16", "float32"])
+    parser.add_argument("--dims", nargs="+", type=int, default=[64, 128, 256])
+    parser.add_argument("--strides", nargs="*", type=int, default=[64, 51, 256])
+    parser.add_argument("--groups", nargs="*", type=int, default=[1, 2, 4, 8, 16], help="query heads to a key head")
+    parser.add_argument("--target", type=int, default=90)
+    options = parser.parse_args()
+    for name in options.dtypes:
+        dtype = getattr(torch, name)
+        for dim in options.dims:
+            calls = [call for stride in options.strides for call in blocks_calls(dtype, dim, stride)]
+            calls += [call for rows in options.groups for call in search_calls(dtype, dim, rows)]
+            for label, kernel, args, constants in calls:
+                for tiling in tilings(kernel, args, constants):
+                    bare = kernel.fn if isinstance(kernel, Autotuner) else kernel
+                    binary = compiled(bare, args, constants, tiling, options.target)
+                    shape = {"kernel": bare.__name__, "case": label, "dtype": name, "dim": dim}
+                    used = {**usage(binary.asm["cubin"]), "shared": binary.metadata.shared}
+                    found = {**shape, "warps": tiling.num_warps, **used}
+                    print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
