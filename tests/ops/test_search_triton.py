@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from landmark.ops import search_landmarks as module
-from landmark.ops.retrieved import triton_support
+from landmark.ops import triton_support
 from landmark.ops.search_kernels import packed
 from landmark.ops.search_landmarks import search_landmarks
 

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from landmark.index import Resident
 from landmark.index.topk import top_newest
-from landmark.ops.retrieved.triton_support import obstacle
 from landmark.ops.search_landmarks import search_landmarks
+from landmark.ops.triton_support import obstacle
 from landmark.ring import BlockRing, numbers_below, oldest_numbers
 
 # Scores computed at once: on a CPU little enough to be in cache when the best are picked.

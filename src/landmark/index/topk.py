@@ -1,5 +1,6 @@
 """The k best blocks by score, ties to the newest."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from landmark.ops.compiled import compiled, in_parts
 
 _GROUPED_FROM = 1024  # blocks; below, one topk over all is as fast
 _GROUP = 16
-_RUN = 32  # scores compared with the lowest of the best at once
+_RUN = 32  # scores that are passed over at once if none of them is high enough
 
 
 def top_newest(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -26,7 +27,7 @@ def top_newest(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 
 def _scanned(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """One pass over the scores that rarely stops: only at those that beat the k best so far."""
+    """One pass over the scores that stops only at those that may be among the k best."""
     count = scores.shape[-1]
     if numbers.shape[1:-1].numel() == 1:
         labels = numbers.expand(*scores.shape[:1], *numbers.shape[1:])
@@ -44,22 +45,52 @@ def _scanned(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
 @compiled
 def _scan(scores: Any, labels: Any, best: Any, found: Any, start: int, stop: int) -> None:
     """Fills rows start..stop of `best` and `found [R,k]`, the highest first; rows share labels evenly."""
-    sharing = scores.shape[0] // labels.shape[0]
-    count, last = scores.shape[1], best.shape[1] - 1
+    sharing, count = scores.shape[0] // labels.shape[0], scores.shape[1]
+    tops = np.empty((count + _RUN - 1) // _RUN, scores.dtype)
+    bounded = False
     for row in range(start, stop):
-        label, lowest = labels[row // sharing], best[row, last]
+        label = labels[row // sharing]
+        if row == start or row % sharing == 0:
+            # What is not there may have any score, which then says nothing of the others.
+            bounded = len(tops) > best.shape[1] and label.min() >= 0
+        lowest = -np.inf
+        if bounded:
+            _highest_of_runs(scores[row], tops)
+            lowest = _lowest_of_best(tops, best[row])
         for first in range(0, count, _RUN):
-            end = min(first + _RUN, count)
-            hits = 0  # counting takes no branches, so that many scores are looked at in one instruction
-            for j in range(first, end):
-                hits += scores[row, j] >= lowest
-            if hits == 0:
+            if bounded and tops[first // _RUN] < lowest:
                 continue
-            for j in range(first, end):
+            for j in range(first, min(first + _RUN, count)):
                 score, number = scores[row, j], label[j]
                 if score >= lowest and score > -np.inf and number >= 0:
                     insert(best[row], found[row], score, number)
-                    lowest = best[row, last]
+                    lowest = max(lowest, best[row, -1])
+
+
+@partial(compiled, without_nan=True)
+def _highest_of_runs(scores: Any, tops: Any) -> None:
+    """The highest score of each run."""
+    for run in range(len(tops)):
+        top = scores[run * _RUN]
+        for j in range(run * _RUN, min((run + 1) * _RUN, len(scores))):
+            top = scores[j] if scores[j] > top else top
+        tops[run] = top
+
+
+@compiled
+def _lowest_of_best(values: Any, best: Any) -> Any:
+    """The k-th highest of values, by way of a list `best [k]` of -inf, which is left as it was."""
+    last = len(best) - 1
+    for value in values:
+        if value > best[last]:
+            place = last
+            while place > 0 and value > best[place - 1]:
+                best[place] = best[place - 1]
+                place -= 1
+            best[place] = value
+    lowest = best[last]
+    best[:] = -np.inf
+    return lowest
 
 
 @compiled

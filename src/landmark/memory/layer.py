@@ -8,9 +8,11 @@ from torch import Tensor
 from landmark.memory.blocks import BlockMemory, Opened, Scoring
 from landmark.memory.local import LocalWindow
 from landmark.memory.past import Past, past_of
+from landmark.memory.places import column
 from landmark.memory.rules import FEW_QUERIES, Positions, Selection, check_max_blocks, check_rules
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.few_queries import few_queries_attention
+from landmark.ops.fused import fused_forward, obstacle
 from landmark.ops.rotary import Rotation
 
 
@@ -117,6 +119,11 @@ class LayerMemory:
             )
         turned = rotation.apply(query, positions[:, None])
         keys, values = window.seen_with(valid)
+        if _fused(query):
+            first = column(tuple(window.lengths), device)[:, 0]
+            return fused_forward(
+                turned, keys, values, block_size=self.block_size, first_query=first, **scoring._asdict()
+            )
         return blockwise_attention(
             turned, keys, values, block_size=self.block_size, query_positions=positions, **scoring._asdict()
         )
@@ -255,3 +262,8 @@ class LayerMemory:
                 )
         self._seen = [seen - drop for seen, drop in zip(self._seen, drops, strict=True)]
         self._window.lengths = [local - drop for local, drop in zip(self._window.lengths, drops, strict=True)]
+
+
+def _fused(query: Tensor) -> bool:
+    """Whether the kernels for a GPU serve these queries."""
+    return query.device.type == "cuda" and obstacle(query) is None

@@ -205,7 +205,7 @@ def _chosen_backend(backend: str, query: Tensor, is_landmark: Tensor | None) -> 
     if backend == "fused":
         obstacle = fused.obstacle(query)
         if obstacle is not None:
-            raise ValueError(f"backend='fused' cannot be used here, as {obstacle}; use backend='blockwise'")
+            raise ValueError(f"backend='fused' {obstacle}; use backend='blockwise'")
     if backend == "auto":
         return "fused" if query.device.type == "cuda" and fused.obstacle(query) is None else "blockwise"
     return backend

@@ -14,12 +14,14 @@ import torch
 _WORTH_A_THREAD = 256  # small pieces of work; handing over fewer takes longer than doing them
 
 
-def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(loop: Callable[..., Any], *, without_nan: bool = False) -> Callable[..., Any]:
     """Compiles a loop over arrays at its first call; the result is kept on disk for the next process.
 
-    Sums may be reordered, as in any matrix product; infinities and NaN keep their meaning.
+    Sums may be reordered, as in any matrix product; infinities keep their meaning, and so does NaN unless the caller
+    promises that there is none.
     """
-    return numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})(loop)
+    flags = {"reassoc", "contract", "nsz"} | ({"nnan"} if without_nan else set())
+    return numba.njit(cache=True, nogil=True, fastmath=flags)(loop)
 
 
 def in_parts(work: Callable[[int, int], None], count: int, size: int = 1) -> None:

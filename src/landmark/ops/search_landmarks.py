@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landmark.ops.retrieved.triton_support import obstacle
+from landmark.ops.triton_support import obstacle
 
 _PROGRAMS = 512  # enough to keep the memory of a large GPU busy
 _LARGEST_TILE = 16  # queries that meet a tile of keys together

@@ -5,8 +5,7 @@ import torch
 from fused_cases import DEVICE, Case, dense, dense_weights, fused, results
 from torch.utils.checkpoint import checkpoint
 
-from landmark.ops import blockwise_attention, landmark_attention
-from landmark.ops import fused as package
+from landmark.ops import blockwise_attention, landmark_attention, triton_support
 from landmark.ops.fused import fused_forward, operators
 from landmark.ops.fused.spans import label_tensors
 
@@ -197,9 +196,9 @@ def test_lse_of_reading_has_no_gradient():
 @pytest.mark.parametrize(
     ("dtype", "dim", "message"),
     [
-        (torch.float64, 16, "the dtype is torch.float64 and not float32.*use backend='blockwise'"),
-        (torch.float32, 8, r"head_dim=8 is not in 16\.\.256.*use backend='blockwise'"),
-        (torch.float32, 257, r"head_dim=257 is not in 16\.\.256.*use backend='blockwise'"),
+        (torch.float64, 16, "reads float32.* not torch.float64; use backend='blockwise'"),
+        (torch.float32, 8, "serves head_dim from 16 on.* not 8; use backend='blockwise'"),
+        (torch.float32, 257, "serves head_dim up to 256, not 257; use backend='blockwise'"),
     ],
 )
 def test_refuses_what_it_cannot_serve(dtype, dim, message):
@@ -209,16 +208,16 @@ def test_refuses_what_it_cannot_serve(dtype, dim, message):
 
 
 def test_refuses_devices_it_cannot_serve(monkeypatch):
-    monkeypatch.setattr(package, "_INTERPRETED", False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
     x = torch.randn(1, 1, 4, 16)
-    with pytest.raises(ValueError, match="the device is cpu and not an NVIDIA GPU; use backend='blockwise'"):
+    with pytest.raises(ValueError, match=r"needs an NVIDIA GPU of .* not cpu; use backend='blockwise'"):
         fused(x, x, x, block_size=3)
 
 
 def test_refuses_without_triton(monkeypatch):
-    monkeypatch.setattr(package, "_HAS_TRITON", False)
+    monkeypatch.setattr(triton_support, "find_spec", lambda name: None)
     x = torch.randn(1, 1, 4, 16)
-    with pytest.raises(ValueError, match=r"Triton is not installed \(pip install triton\); use backend='blockwise'"):
+    with pytest.raises(ValueError, match=r"needs the package triton, which is .*; use backend='blockwise'"):
         fused(x, x, x, block_size=3)
 
 

@@ -1,31 +1,18 @@
 """The grouped softmax in kernels written in Triton, for accelerators."""
 
-import importlib.util
-import os
-
 import torch
 from torch import Tensor
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
-# As Triton itself reads it, once: kernels are bound to the interpreter when they are defined.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+from landmark.ops import triton_support
+
+_NARROWEST_HEAD = 16
 
 
 def obstacle(query: Tensor) -> str | None:
     """Why queries like these cannot be served, None if they can."""
-    if not _HAS_TRITON:
-        return "Triton is not installed (pip install triton)"
-    on_nvidia = query.device.type == "cuda" and torch.version.cuda is not None
-    if not on_nvidia and not _INTERPRETED:
-        return f"the device is {query.device} and not an NVIDIA GPU"
-    if on_nvidia and torch.cuda.get_device_properties(query.device).major < 8:
-        return "the GPU is older than compute capability 8.0"
-    if query.dtype not in _DTYPES:
-        return f"the dtype is {query.dtype} and not float32, bfloat16 or float16"
-    if not 16 <= query.shape[-1] <= 256:
-        return f"head_dim={query.shape[-1]} is not in 16..256: matrix units take no less, and tiles of more do not fit"
-    return None
+    if query.shape[-1] < _NARROWEST_HEAD:
+        return f"serves head_dim from {_NARROWEST_HEAD} on, as matrix units take no less, not {query.shape[-1]}"
+    return triton_support.obstacle(query)
 
 
 def fused_attention(

@@ -13,8 +13,8 @@ from landmark.ops.retrieved.gathered import gathered_blocks
 from landmark.ops.retrieved.in_place import in_place_blocks, reads_in_place
 from landmark.ops.retrieved.merging import merge
 from landmark.ops.retrieved.pages import Pages, Scores
-from landmark.ops.retrieved.triton_support import obstacle
 from landmark.ops.rotary import Rotation
+from landmark.ops.triton_support import obstacle
 
 __all__ = ["Pages", "join_few", "merge", "reads_in_place", "retrieved_attention"]
 
