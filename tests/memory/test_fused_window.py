@@ -20,6 +20,7 @@ def rotation() -> Rotation:
 
 def test_rows_of_different_lengths(monkeypatch):
     chunks = [torch.randn(3, 2, heads, 20, 16, device=DEVICE) for heads in (4, 2, 2)]
+    monkeypatch.setattr(layer, "is_few", lambda query: False)
     outputs = []
     for serves in (lambda query: obstacle(query) is None, lambda query: False):
         monkeypatch.setattr(layer, "_fused", serves)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.memory import LayerMemory
+from landmark.memory import LayerMemory, layer
 from landmark.ops.reference import reference_attention
 from landmark.ops.rotary import Rotation
 
@@ -48,9 +48,10 @@ chunk_lists = st.lists(st.one_of(st.just(1), st.integers(1, 23)), min_size=1, ma
     groups=st.integers(1, 3),
     softcap=st.sampled_from([None, 2.0]),
     with_sinks=st.booleans(),
+    looped=st.booleans(),
 )
 def test_enough_blocks_give_attention_over_the_whole_stream(
-    chunks, block_size, local_blocks, positions, selection, groups, softcap, with_sinks
+    chunks, block_size, local_blocks, positions, selection, groups, softcap, with_sinks, looped
 ):
     total, heads = sum(chunks), 2 * groups
     qkv = stream(total, heads=heads)
@@ -59,7 +60,9 @@ def test_enough_blocks_give_attention_over_the_whole_stream(
         block_size=block_size, top_k=100, selection=selection, local_blocks=local_blocks, positions=positions
     )
     # Every block in memory has a slot: the position range must be long enough.
-    out = read(memory, qkv, chunks, scale=0.7, softcap=softcap, sinks=sinks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer, "is_few", lambda query: looped)
+        out = read(memory, qkv, chunks, scale=0.7, softcap=softcap, sinks=sinks)
     turned = [rotation().apply(x, torch.arange(total)) for x in qkv[:2]]
     is_landmark = (torch.arange(total) % (block_size + 1) == block_size)[None]
     expected = reference_attention(*turned, qkv[2], is_landmark=is_landmark, scale=0.7, softcap=softcap, sinks=sinks)

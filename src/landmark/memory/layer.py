@@ -9,9 +9,9 @@ from landmark.memory.blocks import BlockMemory, Opened, Scoring
 from landmark.memory.local import LocalWindow
 from landmark.memory.past import Past, past_of
 from landmark.memory.places import column
-from landmark.memory.rules import FEW_QUERIES, Positions, Selection, check_max_blocks, check_rules
+from landmark.memory.rules import Positions, Selection, check_max_blocks, check_rules
 from landmark.ops.blockwise import blockwise_attention
-from landmark.ops.few_queries import few_queries_attention
+from landmark.ops.few_queries import few_queries_attention, is_few
 from landmark.ops.fused import fused_forward, obstacle
 from landmark.ops.rotary import Rotation
 
@@ -113,7 +113,7 @@ class LayerMemory:
         """Attention to the window and the chunk itself, and the logarithm of its denominator [B,H,T]."""
         width, device = query.shape[2], query.device
         positions = window.positions(valid, width, device)
-        if width <= FEW_QUERIES:
+        if is_few(query):
             return few_queries_attention(
                 query, *window.buffers(), positions, rotation, block_size=self.block_size, **scoring._asdict()
             )

@@ -1,7 +1,8 @@
-"""The grouped softmax for a few queries over a short window, in as few operations as it takes.
+"""The grouped softmax for few queries over a short window, in as few operations as it takes.
 
 While decoding there is one query and a window of some hundred keys. What counts then is the number of operations,
-not their size: a compiled loop on a CPU, and dense matrices elsewhere.
+not their size: a compiled loop on a CPU, and dense matrices elsewhere. The loop, which makes nothing but the output,
+serves chunks of some hundred queries too.
 """
 
 from typing import Any
@@ -13,6 +14,18 @@ from torch import Tensor
 from landmark.ops.compiled import add_weighted, compiled, in_parts, inner_products, rotate, share_out
 from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
+
+_FEW = 8  # queries; dense matrices of more cost more than the operations they save
+_FEW_LOOPED = 512  # from here on matrix products of blockwise attention are faster, as measured on one thread
+
+
+def is_few(query: Tensor) -> bool:
+    """Whether `query [B,H,T,D]` is better served here than by `blockwise_attention`."""
+    return query.shape[2] <= (_FEW_LOOPED if _loops(query) else _FEW)
+
+
+def _loops(*tensors: Tensor) -> bool:
+    return all(x.device.type == "cpu" and x.dtype == working_dtype(x) == tensors[0].dtype for x in tensors)
 
 
 def few_queries_attention(
@@ -34,7 +47,7 @@ def few_queries_attention(
     the logarithm of the joint softmax's denominator [B,H,T] in float32 (float64 for float64 inputs), -inf where a
     query sees nothing.
     """
-    if query.device.type == "cpu" and query.dtype == key.dtype == value.dtype == working_dtype(query):
+    if _loops(query, key, value):
         return _looped(query, key, value, positions, rotation, block_size + 1, scale, softcap, sinks)
     turned = rotation.apply(query, positions[:, None])
     return dense(turned, key, value, positions, block_size + 1, scale, softcap, sinks)
