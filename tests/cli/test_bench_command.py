@@ -97,15 +97,18 @@ def test_decode_rows(capsys):
     what = ["bench", "model", "context", "batch", "steps", *SETTINGS, *SHAPE]
     assert all(list(row) == [*what, *WHERE, *FIGURES, *AFTER] for row in rows)
     told = [(row["batch"], row["context"], row["contender"]) for row in rows]
-    assert told == [(b, n, name) for b in (1, 2) for n in (60, 100) for name in ("memory", "full", "dense")]
+    names = ("memory", "no memory", "full", "growing", "dense")
+    assert told == [(b, n, name) for b in (1, 2) for n in (60, 100) for name in names]
     check_figures(rows)
     assert all(row["tokens_per_s"] == pytest.approx(row["batch"] / row["median_s"]) for row in rows)
 
 
 def test_a_context_that_does_not_fit_is_skipped_with_the_figures(capsys):
     rows = rows_of([*TINY_DECODE[:-6], "--contexts", "60,1000000000000", "--steps", "2"], capsys)
-    assert [row["skipped"] is None for row in rows[:4]] == [True, True, False, False]
-    assert all("GB are free" in row["skipped"] for row in rows[2:4])
+    reasons = {(row["context"], row["contender"]): row["skipped"] for row in rows}
+    for contender in ("memory", "full", "growing"):
+        assert reasons[60, contender] is None
+        assert "GB are free" in reasons[1000000000000, contender]
 
 
 def test_a_converted_model_from_a_folder(model_folder, capsys):

@@ -1,6 +1,7 @@
 """Decoding: the time of one more token, whatever lies before it."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor
 from landmark.bench import full
 from landmark.bench.compare import Contender, Row, Task, compare
 from landmark.bench.contexts import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
-from landmark.bench.floors import full_work, memory_work
+from landmark.bench.floors import Work, full_work, memory_work
 from landmark.bench.machine import Machine
 from landmark.bench.memory import shortage
 from landmark.bench.models import Attend, Subject
 from landmark.bench.options import DecodeOptions
 from landmark.bench.read import opened_blocks
 from landmark.blocks import stream_length
+from landmark.hf import LandmarkCache
 
 BASE = "full"
 LAYERS = 4
@@ -44,44 +46,66 @@ def run(
     }
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(settings.landmark_id, (batch, 1), generator=generator).to(machine.device)
-    makers = (_memory, _full, *([_dense] if options.dense else []))
+    makers = (_memory, _no_memory, _full, _growing, *([_dense] if options.dense else []))
     contenders = [make(machine, subject, options, context, ids) for make in makers]
     task = Task(what, BASE, units=options.steps, tokens=batch)
     yield from compare(machine, task, contenders, options.rounds, progress)
 
 
 def _memory(machine: Machine, subject: Subject, options: DecodeOptions, context: int, ids: Tensor) -> Contender:
-    batch, settings = len(ids), subject.settings
-    lack = shortage(filled_cache_bytes(subject, batch=batch, tokens=context), machine.device)
+    lack = shortage(filled_cache_bytes(subject, batch=len(ids), tokens=context), machine.device)
     if lack is not None:
         return Contender("memory", missing=lack)
-    cache = filled_cache(subject, batch=batch, tokens=context)
+    cache = filled_cache(subject, batch=len(ids), tokens=context)
+    blocks, top_k = blocks_in_memory(subject.settings, context), subject.settings.top_k
+    return _through(cache, "memory", subject, options, context, ids, blocks=blocks, top_k=top_k)
+
+
+def _no_memory(machine: Machine, subject: Subject, options: DecodeOptions, context: int, ids: Tensor) -> Contender:
+    cache = LandmarkCache(subject.model.config, top_k=0)
+    return _through(cache, "no memory", subject, options, context, ids, blocks=0, top_k=0)
+
+
+def _through(
+    cache: LandmarkCache,
+    name: str,
+    subject: Subject,
+    options: DecodeOptions,
+    context: int,
+    ids: Tensor,
+    *,
+    blocks: int,
+    top_k: int,
+) -> Contender:
+    """Steps of the converted model through a cache with so many blocks, of which a query opens `top_k`."""
 
     @torch.no_grad()
     def steps() -> None:
         for _ in range(options.steps):
             subject.model(input_ids=ids, past_key_values=cache, use_cache=True)
 
-    return Contender(
-        "memory",
-        steps,
-        work=lambda: memory_work(
+    def work() -> Work:
+        return memory_work(
             subject.sizes,
-            batch=batch,
+            batch=len(ids),
             positions=1,
-            window=positions_in_sight(settings, context),
-            block_size=settings.block_size,
-            blocks=blocks_in_memory(settings, context),
-            top_k=settings.top_k,
+            window=positions_in_sight(subject.settings, context),
+            block_size=subject.settings.block_size,
+            blocks=blocks,
+            top_k=top_k,
             opened=opened_blocks(cache, subject.sizes),
             logits=True,
-        ),
-        kept_bytes=lambda: cache.nbytes,
-    )
+        )
+
+    return Contender(name, steps, work=work, kept_bytes=lambda: cache.nbytes)
 
 
 def _full(machine: Machine, subject: Subject, options: DecodeOptions, context: int, ids: Tensor) -> Contender:
     return _over_everything("full", full.last_token, machine, subject, options, context, ids)
+
+
+def _growing(machine: Machine, subject: Subject, options: DecodeOptions, context: int, ids: Tensor) -> Contender:
+    return _over_everything("growing", full.last_token, machine, subject, options, context, ids, growing=True)
 
 
 def _dense(machine: Machine, subject: Subject, options: DecodeOptions, context: int, ids: Tensor) -> Contender:
@@ -91,14 +115,22 @@ def _dense(machine: Machine, subject: Subject, options: DecodeOptions, context: 
 
 
 def _over_everything(
-    name: str, attend: Attend, machine: Machine, subject: Subject, options: DecodeOptions, past: int, ids: Tensor
+    name: str,
+    attend: Attend,
+    machine: Machine,
+    subject: Subject,
+    options: DecodeOptions,
+    past: int,
+    ids: Tensor,
+    growing: bool = False,
 ) -> Contender:
     batch, room = len(ids), (options.rounds + 2) * options.steps
     lack = shortage(full.fixed_cache_bytes(subject.sizes, batch=batch, tokens=past + room), machine.device)
     if lack is not None:
         return Contender(name, missing=lack)
     like = torch.empty(0, dtype=machine.dtype, device=machine.device)
-    cache: Any = full.fixed_cache(subject.sizes, batch=batch, past=past, room=room, like=like)
+    make = full.growing_cache if growing else partial(full.fixed_cache, room=room)
+    cache: Any = make(subject.sizes, batch=batch, past=past, like=like)
 
     @torch.no_grad()
     def steps() -> None:

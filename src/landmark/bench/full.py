@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import Cache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from landmark.bench.floors import Sizes
@@ -61,6 +61,15 @@ def fixed_cache(model: Sizes, *, batch: int, past: int, room: int, like: Tensor)
         data = like.new_empty(2, batch, model.kv_heads, past + room, model.head_dim).normal_()
         layers.append(FixedLayer(data, past))
     return Cache(layers=layers)
+
+
+def growing_cache(model: Sizes, *, batch: int, past: int, like: Tensor) -> Cache:
+    """What transformers' models make by themselves: every new token copies all keys and values of a layer."""
+    cache = DynamicCache()
+    for layer in range(model.layers):
+        keys, values = like.new_empty(2, batch, model.kv_heads, past, model.head_dim).normal_()
+        cache.update(keys, values, layer)
+    return cache
 
 
 def fixed_cache_bytes(model: Sizes, *, batch: int, tokens: int) -> int:

@@ -141,10 +141,11 @@ class ReadOptions(ModelOptions):
 class DecodeOptions(ModelOptions):
     """Time decoding: one token after another, over contexts of any length.
 
-    Contenders, with the same weights: full (the model before conversion, attention to every token through a
-    preallocated cache; the base of the ratios), memory, and with --dense the grouped softmax over every token,
-    written densely. Contexts are filled with random keys and values, not read. What does not fit is skipped, with
-    the figures.
+    Contenders, with the same weights: memory; no memory (the same with top_k 0: what the weights and everything
+    around attention cost); full (the model before conversion, attention to every token through a preallocated cache;
+    the base of the ratios); growing (the same through transformers' own cache, which copies all keys and values at
+    every step); and with --dense the grouped softmax over every token, written densely. Contexts are filled with
+    random keys and values, not read. What does not fit is skipped, with the figures.
 
       landmark bench decode --threads 1
       landmark bench decode --contexts 8192,131072 --batch-sizes 1,4 --plot decode.svg

@@ -22,6 +22,7 @@ COLOURS = {
     "no memory": "tab:blue",
     "sdpa": "black",
     "full": "black",
+    "growing": "darkgrey",
     "cudnn": "dimgrey",
     "plain": "grey",
     "dense": "grey",
