@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 _TILE_QUERIES = 128  # short blocks are taken together up to this many queries, as measured by `landmark bench ops`
+_TILE_QUERIES_SHORT = 32  # the same for short inputs
 _TILE_QUERIES_LIMIT = 128  # longer blocks are split
 _BUFFER_ELEMENTS = 1 << 19  # scores of one chunk on a CPU: small enough to stay in cache
 _BUFFER_ELEMENTS_ACCELERATOR = 1 << 25  # elsewhere: large enough to fill the device
@@ -56,11 +57,12 @@ class Grid:
         self.blocks = -(-length // stride)
         self._beyond = self.blocks * stride - length
         self._masks = masks
-        self.key = self._in_blocks(key)
+        as_it_is = self._beyond == 0 and key.dtype == self.dtype and key.is_contiguous()
+        self.key = key.flatten(0, 1) if as_it_is else self._in_blocks(key).flatten(1, 2)
         self.value = self._in_blocks(value)
         self.value[:, :, -1] = 0.0
-        self.key, self.value = self.key.flatten(1, 2), self.value.flatten(1, 2)
-        self.tiles = list(_tiles(masks.query_positions.cpu(), stride))
+        self.value = self.value.flatten(1, 2)
+        self.tiles = list(_tiles(masks.query_positions.cpu(), stride, length))
         rows = self.groups * max((tile.stop - tile.start for tile in self.tiles), default=1)
         limit = _BUFFER_ELEMENTS if key.device.type == "cpu" else _BUFFER_ELEMENTS_ACCELERATOR
         self._chunk_blocks = min(self.blocks, max(1, limit // (len(self.key) * rows * stride)))
@@ -144,10 +146,12 @@ def working_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _tiles(positions: Tensor, stride: int) -> Iterator[Tile]:
+def _tiles(positions: Tensor, stride: int, keys: int) -> Iterator[Tile]:
     """Cut queries where the first row crosses block boundaries, so that tiles see whole earlier blocks."""
+    # A tile meets its own blocks densely, which costs more than larger products save where there is little else.
+    together = min(_TILE_QUERIES, max(_TILE_QUERIES_SHORT, keys // 16))
     length = positions.shape[1]
-    span = stride * max(1, _TILE_QUERIES // stride)
+    span = stride * max(1, together // stride)
     start = 0
     while start < length:
         to_boundary = span - int(positions[0, start]) % span
