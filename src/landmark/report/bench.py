@@ -132,7 +132,7 @@ def _label(axes: Axes, places: Iterable[int], title: str, x: str, y: str) -> Non
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_formatter(NullFormatter())
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.grid(visible=True, alpha=0.3)
     if axes.lines:
         axes.legend()
