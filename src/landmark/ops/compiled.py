@@ -15,13 +15,16 @@ _WORTH_A_THREAD = 256  # small pieces of work; handing over fewer takes longer t
 
 
 def compiled(loop: Callable[..., Any], *, without_nan: bool = False) -> Callable[..., Any]:
-    """Compiles a loop over arrays at its first call; the result is kept on disk for the next process.
+    """Compiles a loop over arrays at its first call; the result is kept on disk, where that can be written.
 
     Sums may be reordered, as in any matrix product; infinities keep their meaning, and so does NaN unless the caller
     promises that there is none.
     """
     flags = {"reassoc", "contract", "nsz"} | ({"nnan"} if without_nan else set())
-    return numba.njit(cache=True, nogil=True, fastmath=flags)(loop)
+    try:
+        return numba.njit(cache=True, nogil=True, fastmath=flags)(loop)
+    except RuntimeError:  # neither this package's folder nor the user's can be written: every process compiles anew
+        return numba.njit(nogil=True, fastmath=flags)(loop)
 
 
 def in_parts(work: Callable[[int, int], None], count: int, size: int = 1) -> None:

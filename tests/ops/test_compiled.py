@@ -1,0 +1,62 @@
+import os
+import threading
+from types import SimpleNamespace
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from landmark.ops import compiled as module
+from landmark.ops.compiled import compiled, in_parts
+
+
+def double(x):
+    x *= 2
+
+
+def test_compiles_where_nothing_can_be_kept(monkeypatch):
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function 'double': no locator available")
+        return numba.njit(**options)
+
+    monkeypatch.setattr(module, "numba", SimpleNamespace(njit=njit))
+    x = np.ones(3)
+    compiled(double)(x)
+    assert x.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("threads", "count", "size", "parts"), [(1, 5000, 1, 1), (3, 700, 1, 2), (3, 4, 1000, 3)])
+def test_parts_cover_everything_once(monkeypatch, threads, count, size, parts):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    seen, lock = [], threading.Lock()
+
+    def work(start, stop):
+        with lock:
+            seen.append((start, stop))
+
+    in_parts(work, count, size)
+    assert len(seen) == parts
+    assert [n for start, stop in sorted(seen) for n in range(start, stop)] == list(range(count))
+
+
+def test_an_error_in_a_part_is_told(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def work(start, stop):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        in_parts(work, 1000)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_makes_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    in_parts(lambda start, stop: None, 1000)
+    assert module._pool.cache_info().currsize
+    child = os.fork()
+    if child == 0:
+        os._exit(module._pool.cache_info().currsize)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
