@@ -29,11 +29,10 @@ class BlockRing:
         self.counts[row] = end
 
     def _with_room(self, blocks: int, like: Tensor) -> Tensor:
-        needed = blocks if self.max_blocks is None else min(blocks, self.max_blocks)
+        needed = kept_of(blocks, self.max_blocks)
         capacity = 0 if self.data is None else self.data.shape[2]
         if self.data is None or needed > capacity:
-            wanted = max(needed, 2 * capacity)
-            wanted = wanted if self.max_blocks is None else min(wanted, self.max_blocks)
+            wanted = kept_of(max(needed, 2 * capacity), self.max_blocks)
             # Left uninitialised, so that capacity nobody has used yet takes no memory on a CPU.
             grown = like.new_empty(len(self.counts), like.shape[0], wanted, *like.shape[2:])
             if self.data is None:
@@ -51,8 +50,7 @@ class BlockRing:
 
     def used(self) -> int:
         """Slots in use in the fullest row."""
-        most = max(self.counts)
-        return most if self.max_blocks is None else min(most, self.max_blocks)
+        return kept_of(max(self.counts), self.max_blocks)
 
     def numbers(self, device: torch.device) -> Tensor:
         """Block number at each slot in use, long [B, used]; -1 where a row has none."""
@@ -70,8 +68,13 @@ class BlockRing:
         """Bytes of the entries kept, unused capacity left out."""
         if self.data is None:
             return 0
-        kept = sum(count if self.max_blocks is None else min(count, self.max_blocks) for count in self.counts)
+        kept = sum(kept_of(count, self.max_blocks) for count in self.counts)
         return kept * self.data[0, :, 0].numel() * self.data.element_size()
+
+
+def kept_of(count: int, max_blocks: int | None) -> int:
+    """Blocks that are still there of `count` that came, where the newest `max_blocks` are kept, all if None."""
+    return count if max_blocks is None else min(count, max_blocks)
 
 
 # The rings of all layers hold the same numbers: what one has made the others find ready. Nobody may write to it.
@@ -81,8 +84,7 @@ class BlockRing:
 def slot_numbers(counts: tuple[int, ...], max_blocks: int | None, device: torch.device) -> Tensor:
     """Block number at each slot in use of a ring that `counts` blocks of each row went to, long [B, used]."""
     ends = torch.tensor(counts, device=device)[:, None]
-    most = max(counts)
-    slots = torch.arange(most if max_blocks is None else min(most, max_blocks), device=device)
+    slots = torch.arange(kept_of(max(counts), max_blocks), device=device)
     if max_blocks is None:
         return torch.where(slots < ends, slots, -1)
     newest = ends - 1
@@ -92,7 +94,7 @@ def slot_numbers(counts: tuple[int, ...], max_blocks: int | None, device: torch.
 @lru_cache(maxsize=4)
 def oldest_numbers(counts: tuple[int, ...], max_blocks: int | None, device: torch.device) -> Tensor:
     """Number of the oldest block kept of `counts` in each row, long [B]."""
-    return torch.tensor([0 if max_blocks is None else max(0, count - max_blocks) for count in counts], device=device)
+    return torch.tensor([count - kept_of(count, max_blocks) for count in counts], device=device)
 
 
 @lru_cache(maxsize=4)

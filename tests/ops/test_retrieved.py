@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmark.ops import compiled
-from landmark.ops.retrieved import Pages, gathered, join_few, merge, retrieved_attention
-from landmark.ops.retrieved.pages import Scores
+from landmark.ops.retrieved import Pages, gathered, join_retrieved, merge, retrieved_attention
 from landmark.ops.rotary import Rotation
 
 STRIDE, DIM, COUNT = 4, 6, 7
@@ -107,7 +106,8 @@ def test_a_few_queries_are_joined_in_one_pass(shared, kv_heads, groups, length, 
     local[0][local[1] == -torch.inf] = 0.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "_WORTH_A_THREAD", 1)
-        found = join_few(query, pages, distance, rotation(style), Scores(0.4, softcap), local)
+        turning = rotation(style)
+        found = join_retrieved(*local, query, pages, distance, rotation=turning, scale=0.4, softcap=softcap)
     expected = merge(*local, *one_by_one(query, pages, distance, rotation(style), softcap))
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, atol=1e-13, rtol=0)

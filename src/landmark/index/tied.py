@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from landmark.index import Resident
-from landmark.ring import oldest_numbers
+from landmark.ring import kept_of, oldest_numbers
 
 
 class TiedIndex:
@@ -52,7 +52,7 @@ class TiedIndex:
         return torch.where(numbers < counts, numbers, -1)
 
     def _kept(self) -> list[int]:
-        return [c if self._max_blocks is None else min(c, self._max_blocks) for c in self._counts]
+        return [kept_of(count, self._max_blocks) for count in self._counts]
 
     def _oldest(self, device: torch.device) -> Tensor:
         return oldest_numbers(tuple(self._counts), self._max_blocks, device)[:, None]

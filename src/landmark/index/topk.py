@@ -56,7 +56,7 @@ def _scan(scores: Any, labels: Any, best: Any, found: Any, start: int, stop: int
         lowest = -np.inf
         if bounded:
             _highest_of_runs(scores[row], tops)
-            lowest = _lowest_of_best(tops, best[row])
+            lowest = _lowest_of_best(tops, best[row], found[row])
         for first in range(0, count, _RUN):
             if bounded and tops[first // _RUN] < lowest:
                 continue
@@ -78,17 +78,12 @@ def _highest_of_runs(scores: Any, tops: Any) -> None:
 
 
 @compiled
-def _lowest_of_best(values: Any, best: Any) -> Any:
-    """The k-th highest of values, by way of a list `best [k]` of -inf, which is left as it was."""
-    last = len(best) - 1
+def _lowest_of_best(values: Any, best: Any, found: Any) -> Any:
+    """The k-th highest of values, by way of empty lists `best` and `found [k]`, which are left as they were."""
     for value in values:
-        if value > best[last]:
-            place = last
-            while place > 0 and value > best[place - 1]:
-                best[place] = best[place - 1]
-                place -= 1
-            best[place] = value
-    lowest = best[last]
+        if value > best[-1]:
+            insert(best, found, value, -1)
+    lowest = best[-1]
     best[:] = -np.inf
     return lowest
 

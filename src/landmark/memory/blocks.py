@@ -11,12 +11,12 @@ from landmark.index.exact import ExactIndex
 from landmark.index.tied import TiedIndex
 from landmark.memory.past import Past
 from landmark.memory.places import real_tokens
-from landmark.memory.rules import FEW_QUERIES, Positions, Selection
+from landmark.memory.rules import Positions, Selection
 from landmark.memory.selection import Retrieval
-from landmark.ops.retrieved import join_few, merge, reads_in_place, retrieved_attention
-from landmark.ops.retrieved.pages import Scores
+from landmark.ops.retrieved import join_retrieved
 from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
+from landmark.ring import kept_of
 from landmark.store import BlockStore
 from landmark.store.device import DeviceStore
 
@@ -59,7 +59,7 @@ class BlockMemory:
 
     def kept(self, count: int) -> int:
         """Blocks still here of `count` that came."""
-        return count if self._max_blocks is None else min(count, self._max_blocks)
+        return kept_of(count, self._max_blocks)
 
     def append(self, row: int, keys: Tensor, values: Tensor, rotation: Rotation) -> None:
         """Adds whole blocks `[Hkv, m * stride, D]` of one row, keys before rotary; they are kept rotated by offset."""
@@ -89,11 +89,9 @@ class BlockMemory:
         real = real_tokens(past.valid, past.width, past.device)
         choice = retrieval.choose(query.to(working_dtype(query)), selection, real)
         pages = self._store.locate(choice.blocks)
-        if query.shape[2] <= FEW_QUERIES and reads_in_place(query, pages):
-            out, weights = join_few(query, pages, choice.distance, rotation, Scores(scale, softcap), local)
-        else:
-            found = retrieved_attention(query, pages, choice.distance, rotation=rotation, scale=scale, softcap=softcap)
-            out, weights = merge(*local, *found)
+        out, weights = join_retrieved(
+            *local, query, pages, choice.distance, rotation=rotation, scale=scale, softcap=softcap
+        )
         return out, Opened(choice.blocks.expand(*query.shape[:3], -1), weights)
 
     def reorder(self, rows: list[int]) -> None:

@@ -30,8 +30,17 @@ class LocalWindow:
         """Puts the first `valid` positions of a chunk `[B,Hkv,T,D]` behind each row; `keep` makes them stay."""
         turned = rotation.apply(key, self.positions(valid, key.shape[2], key.device)[:, None])
         buffers = self._with_room(max(self.lengths) + key.shape[2], key, value)
-        for buffer, new in zip(buffers, (key, value, turned), strict=True):
-            self._write(buffer, new, valid)
+        pairs = zip(buffers, (key, value, turned), strict=True)
+        start, width = self.lengths[0], key.shape[2]
+        if min(self.lengths) == max(self.lengths) and min(valid) == width:
+            for buffer, new in pairs:
+                buffer[:, :, start : start + width] = new
+            return
+        steps, real = torch.arange(width, device=key.device), column(tuple(valid), key.device)
+        behind = column(tuple(self.lengths), key.device) + steps
+        places = torch.where(steps < real, behind, buffers[0].shape[2] - 1)[:, None, :, None]
+        for buffer, new in pairs:
+            buffer.scatter_(2, places.expand(-1, new.shape[1], -1, new.shape[-1]), new)
 
     def _with_room(self, length: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         buffers = self._keys, self._values, self._turned
@@ -41,15 +50,6 @@ class LocalWindow:
             buffers = tuple(_grown(x, new, room) for x, new in zip(buffers, (key, value, key), strict=True))
             self._keys, self._values, self._turned = buffers
         return buffers  # type: ignore[return-value]
-
-    def _write(self, buffer: Tensor, new: Tensor, valid: list[int]) -> None:
-        length, width = self.lengths[0], new.shape[2]
-        if min(self.lengths) == max(self.lengths) and min(valid) == width:
-            buffer[:, :, length : length + width] = new
-            return
-        steps, real = torch.arange(width, device=new.device), column(tuple(valid), new.device)
-        places = torch.where(steps < real, column(tuple(self.lengths), new.device) + steps, buffer.shape[2] - 1)
-        buffer.scatter_(2, places[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[-1]), new)
 
     def buffers(self) -> tuple[Tensor, Tensor]:
         """Rotated keys and values of the window and of the chunk written behind it, contiguous.

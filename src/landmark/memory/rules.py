@@ -6,7 +6,6 @@ from landmark.blocks import check_block_size
 
 Selection = Literal["per_token_and_head", "per_token", "per_head"]
 SELECTIONS: tuple[str, ...] = get_args(Selection)
-FEW_QUERIES = 8  # in a chunk, up to which the number of operations costs more than their size
 Positions = Literal["stingy", "true"]
 
 

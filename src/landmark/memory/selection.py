@@ -11,7 +11,8 @@ from landmark.index import Index
 from landmark.index.topk import top_newest
 from landmark.memory.few_queries import choose_few
 from landmark.memory.past import Past
-from landmark.memory.rules import FEW_QUERIES, Selection
+from landmark.memory.rules import Selection
+from landmark.ops.few_queries import FEW_QUERIES
 from landmark.ops.rotary import Rotation
 
 _TILE_BYTES = 4 << 20  # rotated queries, or scores where all of them are needed at once

@@ -93,6 +93,26 @@ def share_out(scores: Any, gate: Any) -> None:
 
 
 @compiled
+def open_gates(lse: Any, gates: Any) -> Any:
+    """Turns logits `gates [k]` into their weights in one softmax with local attention; returns the weight of that.
+
+    `lse` is the logarithm of the local denominator. All weights are 0 where everything is -inf.
+    """
+    highest = max(lse, gates.max())
+    if highest == -np.inf:
+        gates[:] = 0
+        return gates.dtype.type(0)
+    local = np.exp(lse - highest)
+    total = local
+    for j in range(gates.shape[0]):
+        gates[j] = np.exp(gates[j] - highest)
+        total += gates[j]
+    for j in range(gates.shape[0]):
+        gates[j] /= total
+    return local / total
+
+
+@compiled
 def rotate(x: Any, cos: Any, sin: Any, partner: Any, position: int, out: Any) -> None:
     """Rotates `x [D]` to a position; the tables are those of `Rotation.by_partner`."""
     out[:] = x

@@ -15,13 +15,13 @@ from landmark.ops.compiled import add_weighted, compiled, in_parts, inner_produc
 from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
 
-_FEW = 8  # queries; dense matrices of more cost more than the operations they save
+FEW_QUERIES = 8  # in a chunk, up to which the number of operations costs more than their size
 _FEW_LOOPED = 512  # from here on matrix products of blockwise attention are faster, as measured on one thread
 
 
 def is_few(query: Tensor) -> bool:
     """Whether `query [B,H,T,D]` is better served here than by `blockwise_attention`."""
-    return query.shape[2] <= (_FEW_LOOPED if _loops(query) else _FEW)
+    return query.shape[2] <= (_FEW_LOOPED if _loops(query) else FEW_QUERIES)
 
 
 def _loops(*tensors: Tensor) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from landmark.ops.few_queries import FEW_QUERIES
 from landmark.ops.retrieved.few_queries import join_few
 from landmark.ops.retrieved.gathered import gathered_blocks
 from landmark.ops.retrieved.in_place import in_place_blocks, reads_in_place
@@ -16,7 +17,7 @@ from landmark.ops.retrieved.pages import Pages, Scores
 from landmark.ops.rotary import Rotation
 from landmark.ops.triton_support import obstacle
 
-__all__ = ["Pages", "join_few", "merge", "reads_in_place", "retrieved_attention"]
+__all__ = ["Pages", "join_retrieved", "merge", "retrieved_attention"]
 
 BACKENDS = ("auto", "gathered", "numba", "triton")
 
@@ -57,6 +58,25 @@ def retrieved_attention(
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}; choose one of {', '.join(BACKENDS)}")
     return _reader(backend, query, pages)(query, pages, distance, rotation, Scores(scale, softcap))
+
+
+def join_retrieved(
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    pages: Pages,
+    distance: Tensor,
+    *,
+    rotation: Rotation,
+    scale: float,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`merge` of a local `out` and `lse` with `retrieved_attention`; for few queries on a CPU in a single pass."""
+    if query.shape[2] <= FEW_QUERIES and reads_in_place(query, pages):
+        return join_few(query, pages, distance, rotation, Scores(scale, softcap), (out, lse))
+    return merge(
+        out, lse, *retrieved_attention(query, pages, distance, rotation=rotation, scale=scale, softcap=softcap)
+    )
 
 
 def _reader(backend: str, query: Tensor, pages: Pages) -> _Read:

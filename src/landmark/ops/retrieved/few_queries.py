@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from landmark.ops.compiled import add_weighted, compiled, in_parts, inner_products, rotate, share_out
+from landmark.ops.compiled import add_weighted, compiled, in_parts, inner_products, open_gates, rotate, share_out
 from landmark.ops.retrieved.pages import Pages, Scores
 from landmark.ops.rotary import Rotation
 
@@ -42,7 +42,6 @@ def _join(
         row, head, step = flat // (heads * length), flat // length % heads, flat % length
         group = head // (heads // keys.shape[1])
         weight, total = weights[row, head, step], joined[row, head, step]
-        highest = lse[row, head, step]
         for j in range(len(weight)):
             weight[j] = -np.inf
             place = places[row, head, step, j]
@@ -54,19 +53,10 @@ def _join(
                 for i in range(stride):
                     scores[j, i] = softcap * np.tanh(scores[j, i] / softcap)
             weight[j] = scores[j, stride - 1]
-            highest = max(highest, weight[j])
-        if highest == -np.inf:
-            weight[:], total[:] = 0, 0
-            continue
-        local = np.exp(lse[row, head, step] - highest)
-        mass = local
-        for j in range(len(weight)):
-            weight[j] = np.exp(weight[j] - highest)
-            mass += weight[j]
+        local = open_gates(lse[row, head, step], weight)
         for i in range(len(total)):
-            total[i] = out[row, head, step, i] * (local / mass)
+            total[i] = out[row, head, step, i] * local
         for j in range(len(weight)):
-            weight[j] /= mass
             if places[row, head, step, j] >= 0:
                 share_out(scores[j, : stride - 1], weight[j])
                 add_weighted(scores[j, : stride - 1], values[row, group, places[row, head, step, j]], total)

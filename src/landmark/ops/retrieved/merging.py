@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.compiled import compiled, in_parts
+from landmark.ops.compiled import add_weighted, compiled, in_parts, open_gates
 
 
 def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,28 +25,19 @@ def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tens
 
 
 def _in_one_pass(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
-    joined, weights = out.new_zeros(out.shape), gates.new_zeros(gates.shape)  # contiguous, whatever the inputs are
+    # Contiguous, whatever the inputs are.
+    joined, weights = out.new_empty(out.shape), gates.clone(memory_format=torch.contiguous_format)
     rows, (k, dim) = lse.numel(), inside.shape[-2:]
-    arrays = [x.reshape(rows, -1).numpy() for x in (out, lse, gates, joined, weights)]
+    arrays = [x.reshape(rows, -1).numpy() for x in (out, lse, joined, weights)]
     in_parts(lambda start, stop: _merge(*arrays, inside.reshape(rows, k, dim).numpy(), start, stop), rows)
     return joined, weights
 
 
 @compiled
-def _merge(out: Any, lse: Any, gates: Any, joined: Any, weights: Any, inside: Any, start: int, stop: int) -> None:
-    """Fills rows start..stop of `joined [R,Dv]` and `weights [R,k]`, zeros where a query sees nothing at all."""
+def _merge(out: Any, lse: Any, joined: Any, weights: Any, inside: Any, start: int, stop: int) -> None:
+    """Fills rows start..stop of `joined [R,Dv]`, and turns those of `weights [R,k]` from logits into weights."""
     for row in range(start, stop):
-        highest = max(lse[row, 0], gates[row].max())
-        if highest == -np.inf:
-            continue
-        local = np.exp(lse[row, 0] - highest)
-        total = local
-        for j in range(gates.shape[1]):
-            weights[row, j] = np.exp(gates[row, j] - highest)
-            total += weights[row, j]
+        local = open_gates(lse[row, 0], weights[row])
         for i in range(out.shape[1]):
-            joined[row, i] = out[row, i] * (local / total)
-        for j in range(gates.shape[1]):
-            weights[row, j] /= total
-            for i in range(out.shape[1]):
-                joined[row, i] += weights[row, j] * inside[row, j, i]
+            joined[row, i] = out[row, i] * local
+        add_weighted(weights[row], inside[row], joined[row])
