@@ -8,14 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from landmark.contexts.context import Context
     from landmark.hf import LandmarkCache, convert, from_pretrained, read
     from landmark.ops import landmark_attention
 
 __version__ = "0.1.0"
 
-__all__ = ["LandmarkCache", "__version__", "convert", "from_pretrained", "landmark_attention", "read"]
+__all__ = ["Context", "LandmarkCache", "__version__", "convert", "from_pretrained", "landmark_attention", "read"]
 
 _HOME = {
+    "Context": "landmark.contexts.context",
     "LandmarkCache": "landmark.hf",
     "convert": "landmark.hf",
     "from_pretrained": "landmark.hf",

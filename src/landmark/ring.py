@@ -33,8 +33,10 @@ class BlockRing:
         capacity = 0 if self.data is None else self.data.shape[2]
         if self.data is None or needed > capacity:
             wanted = kept_of(max(needed, 2 * capacity), self.max_blocks)
-            # Left uninitialised, so that capacity nobody has used yet takes no memory on a CPU.
-            grown = like.new_empty(len(self.counts), like.shape[0], wanted, *like.shape[2:])
+            # Left uninitialised, so that capacity nobody has used yet takes no memory on a CPU. Also made in inference
+            # mode it may be written to outside of it.
+            with torch.inference_mode(False):
+                grown = like.new_empty(len(self.counts), like.shape[0], wanted, *like.shape[2:])
             if self.data is None:
                 # Rows without a block are read at slot 0, with weight 0: what stands there must be finite.
                 grown[:, :, 0] = 0

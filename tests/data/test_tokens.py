@@ -19,7 +19,7 @@ def sources(tmp_path) -> list[str]:
 
 
 def test_ids_are_the_texts_with_a_separator_each(sources, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "PIECE_CHARACTERS", 64)
+    monkeypatch.setattr("landmark.data.text.PIECE_CHARACTERS", 64)
     file = tokenize(sources, tokenizer, tmp_path / "out", eos_id=EOS_ID)
     assert file.ids.dtype == np.uint16
     assert [document.name for document in file.documents] == sources

@@ -107,10 +107,49 @@ def test_a_few_queries_are_joined_in_one_pass(shared, kv_heads, groups, length, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "_WORTH_A_THREAD", 1)
         turning = rotation(style)
-        found = join_retrieved(*local, query, pages, distance, rotation=turning, scale=0.4, softcap=softcap)
+        found = join_retrieved(
+            *local, query, [(slice(None), pages)], distance, rotation=turning, scale=0.4, softcap=softcap
+        )
     expected = merge(*local, *one_by_one(query, pages, distance, rotation(style), softcap))
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(
+    shared=st.booleans(),
+    kv_heads=st.integers(1, 2),
+    groups=st.integers(1, 2),
+    cuts=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    softcap=st.sampled_from([None, 1.5]),
+    dim=st.sampled_from([6, 16, 64]),
+)
+def test_pieces_of_the_queries_change_not_a_bit(dtype, shared, kv_heads, groups, cuts, softcap, dim):
+    heads, length, count = kv_heads * groups, sum(cuts), 30
+    query, out = (torch.randn(1, heads, length, dim).to(dtype) for _ in range(2))
+    keys, values = (torch.randn(1, kv_heads, count, 9, dim).to(dtype) for _ in range(2))
+    lse = torch.randn(1, heads, length)
+    places = torch.randint(-1, count, (1, 1 if shared else heads, length, 3))
+    distance = torch.randint(9, 60, places.shape)
+    options = {"rotation": rotation("half"), "scale": 0.4, "softcap": softcap}
+    whole = join_retrieved(out, lse, query, [(slice(None), Pages(keys, values, places))], distance, **options)
+
+    def pieces():
+        """Blocks of every piece lie elsewhere, and only as long as it is read."""
+        start = 0
+        for cut in cuts:
+            order = torch.randperm(count)
+            room = torch.empty_like(keys), torch.empty_like(values)
+            for there, x in zip(room, (keys, values), strict=True):
+                there[:, :, order] = x
+            part = slice(start, start + cut)
+            yield part, Pages(*room, torch.where(places < 0, -1, order[places])[:, :, part])
+            for x in room:
+                x.fill_(torch.nan)
+            start += cut
+
+    for x, y in zip(join_retrieved(out, lse, query, pieces(), distance, **options), whole, strict=True):
+        assert torch.equal(x, y)
 
 
 def test_threads_do_not_change_a_bit():

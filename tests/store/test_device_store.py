@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from landmark.ops.retrieved import Pages
 from landmark.store.device import DeviceStore
 
 
@@ -16,8 +17,14 @@ def filled(counts: list[int], max_blocks: int | None = None) -> tuple[DeviceStor
     return store, given_blocks
 
 
+def pages_of(store: DeviceStore, numbers: torch.Tensor) -> Pages:
+    ((part, pages),) = store.pages(numbers)
+    assert part == slice(None)
+    return pages
+
+
 def blocks_of(store: DeviceStore, row: int, head: int, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    pages = store.locate(torch.tensor(numbers).view(1, 1, 1, -1))
+    pages = pages_of(store, torch.tensor(numbers).view(1, 1, 1, -1))
     places = pages.places.flatten()
     return pages.keys[row, head, places], pages.values[row, head, places]
 
@@ -45,7 +52,7 @@ def test_every_kept_block_comes_back(parts, max_blocks):
 
 def test_no_block_stays_no_block_and_place_0_is_finite_even_in_a_row_without_any():
     store, _ = filled([3, 0])
-    pages = store.locate(torch.tensor([[-1, 2], [-1, -1]]).view(2, 1, 1, 2))
+    pages = pages_of(store, torch.tensor([[-1, 2], [-1, -1]]).view(2, 1, 1, 2))
     assert pages.places.flatten().tolist() == [-1, 2, -1, -1]
     assert pages.keys[:, :, 0].isfinite().all()
     assert pages.values[:, :, 0].isfinite().all()
@@ -53,7 +60,7 @@ def test_no_block_stays_no_block_and_place_0_is_finite_even_in_a_row_without_any
 
 def test_blocks_are_not_copied():
     store, _ = filled([3])
-    first, second = (store.locate(torch.zeros(1, 1, 1, 1, dtype=torch.long)) for _ in range(2))
+    first, second = (pages_of(store, torch.zeros(1, 1, 1, 1, dtype=torch.long)) for _ in range(2))
     assert first.keys.data_ptr() == second.keys.data_ptr()
 
 

@@ -16,6 +16,7 @@ READER_GONE = 1
 
 EXAMPLES = """\
   landmark demo
+  landmark read books/*.txt --out library && landmark ask library "What is the pass key? The pass key is "
   landmark tokenizer train books/*.txt --out runs/tokenizer
   landmark train --help"""
 
@@ -42,6 +43,14 @@ class Command:
 COMMANDS = (
     Command("demo", "landmark.cli.demo:run", "find a key hidden in a book, with the model in the package"),
     Command("generate", "landmark.cli.generate:run", "read a text of any length, then continue it"),
+    Command("read", "landmark.cli.context:run_read", "read texts into a context on disk"),
+    Command("append", "landmark.cli.context:run_append", "add texts to a context"),
+    Command("ask", "landmark.cli.context:run_ask", "continue a prompt after a context, and show where it looked"),
+    Command("contexts ls", "landmark.cli.contexts:run_ls", "list contexts"),
+    Command("contexts info", "landmark.cli.contexts:run_info", "what a context holds, and how much"),
+    Command("contexts verify", "landmark.cli.contexts:run_verify", "check every committed byte of a context"),
+    Command("contexts delete", "landmark.cli.contexts:run_delete", "delete a context"),
+    Command("contexts export", "landmark.cli.contexts:run_export", "write a context to one file"),
     Command("train", "landmark.cli.train:run", "train from scratch, or teach landmarks to a model"),
     Command("tokenizer train", "landmark.cli.tokenizer:run", "train a byte-level BPE tokenizer on texts"),
     Command("eval passkey", "landmark.cli.eval:run_passkey", "find keys hidden in long texts"),

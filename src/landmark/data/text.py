@@ -6,6 +6,8 @@ from pathlib import Path
 
 TABLE_KINDS = ("json", "csv", "parquet")
 DATASET_FORM = "hf:NAME[:CONFIG]:SPLIT:COLUMN"
+# Tokenizing needs some hundred bytes of memory a token, so long documents go through it in pieces.
+PIECE_CHARACTERS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,13 @@ def _rows(source: str, column: str, *args: str, **kwargs: str) -> Iterator[Docum
             raise ValueError(f"{source!r}, row {row}: column {column!r} holds {type(text).__name__}, not text")
         if text.strip():
             yield Document(f"{source}#{row}", text)
+
+
+def pieces(text: str) -> Iterator[str]:
+    """The text cut after line ends, at least `PIECE_CHARACTERS` apart, to be tokenized one after the other."""
+    start = 0
+    while start < len(text):
+        line_end = text.find("\n", start + PIECE_CHARACTERS)
+        stop = len(text) if line_end < 0 else line_end + 1
+        yield text[start:stop]
+        start = stop

@@ -15,12 +15,10 @@ from typing import BinaryIO
 import numpy as np
 from tokenizers import Tokenizer
 
-from landmark.data.text import Document, read_documents
+from landmark.data.text import Document, pieces, read_documents
 
 VERSION = 1
 DATA, JOURNAL, MANIFEST = "tokens.bin", "documents.jsonl", "manifest.json"
-# Tokenizing needs some hundred bytes of memory a token, so long documents go through it in pieces.
-PIECE_CHARACTERS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -194,23 +192,13 @@ def _append(
 
 def _write_document(data: BinaryIO, text: str, tokenizer: Tokenizer, dtype: np.dtype, eos_id: int | None) -> int:
     count = 0
-    for encoding in tokenizer.encode_batch_fast(list(_pieces(text)), add_special_tokens=False):
+    for encoding in tokenizer.encode_batch_fast(list(pieces(text)), add_special_tokens=False):
         data.write(np.asarray(encoding.ids, dtype).tobytes())
         count += len(encoding.ids)
     if eos_id is not None:
         data.write(np.asarray([eos_id], dtype).tobytes())
         count += 1
     return count
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Cut after line ends, at least `PIECE_CHARACTERS` apart."""
-    start = 0
-    while start < len(text):
-        line_end = text.find("\n", start + PIECE_CHARACTERS)
-        stop = len(text) if line_end < 0 else line_end + 1
-        yield text[start:stop]
-        start = stop
 
 
 def _digest(document: Document) -> tuple[int, str]:

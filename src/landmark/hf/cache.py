@@ -1,5 +1,6 @@
 """`LandmarkCache`: the memories of all layers in the form transformers asks of a cache."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,8 +17,11 @@ from landmark.hf.rope import Rope, Scoring
 from landmark.hf.settings import Settings, chunk_positions, layer_kinds, text_config, trained_positions
 from landmark.hf.sliding import SlidingWindow
 from landmark.hf.trace import Trace, joined
+from landmark.index.choose import IndexKind, IndexOptions
 from landmark.memory import LayerMemory, Selection
+from landmark.memory.storage import Budgets, ProcessStorage, Storage
 from landmark.ops.rotary import Rotation
+from landmark.store.traffic import Traffic
 
 
 class LandmarkLayer(CacheLayerMixin):
@@ -55,7 +59,14 @@ class LandmarkCache(Cache):
 
     `config` is that of a converted model. `top_k`, `selection` and `local_blocks` override the model's settings for
     this cache; `max_blocks` keeps only the newest blocks. Length is counted in ordinary tokens (for padded batches, in
-    columns of `input_ids`, as transformers counts). Raises ValueError when the settings leave no room for a chunk.
+    columns of `input_ids`, as transformers counts).
+
+    `index` says how landmarks are searched: a kind ("auto", "exact", "hierarchical", ...) or `IndexOptions`. Keys and
+    values of all blocks stay on the device, unless `host_budget` or `device_budget` bound the bytes ("256MB", or a
+    number) that all layers together hold in host and device memory: then blocks that do not fit lie in temporary files.
+    `storage` makes the storage of each landmark layer instead of these three.
+
+    Raises ValueError when the settings leave no room for a chunk, or for budgets and indexes that mean nothing.
     """
 
     is_compileable = False  # type: ignore[assignment]  # a property there, fixed here
@@ -68,6 +79,10 @@ class LandmarkCache(Cache):
         selection: Selection | None = None,
         max_blocks: int | None = None,
         local_blocks: int | None = None,
+        index: IndexKind | IndexOptions = "auto",
+        host_budget: int | str | None = None,
+        device_budget: int | str | None = None,
+        storage: Callable[[int], Storage] | None = None,
     ) -> None:
         given = {"top_k": top_k, "selection": selection, "local_blocks": local_blocks}
         config = text_config(config)
@@ -77,6 +92,11 @@ class LandmarkCache(Cache):
         self.max_blocks = max_blocks
         self._kinds = layer_kinds(config)
         self._window = getattr(config, "sliding_window", None)
+        if storage is None:
+            options = IndexOptions(index) if isinstance(index, str) else index
+            shared = ProcessStorage(options, layer_budgets(self.settings, config, host_budget, device_budget))
+            storage = lambda layer: shared  # noqa: E731
+        self._storage = storage
         super().__init__(layers=[*self._fresh_layers()])
         self._columns = 0
         self._tokens: Tensor | None = None
@@ -100,6 +120,7 @@ class LandmarkCache(Cache):
             positions=self.settings.positions,
             # Before the first attention a landmark knows nothing of its block: all its keys are the same.
             tied_landmarks=index == 0,
+            storage=self._storage(index),
         )
 
     @property
@@ -118,6 +139,10 @@ class LandmarkCache(Cache):
         if len(self._tokens) != rows:
             raise ValueError(f"this cache holds {len(self._tokens)} rows, the input has {rows}: use a cache of its own")
         return self._tokens
+
+    def tokens_read(self) -> list[int]:
+        """Ordinary tokens read so far in each row; empty before the first chunk."""
+        return [] if self._tokens is None else self._tokens.tolist()
 
     def stream_positions(self, stream: Stream) -> Tensor:
         """Stream position of the chunk's first token in each row, `[B, 1]`, counted from the start of the text."""
@@ -153,6 +178,37 @@ class LandmarkCache(Cache):
             pieces = [opened[layer] for opened in self._recorded if layer in opened]
             trace.blocks[layer], trace.gates[layer] = joined(pieces)
         return trace
+
+    def settle(self, ropes: list[Rope]) -> None:
+        """Moves complete blocks that are too many for the local window to memory, as the next chunk would.
+
+        `ropes` are those of the model's layers.
+        """
+        if self._rotations is None:
+            return
+        for memory, rope in zip(self.memories, ropes, strict=True):
+            if isinstance(memory, LayerMemory):
+                memory.settle(self._rotations[1][rope])
+
+    def resume(self, tokens: Tensor) -> None:
+        """Goes on after `tokens [B]` ordinary tokens, which the memories hold already; its length counts from 0."""
+        self._tokens, self._columns = tokens, 0
+
+    def fork(self) -> "LandmarkCache":
+        """A cache that goes on from here by itself and, where its storage can, shares the blocks read so far.
+
+        Its length counts from 0: pass `generate` only what is new.
+        """
+        branch = copy.copy(self)
+        branch.layers = [LandmarkLayer(memory.fork()) for memory in self.memories]
+        branch._columns, branch._recorded = 0, []
+        branch._tokens = None if self._tokens is None else self._tokens.clone()
+        return branch
+
+    @property
+    def traffic(self) -> Traffic:
+        """What reading blocks has moved so far, all layers together; stores without a budget count nothing."""
+        return sum((m.traffic for m in self.memories if isinstance(m, LayerMemory)), Traffic())
 
     # What transformers asks of a cache.
 
@@ -212,6 +268,20 @@ class LandmarkCache(Cache):
         for memory in self.memories:
             memory.crop(tokens + tokens // size)
         self._tokens, self._columns = tokens, self._columns - dropped
+
+
+def layer_budgets(
+    settings: Settings, config: PretrainedConfig, host_budget: int | str | None, device_budget: int | str | None
+) -> Budgets:
+    """The share that each landmark layer of a model has in budgets for all of them.
+
+    Raises ValueError for budgets that are no number of bytes.
+    """
+    heads = config.num_attention_heads
+    groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    step_blocks = settings.top_k * (groups if settings.selection != "per_token" else 1)
+    layers = layer_kinds(config).count("landmark")
+    return Budgets.shared(host_budget, device_budget, layers=layers, step_blocks=max(1, step_blocks))
 
 
 @dataclass(frozen=True)

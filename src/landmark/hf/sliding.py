@@ -1,5 +1,6 @@
 """The native sliding-window layers of hybrid models (Gemma, gpt-oss, ...), for rows with their own lengths."""
 
+import copy
 import math
 
 import torch
@@ -82,6 +83,10 @@ class SlidingWindow:
         self.values = values.gather(-2, source.expand(*value.shape[:2], room, value.shape[-1]))
         self.kept, self.seen = kept, self.seen + lengths
         return out
+
+    def fork(self) -> "SlidingWindow":
+        """A window that goes on from here by itself; its tensors are replaced, never written to."""
+        return copy.copy(self)
 
     def reorder(self, rows: Tensor) -> None:
         if self.keys is not None and self.values is not None and self.kept is not None and self.seen is not None:

@@ -36,8 +36,8 @@ class Index(Protocol):
         """
         ...
 
-    def resident(self, k: int, upto: list[int]) -> Resident:
-        """What a search of its own for the k best blocks below `upto` needs to score."""
+    def resident(self, k: int, upto: list[int]) -> Resident | None:
+        """What a search of its own for the k best blocks below `upto` needs to score; None if `search` knows better."""
         ...
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
@@ -54,6 +54,10 @@ class Index(Protocol):
 
     def reorder(self, rows: list[int]) -> None:
         """Makes row i what row `rows[i]` was."""
+        ...
+
+    def fork(self) -> "Index":
+        """An index of its own that shares these blocks; both may grow, and neither sees what comes to the other."""
         ...
 
     @property

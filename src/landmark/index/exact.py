@@ -1,9 +1,12 @@
 """Exact search: every query is scored against every landmark key."""
 
+import copy
+
 import torch
 from torch import Tensor
 
-from landmark.index import Resident
+from landmark.index import Index, Resident
+from landmark.index.forked import ForkedIndex
 from landmark.index.topk import top_newest
 from landmark.ops.search_landmarks import search_landmarks
 from landmark.ops.triton_support import obstacle
@@ -54,7 +57,7 @@ class ExactIndex:
         scores, blocks = (torch.cat(column, dim=-1) for column in zip(*found, strict=True))
         return top_newest(scores, blocks, k)
 
-    def resident(self, k: int, upto: list[int]) -> Resident:
+    def resident(self, k: int, upto: list[int]) -> Resident | None:
         data, limit = self._ring.data, self._ring.max_blocks
         assert data is not None, "an index without blocks has no keys to give"
         first = oldest_numbers(tuple(self._ring.counts), limit, data.device)
@@ -94,6 +97,15 @@ class ExactIndex:
 
     def reorder(self, rows: list[int]) -> None:
         self._ring.reorder(rows)
+
+    def fork(self) -> Index:
+        if self._ring.max_blocks is not None:  # what the ring drops a branch may still want
+            return copy.deepcopy(self)
+        return ForkedIndex(self, self._ring.counts, self._empty(len(self._ring.counts)))
+
+    def _empty(self, rows: int) -> "ExactIndex":
+        """An index of the same kind, without blocks."""
+        return ExactIndex(rows)
 
     @property
     def nbytes(self) -> int:

@@ -4,10 +4,12 @@ In the first layer of a model every landmark has the same key before rotary, and
 same offset. Then all old blocks tie, the newest win, and nothing needs to be scored twice.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
-from landmark.index import Resident
+from landmark.index import Index, Resident
 from landmark.ring import kept_of, oldest_numbers
 
 
@@ -24,7 +26,9 @@ class TiedIndex:
 
     def append(self, row: int, keys: Tensor) -> None:
         if self._key is None:
-            self._key = keys.new_zeros(len(self._counts), keys.shape[0], keys.shape[-1])
+            # Also made in inference mode it may be written to outside of it.
+            with torch.inference_mode(False):
+                self._key = keys.new_zeros(len(self._counts), keys.shape[0], keys.shape[-1])
         self._key[row] = keys[:, -1]
         self._counts[row] += keys.shape[1]
 
@@ -35,7 +39,7 @@ class TiedIndex:
         scores = self._score(query).masked_fill(numbers < 0, -torch.inf)
         return scores, numbers.expand_as(scores)
 
-    def resident(self, k: int, upto: list[int]) -> Resident:
+    def resident(self, k: int, upto: list[int]) -> Resident | None:
         assert self._key is not None, "an index without blocks has no keys to give"
         first = torch.tensor(upto, device=self._key.device) - k
         return Resident(self._key[:, :, None], torch.maximum(first, self._oldest(first.device)[:, 0]), 1)
@@ -71,6 +75,9 @@ class TiedIndex:
         self._counts = [self._counts[row] for row in rows]
         if self._key is not None:
             self._key = self._key.index_select(0, torch.tensor(rows, device=self._key.device))
+
+    def fork(self) -> Index:
+        return copy.deepcopy(self)  # a key a row
 
     @property
     def nbytes(self) -> int:

@@ -1,5 +1,6 @@
 """The complete blocks of one layer: an index over their landmark keys, and a store of their keys and values."""
 
+import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,8 +8,6 @@ import torch
 from torch import Tensor
 
 from landmark.index import Index
-from landmark.index.exact import ExactIndex
-from landmark.index.tied import TiedIndex
 from landmark.memory.past import Past
 from landmark.memory.places import real_tokens
 from landmark.memory.rules import Positions, Selection
@@ -18,7 +17,7 @@ from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
 from landmark.ring import kept_of
 from landmark.store import BlockStore
-from landmark.store.device import DeviceStore
+from landmark.store.traffic import Traffic
 
 
 class Scoring(NamedTuple):
@@ -42,20 +41,24 @@ class Opened:
 
 
 class BlockMemory:
-    """Blocks that left the local window, numbered from 0 in each row; the newest `max_blocks` stay, all if None.
+    """Blocks that left the local window, numbered from 0 in each row; the newest `max_blocks` stay, all if None."""
 
-    `tied` promises that all landmark keys are equal before rotary.
-    """
-
-    def __init__(self, rows: int, *, block_size: int, max_blocks: int | None, positions: Positions, tied: bool) -> None:
+    def __init__(
+        self,
+        rows: int,
+        *,
+        block_size: int,
+        max_blocks: int | None,
+        positions: Positions,
+        index: Index,
+        store: BlockStore,
+    ) -> None:
         self.counts = [0] * rows  # blocks that ever came
         self._stride = block_size + 1
         self._max_blocks = max_blocks
         self._positions = positions
-        # Absolute positions turn equal keys into different ones.
-        index_kind = TiedIndex if tied and positions == "stingy" else ExactIndex
-        self._index: Index = index_kind(rows, max_blocks)
-        self._store: BlockStore = DeviceStore(rows, max_blocks)
+        self._index = index
+        self._store = store
 
     def kept(self, count: int) -> int:
         """Blocks still here of `count` that came."""
@@ -70,8 +73,9 @@ class BlockMemory:
         if self._positions == "true":
             numbers = self.counts[row] + torch.arange(blocks.shape[1], device=keys.device)
             places = (numbers + 1) * self._stride - 1
-        self._index.append(row, rotation.apply(landmarks, places))
+        # First where it may fail, for a disk may be full: what the index finds is there.
         self._store.append(row, rotation.apply(blocks, offsets), values.unflatten(1, (-1, self._stride)))
+        self._index.append(row, rotation.apply(landmarks, places))
         self.counts[row] += blocks.shape[1]
 
     def attend(
@@ -88,11 +92,23 @@ class BlockMemory:
         retrieval = Retrieval(self._index, past, rotation, scale, softcap)
         real = real_tokens(past.valid, past.width, past.device)
         choice = retrieval.choose(query.to(working_dtype(query)), selection, real)
-        pages = self._store.locate(choice.blocks)
+        pieces = self._store.pages(choice.blocks)
         out, weights = join_retrieved(
-            *local, query, pages, choice.distance, rotation=rotation, scale=scale, softcap=softcap
+            *local, query, pieces, choice.distance, rotation=rotation, scale=scale, softcap=softcap
         )
         return out, Opened(choice.blocks.expand(*query.shape[:3], -1), weights)
+
+    def fork(self) -> "BlockMemory":
+        """Blocks that go on from here by themselves."""
+        branch = copy.copy(self)
+        branch.counts = list(self.counts)
+        branch._index, branch._store = self._index.fork(), self._store.fork()
+        return branch
+
+    @property
+    def traffic(self) -> Traffic:
+        """What reading from the store has moved so far."""
+        return self._store.traffic
 
     def reorder(self, rows: list[int]) -> None:
         """Makes row i what row `rows[i]` was."""

@@ -1,19 +1,22 @@
 """One layer's past: a local window and, behind it, the blocks in memory, opened through their landmarks."""
 
+import copy
 import math
 
 import torch
 from torch import Tensor
 
 from landmark.memory.blocks import BlockMemory, Opened, Scoring
-from landmark.memory.local import LocalWindow
+from landmark.memory.local import LocalWindow, WindowState
 from landmark.memory.past import Past, past_of
 from landmark.memory.places import column
 from landmark.memory.rules import Positions, Selection, check_max_blocks, check_rules
+from landmark.memory.storage import ProcessStorage, Storage
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.few_queries import few_queries_attention, is_few
 from landmark.ops.fused import fused_forward, obstacle
 from landmark.ops.rotary import Rotation
+from landmark.store.traffic import Traffic
 
 
 class LayerMemory:
@@ -23,7 +26,7 @@ class LayerMemory:
     `max_blocks` of them, lie in memory; each query opens the best `top_k` by `selection`. `positions`
     "stingy" moves opened blocks close to the query, "true" leaves them where they stood. `tied_landmarks`
     promises that all landmark keys are equal before rotary, as in a model's first layer, and saves keeping
-    them.
+    them. `storage` makes the index and the store of the blocks; None keeps all on the device that computes.
 
     Raises ValueError for settings that mean nothing.
     """
@@ -38,6 +41,7 @@ class LayerMemory:
         max_blocks: int | None = None,
         positions: Positions = "stingy",
         tied_landmarks: bool = False,
+        storage: Storage | None = None,
     ) -> None:
         check_rules(
             block_size=block_size, top_k=top_k, selection=selection, local_blocks=local_blocks, positions=positions
@@ -51,7 +55,9 @@ class LayerMemory:
         self.max_blocks = max_blocks
         self.positions: Positions = positions
         self.last: Opened | None = None
-        self._tied = tied_landmarks
+        # Absolute positions turn equal keys into different ones.
+        self._tied = tied_landmarks and positions == "stingy"
+        self._storage = ProcessStorage() if storage is None else storage
         self._window: LocalWindow | None = None
         self._blocks: BlockMemory | None = None
         self._seen: list[int] = []
@@ -65,6 +71,11 @@ class LayerMemory:
     def nbytes(self) -> int:
         """Bytes of the keys and values kept: window, blocks and landmarks, unused capacity left out."""
         return sum(part.nbytes for part in (self._window, self._blocks) if part is not None)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What reading blocks has moved so far, as far as the store counts it."""
+        return Traffic() if self._blocks is None else self._blocks.traffic
 
     @torch.no_grad()
     def attend(
@@ -150,7 +161,7 @@ class LayerMemory:
     def _settled(self, rows: int, rotation: Rotation) -> LocalWindow:
         """The window, with the complete blocks that are too many for it moved to memory."""
         if self._window is None:
-            self._start(rows)
+            self._start(rows, rotation.cos.device)
         assert self._window is not None
         leaving = self._leaving
         for row, blocks in enumerate(leaving):
@@ -158,6 +169,38 @@ class LayerMemory:
                 self._blocks.append(row, *self._window.oldest(row, blocks * self.stride), rotation)
         self._window.drop([blocks * self.stride for blocks in leaving], rotation)
         return self._window
+
+    def settle(self, rotation: Rotation) -> None:
+        """Moves complete blocks that are too many for the local window to memory, as the next chunk would.
+
+        What is read afterwards is the same; but the newest chunk can no longer be taken back whole.
+        """
+        if self._window is not None:
+            self._settled(len(self._seen), rotation)
+
+    def state(self) -> tuple[WindowState, list[int]]:
+        """The local window, and the stream positions read so far in each row: with the blocks, all there is to know.
+
+        Raises ValueError before anything was read.
+        """
+        if self._window is None:
+            raise ValueError("nothing was read yet: there is no state to keep")
+        return self._window.state(), list(self._seen)
+
+    def resume(self, window: WindowState, seen: list[int], blocks: list[int]) -> None:
+        """Goes on where `state` was taken, with `blocks` blocks of each row in index and store already."""
+        self._start(len(seen), window.keys.device)
+        self._window, self._seen = LocalWindow.resume(window), list(seen)
+        if self._blocks is not None:
+            self._blocks.counts = list(blocks)
+
+    def fork(self) -> "LayerMemory":
+        """A memory that goes on from here by itself, and shares the blocks read so far where its store can."""
+        branch = copy.copy(self)
+        branch._seen = list(self._seen)
+        branch._window = None if self._window is None else self._window.fork()
+        branch._blocks = None if self._blocks is None else self._blocks.fork()
+        return branch
 
     def _keep(self, valid: list[int]) -> None:
         """Counts the chunk just read: `valid` positions of each row."""
@@ -209,16 +252,19 @@ class LayerMemory:
         assert self._window is not None
         return [max(0, length // self.stride - self.local_blocks) for length in self._window.lengths]
 
-    def _start(self, rows: int) -> None:
+    def _start(self, rows: int, device: torch.device) -> None:
         self._window = LocalWindow(rows)
         self._seen = [0] * rows
         if self.top_k:
+            index = self._storage.index(rows, self.max_blocks, tied=self._tied, device=device)
+            store = self._storage.store(rows, self.max_blocks, device=device)
             self._blocks = BlockMemory(
                 rows,
                 block_size=self.block_size,
                 max_blocks=self.max_blocks,
                 positions=self.positions,
-                tied=self._tied,
+                index=index,
+                store=store,
             )
 
     def _past(self, blocks: BlockMemory, query: Tensor, valid: list[int]) -> Past:

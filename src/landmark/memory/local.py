@@ -1,5 +1,8 @@
 """The local window of a layer: the newest complete blocks and the tail, for rows of their own lengths."""
 
+import copy
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,6 +10,15 @@ from landmark.memory.places import column, positions_of
 from landmark.ops.rotary import Rotation
 
 _ROOM = 256  # positions; buffers are a multiple of this, so that decoding rarely needs larger ones
+
+
+class WindowState(NamedTuple):
+    """A window's keys before rotary, values, and keys rotated to their places, `[B,Hkv,L,D]` each, and its lengths."""
+
+    keys: Tensor
+    values: Tensor
+    turned: Tensor
+    lengths: list[int]
 
 
 class LocalWindow:
@@ -21,6 +33,31 @@ class LocalWindow:
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._turned: Tensor | None = None
+
+    @classmethod
+    def resume(cls, state: WindowState) -> "LocalWindow":
+        """A window that goes on where `state` was taken."""
+        window = cls(len(state.lengths))
+        window.lengths = list(state.lengths)
+        room = (max(state.lengths) // _ROOM + 1) * _ROOM
+        window._keys, window._values, window._turned = (_grown(x, x, room) for x in state[:3])
+        return window
+
+    def state(self) -> WindowState:
+        """What `resume` needs; nothing in it changes when the window goes on."""
+        buffers = self._keys, self._values, self._turned
+        length = max(self.lengths)
+        keys, values, turned = (x[:, :, :length].clone() for x in buffers if x is not None)
+        return WindowState(keys, values, turned, list(self.lengths))
+
+    def fork(self) -> "LocalWindow":
+        """A window that goes on from here by itself."""
+        window = copy.copy(self)
+        window.lengths = list(self.lengths)
+        window._keys, window._values, window._turned = (
+            None if x is None else x.clone() for x in (self._keys, self._values, self._turned)
+        )
+        return window
 
     def positions(self, valid: list[int], width: int, device: torch.device) -> Tensor:
         """Places [B,width] in the window of a chunk that follows it."""
@@ -106,7 +143,9 @@ class LocalWindow:
 
 
 def _grown(buffer: Tensor | None, like: Tensor, room: int) -> Tensor:
-    grown = like.new_zeros(like.shape[0], like.shape[1], room, like.shape[3])
+    # Also made in inference mode it may be written to outside of it.
+    with torch.inference_mode(False):
+        grown = like.new_zeros(like.shape[0], like.shape[1], room, like.shape[3])
     if buffer is not None:
         grown[:, :, : buffer.shape[2]] = buffer
     return grown

@@ -44,7 +44,8 @@ class Retrieval:
         """Chooses for `query [B,H,T,D]`, unrotated, in float32 or wider; `valid [B,T]` marks real queries."""
         if selection == "per_token_and_head" and query.device.type == "cpu" and query.shape[2] <= FEW_QUERIES:
             landmarks = self.index.resident(self.past.k, self.past.upto)
-            return Choice(*choose_few(query * self.scale, self.past, landmarks, self.rotation))
+            if landmarks is not None:
+                return Choice(*choose_few(query * self.scale, self.past, landmarks, self.rotation))
         if selection == "per_token_and_head":
             found = [self._each_its_own(*tile) for tile in self._tiles(query)]
             blocks = torch.cat(found, dim=2)

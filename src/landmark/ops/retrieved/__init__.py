@@ -4,8 +4,9 @@ Block keys are rotated once, by their offset in the block; a query is rotated by
 of the block it reads. Nothing that is read is ever rotated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
 
 from landmark.ops.few_queries import FEW_QUERIES
@@ -64,19 +65,36 @@ def join_retrieved(
     out: Tensor,
     lse: Tensor,
     query: Tensor,
-    pages: Pages,
+    pieces: Iterable[tuple[slice, Pages]],
     distance: Tensor,
     *,
     rotation: Rotation,
     scale: float,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`merge` of a local `out` and `lse` with `retrieved_attention`; for few queries on a CPU in a single pass."""
-    if query.shape[2] <= FEW_QUERIES and reads_in_place(query, pages):
-        return join_few(query, pages, distance, rotation, Scores(scale, softcap), (out, lse))
-    return merge(
-        out, lse, *retrieved_attention(query, pages, distance, rotation=rotation, scale=scale, softcap=softcap)
-    )
+    """`merge` of a local `out` and `lse` with `retrieved_attention`; for few queries on a CPU in a single pass.
+
+    `pieces` gives the pages of some queries [B,H,t] at a time, in order: each is read before the next is asked for.
+    On a CPU they make the same numbers, to the last bit, however the queries are cut.
+    """
+    few = query.shape[2] <= FEW_QUERIES
+    joined, apart = [], []
+    for part, pages in pieces:
+        some, distances = query[:, :, part], distance[:, :, part]
+        if few and reads_in_place(query, pages):
+            local = out[:, :, part], lse[:, :, part]
+            joined.append(join_few(some, pages, distances, rotation, Scores(scale, softcap), local))
+        else:
+            apart.append(retrieved_attention(some, pages, distances, rotation=rotation, scale=scale, softcap=softcap))
+    return _whole(joined) if joined else merge(out, lse, *_whole(apart))
+
+
+def _whole(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Puts pairs of tensors [B,H,t,..] together again."""
+    if len(parts) == 1:
+        return parts[0]
+    first, second = zip(*parts, strict=True)
+    return torch.cat(first, dim=2), torch.cat(second, dim=2)
 
 
 def _reader(backend: str, query: Tensor, pages: Pages) -> _Read:

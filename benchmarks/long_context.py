@@ -1,0 +1,239 @@
+"""Read millions of tokens into a context on disk, reopen it, and ask for keys hidden at many depths.
+
+    python benchmarks/long_context.py read DIR --texts books/*.txt --tokens 1000000 [--keys 20] [--host-budget 256MB]
+    python benchmarks/long_context.py ask DIR
+    python benchmarks/long_context.py decode DIR
+
+`read` makes the context DIR of the texts, repeated where they are too few, with pass keys stated at even depths. It
+prints a JSON line whenever the number of tokens has grown by half: seconds per 1,000 tokens just before, resident and
+disk bytes. Interrupted, the same command goes on. `ask`, a process of its own, opens it and asks for each key. All
+keys are stated in the same words, so when one is asked for, the landmarks of the others are hidden; those of all other
+blocks are searched. `decode` generates with each way of choosing blocks, and prints the bytes that a token had to read.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import landmark
+from landmark.assets import model_path
+from landmark.contexts.context import Context
+from landmark.data.recall import pass_key_question, pass_key_statement, random_key
+from landmark.data.text import read_text
+from landmark.evaluation.process import PeakMemory, resident_bytes
+from landmark.hf.tokenizer import encode, load_tokenizer
+from landmark.index.topk import top_newest
+from landmark.memory import LayerMemory
+
+CHARACTERS_PER_TOKEN = 3.3  # to know beforehand how much text is needed; a little more is read than asked for
+WINDOW = 8192  # tokens over which speed is measured
+DECODED = 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("read", "ask", "decode"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--texts", type=Path, nargs="+", default=[])
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--keys", type=int, default=20)
+    parser.add_argument("--host-budget", default="256MB")
+    parser.add_argument("--index", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = landmark.from_pretrained(model_path())
+    tokenizer = load_tokenizer(model_path(), model)
+    memory = {"host_budget": options.host_budget, "index": options.index}
+    {"read": read, "ask": ask, "decode": decode}[options.step](options, model, tokenizer, memory)
+
+
+def read(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict[str, str]) -> None:
+    """Make or go on with the context."""
+    if options.folder.exists():
+        context = Context.open(options.folder, model, tokenizer, write=True, **memory)
+    else:
+        context = Context.create(options.folder, model, tokenizer, **memory)
+    with context:
+        if not context.documents:
+            context.add(documents(options.texts, options.tokens, options.keys))
+        growth = Growth(context)
+        context.read(progress=growth.look)
+        growth.tell()
+
+
+class Growth:
+    """Prints what the last tokens took, at ever longer intervals."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.peak = PeakMemory()
+        self.done = context.tokens_read
+        self.next = max(16_384, int(self.done * 1.5))
+        self.laps = [(self.done, time.perf_counter())]
+
+    def look(self, tokens: int) -> None:
+        self.peak.look()
+        self.done += tokens
+        self.laps.append((self.done, time.perf_counter()))
+        while self.laps[1][0] < self.done - WINDOW:
+            self.laps.pop(0)
+        if self.done >= self.next:
+            self.tell()
+            self.next = int(self.done * 1.5)
+
+    def tell(self) -> None:
+        (first, start), (last, stop) = self.laps[0], self.laps[-1]
+        row = {
+            "tokens": self.done,
+            "s_per_1000_tokens": (stop - start) * 1000 / max(1, last - first),
+            "peak_resident_mb": self.peak.megabytes,
+            "resident_mb": resident_bytes() / 1e6,
+            "disk_mb": sum(path.stat().st_size for path in self.context.path.rglob("*") if path.is_file()) / 1e6,
+        }
+        print(json.dumps(row), flush=True)
+
+
+def documents(paths: list[Path], tokens: int, keys: int) -> list[tuple[str, str]]:
+    """The texts in turn until there are enough, with the keys stated at even depths, at ends of lines."""
+    texts = [(path.name, read_text(path)) for path in paths]
+    rng = np.random.default_rng(0)
+    total = int(tokens * CHARACTERS_PER_TOKEN)
+    depths = [round(total * i / max(1, keys - 1)) for i in range(keys)]
+    found, done = [], 0
+    while done < total:
+        turn, place = divmod(len(found), len(texts))
+        name, text = texts[place]
+        text = text[: total - done]
+        size, parts, cut = len(text), [], 0
+        while depths and depths[0] <= done + size:
+            here = max(cut, text.rfind("\n", 0, depths.pop(0) - done) + 1)
+            parts += [text[cut:here], pass_key_statement(random_key(rng))]
+            cut = here
+        found.append((f"{turn}/{name}", "".join([*parts, text[cut:]])))
+        done += size
+    return found
+
+
+def stated_keys(context: Context) -> list[tuple[str, range]]:
+    """Every key, with the blocks that state it."""
+    before, between, _ = pass_key_statement("|").split("|")
+    size = context.cache.settings.block_size
+    found = []
+    for document in context.documents:
+        text, place = context.text(document), -1
+        while (place := text.find(before, place + 1)) >= 0:
+            key = text[place + len(before) :].split(".")[0]
+            if not text.startswith(key + between, place + len(before)):
+                continue
+            tokens = (
+                encode(context.tokenizer, text[:place]).ids.numel(),
+                len(encode(context.tokenizer, pass_key_statement(key))),
+            )
+            first = document.first_token + tokens[0]
+            found.append((key, range(first // size, (first + tokens[1]) // size + 1)))
+    return found
+
+
+def ask(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict[str, str]) -> None:
+    """Ask for every key, and print each answer and the whole."""
+    before, start = resident_bytes(), time.perf_counter()
+    context = Context.open(options.folder, model, tokenizer, **memory)
+    opened = time.perf_counter() - start
+    keys, peak, right, seconds = stated_keys(context), PeakMemory(), 0, []
+    for number, (key, blocks) in enumerate(keys):
+        others = [block for other in range(len(keys)) if other != number for block in keys[other][1]]
+        shown = hide(context, [block for block in others if block not in blocks])
+        start = time.perf_counter()
+        said = context.generate(pass_key_question(), max_new_tokens=5).text.strip()
+        seconds.append(time.perf_counter() - start)
+        peak.look()
+        right += said == key
+        unhide(context, shown)
+        depth = blocks.start * context.cache.settings.block_size / context.tokens_read
+        print(json.dumps({"depth": depth, "key": key, "answer": said, "seconds": seconds[-1]}), flush=True)
+    row = {
+        "tokens": context.tokens_read,
+        "right": right,
+        "asked": len(keys),
+        "open_s": opened,
+        "first_ask_s": seconds[0],
+        "median_ask_s": float(np.median(seconds)),
+        "resident_growth_mb": (peak.bytes - before) / 1e6,
+        "peak_resident_mb": peak.megabytes,
+    }
+    print(json.dumps(row))
+
+
+class HiddenIndex:
+    """An index that does not find some blocks."""
+
+    def __init__(self, inner: Any, hidden: Tensor) -> None:
+        self.inner = inner
+        self.hidden = hidden
+
+    def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
+        scores, numbers = self.inner.search(query, k + len(self.hidden), upto)
+        return top_newest(scores.masked_fill(torch.isin(numbers, self.hidden), -torch.inf), numbers, k)
+
+    def resident(self, k: int, upto: list[int]) -> None:
+        return None
+
+    def fork(self) -> "HiddenIndex":
+        return HiddenIndex(self.inner.fork(), self.hidden)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def hide(context: Context, blocks: list[int]) -> list[Any]:
+    """Hides blocks from all layers that search; returns what `unhide` needs."""
+    # The first layer always opens the newest.
+    memories = [m for m in context.cache.memories if isinstance(m, LayerMemory)][1:]
+    indexes = [memory._blocks._index for memory in memories]
+    for memory, index in zip(memories, indexes, strict=True):
+        memory._blocks._index = HiddenIndex(index, torch.tensor(blocks, dtype=torch.long))
+    return list(zip(memories, indexes, strict=True))
+
+
+def unhide(context: Context, shown: list[Any]) -> None:
+    for memory, index in shown:
+        memory._blocks._index = index
+
+
+def decode(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict[str, str]) -> None:
+    """Count what each decoded token reads, for every way of choosing blocks."""
+    for selection in ("per_token_and_head", "per_token", "per_head"):
+        with Context.open(options.folder, model, tokenizer, selection=selection, **memory) as context:
+            cache = context.cache.fork()
+            ids = encode(tokenizer, "\n\nThen he said: ").ids[None]
+            with torch.no_grad():
+                logits = model(input_ids=ids, past_key_values=cache).logits
+                before, start = cache.traffic, time.perf_counter()
+                for _ in range(DECODED):
+                    logits = model(input_ids=logits[:, -1:].argmax(-1), past_key_values=cache).logits
+                seconds = time.perf_counter() - start
+            moved = cache.traffic
+            stores = [m._blocks._store for m in cache.memories if isinstance(m, LayerMemory)]
+            piece = stores[0].shape.piece_bytes
+            row = {
+                "tokens": context.tokens_read,
+                "selection": selection,
+                "top_k": cache.settings.top_k,
+                "blocks_per_token": (moved.wanted - before.wanted) / DECODED,
+                "read_kb_per_token": (moved.wanted - before.wanted) * piece / DECODED / 1e3,
+                "from_disk_kb_per_token": (moved.file_bytes - before.file_bytes) / DECODED / 1e3,
+                "all_kb": sum(store.nbytes for store in stores) / 1e3,
+                "ms_per_token": seconds * 1000 / DECODED,
+            }
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

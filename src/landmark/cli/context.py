@@ -1,0 +1,217 @@
+"""`landmark read`, `append` and `ask`: texts read once into a context on disk, and asked again and again."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from landmark.cli.reading import load, tokens_read
+
+if TYPE_CHECKING:
+    from landmark.contexts.context import Context
+
+SNIPPET = 160
+STDIN = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """How much of a context stays in memory, and how its landmarks are searched."""
+
+    host_budget: str | None = None
+    """Most bytes of keys and values kept in main memory, e.g. 256MB; landmark keys come on top. Default: 256MB."""
+    device_budget: str | None = None
+    """The same for a GPU's memory."""
+    index: Literal["auto", "exact", "hierarchical", "faiss_flat", "faiss_ivf", "faiss_hnsw"] = "auto"
+    """How the landmarks are searched: docs/indexes.md."""
+
+    def keywords(self) -> dict[str, Any]:
+        return {"host_budget": self.host_budget, "device_budget": self.device_budget, "index": self.index}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions(Memory):
+    """Read texts into a new context on disk, or go on with one where an interruption left it."""
+
+    files: Positional[tuple[str, ...]]
+    """Texts to read, in this order: UTF-8 files, - for standard input, or the other sources of `landmark train`."""
+    out: Path
+    """Folder of the context. If it exists, the same command goes on with it: documents that it holds are left out."""
+    model: Path | None = None
+    """Folder of a converted model with its tokenizer; the one in the package when left out."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppendOptions(Memory):
+    """Add texts to a context, and read them."""
+
+    context: Positional[Path]
+    """Folder of the context."""
+    files: Positional[tuple[str, ...]]
+    """Texts to add, as for `landmark read`; the ones that the context holds already are left out."""
+    model: Path | None = None
+    """Folder of the model that read the context; default: where it was then."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskOptions(Memory):
+    """Continue a prompt after a context, and show where in its documents the model looked."""
+
+    context: Positional[Path]
+    """Folder of the context; it is not changed."""
+    prompt: Positional[str]
+    """What is continued, word for word."""
+    model: Path | None = None
+    """Folder of the model that read the context; default: where it was then."""
+    max_new_tokens: int = 100
+    """Most tokens to generate."""
+    temperature: float = 0.0
+    """0 takes the most likely token each time; above 0 samples."""
+    seed: int = 0
+    """Decides what is sampled."""
+    top_k: int | None = None
+    """Blocks opened per query; default: as when the context was read."""
+    sources: int = 5
+    """Opened blocks to show, the most read first."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def run_read(options: ReadOptions) -> int:
+    """Make or open the context, add what it lacks, read."""
+    documents = list(named_texts(options.files))
+    from landmark.contexts.context import Context
+
+    model, tokenizer = load(options.model)
+    keywords = options.keywords()
+    if options.out.exists():
+        context = Context.open(options.out, model, tokenizer, write=True, **keywords)
+    else:
+        context = Context.create(options.out, model, tokenizer, **keywords)
+    return grow(context, documents, as_json=options.json)
+
+
+def run_append(options: AppendOptions) -> int:
+    """Open the context, add, read."""
+    documents = list(named_texts(options.files))
+    from landmark.contexts.context import Context
+
+    model, tokenizer = load(model_of(options.context, options.model))
+    context = Context.open(options.context, model, tokenizer, write=True, **options.keywords())
+    return grow(context, documents, as_json=options.json)
+
+
+def run_ask(options: AskOptions) -> int:
+    """Answer, and list what was opened."""
+    if options.sources < 0:
+        raise ValueError(f"sources is {options.sources}: give the number of opened blocks to show, 0 or more")
+    import torch
+
+    from landmark.contexts.context import Context
+
+    model, tokenizer = load(model_of(options.context, options.model))
+    context = Context.open(options.context, model, tokenizer, top_k=options.top_k, **options.keywords())
+    torch.manual_seed(options.seed)
+    started = time.perf_counter()
+    answer = context.generate(
+        options.prompt,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        sources=options.sources,
+        write=None if options.json else lambda piece: print(piece, end="", flush=True),
+    )
+    seconds = time.perf_counter() - started
+    if options.json:
+        sources = [asdict(source) for source in answer.sources]
+        print(json.dumps({"answer": answer.text, "tokens_read": context.tokens_read, "seconds": seconds,
+                          "new_tokens": len(answer.ids), "sources": sources}))  # fmt: skip
+        return 0
+    print(flush=True)
+    print(f"answered from {context.tokens_read:,} tokens in {seconds:.2f} s", file=sys.stderr)
+    for source in answer.sources:
+        print(
+            f"\n{source.document}, characters {source.first}:{source.last}, weight {source.weight:.3f}\n"
+            f"  {' '.join(source.text.split())[:SNIPPET]}"
+        )
+    return 0
+
+
+def named_texts(files: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Names and texts of all documents of the sources; what cannot be read is told before work starts."""
+    from landmark.data.text import read_documents
+
+    for source in files:
+        if source == STDIN:
+            text = sys.stdin.read()
+            if not text.strip():
+                raise ValueError("standard input is empty: there is nothing to read")
+            yield "stdin", text
+        else:
+            yield from ((document.name, document.text) for document in read_documents(source))
+
+
+def model_of(context: Path, model: Path | None) -> Path | None:
+    """The folder of the model that read a context, as far as the context knows; None is the one in the package.
+
+    If it is another one after all, opening the context says so.
+    """
+    from landmark.contexts.listing import info
+
+    recorded = Path(info(context)["header"]["model"])
+    return model or (recorded if recorded.is_dir() else None)
+
+
+def grow(context: "Context", documents: list[tuple[str, str]], *, as_json: bool) -> int:
+    """Add the documents that the context does not hold, read all that is unread, and tell the figures."""
+    with context:
+        new = missing(context, documents)
+        before, started = context.tokens_read, time.perf_counter()
+        context.add(new)
+        with tokens_read(f"reading {len(new)} documents", context.tokens - before) as progress:
+            context.read(progress=progress)
+        seconds = time.perf_counter() - started
+        figures = {
+            "documents": len(context.documents),
+            "new_documents": len(new),
+            "tokens": context.tokens_read,
+            "new_tokens": context.tokens_read - before,
+            "seconds": seconds,
+        }
+        if as_json:
+            print(json.dumps({"context": str(context.path), **figures}))
+        else:
+            print(
+                f"{context.path}: {figures['new_tokens']:,} tokens read in {seconds:.1f} s;"
+                f" {figures['documents']} documents, {figures['tokens']:,} tokens in all"
+            )
+    return 0
+
+
+def missing(context: "Context", documents: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The documents that the context does not hold; raises ValueError for another text under a known name."""
+    known = {document.name: document for document in context.documents}
+    new = []
+    for name, text in documents:
+        if name not in known:
+            new.append((name, text))
+        elif known[name].crc32 != crc_of(text):
+            raise ValueError(
+                f"{context.path} holds another text named {name}: rename the file, or read into another context"
+            )
+    return new
+
+
+def crc_of(text: str) -> int:
+    """The checksum that a context keeps of a document's text."""
+    import zlib
+
+    return zlib.crc32(text.encode("utf-8"))

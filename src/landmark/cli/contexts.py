@@ -1,0 +1,143 @@
+"""`landmark contexts`: list, describe, check, delete and export contexts on disk. No model is loaded."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+DAMAGED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """List the contexts in a folder."""
+
+    folder: Positional[Path] = Path(".")
+    """The folder that the contexts' own folders are in."""
+    json: bool = False
+    """Print one JSON object per context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextOptions:
+    """One context."""
+
+    context: Positional[Path]
+    """Folder of the context."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeleteOptions:
+    """Delete a context with all its files; forks of it keep theirs."""
+
+    context: Positional[Path]
+    """Folder of the context."""
+    yes: bool = False
+    """Do not ask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write what was committed to one tar file, which can be unpacked and opened anywhere."""
+
+    context: Positional[Path]
+    """Folder of the context."""
+    out: Path
+    """File to write; it must not exist."""
+
+
+def run_ls(options: ListOptions) -> int:
+    """One line for each context."""
+    from landmark.contexts.listing import find, info
+
+    for path in find(options.folder):
+        found = info(path)
+        if options.json:
+            print(json.dumps(found))
+        else:
+            print(f"{path}: {found['tokens']:,} tokens, {found['bytes'] / 1e6:,.1f} MB, {found['commits']} commits")
+    return 0
+
+
+def run_info(options: ContextOptions) -> int:
+    """All that is told without a model."""
+    from landmark.contexts.listing import info
+    from landmark.contexts.reading import open_reader
+
+    found = info(options.context)
+    documents = [asdict(document) for document in open_reader(options.context).documents()]
+    if options.json:
+        print(json.dumps({**found, "documents": documents}))
+        return 0
+    header = found.pop("header")
+    told = found | {"model": header["model"]} | header["settings"] | header["fingerprint"]
+    for name, value in told.items():
+        print(f"{name}: {value}")
+    print(f"documents: {len(documents)}")
+    for document in documents:
+        print(f"  {document['name']}: {document['characters']:,} characters, {document['tokens']:,} tokens")
+    return 0
+
+
+def run_verify(options: ContextOptions) -> int:
+    """Each damage on a line of its own; exit code 1 if there is any."""
+    from landmark.contexts.checking import verify
+
+    with bytes_done(f"verifying {options.context}") as progress:
+        damages = verify(options.context, progress)
+    if options.json:
+        print(json.dumps({"context": str(options.context), "damages": [str(damage) for damage in damages]}))
+    elif damages:
+        print("\n".join(map(str, damages)))
+    else:
+        print(f"{options.context}: every committed byte is as it was written")
+    return DAMAGED if damages else 0
+
+
+def run_delete(options: DeleteOptions) -> int:
+    """Ask, where someone can answer, and delete."""
+    from landmark.contexts.folders import delete
+    from landmark.contexts.listing import info
+
+    found = info(options.context)
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise ValueError(f"{options.context} is not deleted: say --yes where nobody can be asked")
+        print(
+            f"delete {options.context}: {found['documents']} documents, {found['bytes'] / 1e6:,.1f} MB? [y/N] ", end=""
+        )
+        if input().strip().lower() not in ("y", "yes"):
+            print("kept")
+            return 0
+    delete(options.context)
+    print(f"{options.context} is deleted")
+    return 0
+
+
+def run_export(options: ExportOptions) -> int:
+    """Write the tar file."""
+    from landmark.contexts.exporting import export
+
+    with bytes_done(f"exporting {options.context}") as progress:
+        export(options.context, options.out, progress)
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:,.1f} MB")
+    return 0
+
+
+@contextmanager
+def bytes_done(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr that what it gives moves, to so many bytes of so many; only where someone looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

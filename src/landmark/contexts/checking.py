@@ -1,0 +1,114 @@
+"""Checks every committed byte of a context against its checksum."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from landmark.contexts.damage import Damage
+from landmark.contexts.disk import OpenFile
+from landmark.contexts.manifest import Layout, read_manifest
+from landmark.contexts.reading import segments_of, with_state
+from landmark.contexts.segments import Segment, open_committed, read_extent, unsound
+
+Progress = Callable[[int, int], object]
+
+
+def verify(path: str | Path, progress: Progress | None = None) -> list[Damage]:
+    """All damages of the newest commit of the context in `path`; what is not committed is not looked at.
+
+    `progress` is called with the bytes checked so far and with those of the whole commit. What the system cannot read
+    is a damage too. Raises ValueError if `path` is no context, or one of another format version.
+    """
+    path = Path(path)
+    try:
+        manifest = read_manifest(path)
+    except Damage as damage:
+        return [damage]
+    check = _Check(manifest.committed_bytes, progress)
+    with check.of(path / manifest.state_name, 0):
+        manifest, state = with_state(path, OpenFile)
+        if state is not None and manifest.state is not None:
+            with check.of(state.path, manifest.state.bytes):
+                read_extent(state, manifest.state)
+    for segment in segments_of(path, manifest):
+        _check_documents(segment, check)
+        _check_blocks(segment, manifest.layout, check)
+    return check.found
+
+
+class _Check:
+    """The damages found so far, of `total` bytes."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.found: list[Damage] = []
+        self._done = 0
+        self._total = total
+        self._progress = progress
+
+    @contextmanager
+    def of(self, path: Path, count: int) -> Iterator[None]:
+        """Around the checking of `count` bytes of a file: keeps what is raised."""
+        try:
+            yield
+        except Damage as damage:
+            self.found.append(damage)
+        except OSError as error:
+            self.found.append(Damage(path, f"cannot be read ({error.strerror})"))
+        self._done += count
+        if self._progress is not None and count:
+            self._progress(self._done, self._total)
+
+
+def _check_documents(segment: Segment, check: _Check) -> None:
+    entry = segment.entry
+    for kind, extent in (("tokens", entry.tokens), ("documents", entry.documents)):
+        with check.of(segment.path(kind), extent.bytes):
+            read_extent(open_committed(segment.path(kind), extent.bytes), extent)
+    with check.of(segment.path("text"), entry.text.bytes):
+        try:
+            read_extent(open_committed(segment.path("text"), entry.text.bytes), entry.text)
+        except Damage as whole:
+            check.found += _damaged_documents(segment) or [whole]
+
+
+def _damaged_documents(segment: Segment) -> list[Damage]:
+    found = []
+    try:
+        for document in segment.documents(0, 0):
+            try:
+                segment.text(document)
+            except Damage as damage:
+                found.append(damage)
+    except (Damage, OSError):
+        return []
+    return found
+
+
+def _check_blocks(segment: Segment, layout: Layout, check: _Check) -> None:
+    """Checks landmark records, and the blocks of those that are sound, since these hold the blocks' checksums."""
+    sizes = segment.entry.sizes(layout)
+    with check.of(segment.path("landmarks"), sizes["landmarks"]):
+        open_committed(segment.path("landmarks"), sizes["landmarks"])
+        blocks = None
+        with check.of(segment.path("blocks"), 0):
+            blocks = open_committed(segment.path("blocks"), sizes["blocks"])
+        for start, records in segment.landmark_records():
+            damaged = unsound(records)
+            check.found += [segment.record_damage(start + place) for place in damaged.tolist()]
+            if blocks is not None:
+                for place in np.setdiff1d(np.arange(len(records)), damaged).tolist():
+                    _check_block(segment, start + place, layout, blocks, records["blocks"][place].tolist(), check)
+
+
+def _check_block(
+    segment: Segment, record: int, layout: Layout, blocks: OpenFile, expected: list[int], check: _Check
+) -> None:
+    offset = record * layout.block_bytes
+    for layer, (shape, crc32) in enumerate(zip(layout.blocks, expected, strict=True)):
+        with check.of(blocks.path, shape.nbytes):
+            if zlib.crc32(blocks.read(shape.nbytes, offset)) != crc32:
+                raise Damage(blocks.path, f"is damaged in block {segment.first + record}, layer {layer}")
+        offset += shape.nbytes

@@ -1,0 +1,247 @@
+"""`Context`: texts that a model has read, kept on disk, reopened in a moment and asked again and again."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from landmark.blocks import tokens_that_fit
+from landmark.contexts import opening
+from landmark.contexts.forking import fork
+from landmark.contexts.library import Library, Source
+from landmark.contexts.reading import Snapshot, open_reader
+from landmark.contexts.segments import Document
+from landmark.contexts.writing import Writer, create, open_writer
+from landmark.hf import LandmarkCache, read
+from landmark.hf.generation import TextTo, answer
+from landmark.hf.state import cache_state
+from landmark.hf.tokenizer import encode
+from landmark.store.traffic import Traffic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+COMMIT_SECONDS = 30.0
+_CHUNKS = 8  # read between two looks at the clock
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said, as text and as tokens.
+
+    `sources` are the pieces of documents that were opened for it, most read first, `traffic` what was read for it.
+    """
+
+    text: str
+    ids: list[int]
+    sources: list[Source]
+    traffic: Traffic
+
+
+class Context:
+    """Texts that a model has read. Made by `create`, `open` and `fork`; use it in a `with` statement, or `close` it.
+
+    On disk a context is a folder. One process may write to it while others read; what was committed survives any
+    crash (docs/reliability.md). Keys and values stay on disk, and those of few blocks in memory; landmark keys are
+    loaded.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        library: Library,
+        cache: LandmarkCache,
+        memory: dict[str, Any],
+        *,
+        growing: bool,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.cache = cache
+        self._library = library
+        self._memory = memory
+        self._growing = growing
+
+    @classmethod
+    def create(
+        cls,
+        path: str | PathLike[str],
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        **memory: Any,
+    ) -> "Context":
+        """A new, empty context in the folder `path`, open for writing.
+
+        `model` is a converted model, `tokenizer` its own (by default the one saved beside it). `memory`: see `open`.
+        Raises ValueError if `path` exists, or for settings under which nothing would be kept.
+        """
+        tokenizer = opening.tokenizer_of(model) if tokenizer is None else tokenizer
+        LandmarkCache(model.config, **memory)  # tells of settings that mean nothing before anything is made
+        writer = create(Path(path), opening.header(model, tokenizer), opening.layout(model))
+        return cls._opened(writer, model, tokenizer, memory)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | PathLike[str],
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        *,
+        write: bool = False,
+        **memory: Any,
+    ) -> "Context":
+        """The context in the folder `path`, as it was committed last; `write` lets it grow.
+
+        `memory` are keywords of `LandmarkCache`: `host_budget` and `device_budget` bound the blocks kept in memory
+        ("256MB"; host_budget is 256 MB by default), `index` says how landmarks are searched, `top_k` and `selection`
+        which blocks are opened (by default as when it was read).
+
+        Raises ValueError if this is no context, if another process writes to it, if it was read by another model,
+        tokenizer or block size (naming the difference), or if it is damaged.
+        """
+        tokenizer = opening.tokenizer_of(model) if tokenizer is None else tokenizer
+        snapshot = open_writer(Path(path)) if write else open_reader(Path(path))
+        try:
+            opening.check_header(snapshot, model, tokenizer)
+            return cls._opened(snapshot, model, tokenizer, memory)
+        except BaseException:
+            if isinstance(snapshot, Writer):
+                snapshot.close()
+            raise
+
+    @classmethod
+    def _opened(
+        cls, snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", memory: dict[str, Any]
+    ) -> "Context":
+        writer = snapshot if isinstance(snapshot, Writer) else None
+        cache = opening.cache_of(snapshot, model, **memory)
+        return cls(model, tokenizer, Library(snapshot, writer), cache, memory, growing=writer is not None)
+
+    # What is in it.
+
+    @property
+    def path(self) -> Path:
+        """Its folder; of a fork in memory, that of the context it came from."""
+        return self._library.snapshot.path
+
+    @property
+    def documents(self) -> list[Document]:
+        """Names and sizes of the documents, in the order in which they came."""
+        return self._library.documents
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents; `tokens_read` of them have been read by the model."""
+        return self._library.tokens
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that the model has read."""
+        read_so_far = self.cache.tokens_read()
+        return read_so_far[0] if read_so_far else 0
+
+    def text(self, document: Document) -> str:
+        """The text of one of the documents."""
+        return self._library.text(document)
+
+    # Growing.
+
+    def append(self, text: str, name: str = "text", *, progress: Callable[[int], Any] | None = None) -> None:
+        """Adds one document and reads it; `progress` is called with numbers of tokens.
+
+        What was read is committed every half minute: after a crash `read` goes on from there. Raises ValueError for an
+        empty text, or a context that is not open for writing.
+        """
+        self.add([(name, text)])
+        self.read(progress=progress)
+
+    def add(self, documents: Iterable[tuple[str, str]]) -> None:
+        """Adds documents, pairs of a name and a text, in one commit, to be read by `read`."""
+        self._check_growing()
+        for name, text in documents:
+            if not text.strip():
+                raise ValueError(f"document {name!r} is empty: there is nothing to read in it")
+            tokens = opening.tokenized(self.tokenizer, text, first=self._library.tokens == 0)
+            self._library.add(name, text, tokens)
+        self._commit()
+
+    def read(self, *, progress: Callable[[int], Any] | None = None) -> None:
+        """Reads all documents that were not read yet, and commits; goes on where an earlier call was interrupted."""
+        self._check_growing()
+        size = self.cache.settings.block_size
+        chunk = tokens_that_fit(self.cache.chunk_positions, size, size - 1)
+        committed = time.monotonic()
+        while (start := self.tokens_read) < self.tokens:
+            ids = self._library.slice(start, min(self.tokens, start + _CHUNKS * chunk))[:, 0]
+            read(self.model, torch.from_numpy(ids.astype("int64")), self.cache, progress=progress)
+            if time.monotonic() - committed > COMMIT_SECONDS:
+                self._commit()
+                committed = time.monotonic()
+        self._commit()
+
+    def _commit(self) -> None:
+        writer = self._library.writer
+        if writer is not None:
+            ropes: Any = self.model.base_model.landmark_ropes
+            self.cache.settle(ropes)
+            writer.commit(*(cache_state(self.cache) if self.tokens_read else ({}, {})))
+
+    def _check_growing(self) -> None:
+        if not self._growing:
+            raise ValueError(f"{self.path} is open for reading: open it with write=True, or fork it")
+
+    # Asking.
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        temperature: float = 0.0,
+        sources: int = 5,
+        write: Callable[[str], Any] | None = None,
+    ) -> Answer:
+        """Continues `prompt`, word for word, as if it stood behind all that was read; the context does not change.
+
+        The most likely tokens, or samples at a `temperature` above 0; `write` gets the text word by word. The answer
+        lists the `sources` blocks that the prompt and the answer opened most. Raises ValueError for an empty prompt, a
+        negative temperature, and less than one token to generate.
+        """
+        ids = encode(self.tokenizer, prompt).ids
+        if not len(ids):
+            raise ValueError("the prompt is empty: say what is to be continued")
+        branch = self.cache.fork()
+        branch.start_trace()
+        streamer = None if write is None else TextTo(self.tokenizer, write)
+        new = answer(self.model, ids, branch, max_new_tokens=max_new_tokens, temperature=temperature, streamer=streamer)
+        said: Any = self.tokenizer.decode(new, skip_special_tokens=True)
+        return Answer(said, new, self._library.sources(branch.trace().spans(), sources), branch.traffic)
+
+    def fork(self, path: str | PathLike[str] | None = None) -> "Context":
+        """A branch that goes on by itself and shares what was read so far: many users, one book.
+
+        With a `path`, a context on disk of its own, made of hard links to the segments, open for writing; only what
+        was committed goes into it. Without, a branch in memory that can grow and be asked, gone with the process.
+        Raises ValueError if `path` exists, and OSError where the file system cannot link.
+        """
+        if path is not None:
+            fork(self.path, Path(path))
+            return Context.open(path, self.model, self.tokenizer, write=True, **self._memory)
+        library, cache = self._library.fork(), self.cache.fork()
+        return Context(self.model, self.tokenizer, library, cache, self._memory, growing=True)
+
+    def close(self) -> None:
+        """Lets another process write; what was not committed is gone."""
+        if self._library.writer is not None:
+            self._library.writer.close()
+
+    def __enter__(self) -> "Context":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

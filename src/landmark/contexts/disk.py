@@ -1,0 +1,113 @@
+"""Every system call that changes a context, and the files that it makes them on.
+
+Nothing else in this package writes, so a test that replaces these functions sees every step, and can make any of them
+fail. The errors raised name their file, which those of calls on a descriptor do not.
+"""
+
+import errno
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class OpenFile:
+    """An open file, closed when nothing refers to it any more; threads may share it.
+
+    Raises OSError if the system does not open it.
+    """
+
+    def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
+        self.path = path
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        self.close = weakref.finalize(self, os.close, self.descriptor)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file now."""
+        return os.fstat(self.descriptor).st_size
+
+    def read(self, length: int, offset: int = 0) -> bytearray:
+        """Exactly `length` bytes from `offset` on; OSError if the file ends before."""
+        data = bytearray(length)
+        rest = memoryview(data)
+        with _naming(self.path):
+            while rest:
+                done = os.preadv(self.descriptor, [rest], offset)
+                if not done:
+                    raise OSError(errno.EIO, "the file ends too early: it was cut short")
+                rest, offset = rest[done:], offset + done
+        return data
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the file's name into errors of calls that only know its descriptor."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def create(path: Path) -> OpenFile:
+    """Makes a new empty file; FileExistsError if there is one."""
+    return OpenFile(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+
+def open_or_create(path: Path) -> OpenFile:
+    """Opens a file for writing, a new one if there is none."""
+    return OpenFile(path, os.O_RDWR | os.O_CREAT)
+
+
+def write(file: OpenFile, data: bytes | memoryview, offset: int) -> None:
+    """Writes all of `data` at `offset`."""
+    rest = memoryview(data)
+    with _naming(file.path):
+        while rest:
+            done = os.pwrite(file.descriptor, rest, offset)
+            rest, offset = rest[done:], offset + done
+
+
+def truncate(file: OpenFile, length: int) -> None:
+    """Cuts a file to `length` bytes."""
+    with _naming(file.path):
+        os.ftruncate(file.descriptor, length)
+
+
+def sync(file: OpenFile) -> None:
+    """Returns when the file's bytes are on the device."""
+    with _naming(file.path):
+        os.fsync(file.descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Returns when the names in a folder are on the device."""
+    folder = OpenFile(path)
+    with _naming(path):
+        os.fsync(folder.descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder; FileExistsError if there is one."""
+    path.mkdir()
+
+
+def link(source: Path, target: Path) -> None:
+    """Gives a file a second name."""
+    os.link(source, target)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Gives a file another name in one step, in place of whatever bore it."""
+    os.replace(source, target)
+
+
+def remove(path: Path) -> None:
+    """Takes a file's name away."""
+    path.unlink()
+
+
+def remove_folder(path: Path) -> None:
+    """Takes an empty folder away."""
+    path.rmdir()

@@ -1,0 +1,155 @@
+"""The one segment that a writer extends. What it holds beyond the manifest is not committed."""
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from landmark.contexts import disk
+from landmark.contexts.disk import OpenFile
+from landmark.contexts.manifest import KINDS, Layout, SegmentEntry, extended, segment_file
+from landmark.contexts.segments import ContextBlocks, checksums, open_committed
+
+
+class Guard:
+    """Lets no change follow one that failed: after that, what the files hold beyond the commit is not known."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._refusal: str | None = None
+
+    def close(self) -> None:
+        """Allows no change any more."""
+        self._refusal = "this writer was closed"
+
+    def check(self) -> None:
+        """Raises ValueError if a change may not be made."""
+        if self._refusal is not None:
+            raise ValueError(f"{self._path}: {self._refusal}; open the context again, it is as it was committed last")
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Around every change. Raises ValueError if it may not be made; what the change raises, it remembers."""
+        self.check()
+        self._refusal = "an earlier change did not end"
+        try:
+            yield
+        except OSError as error:
+            self._refusal = f"an earlier change failed ({error.strerror})"
+            raise
+        self._refusal = None
+
+
+class GrowingBlocks(ContextBlocks):
+    """Blocks that may be added to: remembers the checksum of each layer of each new block, in the order of writing."""
+
+    def __init__(self, file: OpenFile, layout: Layout, guard: Guard) -> None:
+        super().__init__(file, layout)
+        self.checksums: list[list[int]] = [[] for _ in layout.blocks]
+        self._guard = guard
+
+    def write(self, layer: int, record: int, keys: Tensor, values: Tensor) -> list[memoryview]:
+        with self._guard.changing():
+            written = super().write(layer, record, keys, values)
+        self.checksums[layer] += map(zlib.crc32, written)
+        return written
+
+    def _write_all(self, data: memoryview, offset: int) -> None:
+        disk.write(self.file, data, offset)
+
+
+class GrowingSegment:
+    """The last segment of a context, cut to what was committed; a new one where `entry` is not of the manifest."""
+
+    def __init__(
+        self, folder: Path, number: int, entry: SegmentEntry, layout: Layout, guard: Guard, *, new: bool = False
+    ) -> None:
+        self.number = number
+        self.first = entry.first
+        self._layout = layout
+        self._count = entry.blocks  # committed
+        self._extents = {"tokens": entry.tokens, "text": entry.text, "documents": entry.documents}
+        self._files = {}
+        for kind, size in entry.sizes(layout).items():
+            path = segment_file(folder, number, kind)
+            self._files[kind] = disk.create(path) if new else _cut(path, size)
+        self._touched: set[str] = set()
+        self.blocks = GrowingBlocks(self._files["blocks"], layout, guard)
+        self._placed = [entry.blocks] * len(layout.blocks)
+        self._keys: list[list[np.ndarray]] = [[] for _ in layout.landmarks]  # [m,Hkv,D] of blocks beyond the commit
+
+    def append(self, kind: str, data: bytes) -> None:
+        """Adds to the tokens, the text or the documents."""
+        disk.write(self._files[kind], data, self._extents[kind].bytes)
+        self._extents[kind] = extended(self._extents[kind], data)
+        self._touched.add(kind)
+
+    def place(self, layer: int, number: int, count: int) -> int:
+        """The record of block `number`, from which on `count` blocks of a layer are going to be written.
+
+        Raises ValueError unless they follow the layer's last.
+        """
+        record = number - self.first
+        if record != self._placed[layer]:
+            raise ValueError(f"layer {layer} goes on with block {self.first + self._placed[layer]}, not {number}")
+        self._placed[layer] += count
+        self._touched.add("blocks")
+        return record
+
+    def append_landmarks(self, layer: int, keys: Tensor) -> None:
+        """Keeps landmark keys `[Hkv,m,D]` for the commit."""
+        self._keys[layer].append(keys.detach().cpu().numpy().swapaxes(0, 1).copy())
+
+    def new_blocks(self) -> int:
+        """Blocks beyond the commit.
+
+        Raises ValueError unless in every layer as many were placed, written, and given landmark keys.
+        """
+        counts = set()
+        for layer, keys in enumerate(self._keys):
+            counts.add((self._placed[layer] - self._count, "placed", layer))
+            counts.add((len(self.blocks.checksums[layer]), "written", layer))
+            counts.add((sum(map(len, keys)), "given landmark keys", layer))
+        least, most = min(counts), max(counts)
+        if least[0] != most[0]:
+            raise ValueError(
+                f"layers differ in their new blocks: {least[0]} were {least[1]} in layer {least[2]}, "
+                f"and {most[0]} {most[1]} in layer {most[2]}; commit when all have the same"
+            )
+        return most[0]
+
+    def commit(self) -> SegmentEntry:
+        """Writes the landmark records of new blocks and brings all files to the device; what a manifest then says."""
+        new = self.new_blocks()
+        if new:
+            records = self._new_records(new)
+            disk.write(self._files["landmarks"], records.view(np.uint8).data, self._count * records.dtype.itemsize)
+            self._touched.add("landmarks")
+        for kind in KINDS:
+            if kind in self._touched:
+                disk.sync(self._files[kind])
+        self._touched.clear()
+        self._count += new
+        return SegmentEntry(self.first, self._count, True, **self._extents)
+
+    def _new_records(self, new: int) -> np.ndarray:
+        records = np.zeros(new, self._layout.landmark_record)
+        for layer, keys in enumerate(self._keys):
+            records[str(layer)] = np.concatenate(keys)
+            records["blocks"][:, layer] = self.blocks.checksums[layer]
+            keys.clear()
+            self.blocks.checksums[layer].clear()
+        records["crc32"] = checksums(records)
+        return records
+
+
+def _cut(path: Path, committed: int) -> OpenFile:
+    """Opens a file for writing, without what a crash left behind its committed bytes."""
+    file = open_committed(path, committed, os.O_RDWR)
+    if file.size > committed:
+        disk.truncate(file, committed)
+    return file

@@ -1,0 +1,115 @@
+"""The documents of a context: names, texts and tokens, and which of them the tokens of a span come from."""
+
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from landmark.contexts.disk import OpenFile
+from landmark.contexts.reading import Snapshot
+from landmark.contexts.segments import Document
+from landmark.contexts.writing import Writer
+from landmark.hf import Span
+
+_TOKEN = np.dtype(("<u4", 3))  # its id, its first and last character in the document
+
+
+@dataclass(frozen=True)
+class Source:
+    """A piece of a document that was opened: characters `first:last` of the document `document`.
+
+    `block` and the tokens `start:stop` count from the start of the context; `weight` is the block's mean gate.
+    """
+
+    document: str
+    first: int
+    last: int
+    block: int
+    start: int
+    stop: int
+    weight: float
+    text: str
+
+
+class Library:
+    """Documents on disk and, behind them, those that only this process knows; new ones go to the `writer`, if any."""
+
+    def __init__(self, snapshot: Snapshot, writer: Writer | None = None) -> None:
+        self.snapshot = snapshot
+        self.writer = writer
+        self._added: list[tuple[Document, str, np.ndarray]] = []
+
+    def fork(self) -> "Library":
+        """The same documents, to which others can be added in memory."""
+        branch = Library(self.snapshot)
+        branch._added = list(self._added)
+        return branch
+
+    @property
+    def documents(self) -> list[Document]:
+        """All documents, in the order in which they came."""
+        return [*self.snapshot.documents(), *(document for document, _, _ in self._added)]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents together."""
+        return self._committed + sum(len(tokens) for _, _, tokens in self._added)
+
+    @property
+    def _committed(self) -> int:
+        return sum(segment.entry.tokens.bytes for segment in self.snapshot.segments) // _TOKEN.itemsize
+
+    def add(self, name: str, text: str, tokens: np.ndarray, source: str | None = None) -> None:
+        """Adds a document with its `tokens`, uint32 [n,3]; one that goes to the writer is there after its commit."""
+        if self.writer is not None:
+            self.writer.add_document(name, text, tokens[:, 0], tokens[:, 1:], source)
+            return
+        data = text.encode("utf-8")
+        document = Document(name, len(tokens), len(text), len(data), zlib.crc32(data), source, self.tokens, -1, 0)
+        self._added.append((document, text, tokens))
+
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        """Tokens `start:stop` of the context, uint32 [n,3]. Their bytes are not checked: that is for `verify`."""
+        found, first = [], 0
+        for segment in self.snapshot.segments:
+            count = segment.entry.tokens.bytes // _TOKEN.itemsize
+            low, high = max(0, start - first), min(count, stop - first)
+            if low < high:
+                file = OpenFile(segment.path("tokens"))
+                data = file.read((high - low) * _TOKEN.itemsize, low * _TOKEN.itemsize)
+                found.append(np.frombuffer(data, "<u4").reshape(-1, 3))
+            first += count
+        for document, _, tokens in self._added:
+            first = document.first_token
+            found.append(tokens[max(0, start - first) : max(0, stop - first)])
+        return np.concatenate(found) if found else np.empty((0, 3), np.uint32)
+
+    def text(self, document: Document) -> str:
+        """The text of one document, as it was given."""
+        for added, text, _ in self._added:
+            if added is document:
+                return text
+        return self.snapshot.text(document)
+
+    def sources(self, spans: Iterable[Span], limit: int) -> list[Source]:
+        """Where the first `limit` of `spans` come from; a question, which lies behind the documents, is left out."""
+        documents = [document for document in self.documents if document.tokens]
+        firsts = [document.first_token for document in documents]
+        known = [span for span in spans if span.start < self.tokens][:limit]
+        found = []
+        for span in known:
+            place = max(0, bisect_right(firsts, span.start) - 1)
+            while place < len(documents) and firsts[place] < span.stop:
+                found.append(self._source(span, documents[place]))
+                place += 1
+        return found
+
+    def _source(self, span: Span, document: Document) -> Source:
+        start = max(span.start, document.first_token)
+        stop = min(span.stop, document.first_token + document.tokens)
+        places = self.slice(start, stop)[:, 1:]
+        first, last = int(places[0, 0]), int(places[-1, 1])
+        text = self.text(document)[first:last]
+        return Source(document.name, first, last, span.block, start, stop, span.weight, text)

@@ -1,0 +1,203 @@
+"""The manifest: which bytes of which files are the context. docs/context_format.md tells it to other programs."""
+
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from landmark.contexts import disk
+from landmark.contexts.damage import Damage
+from landmark.store.records import BlockShape
+
+FORMAT = "landmark context"
+VERSION = 1
+
+MANIFEST = "manifest.json"
+NEW_MANIFEST = "manifest.json.tmp"
+LOCK = "lock"
+SEGMENTS = "segments"
+TOKEN = np.dtype(("<u4", 3))  # id, start and stop character in its document
+KINDS = ("blocks", "landmarks", "tokens", "text", "documents")
+
+_FIRST_LINE = re.compile(rb'\{"crc32": "([0-9a-f]{8})",\n')
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every block has, layer by layer: the shape of its keys and values, and `(Hkv, D)` of its landmark keys."""
+
+    blocks: tuple[BlockShape, ...]
+    landmarks: tuple[tuple[int, int], ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block in all layers."""
+        return sum(shape.nbytes for shape in self.blocks)
+
+    @cached_property
+    def landmark_record(self) -> np.dtype:
+        """A landmark record: keys `[Hkv,D]` under each layer's number, a checksum a layer of the block, and its own."""
+        keys = [(str(layer), "<f4", shape) for layer, shape in enumerate(self.landmarks)]
+        return np.dtype([*keys, ("blocks", "<u4", (len(self.blocks),)), ("crc32", "<u4")])
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The committed bytes of a file that only grows, and their CRC-32."""
+
+    bytes: int = 0
+    crc32: int = 0
+
+
+def extended(extent: Extent, data: bytes) -> Extent:
+    """What an extent is with `data` behind it."""
+    return Extent(extent.bytes + len(data), zlib.crc32(data, extent.crc32))
+
+
+@dataclass(frozen=True)
+class SegmentEntry:
+    """The committed part of a segment. Only an `owned` one may grow: others are shared with the context of a fork."""
+
+    first: int  # block
+    blocks: int
+    owned: bool
+    tokens: Extent = Extent()
+    text: Extent = Extent()
+    documents: Extent = Extent()
+
+    def sizes(self, layout: Layout) -> dict[str, int]:
+        """Committed bytes of each of the segment's files."""
+        return {
+            "blocks": self.blocks * layout.block_bytes,
+            "landmarks": self.blocks * layout.landmark_record.itemsize,
+            "tokens": self.tokens.bytes,
+            "text": self.text.bytes,
+            "documents": self.documents.bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The committed state of a context. `state` is None until the first commit."""
+
+    generation: int
+    header: dict[str, Any]
+    layout: Layout
+    segments: tuple[SegmentEntry, ...] = ()
+    state: Extent | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in all segments."""
+        return sum(segment.blocks for segment in self.segments)
+
+    @property
+    def committed_bytes(self) -> int:
+        """Committed bytes of all files but the manifest."""
+        state = self.state.bytes if self.state else 0
+        return state + sum(sum(segment.sizes(self.layout).values()) for segment in self.segments)
+
+    @property
+    def state_name(self) -> str:
+        """Name of the state's file."""
+        return state_name(self.generation)
+
+    def to_bytes(self) -> bytes:
+        """The file: a first line with the checksum of all that follows, which together are one JSON object."""
+        blocks = [[*shape[:-1], str(shape.dtype).removeprefix("torch.")] for shape in self.layout.blocks]
+        fields = {
+            "format": FORMAT,
+            "version": VERSION,
+            "generation": self.generation,
+            "blocks": blocks,
+            "landmarks": self.layout.landmarks,
+            "segments": [asdict(segment) for segment in self.segments],
+            "state": self.state and asdict(self.state),
+            "header": self.header,
+        }
+        lines = [f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in fields.items()]
+        rest = (",\n".join(lines) + "}\n").encode()
+        return b'{"crc32": "%08x",\n%s' % (zlib.crc32(rest), rest)
+
+
+def state_name(generation: int) -> str:
+    """Name of the file with the state of a commit."""
+    return f"state-{generation}.safetensors"
+
+
+def segment_file(folder: Path, number: int, kind: str) -> Path:
+    """One of the files of a segment; segments are numbered from 1."""
+    return folder / SEGMENTS / f"{number:06}.{kind}"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The committed state of the context in `folder`.
+
+    Raises Damage if its manifest is damaged, and ValueError if there is none or if it has another format version.
+    """
+    path = folder / MANIFEST
+    try:
+        file = disk.OpenFile(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(f"{folder} is not a context: it has no {MANIFEST}") from error
+    return _parse(bytes(file.read(file.size)), path)
+
+
+def publish(folder: Path, manifest: Manifest) -> None:
+    """Makes `manifest` the committed state, in one step: whoever looks finds the old one or the new one."""
+    new = folder / NEW_MANIFEST
+    file = disk.create(new)
+    disk.write(file, manifest.to_bytes(), 0)
+    disk.sync(file)
+    disk.sync_folder(folder)  # the files that it speaks of have their names before it has its own
+    disk.replace(new, folder / MANIFEST)
+    disk.sync_folder(folder)
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether `folder` has the manifest of a context, be it a damaged one."""
+    path = folder / MANIFEST
+    return path.is_file() and _is_manifest(path.read_bytes())
+
+
+def _is_manifest(data: bytes) -> bool:
+    return _FIRST_LINE.match(data) is not None or FORMAT.encode() in data
+
+
+def _parse(data: bytes, path: Path) -> Manifest:
+    if not _is_manifest(data):
+        raise ValueError(f"{path} is not the manifest of a context; give the folder that a context was saved to")
+    first = _FIRST_LINE.match(data)
+    if first is None or int(first[1], 16) != zlib.crc32(data[first.end() :]):
+        raise Damage(path, "is damaged: its checksum does not fit")
+    fields = json.loads(data)
+    if fields["version"] != VERSION:
+        age = "newer" if fields["version"] > VERSION else "older"
+        raise ValueError(
+            f"{path} has format version {fields['version']}, {age} than {VERSION}, which this program reads: "
+            f"use the version of the package that wrote it, or read the text again"
+        )
+    return Manifest(
+        generation=fields["generation"],
+        header=fields["header"],
+        layout=Layout(tuple(map(_shape, fields["blocks"])), tuple((h, d) for h, d in fields["landmarks"])),
+        segments=tuple(map(_segment, fields["segments"])),
+        state=fields["state"] and Extent(**fields["state"]),
+    )
+
+
+def _shape(fields: Sequence[Any]) -> BlockShape:
+    *sizes, dtype = fields
+    return BlockShape(*sizes, dtype=getattr(torch, dtype))
+
+
+def _segment(fields: dict[str, Any]) -> SegmentEntry:
+    extents = {kind: Extent(**fields[kind]) for kind in ("tokens", "text", "documents")}
+    return SegmentEntry(fields["first"], fields["blocks"], fields["owned"], **extents)

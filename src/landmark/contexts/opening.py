@@ -1,0 +1,120 @@
+"""What a context says of the model that reads it, and a model's cache over a context."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import landmark
+from landmark.contexts.manifest import Layout
+from landmark.contexts.reading import Snapshot
+from landmark.contexts.storage import ContextStorage
+from landmark.data.text import pieces
+from landmark.data.tokens import tokenizer_fingerprint
+from landmark.hf import LandmarkCache, read
+from landmark.hf.cache import layer_budgets
+from landmark.hf.fingerprint import model_fingerprint
+from landmark.hf.settings import Settings, layer_kinds, text_config
+from landmark.hf.state import resume_cache
+from landmark.hf.tokenizer import encode, load_tokenizer, opening
+from landmark.index.choose import IndexKind, IndexOptions
+from landmark.memory import LayerMemory
+from landmark.store.records import BlockShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_HOST_BUDGET = "256MB"
+
+
+def tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
+    """The tokenizer saved beside a model; raises ValueError if the model does not know where it came from."""
+    if not model.name_or_path:
+        raise ValueError("the model does not say which folder it was loaded from: pass its tokenizer")
+    return load_tokenizer(model.name_or_path, model)
+
+
+def header(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """What a context remembers of the model and the tokenizer that read it."""
+    text_to_ids: Any = tokenizer.backend_tokenizer
+    return {
+        "landmark": landmark.__version__,
+        "model": model.name_or_path,
+        "settings": Settings.of(text_config(model.config)).to_dict(),
+        "fingerprint": model_fingerprint(model) | {"tokenizer": tokenizer_fingerprint(text_to_ids)},
+    }
+
+
+def check_header(snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raises ValueError, naming the difference, if another model or tokenizer read the context."""
+    now = header(model, tokenizer)["fingerprint"]
+    for name, value in snapshot.header["fingerprint"].items():
+        if now.get(name) != value:
+            raise ValueError(
+                f"{snapshot.path} was read with other {name}: {value}, now {now.get(name)}; open it with the model and "
+                f"the tokenizer that read it ({snapshot.header['model'] or 'not named'}), or read the text again"
+            )
+
+
+def layout(model: "PreTrainedModel") -> Layout:
+    """Shapes of the blocks and landmark keys of every landmark layer, as a forward of one token shows them.
+
+    Raises ValueError if the model keeps no blocks at all.
+    """
+    cache = read(model, [0], LandmarkCache(model.config))
+    stride, blocks = cache.settings.stride, []
+    if not cache.settings.top_k:
+        raise ValueError("top_k is 0: no blocks are kept, so that there is nothing to save; convert with 1 or more")
+    for memory in cache.memories:
+        if isinstance(memory, LayerMemory):
+            window, _ = memory.state()
+            heads, key_dim, value_dim = window.keys.shape[1], window.keys.shape[3], window.values.shape[3]
+            blocks.append(BlockShape(heads, stride, key_dim, value_dim, window.keys.dtype))
+    return Layout(tuple(blocks), tuple((shape.heads, shape.key_dim) for shape in blocks))
+
+
+def cache_of(
+    snapshot: Snapshot,
+    model: "PreTrainedModel",
+    *,
+    index: IndexKind | IndexOptions = "auto",
+    host_budget: int | str | None = None,
+    device_budget: int | str | None = None,
+    **settings: Any,
+) -> LandmarkCache:
+    """A cache that goes on where the context ends; `settings` override those with which it was read."""
+    options = IndexOptions(index) if isinstance(index, str) else index
+    kept = snapshot.header["settings"]
+    settings = {name: kept[name] for name in ("top_k", "selection", "local_blocks")} | {
+        name: value for name, value in settings.items() if value is not None
+    }
+    config = text_config(model.config)
+    layers = [layer for layer, kind in enumerate(layer_kinds(config)) if kind == "landmark"]
+    host_budget = DEFAULT_HOST_BUDGET if host_budget is None else host_budget
+    budgets = layer_budgets(replace(Settings.of(config), **settings), config, host_budget, device_budget)
+    keys = snapshot.landmarks()
+    storages = {
+        layer: ContextStorage(snapshot, column, keys[column], options=options, budgets=budgets)
+        for column, layer in enumerate(layers)
+    }
+    del keys
+    cache = LandmarkCache(model.config, storage=storages.__getitem__, **settings)
+    tensors, metadata = snapshot.state()
+    if metadata:
+        resume_cache(cache, tensors, metadata, snapshot.blocks, model.device)
+    return cache
+
+
+def tokenized(tokenizer: "PreTrainedTokenizerBase", text: str, *, first: bool) -> np.ndarray:
+    """Tokens of a document, uint32 [n,3]: ids, and the first and last character of each.
+
+    The `first` document of a context begins with what the tokenizer puts in front of every text.
+    """
+    found = [opening(tokenizer)] if first else []
+    found += [encode(tokenizer, piece) for piece in pieces(text)]
+    shift, columns = 0, []
+    for encoded in found:
+        places = np.array(encoded.offsets, np.uint32).reshape(-1, 2) + np.uint32(shift)
+        columns.append(np.column_stack((encoded.ids.numpy().astype(np.uint32), places)))
+        shift += len(encoded.text)
+    return np.concatenate(columns)

@@ -1,0 +1,69 @@
+"""The storage of a cache whose blocks lie in a context: landmark keys are loaded, keys and values stay on disk."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landmark.contexts.reading import Snapshot
+from landmark.contexts.writing import Writer
+from landmark.index import Index
+from landmark.index.choose import IndexOptions, make_index
+from landmark.memory.storage import Budgets
+from landmark.store import BlockStore
+from landmark.store.chain import Chain, Run
+from landmark.store.cold import ColdStore
+
+
+class ContextStorage:
+    """Storage of one landmark layer, the `layer`-th of the context's; implements `landmark.memory.storage.Storage`.
+
+    With a `Writer` new blocks go into the context, otherwise into a temporary file. `landmarks [Hkv,n,D]` are the keys
+    of the blocks there; they are handed over to the index and not kept here.
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, layer: int, landmarks: Tensor, *, options: IndexOptions, budgets: Budgets
+    ) -> None:
+        self._snapshot = snapshot
+        self._layer = layer
+        self._landmarks: Tensor | None = landmarks
+        self._options = options
+        self._budgets = budgets
+
+    def index(self, rows: int, max_blocks: int | None, *, tied: bool, device: torch.device) -> Index:
+        index = make_index(self._options, rows, max_blocks, tied=tied, device=device)
+        if self._landmarks is not None and self._landmarks.shape[1]:
+            index.append(0, self._landmarks.to(device))
+        self._landmarks = None
+        if isinstance(self._snapshot, Writer):
+            writer, layer = self._snapshot, self._layer
+            return RecordedIndex(index, lambda keys: writer.append_landmarks(layer, keys))  # type: ignore[return-value]
+        return index
+
+    def store(self, rows: int, max_blocks: int | None, *, device: torch.device) -> BlockStore:
+        if rows != 1:
+            raise ValueError(f"a context is one text, and the batch has {rows} rows: ask it one prompt at a time")
+        layer = self._layer
+        runs = [Run(s.blocks, layer, 0, s.first, s.count) for s in self._snapshot.segments if s.count]
+        # A chain without a target goes on in a temporary file.
+        target = self._snapshot.target(layer) if isinstance(self._snapshot, Writer) else None
+        return self._budgets.over(ColdStore([Chain(runs, target)]), device)
+
+
+@dataclass(frozen=True)
+class RecordedIndex:
+    """An index that tells `record` of the landmark keys `[Hkv,m,D]` of every block that comes; its forks do not."""
+
+    inner: Index
+    record: Callable[[Tensor], None]
+
+    def append(self, row: int, keys: Tensor) -> None:
+        """Adds keys, as any index does."""
+        self.record(keys)
+        self.inner.append(row, keys)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)

@@ -1,0 +1,223 @@
+"""The one writer of a context: what it adds is not there until it commits."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from landmark.contexts import disk
+from landmark.contexts.disk import OpenFile
+from landmark.contexts.folders import founding, stray_files
+from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard
+from landmark.contexts.lock import take_lock
+from landmark.contexts.manifest import (
+    SEGMENTS,
+    Extent,
+    Layout,
+    Manifest,
+    SegmentEntry,
+    extended,
+    publish,
+    read_manifest,
+    state_name,
+)
+from landmark.contexts.reading import Snapshot, encode_state, open_reader, to_json
+from landmark.contexts.segments import Segment
+
+SEGMENT_BYTES = 1 << 30  # of blocks; the commit that reaches it closes the segment
+
+
+def create(path: str | Path, header: Mapping[str, Any], layout: Layout) -> "Writer":
+    """Makes a new empty context in `path`, whose blocks are as `layout` says; `header` is the caller's, and any JSON.
+
+    Raises ValueError if `path` exists, if `header` is no JSON, or if `layout` has no layers.
+    """
+    path = Path(path)
+    if not layout.blocks or len(layout.blocks) != len(layout.landmarks):
+        raise ValueError(
+            f"a context needs the shapes of blocks and landmark keys of each layer, not of {len(layout.blocks)} and "
+            f"{len(layout.landmarks)} layers"
+        )
+    manifest = Manifest(0, json.loads(to_json(dict(header), "the header")), layout)
+    with founding(path) as lock:
+        publish(path, manifest)
+    return Writer(Snapshot(path, manifest, None, []), lock)
+
+
+def open_writer(path: str | Path) -> "Writer":
+    """Opens the context in `path` to add to it; what a crash left behind its last commit goes away.
+
+    Raises ValueError where `open_reader` does, and if another writer has it open or it may not be written.
+    """
+    path = Path(path)
+    read_manifest(path)  # before a lock is made where there is no context
+    lock = take_lock(path)
+    try:
+        # A rename not yet on the device could be taken back, and the files of the commit before be needed again.
+        disk.sync_folder(path)
+        snapshot = open_reader(path)
+        for file in stray_files(path, snapshot.manifest):
+            disk.remove(file)
+        return Writer(snapshot, lock)
+    except BaseException:
+        lock.close()
+        raise
+
+
+class BlockTarget:
+    """Where new blocks of one layer go: into `file`, from the record on that `place` gives."""
+
+    def __init__(self, writer: "Writer", layer: int) -> None:
+        self.layer = layer
+        self._writer = writer
+
+    @property
+    def file(self) -> GrowingBlocks:
+        """The blocks of the segment that grows now."""
+        return self._writer.growing().blocks
+
+    def place(self, number: int, count: int) -> int:
+        """The record of block `number`, for `count` blocks; ValueError unless they follow the layer's last."""
+        return self._writer.growing().place(self.layer, number, count)
+
+
+class Writer(Snapshot):
+    """The newest commit, as a Snapshot, and what is being added to it. Made by `create` and `open_writer`.
+
+    A change that fails raises its OSError. After that every further change is a ValueError, and the context on disk is
+    as it was committed last. Not for several threads.
+    """
+
+    def __init__(self, snapshot: Snapshot, lock: OpenFile) -> None:
+        super().__init__(snapshot.path, snapshot.manifest, snapshot.state_file, snapshot.segments)
+        self._lock = lock
+        self._guard = Guard(self.path)
+        self._growing: GrowingSegment | None = None
+        if self.segments and self.segments[-1].entry.owned and not self._is_full(self.segments[-1].entry):
+            last = self.segments[-1]
+            self._growing = GrowingSegment(self.path, last.number, last.entry, self.layout, self._guard)
+            self.segments[-1] = Segment(self.path, last.number, last.entry, self.layout, self._growing.blocks)
+
+    def add_document(self, name: str, text: str, ids: ArrayLike, offsets: ArrayLike, source: str | None = None) -> None:
+        """Adds a document: the ids of its tokens `[n]` and their start and stop characters in `text`, `[n,2]`.
+
+        Raises ValueError if these do not fit each other, and OSError if they cannot be written.
+        """
+        tokens = _token_records(name, text, ids, offsets)
+        data = _utf8(name, text)
+        told = {
+            "name": name,
+            "tokens": len(tokens),
+            "characters": len(text),
+            "bytes": len(data),
+            "crc32": zlib.crc32(data),
+        }
+        if source is not None:
+            told["source"] = source
+        growing = self.growing()
+        with self._guard.changing():
+            growing.append("text", data)
+            growing.append("tokens", tokens.tobytes())
+            growing.append("documents", json.dumps(told).encode() + b"\n")
+
+    def target(self, layer: int) -> BlockTarget:
+        """Where new blocks of a layer go."""
+        return BlockTarget(self, layer)
+
+    def append_landmarks(self, layer: int, keys: Tensor) -> None:
+        """Adds the landmark keys `[Hkv,m,D]`, float32, of a layer's next m blocks; ValueError if they are not such."""
+        heads, width = self.layout.landmarks[layer]
+        if keys.ndim != 3 or (keys.shape[0], keys.shape[2]) != (heads, width) or keys.dtype != torch.float32:
+            raise ValueError(
+                f"landmark keys of layer {layer} are float32 [{heads},m,{width}], not {keys.dtype} {list(keys.shape)}"
+            )
+        self.growing().append_landmarks(layer, keys)
+
+    def commit(self, tensors: Mapping[str, Tensor], metadata: Any) -> None:
+        """Makes what was added, and this state, the newest commit: once it returns, no crash takes that away.
+
+        Raises ValueError, and changes nothing, if the layers differ in their number of blocks or `metadata` is no JSON.
+        Raises OSError if the system refuses a step: then the commit before still is the newest, unless the refusal came
+        after the new manifest was in place.
+        """
+        self._guard.check()
+        if self._growing is not None:
+            self._growing.new_blocks()
+        data = encode_state(tensors, metadata)
+        with self._guard.changing():
+            self._commit(data)
+
+    def close(self) -> None:
+        """Lets others write. What is not committed is lost; blocks that somebody still refers to can be read."""
+        self._guard.close()
+        self._lock.close()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def growing(self) -> GrowingSegment:
+        """The segment that new things go to, begun if need be; ValueError if nothing may be added any more."""
+        self._guard.check()
+        if self._growing is None:
+            number, entry = len(self.segments) + 1, SegmentEntry(self.blocks, 0, owned=True)
+            with self._guard.changing():
+                self._growing = GrowingSegment(self.path, number, entry, self.layout, self._guard, new=True)
+        return self._growing
+
+    def _commit(self, state: bytes) -> None:
+        segments, growing = list(self.segments), self._growing
+        if growing is not None:
+            entry = growing.commit()
+            disk.sync_folder(self.path / SEGMENTS)
+            segments[growing.number - 1 :] = [Segment(self.path, growing.number, entry, self.layout, growing.blocks)]
+            if self._is_full(entry):
+                self._growing = None
+        before = self.manifest
+        generation = before.generation + 1
+        state_file = disk.create(self.path / state_name(generation))
+        disk.write(state_file, state, 0)
+        disk.sync(state_file)
+        entries = tuple(segment.entry for segment in segments)
+        manifest = replace(before, generation=generation, segments=entries, state=extended(Extent(), state))
+        publish(self.path, manifest)
+        self.manifest, self.segments, self.state_file = manifest, segments, state_file
+        if before.state is not None:
+            disk.remove(self.path / before.state_name)
+
+    def _is_full(self, entry: SegmentEntry) -> bool:
+        return entry.blocks * self.layout.block_bytes >= SEGMENT_BYTES
+
+
+def _token_records(name: str, text: str, ids: ArrayLike, offsets: ArrayLike) -> np.ndarray:
+    """Id, start and stop of each token, uint32 `[n,3]`."""
+    numbers, spans = np.asarray(ids, np.int64), np.asarray(offsets, np.int64).reshape(-1, 2)
+    if numbers.ndim != 1 or len(numbers) != len(spans):
+        raise ValueError(
+            f"document {name!r} has ids {list(numbers.shape)} and offsets {list(spans.shape)}: [n] and [n,2]"
+        )
+    records = np.column_stack((numbers, spans))
+    if records.size and (records.min() < 0 or numbers.max() >= 2**32 or spans.max() > len(text)):
+        raise ValueError(
+            f"document {name!r} has an id or an offset out of range: offsets lie in its {len(text)} characters"
+        )
+    return records.astype("<u4")
+
+
+def _utf8(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text of document {name!r} cannot be written as UTF-8: {error}") from error

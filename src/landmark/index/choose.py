@@ -1,0 +1,58 @@
+"""Which index keeps the landmark keys of a layer."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from landmark.index import Index
+from landmark.index.exact import ExactIndex
+from landmark.index.hierarchical import HierarchicalIndex, check_recall
+from landmark.index.tied import TiedIndex
+
+IndexKind = Literal["auto", "exact", "hierarchical", "faiss_flat", "faiss_ivf", "faiss_hnsw"]
+KeyFormat = Literal["float32", "bfloat16", "int8"]
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How landmark keys are kept and searched.
+
+    "auto" is the hierarchical index on a CPU, which is exact search while blocks are few, and exact search elsewhere.
+    `keys` other than "float32" are rounded, and the rounded key counts from then on. `recall` below 1 lets the
+    hierarchical index miss some of the best blocks.
+
+    Raises ValueError for options that do not exist or do not go together.
+    """
+
+    kind: IndexKind = "auto"
+    keys: KeyFormat = "float32"
+    recall: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("kind", self.kind, get_args(IndexKind)),
+            ("keys", self.keys, get_args(KeyFormat)),
+        ):
+            if value not in known:
+                raise ValueError(f"index {name} is {value!r}: choose from {', '.join(known)}")
+        check_recall(self.recall)
+        if self.recall < 1 and self.kind != "hierarchical":
+            raise ValueError(f'recall {self.recall} needs kind "hierarchical", not {self.kind!r}: it alone can be told')
+        if self.keys != "float32" and self.kind.startswith("faiss"):
+            raise ValueError(f'keys {self.keys!r} need kind "exact" or "hierarchical", not {self.kind!r}')
+
+
+def make_index(options: IndexOptions, rows: int, max_blocks: int | None, *, tied: bool, device: torch.device) -> Index:
+    """An empty index for `rows` rows; `tied` promises that all keys are equal, and then one stands for all.
+
+    Raises ValueError if the index does not work on `device`, with `max_blocks`, or without a library that is missing.
+    """
+    if tied:
+        return TiedIndex(rows, max_blocks)
+    on_cpu = device.type == "cpu"
+    if options.kind == "hierarchical" and not on_cpu:
+        raise ValueError(f'index kind "hierarchical" works on a CPU, not on {device}: choose "exact" or "auto"')
+    if options.kind == "hierarchical" or (options.kind == "auto" and on_cpu):
+        return HierarchicalIndex(rows, max_blocks, recall=options.recall)
+    return ExactIndex(rows, max_blocks)

@@ -1,0 +1,153 @@
+"""Landmark keys in few bytes: enough to rule most of them out without reading them.
+
+In a basis where the first few coordinates say most about inner products, those coordinates of a key are kept in one
+byte each, and of the others their norm. It bounds their share of a score by Cauchy and Schwarz.
+"""
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from landmark.index.basis import Array, basis_for
+from landmark.index.coarse_loops import CODES, LANES, LARGEST, encode, search_codes
+from landmark.ops.compiled import in_parts
+from landmark.ring import BlockRing, kept_of
+
+_GROWTH = 8  # a basis is made anew when there are so many times the blocks it was made for
+_SAMPLE = 8192  # keys that it is made from
+_HEADROOM = 1.5  # the largest coordinate that a code can say, over the largest of those keys
+
+
+class _Arrays(NamedTuple):
+    """What the compiled loops read, per row and key-value head."""
+
+    means: Array  # [B,Hkv,D]
+    key_bases: Array  # [B,Hkv,D,D]
+    query_bases: Array  # [B,Hkv,D,D]
+    steps: Array  # [B,Hkv,CODES]: what the codes count in
+    reach: Array  # [B,Hkv,2]: largest norms of the keys and of their coordinates
+    codes: Array  # [B,Hkv,tiles,CODES,LANES]
+    rests: Array  # [B,Hkv,tiles,LANES]: norms of the coordinates that have no code
+
+
+class Coarse:
+    """Codes of the landmark keys of a ring, in a basis of their own for each row and key-value head.
+
+    A search is exact for `recall` 1. Below, bounds are taken for directions at random: the cosine of two of them in n
+    dimensions is about normal with deviation 1 / sqrt(n), so that the share of a score without codes stays below
+    z / sqrt(n) of what Cauchy and Schwarz allow with probability `recall`, the normal distribution at z.
+    """
+
+    def __init__(self, rows: int, recall: float) -> None:
+        self._recall = recall
+        self._made = [0] * rows  # blocks that had come when the row's basis was made
+        self._encoded = [0] * rows  # blocks that had come when codes were last written
+        self._arrays: _Arrays | None = None
+
+    def search(self, ring: BlockRing, query: Tensor, k: int, upto: list[int]) -> tuple[Array, Array, Array]:
+        """Scores and numbers `[B,H,T,k]` as `Index.search` gives them, and how many keys were read `[B,H,T]`."""
+        assert ring.data is not None, "a ring without blocks has no keys to search"
+        keys, queries = ring.data.numpy(), query.contiguous().numpy()
+        arrays = self._with_all(ring, keys, queries)
+        bounds = np.array([(_oldest(ring, n), min(n, end)) for n, end in zip(ring.counts, upto, strict=True)])
+        shape, dim = queries.shape[:3], keys.shape[3]
+        best, found, read = (
+            np.empty((*shape, k), keys.dtype),
+            np.empty((*shape, k), np.int64),
+            np.empty(shape, np.int64),
+        )
+        flat = queries.reshape(-1, dim), best.reshape(-1, k), found.reshape(-1, k), read.reshape(-1)
+        in_parts(
+            lambda start, stop: search_codes(
+                keys, *arrays, bounds, *flat, _modulus(ring, keys), self._shrink(dim), start, stop
+            ),
+            read.size,
+            size=max(ring.counts),
+        )
+        return best, found, read
+
+    def reorder(self, rows: list[int]) -> None:
+        """Makes row i what row `rows[i]` was."""
+        self._made = [self._made[row] for row in rows]
+        self._encoded = [self._encoded[row] for row in rows]
+        if self._arrays is not None:
+            self._arrays = _Arrays._make(array[rows] for array in self._arrays)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes of the blocks that came, unused capacity left out."""
+        if self._arrays is None:
+            return 0
+        heads, tiles = self._arrays.codes.shape[1:3]
+        each = heads * (CODES + self._arrays.rests.itemsize)
+        return sum(min(count, tiles * LANES) for count in self._encoded) * each
+
+    def _shrink(self, dim: int) -> float:
+        """What is left of the bound by Cauchy and Schwarz."""
+        if self._recall == 1 or dim <= CODES:
+            return 1.0
+        return min(1.0, NormalDist().inv_cdf(self._recall) / (dim - CODES) ** 0.5)
+
+    def _with_all(self, ring: BlockRing, keys: Array, queries: Array) -> _Arrays:
+        """The arrays, brought up to date; where a basis is made, `queries [B,H,T,D]` say what queries are like."""
+        arrays = self._arrays = _with_room(self._arrays, keys)
+        modulus, heads = _modulus(ring, keys), keys.shape[1]
+        for row, count in enumerate(ring.counts):
+            oldest = _oldest(ring, count)
+            if count and count >= _GROWTH * self._made[row]:
+                sample = np.arange(oldest, count, -(-(count - oldest) // _SAMPLE)) % modulus
+                for head, some in enumerate(np.split(queries[row], heads)):
+                    _make_basis(arrays, row, head, keys[row, head, sample], some.reshape(-1, keys.shape[3]))
+                self._made[row], self._encoded[row] = count, oldest
+            start = max(self._encoded[row], oldest)
+            if start < count:
+                _encode(arrays, row, keys, modulus, start, count)
+                self._encoded[row] = count
+        return arrays
+
+
+def _with_room(arrays: _Arrays | None, keys: Array) -> _Arrays:
+    """The arrays with tiles for all of `keys [B,Hkv,S,D]`."""
+    rows, heads, slots, dim = keys.shape
+    tiles, had = -(-slots // LANES), 0 if arrays is None else arrays.codes.shape[2]
+    if arrays is not None and tiles <= had:
+        return arrays
+    codes = np.zeros((rows, heads, tiles, CODES, LANES), np.int8)
+    rests = np.zeros((rows, heads, tiles, LANES), keys.dtype)
+    if arrays is None:
+        shapes = (dim,), (dim, dim), (dim, dim), (CODES,), (2,)
+        return _Arrays._make((*(np.zeros((rows, heads, *shape)) for shape in shapes), codes, rests))
+    codes[:, :, :had], rests[:, :, :had] = arrays.codes, arrays.rests
+    return arrays._replace(codes=codes, rests=rests)
+
+
+def _make_basis(arrays: _Arrays, row: int, head: int, keys: Array, queries: Array) -> None:
+    basis = basis_for(keys, queries)
+    arrays.means[row, head], arrays.key_bases[row, head], arrays.query_bases[row, head] = basis
+    coordinates = (keys - basis.mean) @ basis.keys[:CODES].T
+    largest = np.abs(coordinates).max(0)
+    # A direction without keys has a step too, of no length that matters.
+    arrays.steps[row, head] = 1.0
+    arrays.steps[row, head, : len(largest)] = np.maximum(largest, 1e-6 * largest.max() + 1e-30) * _HEADROOM / LARGEST
+    arrays.reach[row, head] = 0
+
+
+def _encode(arrays: _Arrays, row: int, keys: Array, modulus: int, start: int, stop: int) -> None:
+    def work(first: int, last: int) -> None:
+        for head in range(first, last):
+            own = arrays.means, arrays.key_bases, arrays.steps, arrays.codes, arrays.rests, arrays.reach
+            encode(keys[row, head], *(array[row, head] for array in own), modulus, start, stop)
+
+    in_parts(work, keys.shape[1], size=stop - start)
+
+
+def _oldest(ring: BlockRing, count: int) -> int:
+    """The number of the oldest block kept of `count` that came."""
+    return count - kept_of(count, ring.max_blocks)
+
+
+def _modulus(ring: BlockRing, keys: Array) -> int:
+    """Block number a lies at slot `a % modulus`."""
+    return keys.shape[2] if ring.max_blocks is None else ring.max_blocks

@@ -1,0 +1,90 @@
+"""A branch of an index: what it shares with the index it left, and what came to it since."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from landmark.index import Index, Resident
+from landmark.index.topk import top_newest
+
+
+class ForkedIndex:
+    """The blocks of `base` below `counts`, per row, and after them those of `own`; implements `landmark.index.Index`.
+
+    `base` may go on growing, by itself or in other branches, as long as it drops nothing; `own` belongs to the branch.
+    """
+
+    def __init__(self, base: Index, counts: list[int], own: Index) -> None:
+        self._base = base
+        self._shared = list(counts)
+        self._own = own
+        self._alone = True  # whether nothing has come since
+        self._base_is_shared = True
+
+    def append(self, row: int, keys: Tensor) -> None:
+        self._own.append(row, keys)
+        self._alone = False
+
+    def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
+        scores, numbers = self._base.search(query, k, self._below(upto))
+        if self._alone:
+            return scores, numbers
+        own_scores, own_numbers = self._own.search(query, k, self._beyond(upto))
+        own_numbers = self._numbered_on(own_numbers)
+        return top_newest(torch.cat((scores, own_scores), -1), torch.cat((numbers, own_numbers), -1), k)
+
+    def resident(self, k: int, upto: list[int]) -> Resident | None:
+        return self._base.resident(k, self._below(upto)) if self._alone else None
+
+    def scores(self, query: Tensor, upto: list[int]) -> Tensor:
+        scores = self._base.scores(query, self._below(upto))
+        return scores if self._alone else torch.cat((scores, self._own.scores(query, self._beyond(upto))), -1)
+
+    def numbers(self, device: torch.device) -> Tensor:
+        numbers = self._base.numbers(device)
+        numbers = numbers.masked_fill(numbers >= self._column(device), -1)
+        return numbers if self._alone else torch.cat((numbers, self._numbered_on(self._own.numbers(device))), -1)
+
+    def keys(self, numbers: Tensor) -> Tensor:
+        if not any(self._shared):
+            return self._own.keys(numbers)
+        if self._alone:
+            return self._base.keys(numbers)
+        shared = numbers < self._column(numbers.device)
+        own = self._own.keys((numbers - self._column(numbers.device)).masked_fill(shared, -1))
+        return torch.where(shared[:, None, :, None], self._base.keys(numbers.masked_fill(~shared, -1)), own)
+
+    def reorder(self, rows: list[int]) -> None:
+        """Makes row i what row `rows[i]` was; unless every row stays, that takes a copy of what was shared."""
+        if rows == list(range(len(self._shared))):
+            return
+        if self._base_is_shared:
+            self._base, self._base_is_shared = copy.deepcopy(self._base), False
+        self._base.reorder(rows)
+        self._own.reorder(rows)
+        self._shared = [self._shared[row] for row in rows]
+
+    def fork(self) -> Index:
+        branch = ForkedIndex(self._base, self._shared, self._own.fork())
+        branch._alone = self._alone
+        return branch
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys that the branch alone keeps."""
+        return self._own.nbytes + (0 if self._base_is_shared else self._base.nbytes)
+
+    def _below(self, upto: list[int]) -> list[int]:
+        return [min(end, shared) for end, shared in zip(upto, self._shared, strict=True)]
+
+    def _beyond(self, upto: list[int]) -> list[int]:
+        return [max(0, end - shared) for end, shared in zip(upto, self._shared, strict=True)]
+
+    def _numbered_on(self, numbers: Tensor) -> Tensor:
+        """Numbers `[B,...]` in the branch of blocks with `numbers` in its own index; -1 stays."""
+        after = self._column(numbers.device).view(-1, *[1] * (numbers.dim() - 1))
+        return torch.where(numbers < 0, -1, numbers + after)
+
+    def _column(self, device: torch.device) -> Tensor:
+        return torch.tensor(self._shared, device=device)[:, None]

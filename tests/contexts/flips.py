@@ -1,0 +1,68 @@
+"""Flips single bits of what was committed."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from landmark.contexts.manifest import MANIFEST
+from landmark.contexts.reading import Snapshot, open_reader
+
+# The bytes of a landmark record hold three kinds of things.
+REGIONS = (
+    "manifest checksum",
+    "manifest",
+    "state",
+    "blocks",
+    "landmark keys",
+    "block checksums",
+    "record checksums",
+    "tokens",
+    "text",
+    "documents",
+)
+
+
+def committed_byte(snapshot: Snapshot, region: str, draw: random.Random) -> tuple[Path, int]:
+    """A random committed byte of a region: its file and its place there."""
+    if region == "manifest checksum":
+        return snapshot.path / MANIFEST, draw.randrange(22)
+    if region == "manifest":
+        return snapshot.path / MANIFEST, draw.randrange(22, len(snapshot.manifest.to_bytes()))
+    if region == "state":
+        return snapshot.path / snapshot.manifest.state_name, draw.randrange(snapshot.manifest.state.bytes)
+    kind = region if region in ("blocks", "tokens", "text", "documents") else "landmarks"
+    segment = draw.choice([segment for segment in snapshot.segments if segment.entry.sizes(snapshot.layout)[kind]])
+    if kind != "landmarks":
+        return segment.path(kind), draw.randrange(segment.entry.sizes(snapshot.layout)[kind])
+    record = snapshot.layout.landmark_record
+    checks = record.fields["blocks"][1]
+    first, last = {
+        "landmark keys": (0, checks),
+        "block checksums": (checks, record.itemsize - 4),
+        "record checksums": (record.itemsize - 4, record.itemsize),
+    }[region]
+    return segment.path(kind), draw.randrange(segment.count) * record.itemsize + draw.randrange(first, last)
+
+
+@contextmanager
+def flipped(file: Path, place: int, bit: int) -> Iterator[None]:
+    """One bit of a file is the other way round."""
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1 << bit
+    file.write_bytes(data)
+    try:
+        yield
+    finally:
+        data[place] ^= 1 << bit
+        file.write_bytes(data)
+
+
+def read_all(path: Path) -> None:
+    """Reads what is checked when it is read: all but the blocks."""
+    snapshot = open_reader(path)
+    snapshot.landmarks()
+    snapshot.tokens()
+    snapshot.state()
+    for document in snapshot.documents():
+        snapshot.text(document)

@@ -1,0 +1,211 @@
+"""`landmark.Context`: what was read is asked, reopened, grown and forked, with the same answers to the last bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import landmark
+from landmark import Context
+from landmark.hf.tokenizer import encode
+
+BOOK = "it was a calm sea and jim looked at the ships for a long while . " * 30
+NOTE = "keys and ships 0123456789 . he spoke of it . " * 12
+PROMPT = "jim looked at"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    # A module of helpers beside the tests of the evaluation, not a package.
+    sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
+    from tiny_reader import save
+
+    return save(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return landmark.from_pretrained(folder)
+
+
+@pytest.fixture
+def path(tmp_path, model):
+    with Context.create(tmp_path / "context", model) as context:
+        context.append(BOOK, "book")
+    return tmp_path / "context"
+
+
+@torch.no_grad()
+def logits(context, prompt=PROMPT):
+    """Those of all tokens of the prompt behind the context."""
+    ids = encode(context.tokenizer, prompt).ids[None]
+    return context.model(input_ids=ids, past_key_values=context.cache.fork()).logits
+
+
+@torch.no_grad()
+def in_memory(model, *texts):
+    """Logits of the prompt behind texts that were read without a context, one `read` a text."""
+    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+    cache = landmark.LandmarkCache(model.config)
+    for text in texts:
+        landmark.read(model, encode(tokenizer, text).ids, cache)
+    return model(input_ids=encode(tokenizer, PROMPT).ids[None], past_key_values=cache).logits
+
+
+def test_the_same_logits_from_memory_from_disk_and_from_another_process(path, folder, model):
+    expected = in_memory(model, BOOK)
+    for budget in (None, "12KB", "100MB"):
+        assert torch.equal(logits(Context.open(path, model, host_budget=budget)), expected)
+    script = (
+        "import sys, torch, landmark; from landmark.hf.tokenizer import encode; torch.set_num_threads(1)\n"
+        "model = landmark.from_pretrained(sys.argv[1]); context = landmark.Context.open(sys.argv[2], model)\n"
+        "ids = encode(context.tokenizer, sys.argv[3]).ids[None]\n"
+        "with torch.no_grad(): out = model(input_ids=ids, past_key_values=context.cache).logits\n"
+        "torch.save(out, sys.argv[4])"
+    )
+    out = path.parent / "logits.pt"
+    subprocess.run([sys.executable, "-c", script, str(folder), str(path), PROMPT, str(out)], check=True)
+    assert torch.equal(torch.load(out), expected)
+
+
+def test_asking_changes_nothing(path, model):
+    context = Context.open(path, model)
+    first, before = logits(context), context.tokens_read
+    answers = [context.generate(PROMPT, max_new_tokens=40) for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert answers[0].text == context.tokenizer.decode(answers[0].ids)
+    assert context.tokens_read == before
+    assert torch.equal(logits(context), first)
+    assert answers[0].traffic.wanted > 0
+    pieces = []
+    assert context.generate(PROMPT, max_new_tokens=40, write=pieces.append).text == "".join(pieces)
+
+
+def test_sources_name_documents_and_characters(tmp_path, model):
+    texts = {"book": BOOK, "note": NOTE}
+    with Context.create(tmp_path / "context", model) as context:
+        context.add(texts.items())
+        context.read()
+        answer = context.generate(PROMPT, max_new_tokens=5, sources=100)
+        assert [(d.name, d.characters) for d in context.documents] == [(n, len(t)) for n, t in texts.items()]
+        assert [context.text(document) for document in context.documents] == list(texts.values())
+    assert {source.document for source in answer.sources} == {"book", "note"}
+    for source in answer.sources:
+        assert texts[source.document][source.first : source.last] == source.text
+        assert source.stop <= context.tokens
+    assert len(context.generate(PROMPT, max_new_tokens=5, sources=2).sources) <= 4
+
+
+def test_growing_later_equals_reading_on(path, model):
+    with Context.open(path, model, write=True) as context:
+        context.append(NOTE, "note")
+        assert torch.equal(logits(context), in_memory(model, BOOK, NOTE))
+    again = Context.open(path, model)
+    assert torch.equal(logits(again), in_memory(model, BOOK, NOTE))
+    assert [document.name for document in again.documents] == ["book", "note"]
+
+
+def test_reading_goes_on_where_it_was_interrupted(tmp_path, model, monkeypatch):
+    monkeypatch.setattr("landmark.contexts.context.COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("landmark.contexts.context._CHUNKS", 1)
+    path = tmp_path / "context"
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(tokens, seen=[]):  # noqa: B006 - remembers between calls
+        seen.append(tokens)
+        if len(seen) == 3:
+            raise Interrupted
+
+    context = Context.create(path, model)
+    context.add([("book", BOOK)])
+    with pytest.raises(Interrupted):
+        context.read(progress=stop)
+    context.close()
+    with Context.open(path, model, write=True) as context:
+        assert 0 < context.tokens_read < context.tokens
+        context.read()
+        assert torch.equal(logits(context), in_memory(model, BOOK))
+
+
+def test_forks_share_what_was_read_and_go_on_by_themselves(path, model, tmp_path):
+    context = Context.open(path, model)
+    expected = in_memory(model, BOOK, NOTE)
+    branch = context.fork()
+    branch.append(NOTE, "note")
+    assert torch.equal(logits(branch), expected)
+    assert branch.text(branch.documents[-1]) == NOTE
+    twig = branch.fork()
+    twig.append(NOTE, "again")
+    assert torch.equal(logits(branch), expected)
+    assert torch.equal(logits(context), in_memory(model, BOOK))
+    with context.fork(tmp_path / "fork") as kept:
+        kept.append(NOTE, "note")
+        assert torch.equal(logits(kept), expected)
+    shared = [file.stat().st_ino for file in (path / "segments").iterdir()]
+    assert set(shared) <= {file.stat().st_ino for file in (tmp_path / "fork" / "segments").iterdir()}
+    assert torch.equal(logits(Context.open(tmp_path / "fork", model)), expected)
+    assert len(Context.open(path, model).documents) == 1
+
+
+def test_an_empty_context_can_be_opened(tmp_path, model):
+    Context.create(tmp_path / "context", model).close()
+    with Context.open(tmp_path / "context", model, write=True) as context:
+        assert (context.tokens, context.tokens_read, context.documents) == (0, 0, [])
+        context.append(BOOK, "book")
+        assert torch.equal(logits(context), in_memory(model, BOOK))
+
+
+def other(model, folder, **settings):
+    changed = landmark.from_pretrained(folder)
+    return landmark.convert(changed, **{"block_size": 5, "top_k": 2, "local_blocks": 1} | settings)
+
+
+def test_another_model_block_size_or_tokenizer_is_refused_with_the_difference(path, folder, model, tmp_path):
+    with pytest.raises(ValueError, match="other block_size: 5, now 7"):
+        Context.open(path, other(model, folder, block_size=7))
+    changed = other(model, folder)
+    with torch.no_grad():
+        changed.get_input_embeddings().weight.add_(1e-3)
+    with pytest.raises(ValueError, match="other weights"):
+        Context.open(path, changed)
+    with pytest.raises(ValueError, match="other number type: float32, now float64"):
+        Context.open(path, other(model, folder).double())
+    elsewhere = tmp_path / "tokenizer"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(elsewhere)
+    state = json.loads((elsewhere / "tokenizer.json").read_text())
+    state["model"]["merges"].pop()
+    (elsewhere / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="other tokenizer"):
+        Context.open(path, model, AutoTokenizer.from_pretrained(elsewhere))
+    with pytest.raises(ValueError, match="read with other"):
+        Context.open(path, changed, write=True)
+    Context.open(path, model, write=True).close()  # a refusal does not keep the lock
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda context: context.append(NOTE), "open for reading"),
+        (lambda context: context.fork().append(" "), "is empty"),
+        (lambda context: context.generate(""), "prompt is empty"),
+        (lambda context: context.generate(PROMPT, max_new_tokens=0), "max_new_tokens is 0"),
+        (lambda context: context.generate(PROMPT, temperature=-1), "temperature is -1"),
+        (lambda context: Context.create(context.path, context.model), "exists"),
+        (lambda context: context.fork(context.path), "exists"),
+        (lambda context: Context.open(context.path, context.model, host_budget=10), "too small for a single query"),
+        (lambda context: Context.open(context.path / "nothing", context.model), "not a context"),
+        (lambda context: Context.create(context.path.parent / "x", context.model, top_k=-1), "top_k is -1"),
+    ],
+)
+def test_mistakes_harm_nothing(path, model, call, said):
+    context = Context.open(path, model)
+    with pytest.raises(ValueError, match=said):
+        call(context)
+    assert torch.equal(logits(Context.open(path, model)), in_memory(model, BOOK))

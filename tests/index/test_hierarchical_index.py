@@ -1,0 +1,116 @@
+import pytest
+import torch
+
+from landmark.index import coarse_loops, hierarchical
+from landmark.index.exact import ExactIndex
+from landmark.index.hierarchical import HierarchicalIndex
+
+
+def alike(count: int, dim: int = 64, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Keys or queries `[2,n,D]` that lie mostly in a few directions, as real ones do."""
+    scale = torch.logspace(0, -1.5, dim, dtype=dtype)
+    turn = torch.linalg.qr(torch.randn(2, dim, dim, dtype=dtype)).Q
+    return torch.randn(2, count, dim, dtype=dtype) * scale @ turn + torch.randn(2, 1, dim, dtype=dtype)
+
+
+def both(keys: torch.Tensor, query: torch.Tensor, k: int, **options) -> tuple[torch.Tensor, HierarchicalIndex]:
+    """The share of the exact best that the hierarchical index finds, and that index."""
+    exact, index = ExactIndex(1), HierarchicalIndex(1, **options)
+    for one in (exact, index):
+        one.append(0, keys)
+    wanted, found = (one.search(query, k, [keys.shape[1]]) for one in (exact, index))
+    shared = (wanted[1][..., None] == found[1][..., None, :]).any(-1)
+    torch.testing.assert_close(found[0][..., 0], wanted[0].amax(-1))
+    return shared.double().mean(), index
+
+
+def queries(count: int, **options) -> torch.Tensor:
+    return alike(2 * count, **options).view(1, 4, count, -1)
+
+
+@pytest.mark.parametrize(("count", "dim"), [(3000, 64), (5001, 48), (2100, 10), (2048, 128)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_blocks_are_searched_exactly_and_few_are_read(count, dim, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    share, index = both(alike(count, dim), queries(67, dim=dim), 3)
+    assert share == 1
+    assert index.read is not None
+    assert index.read.double().mean() < 0.3 * count
+
+
+@pytest.mark.usefixtures("codes_at_once")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda keys: keys * 0,
+        lambda keys: keys * 0 + 1.1,
+        lambda keys: torch.cat((keys[..., :1] * 0 + 3, keys[..., 1:]), -1),
+        lambda keys: keys * 1e15,
+        lambda keys: keys * 1e-15,
+        lambda keys: keys + 1e4,
+        lambda keys: keys * torch.logspace(0, 6, keys.shape[1], dtype=keys.dtype)[:, None],
+        lambda keys: keys[:, :1].expand_as(keys) * torch.linspace(-1, 1, keys.shape[1], dtype=keys.dtype)[:, None],
+    ],
+    ids=["zero", "equal", "flat", "huge", "tiny", "far", "growing", "a line"],
+)
+def test_the_best_score_is_found_whatever_the_keys(change, dtype):
+    keys, query = change(alike(700, 32, dtype)), queries(9, dim=32, dtype=dtype)
+    exact, index = ExactIndex(1), HierarchicalIndex(1)
+    for one in (exact, index):
+        for some in keys.split((300, 1, 399), 1):
+            one.append(0, some)
+            found = one.search(query, 2, [699])
+    wanted = exact.search(query, 2, [699])[0].sort(-1).values
+    tolerance = torch.finfo(dtype).eps * 64 * keys.norm(dim=-1).max() * query.norm(dim=-1).max()
+    assert (wanted - found[0].sort(-1).values).abs().max() <= tolerance
+
+
+def test_equal_keys_tie_wherever_they_lie():
+    keys = alike(3000)
+    keys[:, [5, 700, 2998, 2999]] = 3 * keys[:, 40:41]
+    query = keys[:, 40].repeat_interleave(2, 0)[None, :, None]
+    index = HierarchicalIndex(1)
+    index.append(0, keys)
+    assert index.search(query, 2, [2999])[1].sort(-1).values.tolist() == [[[[700, 2998]]] * 4]
+
+
+def test_lower_recall_reads_less_and_finds_about_that_share():
+    torch.manual_seed(0)
+    keys, query = alike(4000), queries(100)
+    results = [both_shares(keys, query, recall) for recall in (0.5, 0.8, 0.95, 1.0)]
+    shares, read = zip(*results, strict=True)
+    assert list(read) == sorted(read)
+    assert list(shares) == sorted(shares)
+    assert shares[-1] == 1
+    assert shares[2] > 0.9
+
+
+def both_shares(keys: torch.Tensor, query: torch.Tensor, recall: float) -> tuple[float, float]:
+    exact, index = ExactIndex(1), HierarchicalIndex(1, recall=recall)
+    for one in (exact, index):
+        one.append(0, keys)
+    wanted, found = (one.search(query, 2, [keys.shape[1]])[1] for one in (exact, index))
+    assert index.read is not None
+    return (wanted[..., None] == found[..., None, :]).any(-1).double().mean().item(), index.read.double().mean().item()
+
+
+def test_few_blocks_are_resident_and_many_are_not():
+    index = HierarchicalIndex(1)
+    index.append(0, torch.randn(2, hierarchical._COARSE_FROM - 1, 8))
+    assert index.resident(2, [9]) is not None
+    before = index.nbytes
+    index.append(0, torch.randn(2, 1, 8))
+    assert index.resident(2, [9]) is None
+    index.search(torch.randn(1, 2, 1, 8), 2, [9])
+    assert index.nbytes - before == 2 * 8 * 4 + hierarchical._COARSE_FROM * 2 * (coarse_loops.CODES + 4)
+
+
+def test_bad_input_is_refused():
+    for recall in (0.0, 0.49, 1.01, float("nan")):
+        with pytest.raises(ValueError, match="recall is"):
+            HierarchicalIndex(1, recall=recall)
+    with pytest.raises(ValueError, match="bfloat16"):
+        HierarchicalIndex(1).append(0, torch.zeros(1, 1, 4, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="on meta"):
+        HierarchicalIndex(1).append(0, torch.zeros(1, 1, 4, device="meta"))

@@ -1,0 +1,106 @@
+"""Wherever blocks lie, and however few of them fit, a memory computes the same numbers to the last bit."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from landmark.memory import LayerMemory
+from landmark.memory.storage import ProcessStorage
+from landmark.ops.rotary import Rotation
+from landmark.ops.tiles import working_dtype
+from landmark.store import BlockStore
+from landmark.store.chain import Chain
+from landmark.store.cold import ColdStore
+from landmark.store.device import DeviceStore
+from landmark.store.tiered import TieredStore
+
+DIM, STRIDE, KV_HEADS, TOP_K = 6, 4, 2, 2
+TIERS = ("host", "files", "two levels")
+
+
+@dataclass(frozen=True)
+class Tiers(ProcessStorage):
+    """Slots for `slots` blocks of every row and key-value head."""
+
+    kind: str = "files"
+    slots: int = 4
+    itemsize: int = 8
+
+    def store(self, rows: int, max_blocks: int | None, *, device: torch.device) -> BlockStore:
+        budget = self.slots * rows * KV_HEADS * STRIDE * 2 * DIM * self.itemsize
+        below = DeviceStore(rows) if self.kind == "host" else ColdStore(Chain() for _ in range(rows))
+        if self.kind == "two levels":
+            below = TieredStore(below, budget=2 * budget)
+        return TieredStore(below, budget=budget)
+
+
+def rotation(dtype: torch.dtype) -> Rotation:
+    angles = torch.outer(torch.arange(100).double(), 30.0 ** (-torch.arange(0, DIM, 2).double() / DIM))
+    angles = torch.cat((angles, angles), -1)
+    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), "half")
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@given(
+    chunks=st.lists(st.one_of(st.just([1, 1]), st.lists(st.integers(0, 40), min_size=2, max_size=2)), max_size=8),
+    selection=st.sampled_from(["per_token_and_head", "per_token", "per_head"]),
+    local_blocks=st.integers(0, 1),
+    groups=st.integers(1, 2),
+    slots=st.integers(4, 6),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    tied=st.booleans(),
+    turn=st.booleans(),
+)
+def test_every_tier_computes_the_same_bits(tier, chunks, selection, local_blocks, groups, slots, dtype, tied, turn):
+    """Ragged rows that read [40, 25], then chunks of any length or single tokens; rows change places on the way."""
+    settings = {"block_size": STRIDE - 1, "top_k": TOP_K, "selection": selection, "local_blocks": local_blocks}
+    storage = Tiers(kind=tier, slots=slots, itemsize=dtype.itemsize)
+    memories = [LayerMemory(**settings, tied_landmarks=tied, storage=kept) for kept in (None, storage)]
+    landmark = torch.randn(2, KV_HEADS, 1, DIM)
+    turning = rotation(working_dtype(torch.empty(0, dtype=dtype)))
+    for number, lengths in enumerate([[40, 25], *chunks, [1, 1]]):
+        width, seen = max(1, *lengths), memories[0].lengths.tolist() or [0, 0]
+        query, key, value = (torch.randn(2, heads, width, DIM) for heads in (groups * KV_HEADS, KV_HEADS, KV_HEADS))
+        for row in range(2):
+            ends = (torch.arange(width) + seen[row]) % STRIDE == STRIDE - 1
+            key[row, :, ends] = landmark[0] if tied else key[row, :, ends]
+        chunk = [x.to(dtype) for x in (query, key, value)]
+        outs = [memory.attend(*chunk, lengths=lengths, rotation=turning) for memory in memories]
+        for row, length in enumerate(lengths):
+            assert torch.equal(outs[0][row, :, :length], outs[1][row, :, :length])
+        if memories[0].last is not None:
+            assert torch.equal(memories[0].last.gates, memories[1].last.gates)
+        if turn and number % 3 == 1:
+            for memory in memories:
+                memory.reorder(torch.tensor([1, number % 2]))
+    assert memories[0].nbytes == memories[1].nbytes
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_forks_share_what_was_read_and_go_on_alone(tier):
+    settings = {"block_size": STRIDE - 1, "top_k": TOP_K, "local_blocks": 1}
+    memories = [LayerMemory(**settings, storage=kept) for kept in (None, Tiers(kind=tier))]
+    turning = rotation(torch.float64)
+
+    def both(some: list[LayerMemory], length: int) -> None:
+        chunk = [torch.randn(1, KV_HEADS, length, DIM).double() for _ in range(3)]
+        first, second = (memory.attend(*chunk, lengths=None, rotation=turning) for memory in some)
+        assert torch.equal(first, second)
+
+    both(memories, 50)
+    both(memories, 1)
+    branches = [memory.fork() for memory in memories]
+    for some in (branches, memories, branches, memories):
+        both(some, 20)
+        both(some, 1)
+
+
+def test_a_budget_too_small_for_a_query_is_an_error_of_one_clear_line():
+    memory = LayerMemory(block_size=STRIDE - 1, top_k=TOP_K, local_blocks=0, storage=Tiers(slots=1))
+    chunk = [torch.randn(1, KV_HEADS, 40, DIM).double() for _ in range(3)]
+    memory.attend(*chunk, lengths=None, rotation=rotation(torch.float64))
+    with pytest.raises(ValueError, match=r"budget of 768 bytes is too small .* take 1536 with all rows: raise the"):
+        memory.attend(*chunk, lengths=None, rotation=rotation(torch.float64))

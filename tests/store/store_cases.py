@@ -1,0 +1,31 @@
+"""Random blocks, and what pages say of them."""
+
+import torch
+
+from landmark.store import BlockStore
+
+
+def some_blocks(count: int, dtype: torch.dtype = torch.float32, heads: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys [Hkv,m,4,3] and values [Hkv,m,4,5]."""
+    return torch.randn(heads, count, 4, 3).to(dtype), torch.randn(heads, count, 4, 5).to(dtype)
+
+
+def read(store: BlockStore, blocks: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values `[B,H,T,k,..]` of `blocks`, for `heads` query heads; 0 where there is no block."""
+    parts = []
+    for part, pages in store.pages(blocks):
+        wanted = blocks[:, :, part] if blocks.shape[2] > 1 else blocks
+        assert (pages.places < 0).equal((wanted < 0).expand_as(pages.places))
+        assert pages.places.shape == wanted.shape, "the form of the choice is kept"
+        assert all(x[:, :, 0].isfinite().all() for x in pages[:2])
+        parts.append([at_places(x, pages.places, heads) for x in pages[:2]])
+    return torch.cat([keys for keys, _ in parts], 2), torch.cat([values for _, values in parts], 2)
+
+
+def at_places(data: torch.Tensor, places: torch.Tensor, heads: int) -> torch.Tensor:
+    """What lies at `places`, for each of `heads` query heads in the slots of its key-value head."""
+    rows, kv_heads = data.shape[:2]
+    places = places.expand(-1, heads, -1, -1)
+    own_head = torch.arange(heads) // (heads // kv_heads)
+    found = data[torch.arange(rows)[:, None, None, None], own_head[:, None, None], places.clamp(min=0)]
+    return found.masked_fill(places[..., None, None] < 0, 0)
