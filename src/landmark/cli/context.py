@@ -131,9 +131,9 @@ def run_ask(options: AskOptions) -> int:
     )
     seconds = time.perf_counter() - started
     if options.json:
+        figures = {"tokens_read": context.tokens_read, "new_tokens": len(answer.ids), "seconds": seconds}
         sources = [asdict(source) for source in answer.sources]
-        print(json.dumps({"answer": answer.text, "tokens_read": context.tokens_read, "seconds": seconds,
-                          "new_tokens": len(answer.ids), "sources": sources}))  # fmt: skip
+        print(json.dumps({"answer": answer.text, **figures, "traffic": asdict(answer.traffic), "sources": sources}))
         return 0
     print(flush=True)
     print(f"answered from {context.tokens_read:,} tokens in {seconds:.2f} s", file=sys.stderr)

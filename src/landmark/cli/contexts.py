@@ -61,7 +61,7 @@ def run_ls(options: ListOptions) -> int:
         if options.json:
             print(json.dumps(found))
         else:
-            print(f"{path}: {found['tokens']:,} tokens, {found['bytes'] / 1e6:,.1f} MB, {found['commits']} commits")
+            print(f"{path}: {found['tokens']:,} tokens, {found['bytes'] / 1e6:,.1f} MB")
     return 0
 
 

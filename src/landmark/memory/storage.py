@@ -49,16 +49,17 @@ class Budgets:
         return cls(host, device, step_blocks)
 
     def over(self, below: Backing, device: torch.device) -> TieredStore:
-        """Slots on `device` over `below`, and where that is a GPU and both budgets are given slots of the host between.
+        """Slots on `device` over `below`, and where that is a GPU slots of the host between, if it has a budget.
 
-        Raises ValueError for a device budget on a CPU, whose memory is the host's, and for budgets that are too small.
+        A device budget that was not given is as large as the host's. Raises ValueError for one on a CPU, whose memory is
+        the host's, and for budgets that are too small.
         """
         if device.type == "cpu" and self.device is not None:
             raise ValueError("device_budget is for GPUs: on a CPU, give host_budget")
-        if self.host is not None and self.device is not None:
-            below = TieredStore(below, budget=self.host, step_blocks=self.step_blocks)
         budget = self.host if self.device is None else self.device
         assert budget is not None, "a budget is what slots are made for"
+        if device.type != "cpu" and self.host is not None:
+            below = TieredStore(below, budget=self.host, step_blocks=self.step_blocks)
         return TieredStore(below, budget=budget, device=device, step_blocks=self.step_blocks)
 
 
