@@ -31,7 +31,7 @@ from landmark.hf.tokenizer import encode, load_tokenizer
 from landmark.index.topk import top_newest
 from landmark.memory import LayerMemory
 
-CHARACTERS_PER_TOKEN = 3.3  # to know beforehand how much text is needed; a little more is read than asked for
+CHARACTERS_PER_TOKEN = 3.4  # to know beforehand how much text is needed; a little more is read than asked for
 WINDOW = 8192  # tokens over which speed is measured
 DECODED = 50
 
@@ -105,7 +105,7 @@ def documents(paths: list[Path], tokens: int, keys: int) -> list[tuple[str, str]
     texts = [(path.name, read_text(path)) for path in paths]
     rng = np.random.default_rng(0)
     total = int(tokens * CHARACTERS_PER_TOKEN)
-    depths = [round(total * i / max(1, keys - 1)) for i in range(keys)]
+    depths = [round(total * (i + 0.5) / keys) for i in range(keys)]
     found, done = [], 0
     while done < total:
         turn, place = divmod(len(found), len(texts))

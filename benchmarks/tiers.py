@@ -65,12 +65,12 @@ def main() -> None:
 def compare(model: PreTrainedModel, past: Tensor, asked: Tensor, budgets: list[str]) -> None:
     caches: Caches = {None: landmark.LandmarkCache(model.config)}
     caches |= {budget: landmark.LandmarkCache(model.config, host_budget=budget) for budget in budgets}
-    reading, decoding = defaultdict(float), defaultdict(list)
+    reading, decoding = defaultdict(list), defaultdict(list)
     for turn, piece in enumerate(past.split(TURN)):
         for budget, cache in by_turns(caches, turn):
             start = time.perf_counter()
             landmark.read(model, piece, cache)
-            reading[budget] += time.perf_counter() - start
+            reading[budget].append(time.perf_counter() - start)
     read_traffic = {budget: cache.traffic for budget, cache in caches.items()}
     for turn, token in enumerate(asked.split(1)):
         logits = []
@@ -84,12 +84,19 @@ def compare(model: PreTrainedModel, past: Tensor, asked: Tensor, budgets: list[s
         row = {
             "host_budget": budget,
             "kept_mb": round(cache.nbytes / 1e6, 1),
-            "tokens_per_s": round(len(past) / reading[budget]),
+            "tokens_per_s": round(len(past) / sum(reading[budget])),
+            "reading_ratio": ratio(reading[budget], reading[None]),
             **traffic_row("reading", read_traffic[budget], Traffic(), len(past)),
             "ms_per_decoded_token": round(statistics.median(decoding[budget]) * 1e3, 2),
+            "decoding_ratio": ratio(decoding[budget], decoding[None]),
             **traffic_row("decoding", cache.traffic, read_traffic[budget], len(asked)),
         }
         print(json.dumps(row), flush=True)
+
+
+def ratio(times: list[float], others: list[float]) -> float:
+    """The median over turns of what one took beside the other: a machine that slows down slows down both."""
+    return round(statistics.median(a / b for a, b in zip(times, others, strict=True)), 3)
 
 
 def by_turns(caches: Caches, turn: int) -> list[tuple[str | None, landmark.LandmarkCache]]:

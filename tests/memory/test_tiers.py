@@ -1,5 +1,7 @@
 """Wherever blocks lie, and however few of them fit, a memory computes the same numbers to the last bit."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from landmark.memory import LayerMemory
 from landmark.memory.storage import ProcessStorage
+from landmark.ops import compiled
 from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
 from landmark.store import BlockStore
@@ -34,13 +37,25 @@ class Tiers(ProcessStorage):
         below = DeviceStore(rows) if self.kind == "host" else ColdStore(Chain() for _ in range(rows))
         if self.kind == "two levels":
             below = TieredStore(below, budget=2 * budget)
-        return TieredStore(below, budget=budget)
+        return TieredStore(below, budget=budget, device=device)
 
 
 def rotation(dtype: torch.dtype) -> Rotation:
     angles = torch.outer(torch.arange(100).double(), 30.0 ** (-torch.arange(0, DIM, 2).double() / DIM))
     angles = torch.cat((angles, angles), -1)
     return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), "half")
+
+
+@contextmanager
+def working_on(threads: int) -> Iterator[None]:
+    """Compiled loops share even little work among so many threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_WORTH_A_THREAD", 1)
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -53,8 +68,11 @@ def rotation(dtype: torch.dtype) -> Rotation:
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
     tied=st.booleans(),
     turn=st.booleans(),
+    threads=st.integers(1, 2),
 )
-def test_every_tier_computes_the_same_bits(tier, chunks, selection, local_blocks, groups, slots, dtype, tied, turn):
+def test_every_tier_computes_the_same_bits(
+    tier, chunks, selection, local_blocks, groups, slots, dtype, tied, turn, threads
+):
     """Ragged rows that read [40, 25], then chunks of any length or single tokens; rows change places on the way."""
     settings = {"block_size": STRIDE - 1, "top_k": TOP_K, "selection": selection, "local_blocks": local_blocks}
     storage = Tiers(kind=tier, slots=slots, itemsize=dtype.itemsize)
@@ -68,7 +86,8 @@ def test_every_tier_computes_the_same_bits(tier, chunks, selection, local_blocks
             ends = (torch.arange(width) + seen[row]) % STRIDE == STRIDE - 1
             key[row, :, ends] = landmark[0] if tied else key[row, :, ends]
         chunk = [x.to(dtype) for x in (query, key, value)]
-        outs = [memory.attend(*chunk, lengths=lengths, rotation=turning) for memory in memories]
+        with working_on(threads):
+            outs = [memory.attend(*chunk, lengths=lengths, rotation=turning) for memory in memories]
         for row, length in enumerate(lengths):
             assert torch.equal(outs[0][row, :, :length], outs[1][row, :, :length])
         if memories[0].last is not None:
@@ -98,9 +117,58 @@ def test_forks_share_what_was_read_and_go_on_alone(tier):
         both(some, 1)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slots_on_a_gpu_serve_it_as_a_buffer_there_does(tier, dtype):
+    storage = Tiers(kind=tier, slots=8, itemsize=dtype.itemsize)
+    memories = [LayerMemory(block_size=STRIDE - 1, top_k=TOP_K, local_blocks=1, storage=s) for s in (None, storage)]
+    turning = rotation(torch.float32)
+    turning = Rotation(turning.cos.cuda(), turning.sin.cuda(), turning.style)
+    for length in (40, 30, 1, 1, 1):
+        chunk = [torch.randn(2, KV_HEADS, length, DIM, device="cuda").to(dtype) for _ in range(3)]
+        first, second = (memory.attend(*chunk, lengths=None, rotation=turning) for memory in memories)
+        torch.testing.assert_close(second, first)
+        for memory in memories:
+            memory.reorder(torch.tensor([1, 1], device="cuda"))
+
+
 def test_a_budget_too_small_for_a_query_is_an_error_of_one_clear_line():
     memory = LayerMemory(block_size=STRIDE - 1, top_k=TOP_K, local_blocks=0, storage=Tiers(slots=1))
     chunk = [torch.randn(1, KV_HEADS, 40, DIM).double() for _ in range(3)]
     memory.attend(*chunk, lengths=None, rotation=rotation(torch.float64))
     with pytest.raises(ValueError, match=r"budget of 768 bytes is too small .* take 1536 with all rows: raise the"):
         memory.attend(*chunk, lengths=None, rotation=rotation(torch.float64))
+
+
+class FullOnce(DeviceStore):
+    """Fails to take blocks of the second row, once."""
+
+    failed = False
+
+    def append(self, row, keys, values):
+        if row == 1 and not self.failed:
+            self.failed = True
+            raise OSError(28, "No space left on device")
+        super().append(row, keys, values)
+
+
+class FullOnceStorage(ProcessStorage):
+    def store(self, rows, max_blocks, *, device):
+        return FullOnce(rows)
+
+
+def test_a_chunk_can_be_read_again_after_a_full_disk():
+    generator = torch.Generator().manual_seed(0)
+    chunks = [torch.randn(3, 2, KV_HEADS, 9, DIM, generator=generator) for _ in range(4)]
+    outputs = []
+    for storage in (None, FullOnceStorage()):
+        memory = LayerMemory(block_size=STRIDE - 1, top_k=TOP_K, local_blocks=1, storage=storage)
+        for chunk in chunks:
+            try:
+                out = memory.attend(*chunk, lengths=None, rotation=rotation(torch.float32))
+            except OSError:
+                out = memory.attend(*chunk, lengths=None, rotation=rotation(torch.float32))
+        outputs.append(out)
+        assert memory.lengths.tolist() == [36, 36]
+    assert torch.equal(*outputs)

@@ -72,6 +72,27 @@ def test_blocks_of_one_chain_alone_are_one_run():
     assert [other.find(number)[2] for number in (0, 7, 8, 9)] == [0, 7, 8, 9]
 
 
+class Numbered(SpillFile):
+    """A file that only one chain can own: the record is the number of the block."""
+
+    def place(self, number: int, count: int) -> int:
+        return number
+
+
+def test_only_one_chain_goes_on_in_a_file_of_its_own():
+    blocks = some_blocks(3)
+    store = ColdStore([Chain((), Numbered(BLOCK)), Chain()])
+    store.append(0, *blocks)
+    branch = store.fork()
+    store.reorder([0, 0])
+    grown = []
+    for some, row in ((store, 0), (store, 1), (branch, 0)):
+        grown.append((some, row, some_blocks(2)))
+        some.append(row, *grown[-1][2])
+    for some, row, more in grown:
+        assert torch.equal(fetched(some, row, [2, 3, 4])[0], torch.cat((blocks[0][:, 2:], more[0]), 1))
+
+
 def test_a_file_lives_as_long_as_any_chain_that_refers_to_it():
     blocks = some_blocks(2)
     store = ColdStore([Chain()])

@@ -1,7 +1,6 @@
 from collections import OrderedDict
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,14 +95,3 @@ def test_forgotten_blocks_are_missed_again():
     misses = paging.plan(wanted).misses
     paging.forget(misses._replace(**{name: x[1:] for name, x in misses._asdict().items()}))
     assert paging.plan(wanted).misses.numbers.tolist() == [1, 2]
-
-
-@pytest.mark.parametrize("passes", [np.iinfo(np.int32).max - 1])
-def test_counting_passes_starts_again_at_its_end(passes):
-    paging, wanted = Paging([9], 1, SLOTS), np.arange(3).reshape(1, 1, 1, 3)
-    paging.plan(wanted)
-    paging._passes = passes
-    for misses in ([], [], [], []):
-        plan = paging.plan(wanted)
-        assert plan.misses.numbers.tolist() == misses
-        assert plan.distinct == 3

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from landmark.allocator import return_freed_pages
 from landmark.blocks import tokens_that_fit
 from landmark.contexts import opening
 from landmark.contexts.forking import fork
@@ -190,6 +191,7 @@ class Context:
             ropes: Any = self.model.base_model.landmark_ropes
             self.cache.settle(ropes)
             writer.commit(*(cache_state(self.cache) if self.tokens_read else ({}, {})))
+            return_freed_pages()
 
     def _check_growing(self) -> None:
         if not self._growing:

@@ -163,11 +163,14 @@ class LayerMemory:
         if self._window is None:
             self._start(rows, rotation.cos.device)
         assert self._window is not None
-        leaving = self._leaving
-        for row, blocks in enumerate(leaving):
-            if blocks and self._blocks is not None:
-                self._blocks.append(row, *self._window.oldest(row, blocks * self.stride), rotation)
-        self._window.drop([blocks * self.stride for blocks in leaving], rotation)
+        gone = [0] * rows
+        try:
+            for row, blocks in enumerate(self._leaving):
+                if blocks and self._blocks is not None:
+                    self._blocks.append(row, *self._window.oldest(row, blocks * self.stride), rotation)
+                gone[row] = blocks * self.stride
+        finally:  # a store may fail, a disk be full: then the rows before are in memory, and no longer here
+            self._window.drop(gone, rotation)
         return self._window
 
     def settle(self, rotation: Rotation) -> None:

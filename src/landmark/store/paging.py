@@ -30,7 +30,7 @@ class Paging:
         rows = len(counts)
         self.slots = slots
         self._slot_of = np.full((rows, heads, max(counts)), -1, np.int32)
-        self._seen = np.zeros(self._slot_of.shape, np.int32)  # the pass that last came by a block
+        self._seen = np.zeros(self._slot_of.shape, np.int64)  # the pass that last came by a block
         self._passes = 0
         self._block_at = np.full((rows, heads, slots), -1, np.int32)
         # A ring from the slot wanted least recently to the newest; the last entry stands between the two ends.
@@ -50,6 +50,7 @@ class Paging:
 
         Slots that these queries read stay. Where not even one query fits, none is given any.
         """
+        assert wanted.max(initial=-1) < self._slot_of.shape[2], "blocks that never came are wanted"
         stop = wanted.shape[2]
         groups = wanted.shape[1] // self._slot_of.shape[1]
         if (stop - start) * groups * wanted.shape[3] > self.slots:
@@ -72,8 +73,6 @@ class Paging:
         return Plan(stop, places, Misses(*missing[:, :missed]), int(distinct))
 
     def _next_pass(self) -> int:
-        if self._passes == np.iinfo(np.int32).max:
-            self._seen[:], self._passes = 0, 0
         self._passes += 1
         return self._passes
 

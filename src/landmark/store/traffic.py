@@ -1,6 +1,6 @@
 """What a store moved, and how often a block was where it was wanted."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -26,7 +26,13 @@ class Traffic:
         return self.wanted - self.misses
 
     def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Traffic(
+            self.calls + other.calls,
+            self.wanted + other.wanted,
+            self.misses + other.misses,
+            self.file_bytes + other.file_bytes,
+            self.device_bytes + other.device_bytes,
+        )
 
 
 def distinct_blocks(blocks: Tensor, kv_heads: int) -> int:

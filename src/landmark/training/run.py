@@ -12,9 +12,9 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from landmark.allocator import keep_freed_pages
 from landmark.data.tokens import TokenFile, tokenize
 from landmark.data.windows import StageBatches, tokens_per_step
-from landmark.training.allocator import keep_freed_pages
 from landmark.training.callbacks import Report, StopOnSignal
 from landmark.training.models import load_model, load_tokenizer
 from landmark.training.options import TrainOptions

@@ -1,4 +1,4 @@
-"""Keeps glibc from handing freed memory back to the kernel during training on a CPU."""
+"""Whether freed memory stays with the process: what glibc does by itself suits neither training nor budgets."""
 
 import ctypes
 import sys
@@ -22,3 +22,12 @@ def keep_freed_pages() -> bool:
         return False
     # M_MMAP_THRESHOLD cannot be used for this: glibc refuses values over 32 MiB.
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+def return_freed_pages() -> bool:
+    """Hand freed memory back to the kernel now; true where that is supported (glibc).
+
+    What passes through many small objects, such as tokenizing, leaves pages behind that are not needed again.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    return trim is not None and bool(trim(0))
