@@ -1,6 +1,7 @@
 """A disk that fails or loses power at any one call, and a session on it that goes on from whatever it finds."""
 
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ from landmark.contexts.writing import create, open_writer
 CALLS = (
     "create open_or_create write truncate sync sync_folder make_folder link replace remove remove_folder".split()  # noqa: SIM905
 )
-# What a power cut leaves of names and of bytes that were not brought to the device: all, nothing, or one of the two.
-# A process that is killed leaves all.
-Lost = Literal["nothing", "everything", "bytes", "names"]
-LOSSES: tuple[Lost, ...] = ("nothing", "everything", "bytes", "names")
+# What a power cut takes of names and of bytes that were not brought to the device. "some": of any name and any file's
+# bytes at random, since the system may write them in any order.
+Lost = Literal["nothing", "everything", "bytes", "names", "some"]
+LOSSES: tuple[Lost, ...] = ("nothing", "everything", "bytes", "names", "some")
+
+Names = dict[Path, dict[str, int | None]]  # in each folder: the inode of a file, None for a folder
 
 
 class PowerCut(BaseException):
@@ -38,14 +41,16 @@ class FaultyDisk:
     written half. Nothing is really synced: what was, is remembered, and `restart` rebuilds the folder from it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, seed: int = 0) -> None:
         self.root = root
         self.calls = 0
+        self.last = ""  # the name of the call before the one that failed, or of the last
         self._fail_at: int | None = None
         self._fault: BaseException = PowerCut()
+        self._draw = random.Random(f"{root.name} {seed}")
         self._held: dict[int, OpenFile] = {}  # an inode that is held cannot be given to another file
         self._bytes: dict[int, bytes] = {}  # of inodes, on the device
-        self._names: dict[Path, dict[str, int | None]] = {}  # of folders, on the device; None for a folder
+        self._names: Names = {}  # on the device
         self._everything_is_on_the_device()
 
     @contextmanager
@@ -63,14 +68,29 @@ class FaultyDisk:
 
     def restart(self, lost: Lost) -> None:
         """The folder as it is found after a power cut."""
-        names = self._names if lost in ("everything", "names") else self._names_now()
+        names = self._names_left(lost)
         inodes = {inode for entries in names.values() for inode in entries.values() if inode is not None}
-        on_device = lost in ("everything", "bytes")
-        content = {i: self._bytes.get(i, b"") if on_device else _content(self._held[i]) for i in inodes}
+        content = {}
+        for inode in inodes:
+            on_device = self._draw.random() < 0.5 if lost == "some" else lost in ("everything", "bytes")
+            content[inode] = self._bytes.get(inode, b"") if on_device else _content(self._held[inode])
         shutil.rmtree(self.root)
         self._rebuild(self.root, names, content, {})
         self._held.clear()
         self._everything_is_on_the_device()
+
+    def _names_left(self, lost: Lost) -> Names:
+        if lost in ("everything", "names"):
+            return self._names
+        now = self._names_now()
+        if lost != "some":
+            return now
+        left: Names = {}
+        for folder in self._names.keys() | now.keys():
+            both = [self._names.get(folder, {}), now.get(folder, {})]
+            chosen = {name: self._draw.choice(both) for name in sorted(both[0].keys() | both[1].keys())}
+            left[folder] = {name: entries[name] for name, entries in chosen.items() if name in entries}
+        return left
 
     def _watched(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -80,6 +100,7 @@ class FaultyDisk:
                     file, data, offset = arguments
                     function(file, data[: len(data) // 2], offset)
                 raise self._fault
+            self.last = name
             if name == "sync":
                 self._bytes[_inode(arguments[0])] = _content(arguments[0])
             elif name == "sync_folder":
@@ -96,7 +117,7 @@ class FaultyDisk:
         self._names = self._names_now()
         self._bytes = {inode: _content(file) for inode, file in self._held.items()}
 
-    def _names_now(self) -> dict[Path, dict[str, int | None]]:
+    def _names_now(self) -> Names:
         folders = [self.root, *(path for path in self.root.rglob("*") if path.is_dir())]
         return {folder: self._entries(folder) for folder in folders}
 
@@ -108,9 +129,7 @@ class FaultyDisk:
         self._held.setdefault(_inode(file), file)
         return _inode(file)
 
-    def _rebuild(
-        self, folder: Path, names: dict[Path, dict[str, int | None]], content: dict[int, bytes], made: dict[int, Path]
-    ) -> None:
+    def _rebuild(self, folder: Path, names: Names, content: dict[int, bytes], made: dict[int, Path]) -> None:
         folder.mkdir()
         for name, inode in names.get(folder, {}).items():
             path = folder / name
@@ -145,7 +164,7 @@ class Session:
 
     def run(self) -> None:
         """From whatever there is to the end."""
-        with short_segments(4):
+        with short_segments(6):  # the fork takes over a segment that is not full
             if "trunk" not in self._given_up:
                 self._make("trunk", lambda: create(self.root / "trunk", HEADER, LAYOUT).close(), 0)
                 self._grow("trunk", 3)

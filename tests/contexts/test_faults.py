@@ -2,12 +2,23 @@
 
 import errno
 from contextlib import suppress
+from itertools import product
 
 import pytest
 from faults import LOSSES, FaultyDisk, PowerCut, Session
+from made import HEADER, LAYOUT, Content, add, check, commit
+
+from landmark.contexts.checking import verify
+from landmark.contexts.folders import delete
+from landmark.contexts.forking import fork
+from landmark.contexts.manifest import has_manifest
+from landmark.contexts.reading import open_reader
+from landmark.contexts.writing import create, open_writer
 
 # Every call is tried by benchmarks/reliability.py; here every 23rd, and with another start for each kind of fault.
 STEP = 23
+
+COMMITS = {1: Content((1,), (1, 2), 1), 2: Content((1, 2), (1, 2, 3, 4), 2)}
 
 
 def calls_of_a_session(root):
@@ -59,3 +70,73 @@ def test_refused_call(tmp_path, number):
         session.check()
         session.run()
         session.check()
+
+
+def killed_in_the_second_commit(root, at, seed):
+    """A disk with a context whose writer's process was ended in call `at`; None if there are not so many calls."""
+    root.mkdir()
+    with create(root / "trunk", HEADER, LAYOUT) as writer:
+        commit(writer, add(writer, Content(), (1,), (1, 2)))
+    faulty = FaultyDisk(root, seed)
+    try:
+        with faulty.failing(at), open_writer(root / "trunk") as writer:
+            commit(writer, add(writer, COMMITS[1], (2,), (3, 4)))
+    except PowerCut:
+        return faulty
+    return None
+
+
+def the_call_after_a_rename(root):
+    """Its number in the second commit."""
+    for at in range(2, 100):
+        if killed_in_the_second_commit(root / str(at), at, 0).last == "replace":
+            return at
+    raise AssertionError("a commit renames its manifest")
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "open_writer", "fork"])
+def test_a_new_manifest_that_may_be_taken_back(tmp_path, meanwhile):
+    """A process is killed right after the rename, another takes up what it sees, and then comes a power cut.
+
+    What that takes differs from trial to trial.
+    """
+    (tmp_path / "search").mkdir()
+    at = the_call_after_a_rename(tmp_path / "search")
+    found = set()
+    for seed in range(16):
+        root = tmp_path / str(seed)
+        faulty = killed_in_the_second_commit(root, at, seed)
+        with faulty.failing(None):
+            if meanwhile == "open_writer":
+                open_writer(root / "trunk").close()
+            elif meanwhile == "fork":
+                fork(root / "trunk", root / "branch")
+        faulty.restart("some" if seed else "everything")
+        with open_writer(root / "trunk") as writer:
+            found.add(generation := writer.manifest.generation)
+            check(writer, COMMITS[generation])
+            commit(writer, add(writer, COMMITS[generation], (5,), (6, 7, 8)))
+        assert verify(root / "trunk") == []
+        if meanwhile == "fork":
+            check(open_reader(root / "branch"), COMMITS[2])
+            assert verify(root / "branch") == []
+    assert found == ({1, 2} if meanwhile == "nothing" else {2})
+
+
+def test_a_deletion_can_be_finished(tmp_path):
+    """Whatever a power cut takes of a deletion: the context is there and whole, or what is left can be deleted."""
+    for at, seed in product(range(1, 14), range(6)):
+        root = tmp_path / f"{at} {seed}"
+        root.mkdir()
+        create(root / "trunk", HEADER, LAYOUT).close()
+        with open_writer(root / "trunk") as writer:
+            held = commit(writer, add(writer, Content(), (1,), (1, 2)))
+        faulty = FaultyDisk(root, seed)
+        with faulty.failing(at), suppress(PowerCut):
+            delete(root / "trunk")
+        faulty.restart("some")
+        if has_manifest(root / "trunk"):
+            check(open_reader(root / "trunk"), held)
+        if (root / "trunk").exists():
+            delete(root / "trunk")
+        assert not list(root.iterdir())

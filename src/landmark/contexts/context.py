@@ -229,7 +229,7 @@ class Context:
 
         With a `path`, a context on disk of its own, made of hard links to the segments, open for writing; only what
         was committed goes into it. Without, a branch in memory that can grow and be asked, gone with the process.
-        Raises ValueError if `path` exists, and OSError where the file system cannot link.
+        Raises ValueError if `path` exists, or lies on another file system, where nothing can be shared.
         """
         if path is not None:
             fork(self.path, Path(path))

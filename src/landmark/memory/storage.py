@@ -51,8 +51,8 @@ class Budgets:
     def over(self, below: Backing, device: torch.device) -> TieredStore:
         """Slots on `device` over `below`, and where that is a GPU slots of the host between, if it has a budget.
 
-        A device budget that was not given is as large as the host's. Raises ValueError for one on a CPU, whose memory is
-        the host's, and for budgets that are too small.
+        A device budget that was not given is as large as the host's. Raises ValueError for one on a CPU, whose memory
+        is the host's, and for budgets that are too small.
         """
         if device.type == "cpu" and self.device is not None:
             raise ValueError("device_budget is for GPUs: on a CPU, give host_budget")

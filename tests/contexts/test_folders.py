@@ -1,0 +1,163 @@
+"""Forks, deletion, listing, export."""
+
+import errno
+import tarfile
+
+import pytest
+from made import HEADER, LAYOUT, Content, add, check, commit, names, short_segments
+
+from landmark.contexts import disk
+from landmark.contexts.checking import verify
+from landmark.contexts.exporting import export
+from landmark.contexts.folders import delete
+from landmark.contexts.forking import fork
+from landmark.contexts.listing import find, info
+from landmark.contexts.reading import open_reader
+from landmark.contexts.writing import create, open_writer
+
+HELD = Content((1, 2), (3, 4), 1)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "one"
+    with create(path, HEADER, LAYOUT) as writer:
+        commit(writer, add(writer, Content(), (1, 2), (3, 4)))
+    return path
+
+
+def test_a_fork_shares_its_files_and_goes_on_alone(path, tmp_path):
+    other = tmp_path / "other"
+    fork(path, other)
+    assert (path / "segments/000001.blocks").samefile(other / "segments/000001.blocks")
+    with open_writer(path) as trunk, open_writer(other) as branch:
+        trunk_held = commit(trunk, add(trunk, HELD, (5,), (6,)))
+        branch_held = commit(branch, add(branch, HELD, (7,), (8, 9)))
+    check(open_reader(path), trunk_held)
+    check(open_reader(other), branch_held)
+    delete(path)
+    check(open_reader(other), branch_held)
+
+
+def test_a_fork_leaves_out_what_is_not_committed(path, tmp_path):
+    with open_writer(path) as writer:
+        add(writer, HELD, (5,), (6,))
+        fork(path, tmp_path / "other")
+    check(open_reader(tmp_path / "other"), HELD)
+
+
+def test_fork_waits_for_no_commit(path, tmp_path, monkeypatch):
+    """A commit between the reading of the manifest and the linking of its state is followed."""
+    with open_writer(path) as writer:
+        usual, after = disk.link, []
+
+        def link(source, target):
+            if not after:
+                after.append(commit(writer, add(writer, HELD, (5,), (6,))))
+            usual(source, target)
+
+        monkeypatch.setattr(disk, "link", link)
+        fork(path, tmp_path / "other")
+    check(open_reader(tmp_path / "other"), after[0])
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM])
+def test_a_fork_that_cannot_share_leaves_nothing(path, tmp_path, monkeypatch, number):
+    def refuse(source, target):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(disk, "link", refuse)
+    with pytest.raises(ValueError, match=r"cannot share the bytes of .*: fork to a folder of the same file system, or"):
+        fork(path, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    check(open_reader(path), HELD)
+
+
+def test_a_fork_does_not_replace(path):
+    with pytest.raises(ValueError, match="exists: give a new folder"):
+        fork(path, path)
+    check(open_reader(path), HELD)
+
+
+def test_delete_refuses_what_is_no_context(path, tmp_path):
+    (tmp_path / "file").write_text("x")
+    (path / "notes.txt").write_text("mine")
+    for kept in (tmp_path / "missing", tmp_path / "file", tmp_path, path):
+        with pytest.raises(ValueError, match="cannot be deleted as a context"):
+            delete(kept)
+    (path / "notes.txt").unlink()
+    with open_writer(path), pytest.raises(ValueError, match="is being written"):
+        delete(path)
+    check(open_reader(path), HELD)
+
+
+def test_delete_refuses_another_manifest(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "an extension"}')
+    with pytest.raises(ValueError, match="cannot be deleted as a context"):
+        delete(tmp_path)
+    assert names(tmp_path) == {"manifest.json"}
+
+
+def test_a_damaged_context_can_be_deleted(path):
+    (path / "manifest.json").write_bytes((path / "manifest.json").read_bytes()[:-2])
+    assert [damage.file.name for damage in verify(path)] == ["manifest.json"]
+    delete(path)
+    assert not path.exists()
+
+
+def test_blocks_can_be_read_after_deletion(path):
+    snapshot = open_reader(path)
+    blocks = snapshot.segments[0].blocks
+    delete(path)
+    assert blocks.file.size == 2 * LAYOUT.block_bytes
+
+
+def test_find_and_info(path, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    fork(path, tmp_path / "another")
+    assert find(tmp_path) == [tmp_path / "another", path]
+    with pytest.raises(ValueError, match="is not a folder"):
+        find(tmp_path / "file")
+    told = info(path)
+    files = [file for file in path.rglob("*") if file.is_file() and file.name not in ("manifest.json", "lock")]
+    assert told["bytes"] == sum(file.stat().st_size for file in files)
+    assert (told["header"], told["documents"], told["blocks"], told["tokens"]) == (HEADER, 2, 2, 3)
+    assert told["shared_bytes"] == 0
+    assert info(tmp_path / "another")["shared_bytes"] > 0
+
+
+def test_export_is_a_context_where_it_is_unpacked(tmp_path):
+    path, file, calls = tmp_path / "one", tmp_path / "one.tar", []
+    with short_segments(2), create(path, HEADER, LAYOUT) as writer:
+        held = commit(writer, add(writer, Content(), (1,), (1, 2, 3)))
+        held = commit(writer, add(writer, held, (2,), (4,)))
+        add(writer, held, (3,), (5,))
+        export(path, file, lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (info(path)["bytes"],) * 2
+    with tarfile.open(file) as tar:
+        tar.extractall(tmp_path / "elsewhere", filter="data")
+    check(open_reader(tmp_path / "elsewhere" / "one"), held)
+    assert verify(tmp_path / "elsewhere" / "one") == []
+    with open_writer(tmp_path / "elsewhere" / "one") as writer:
+        commit(writer, add(writer, held, (3,), (5,)))
+    with pytest.raises(ValueError, match=r"one\.tar exists: give another file"):
+        export(path, file)
+
+
+def test_an_empty_context_can_be_exported(tmp_path):
+    create(tmp_path / "one", HEADER, LAYOUT).close()
+    export(tmp_path / "one", tmp_path / "one.tar")
+    with tarfile.open(tmp_path / "one.tar") as tar:
+        tar.extractall(tmp_path / "elsewhere", filter="data")
+    open_writer(tmp_path / "elsewhere" / "one").close()
+
+
+def test_a_failed_export_leaves_nothing(path, tmp_path, monkeypatch):
+    def refuse(file, data, offset):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "write", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        export(path, tmp_path / "one.tar")
+    assert not list(tmp_path.glob("one.tar*"))
