@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import IO, Any
 
+import torch
+import torch.distributed
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -111,7 +113,10 @@ class Report(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first Ctrl-C (or SIGTERM) into a checkpoint after the step at hand; the second one kills."""
+    """Turns the first Ctrl-C (or SIGTERM) into a checkpoint after the step at hand; the second one kills.
+
+    Of several processes all stop after the same step, whichever of them the signal reached.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -128,6 +133,10 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask the Trainer for a checkpoint and the end of training."""
+        if args.world_size > 1:
+            asked = torch.tensor(float(self.requested), device=args.device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self.requested = bool(asked)
         if self.requested:
             control.should_save = control.should_training_stop = True
 

@@ -48,7 +48,7 @@ class TrainOptions:
     """Windows in a micro-batch (default 8)."""
 
     micro_batches: int | None = None
-    """Micro-batches whose gradients make one step (default 1)."""
+    """Micro-batches whose gradients make one step (default 1); processes of torchrun share them evenly."""
 
     learning_rate: float | None = None
     """Highest learning rate (default 0.0003)."""

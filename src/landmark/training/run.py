@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainingArguments, set_seed
@@ -36,6 +37,9 @@ def train(options: TrainOptions) -> Path:
     Raises ValueError for options that cannot work, KeyboardInterrupt if stopped (after a checkpoint).
     """
     recipe = recipe_of(options)
+    # One, unless torchrun started more. It does not look for a GPU by itself.
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    check_shares(recipe, processes.num_processes)
     if not torch.cuda.is_available():
         keep_freed_pages()
     if options.threads is not None:
@@ -44,11 +48,12 @@ def train(options: TrainOptions) -> Path:
     set_seed(options.seed)
 
     tokenizer = load_tokenizer(options)
-    texts = _tokenized(options.texts, tokenizer, options.tokens or options.out / "tokens")
     validation = None
-    if options.validation:
-        validation = _tokenized(options.validation, tokenizer, options.out / "validation_tokens")
-    _claim(options, recipe, texts)
+    with processes.main_process_first():  # the others find done what it did
+        texts = _tokenized(options.texts, tokenizer, options.tokens or options.out / "tokens")
+        if options.validation:
+            validation = _tokenized(options.validation, tokenizer, options.out / "validation_tokens")
+        _claim(options, recipe, texts)
     final = options.out / FINAL
     if (final / "config.json").exists():
         print(f"{options.out} is finished: the model is in {final}", file=sys.stderr)
@@ -66,8 +71,19 @@ def train(options: TrainOptions) -> Path:
             trainer.evaluate()
     finally:
         report.close()
-    _save(trainer.model, tokenizer, final, options.save_dtype)
+    if processes.is_main_process:
+        _save(trainer.model, tokenizer, final, options.save_dtype)
+    processes.wait_for_everyone()
     return final
+
+
+def check_shares(recipe: Recipe, processes: int) -> None:
+    """Raises ValueError unless as many processes can share the micro-batches of a step evenly."""
+    if recipe.micro_batches % processes:
+        raise ValueError(
+            f"{processes} processes cannot share {recipe.micro_batches} micro-batches of a step evenly: "
+            f"give --micro-batches (or the recipe) a multiple of {processes}, or start another number of processes"
+        )
 
 
 def last_checkpoint(out: Path) -> str | None:
@@ -124,7 +140,6 @@ def _trainer(
 ) -> tuple[LandmarkTrainer, Report]:
     block_size = model.config.landmark["block_size"]
     arguments = _arguments(options, recipe, has_validation=validation is not None)
-    micro_batches = recipe.micro_batches * arguments.world_size
     backend = tokenizer.backend_tokenizer
     batches = StageBatches(
         texts.ids,
@@ -132,7 +147,7 @@ def _trainer(
         recipe.stages,
         block_size=block_size,
         seed=options.seed,
-        micro_batches=micro_batches,
+        micro_batches=recipe.micro_batches,
     )
     trainer = LandmarkTrainer(
         model=model,
@@ -143,9 +158,10 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)
     step_tokens: list[int] = []
     for stage in recipe.stages:
-        step_tokens += [tokens_per_step(stage, block_size, micro_batches)] * stage.steps
+        step_tokens += [tokens_per_step(stage, block_size, recipe.micro_batches)] * stage.steps
     report = Report(step_tokens, options.json)
-    trainer.add_callback(report)
+    if arguments.process_index == 0:
+        trainer.add_callback(report)
     return trainer, report
 
 
@@ -174,7 +190,9 @@ def _arguments(options: TrainOptions, recipe: Recipe, has_validation: bool) -> T
         max_steps=recipe.steps,
         per_device_train_batch_size=1,  # an item of the dataset is a micro-batch
         per_device_eval_batch_size=1,
-        gradient_accumulation_steps=recipe.micro_batches,
+        gradient_accumulation_steps=recipe.micro_batches // PartialState().num_processes,
+        ddp_find_unused_parameters=False,
+        use_cpu=not torch.cuda.is_available(),
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=recipe.warmup_steps,

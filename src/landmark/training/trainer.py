@@ -35,12 +35,12 @@ class Tally:
         batch = torch.stack([value.double() for value in losses + counts])
         self.sums = batch if self.sums is None else self.sums + batch
 
-    def take(self, prefix: str = "") -> dict[str, float]:
-        """The means, in nats a token (`answer_accuracy`: fraction of answer tokens that are right)."""
-        if self.sums is None:
-            return {}
-        text_loss, answer_loss, text, right, answers = self.sums.tolist()
+    def take(self, accelerator: Any, prefix: str = "") -> dict[str, float]:
+        """The means over all processes, in nats a token; `answer_accuracy` is the share of right answer tokens."""
+        sums = torch.zeros(5, dtype=torch.float64) if self.sums is None else self.sums
         self.sums = None
+        sums = accelerator.reduce(sums.to(accelerator.device), "sum")
+        text_loss, answer_loss, text, right, answers = sums.tolist()
         means = {}
         if text:
             means["text_loss"] = text_loss / text
@@ -88,14 +88,14 @@ class LandmarkTrainer(Trainer):
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **keywords: Any) -> Any:
         """Adds the means of the tally to the metrics."""
-        self.tallies[False].take()
+        self.tallies[False].sums = None
         output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **keywords)
         assert output.metrics is not None
-        output.metrics.update(self.tallies[False].take(f"{metric_key_prefix}_"))
+        output.metrics.update(self.tallies[False].take(self.accelerator, f"{metric_key_prefix}_"))
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means since the last log to the lines that carry a training loss."""
         if "loss" in logs:
-            logs |= self.tallies[True].take()
+            logs |= self.tallies[True].take(self.accelerator)
         super().log(logs, start_time)
