@@ -2,8 +2,11 @@ import pytest
 import torch
 
 from landmark.index import coarse_loops, hierarchical
+from landmark.index import exact as exact_module
 from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
+
+CPU = torch.device("cpu")
 
 
 def alike(count: int, dim: int = 64, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -95,6 +98,31 @@ def both_shares(keys: torch.Tensor, query: torch.Tensor, recall: float) -> tuple
     return (wanted[..., None] == found[..., None, :]).any(-1).double().mean().item(), index.read.double().mean().item()
 
 
+@pytest.mark.parametrize("form", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [ExactIndex, HierarchicalIndex])
+def test_rounded_keys_are_close_and_the_keys_from_then_on(form, dtype, kind, monkeypatch):
+    monkeypatch.setattr(exact_module, "_TILE_ROUNDED", 1000)
+    keys, query = alike(2500, dtype=dtype), queries(20, dtype=dtype)
+    index = kind(1, 2400, keys=form)
+    for some in keys.split(900, 1):
+        index.append(0, some)
+    numbers = torch.arange(100, 2500)
+    kept = index.keys(numbers[None])[0].to(dtype)
+    largest = keys[:, 100:].abs().amax(-1, keepdim=True)
+    assert ((kept - keys[:, 100:]).abs() <= largest * (2**-8 if form == "bfloat16" else 0.5001 / 127)).all()
+    assert not torch.equal(kept, keys[:, 100:])
+    scores, found = index.search(query, 3, [2500])
+    all_scores = (query.view(2, -1, 64) @ kept.mT).view(1, 4, 20, -1)
+    wanted = all_scores.topk(3)
+    assert torch.equal(found.sort(-1).values, (wanted.indices + 100).sort(-1).values)
+    torch.testing.assert_close(scores.sort(-1).values, wanted.values.sort(-1).values)
+    torch.testing.assert_close(index.scores(query, [2500]), all_scores[..., index.numbers(CPU)[0] - 100])
+    assert index.resident(3, [2500]) is None
+    size = 64 * 2 if form == "bfloat16" else 64 + keys.element_size()
+    assert ExactIndex.nbytes.fget(index) == 2400 * 2 * size
+
+
 def test_few_blocks_are_resident_and_many_are_not():
     index = HierarchicalIndex(1)
     index.append(0, torch.randn(2, hierarchical._COARSE_FROM - 1, 8))
@@ -104,6 +132,20 @@ def test_few_blocks_are_resident_and_many_are_not():
     assert index.resident(2, [9]) is None
     index.search(torch.randn(1, 2, 1, 8), 2, [9])
     assert index.nbytes - before == 2 * 8 * 4 + hierarchical._COARSE_FROM * 2 * (coarse_loops.CODES + 4)
+
+
+def test_codes_that_do_not_help_are_left_until_there_are_twice_as_many_blocks():
+    index, query = HierarchicalIndex(1), torch.randn(1, 4, 64, 64)
+    index.append(0, torch.randn(2, 3000, 64))
+    index.search(query, 2, [3000])
+    assert index.read is not None
+    assert index.nbytes == 2 * 3000 * 64 * 4
+    for more, helps in ((0, False), (2999, False), (1, True)):
+        index.append(0, torch.randn(2, more, 64))
+        count = 3000 + more
+        assert (index.resident(2, [count]) is None) == helps
+        index.search(query, 2, [count])
+        assert (index.read is not None) == helps
 
 
 def test_bad_input_is_refused():

@@ -7,11 +7,14 @@ import torch
 
 from landmark.index import Index
 from landmark.index.exact import ExactIndex
+from landmark.index.faiss import FaissIndex, FaissKind
 from landmark.index.hierarchical import HierarchicalIndex, check_recall
+from landmark.index.key_ring import KeyFormat
 from landmark.index.tied import TiedIndex
 
 IndexKind = Literal["auto", "exact", "hierarchical", "faiss_flat", "faiss_ivf", "faiss_hnsw"]
-KeyFormat = Literal["float32", "bfloat16", "int8"]
+
+_FAISS: dict[IndexKind, FaissKind] = {"faiss_flat": "flat", "faiss_ivf": "ivf", "faiss_hnsw": "hnsw"}
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,10 @@ def make_index(options: IndexOptions, rows: int, max_blocks: int | None, *, tied
     if tied:
         return TiedIndex(rows, max_blocks)
     on_cpu = device.type == "cpu"
-    if options.kind == "hierarchical" and not on_cpu:
-        raise ValueError(f'index kind "hierarchical" works on a CPU, not on {device}: choose "exact" or "auto"')
-    if options.kind == "hierarchical" or (options.kind == "auto" and on_cpu):
-        return HierarchicalIndex(rows, max_blocks, recall=options.recall)
-    return ExactIndex(rows, max_blocks)
+    if options.kind not in ("auto", "exact") and not on_cpu:
+        raise ValueError(f'index kind "{options.kind}" works on a CPU, not on {device}: choose "exact" or "auto"')
+    if options.kind in _FAISS:
+        return FaissIndex(rows, max_blocks, kind=_FAISS[options.kind])
+    if options.kind == "exact" or not on_cpu:
+        return ExactIndex(rows, max_blocks, keys=options.keys)
+    return HierarchicalIndex(rows, max_blocks, keys=options.keys, recall=options.recall)

@@ -5,13 +5,15 @@ byte each, and of the others their norm. It bounds their share of a score by Cau
 """
 
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from landmark.index.basis import Array, basis_for
 from landmark.index.coarse_loops import CODES, LANES, LARGEST, encode, search_codes
+from landmark.index.key_ring import KeyRing
 from landmark.ops.compiled import in_parts
 from landmark.ring import BlockRing, kept_of
 
@@ -46,23 +48,18 @@ class Coarse:
         self._encoded = [0] * rows  # blocks that had come when codes were last written
         self._arrays: _Arrays | None = None
 
-    def search(self, ring: BlockRing, query: Tensor, k: int, upto: list[int]) -> tuple[Array, Array, Array]:
+    def search(self, keys: KeyRing, query: Tensor, k: int, upto: list[int]) -> tuple[Array, Array, Array]:
         """Scores and numbers `[B,H,T,k]` as `Index.search` gives them, and how many keys were read `[B,H,T]`."""
-        assert ring.data is not None, "a ring without blocks has no keys to search"
-        keys, queries = ring.data.numpy(), query.contiguous().numpy()
-        arrays = self._with_all(ring, keys, queries)
+        ring, queries = keys.ring, query.contiguous().numpy()
+        arrays = self._with_all(keys, queries)
         bounds = np.array([(_oldest(ring, n), min(n, end)) for n, end in zip(ring.counts, upto, strict=True)])
-        shape, dim = queries.shape[:3], keys.shape[3]
-        best, found, read = (
-            np.empty((*shape, k), keys.dtype),
-            np.empty((*shape, k), np.int64),
-            np.empty(shape, np.int64),
-        )
-        flat = queries.reshape(-1, dim), best.reshape(-1, k), found.reshape(-1, k), read.reshape(-1)
+        best = np.empty((*queries.shape[:3], k), queries.dtype)
+        found, read = np.empty(best.shape, np.int64), np.empty(best.shape[:3], np.int64)
+        inputs = *keys.arrays(), *arrays, bounds, queries.reshape(-1, queries.shape[3])
+        outputs = best.reshape(-1, k), found.reshape(-1, k), read.reshape(-1)
+        modulus, shrink = _modulus(ring), self._shrink(queries.shape[3])
         in_parts(
-            lambda start, stop: search_codes(
-                keys, *arrays, bounds, *flat, _modulus(ring, keys), self._shrink(dim), start, stop
-            ),
+            lambda start, stop: search_codes(*inputs, *outputs, modulus, shrink, start, stop),
             read.size,
             size=max(ring.counts),
         )
@@ -90,32 +87,34 @@ class Coarse:
             return 1.0
         return min(1.0, NormalDist().inv_cdf(self._recall) / (dim - CODES) ** 0.5)
 
-    def _with_all(self, ring: BlockRing, keys: Array, queries: Array) -> _Arrays:
+    def _with_all(self, keys: KeyRing, queries: Array) -> _Arrays:
         """The arrays, brought up to date; where a basis is made, `queries [B,H,T,D]` say what queries are like."""
-        arrays = self._arrays = _with_room(self._arrays, keys)
-        modulus, heads = _modulus(ring, keys), keys.shape[1]
+        ring = keys.ring
+        arrays = self._arrays = _with_room(self._arrays, keys, queries.dtype)
         for row, count in enumerate(ring.counts):
             oldest = _oldest(ring, count)
             if count and count >= _GROWTH * self._made[row]:
-                sample = np.arange(oldest, count, -(-(count - oldest) // _SAMPLE)) % modulus
-                for head, some in enumerate(np.split(queries[row], heads)):
-                    _make_basis(arrays, row, head, keys[row, head, sample], some.reshape(-1, keys.shape[3]))
+                numbers = torch.arange(oldest, count, -(-(count - oldest) // _SAMPLE))
+                sample = keys.at(numbers.expand(len(ring.counts), -1))[row].to(torch.float64).numpy()
+                for head, own in enumerate(np.split(queries[row], len(sample))):
+                    _make_basis(arrays, row, head, sample[head], own.reshape(-1, queries.shape[3]))
                 self._made[row], self._encoded[row] = count, oldest
             start = max(self._encoded[row], oldest)
             if start < count:
-                _encode(arrays, row, keys, modulus, start, count)
+                _encode(arrays, row, keys, start, count)
                 self._encoded[row] = count
         return arrays
 
 
-def _with_room(arrays: _Arrays | None, keys: Array) -> _Arrays:
-    """The arrays with tiles for all of `keys [B,Hkv,S,D]`."""
-    rows, heads, slots, dim = keys.shape
+def _with_room(arrays: _Arrays | None, keys: KeyRing, dtype: np.dtype[Any]) -> _Arrays:
+    """The arrays with tiles for all of the ring."""
+    assert keys.ring.data is not None, "a ring without blocks has no keys to encode"
+    rows, heads, slots, dim = keys.ring.data.shape
     tiles, had = -(-slots // LANES), 0 if arrays is None else arrays.codes.shape[2]
     if arrays is not None and tiles <= had:
         return arrays
     codes = np.zeros((rows, heads, tiles, CODES, LANES), np.int8)
-    rests = np.zeros((rows, heads, tiles, LANES), keys.dtype)
+    rests = np.zeros((rows, heads, tiles, LANES), dtype)
     if arrays is None:
         shapes = (dim,), (dim, dim), (dim, dim), (CODES,), (2,)
         return _Arrays._make((*(np.zeros((rows, heads, *shape)) for shape in shapes), codes, rests))
@@ -134,13 +133,16 @@ def _make_basis(arrays: _Arrays, row: int, head: int, keys: Array, queries: Arra
     arrays.reach[row, head] = 0
 
 
-def _encode(arrays: _Arrays, row: int, keys: Array, modulus: int, start: int, stop: int) -> None:
+def _encode(arrays: _Arrays, row: int, keys: KeyRing, start: int, stop: int) -> None:
+    landmarks, units = keys.arrays()
+    written = arrays.means, arrays.key_bases, arrays.steps, arrays.codes, arrays.rests, arrays.reach
+
     def work(first: int, last: int) -> None:
         for head in range(first, last):
-            own = arrays.means, arrays.key_bases, arrays.steps, arrays.codes, arrays.rests, arrays.reach
-            encode(keys[row, head], *(array[row, head] for array in own), modulus, start, stop)
+            own = landmarks[row, head], None if units is None else units[row, head]
+            encode(*own, *(array[row, head] for array in written), _modulus(keys.ring), start, stop)
 
-    in_parts(work, keys.shape[1], size=stop - start)
+    in_parts(work, landmarks.shape[1], size=stop - start)
 
 
 def _oldest(ring: BlockRing, count: int) -> int:
@@ -148,6 +150,7 @@ def _oldest(ring: BlockRing, count: int) -> int:
     return count - kept_of(count, ring.max_blocks)
 
 
-def _modulus(ring: BlockRing, keys: Array) -> int:
+def _modulus(ring: BlockRing) -> int:
     """Block number a lies at slot `a % modulus`."""
-    return keys.shape[2] if ring.max_blocks is None else ring.max_blocks
+    assert ring.data is not None, "a ring without blocks has no slots"
+    return ring.data.shape[2] if ring.max_blocks is None else ring.max_blocks

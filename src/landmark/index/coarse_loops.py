@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from landmark.index.key_loops import plain, score
 from landmark.index.topk import insert
 from landmark.ops.compiled import compiled
 
@@ -13,19 +14,20 @@ LARGEST = 127
 LANES = 256  # landmarks in a tile: widened, their codes stay in the nearest cache
 _GROUPS = 16  # lanes j, j + 16, j + 32, ... of a tile are passed over at once if none of them can be among the best
 _BATCH = 64  # queries that meet a tile while it is in cache
+_SEEDS = 16  # queries whose best are tried first by the next batch of queries
 _INEXACT = 2.0**-23  # what arithmetic in float32 may lose of each term
 
 
 @compiled
 def encode(
-    keys: Any, mean: Any, basis: Any, steps: Any, codes: Any, rests: Any, reach: Any, modulus: int, start: int,
-    stop: int,
+    keys: Any, units: Any, mean: Any, basis: Any, steps: Any, codes: Any, rests: Any, reach: Any, modulus: int,
+    start: int, stop: int,
 ) -> None:  # fmt: skip
     """Writes codes and rests of the blocks numbered start..stop of one row and head.
 
-    `mean [D]` and `basis [D,D]` take a key of `keys [S,D]` to its coordinates, and `steps [CODES]` is what codes count
-    in. Fills `codes [tiles,CODES,LANES]`, `rests [tiles,LANES]` and raises `reach [2]`, the largest norms of keys and
-    of their coordinates.
+    `keys [S,D]` count in `units [S]` if that is not None. `mean [D]` and `basis [D,D]` take a key to its coordinates,
+    and `steps [CODES]` is what codes count in. Fills `codes [tiles,CODES,LANES]`, `rests [tiles,LANES]` and raises
+    `reach [2]`, the largest norms of keys and of their coordinates.
     """
     dim = keys.shape[1]
     centred = np.empty(dim, np.float64)
@@ -34,8 +36,11 @@ def encode(
         tile, lane = slot // LANES, slot % LANES
         norm, total, rest, fits = 0.0, 0.0, 0.0, True
         for i in range(dim):
-            norm += np.float64(keys[slot, i]) ** 2
-            centred[i] = keys[slot, i] - mean[i]
+            x = np.float64(plain(keys[slot, i]))
+            if units is not None:
+                x *= units[slot]
+            norm += x * x
+            centred[i] = x - mean[i]
         for i in range(dim):
             x = 0.0
             for j in range(dim):
@@ -53,41 +58,57 @@ def encode(
 
 @compiled
 def search_codes(
-    keys: Any, means: Any, key_bases: Any, query_bases: Any, steps: Any, reach: Any, codes: Any, rests: Any,
-    bounds: Any, query: Any, best: Any, found: Any, read: Any, modulus: int, shrink: float, start: int, stop: int,
+    keys: Any, key_units: Any, means: Any, key_bases: Any, query_bases: Any, steps: Any, reach: Any, codes: Any,
+    rests: Any, bounds: Any, query: Any, best: Any, found: Any, read: Any, modulus: int, shrink: float, start: int,
+    stop: int,
 ) -> None:  # fmt: skip
     """Fills `best` and `found [R,k]` of the queries start..stop of `query [R,D]`, and `read [R]`: keys read for each.
 
     Queries share the rows and heads of `keys [B,Hkv,S,D]` evenly. Of each row the blocks from one of `bounds [B,2]` to
-    the other are searched. `key_bases` to `rests` are those of `landmark.index.coarse`.
+    the other are searched. `key_units` are those of `KeyRing`, and `means` to `rests` of `landmark.index.coarse`.
     """
     sharing = query.shape[0] // (keys.shape[0] * keys.shape[1])
     turned, constants = np.empty((_BATCH, CODES + 1), query.dtype), np.empty(_BATCH, np.float64)
     wide, tops = np.empty((CODES + 1, LANES), query.dtype), np.empty(LANES, query.dtype)
     highest = np.empty(LANES // 4, query.dtype)
+    # Queries and lanes whose bounds are high enough, and one entry more to write to.
+    pairs, scores = np.empty((2, _BATCH * LANES + 1), np.int64), np.empty(_BATCH * LANES, query.dtype)
+    before, count, k = 0, 0, found.shape[1]
     while start < stop:
         row, head = start // sharing // keys.shape[1], start // sharing % keys.shape[1]
-        count = min(_BATCH, stop - start, sharing - start % sharing)
-        for i in range(count):
-            best[start + i], found[start + i], read[start + i] = -np.inf, -1, 0
-            constants[i] = _turn(
-                query[start + i], means[row, head], query_bases[row, head], steps[row, head], reach[row, head], shrink,
-                turned[i],
+        landmarks, units = keys[row, head], None if key_units is None else key_units[row, head]
+        # What the last queries found is likely good for the next, and few keys are read by who begins with good ones.
+        before = 0 if start % sharing == 0 else min(count, _SEEDS)
+        count = min(_BATCH if before else _SEEDS, stop - start, sharing - start % sharing)
+        for i in range(start, start + count):
+            best[i], found[i], read[i] = -np.inf, -1, 0
+            constants[i - start] = _turn(
+                query[i], means[row, head], query_bases[row, head], steps[row, head], reach[row, head], shrink,
+                turned[i - start],
             )  # fmt: skip
+            for j in range((start - before) * k, start * k):
+                number = found[j // k, j % k]
+                if number >= 0:
+                    _put(score(query, i, landmarks, units, number % modulus), number, best[i], found[i])
         number, end = bounds[row]
         while number < end:
             slot = number % modulus
             tile, lane = slot // LANES, slot % LANES
             run = min(LANES - lane, end - number, modulus - slot)
             _widen(codes[row, head, tile], rests[row, head, tile], wide)
-            landmarks = keys[row, head, slot : slot + run]
-            for i in range(count):
-                _bounds(turned[i], wide, tops)
+            noted = 0
+            for i in range(start, start + count):
+                _bounds(turned, i - start, wide, tops)
                 _highest_of_groups(tops, highest)
-                read[start + i] += _read_those_above(
-                    query[start + i], landmarks, number, tops[lane:], lane, highest, constants[i], best[start + i],
-                    found[start + i],
-                )  # fmt: skip
+                limit = query.dtype.type(best[i, -1] - constants[i - start])
+                above = _note_those_above(tops, highest, limit, lane, lane + run, i, pairs, noted)
+                read[i] += above - noted
+                noted = above
+            _read_noted(query, landmarks, units, slot - lane, pairs[:, :noted], scores)
+            for pair in range(noted):
+                i, j = pairs[0, pair], pairs[1, pair]
+                if scores[pair] >= best[i, -1]:
+                    _put(scores[pair], number - lane + j, best[i], found[i])
             number += run
         start += count
 
@@ -127,11 +148,11 @@ def _widen(codes: Any, rests: Any, out: Any) -> None:
 
 
 @compiled
-def _bounds(turned: Any, wide: Any, out: Any) -> None:
+def _bounds(turned: Any, i: int, wide: Any, out: Any) -> None:
     for j in range(LANES):
-        total = turned[CODES] * wide[CODES, j]
-        for i in range(CODES):
-            total += turned[i] * wide[i, j]
+        total = turned[i, CODES] * wide[CODES, j]
+        for c in range(CODES):
+            total += turned[i, c] * wide[c, j]
         out[j] = total
 
 
@@ -147,26 +168,32 @@ def _highest_of_groups(values: Any, highest: Any) -> None:
 
 
 @compiled
-def _read_those_above(
-    query: Any, landmarks: Any, number: int, tops: Any, lane: int, highest: Any, constant: Any, best: Any, found: Any
-) -> Any:
-    """Scores the landmarks whose bound is not below the k-th best so far, and returns how many those were.
-
-    `landmarks [run,D]` are numbered from `number`; their bounds are `tops` and a constant. The first is at `lane`.
-    """
-    read = 0
-    limit = query.dtype.type(best[-1] - constant)
+def _note_those_above(
+    tops: Any, highest: Any, limit: Any, start: int, stop: int, i: int, pairs: Any, noted: int
+) -> int:  # fmt: skip
+    """Notes query i with each lane of start..stop whose bound in `tops` is not below `limit`; returns the new count."""
     for group in range(_GROUPS):
         if highest[group] < limit:
             continue
-        for j in range((group - lane) % _GROUPS, landmarks.shape[0], _GROUPS):
-            if tops[j] < limit:
-                continue
-            read += 1
-            score = query.dtype.type(0)
-            for i in range(query.shape[0]):
-                score += query[i] * landmarks[j, i]
-            if score >= best[-1] and score > -np.inf:
-                insert(best, found, score, number + j)
-                limit = query.dtype.type(best[-1] - constant)
-    return read
+        for j in range(start + (group - start) % _GROUPS, stop, _GROUPS):
+            # Written in any case, and kept or not: nobody can foretell which, and a wrong guess takes long.
+            pairs[0, noted], pairs[1, noted] = i, j
+            noted += not tops[j] < limit
+    return noted
+
+
+@compiled
+def _read_noted(query: Any, landmarks: Any, units: Any, first: int, pairs: Any, scores: Any) -> None:
+    """Scores of all noted pairs at once, so that many keys are on their way from memory at the same time."""
+    for pair in range(pairs.shape[1]):
+        scores[pair] = score(query, pairs[0, pair], landmarks, units, first + pairs[1, pair])
+
+
+@compiled
+def _put(new: Any, number: int, best: Any, found: Any) -> None:
+    """Puts a landmark among the best unless it is there."""
+    for known in found:
+        if known == number:
+            return
+    if new >= best[-1] and new > -np.inf:
+        insert(best, found, new, number)

@@ -1,35 +1,39 @@
 """Exact search: every query is scored against every landmark key."""
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from landmark.index import Index, Resident
 from landmark.index.forked import ForkedIndex
+from landmark.index.key_ring import KeyFormat, KeyRing
 from landmark.index.topk import top_newest
 from landmark.ops.search_landmarks import search_landmarks
 from landmark.ops.triton_support import obstacle
-from landmark.ring import BlockRing, numbers_below, oldest_numbers
+from landmark.ring import numbers_below, oldest_numbers
 
 # Scores computed at once: on a CPU little enough to be in cache when the best are picked.
 _TILE_SCORES = 1 << 21
 _TILE_SCORES_ACCELERATOR = 1 << 22
 _TILE_QUERIES = 64
+_TILE_ROUNDED = 1 << 13  # rounded keys that are made wide again at once
 _FEW_QUERIES = 4  # a matrix product is not worth its while for so few
 
 
 class ExactIndex:
     """Landmark keys in one growing buffer [B,Hkv,capacity,D]; implements `landmark.index.Index`.
 
-    Keeps the newest `max_blocks` blocks of each row, all if None.
+    Keeps the newest `max_blocks` blocks of each row, all if None, their keys in the format `keys`.
     """
 
-    def __init__(self, rows: int, max_blocks: int | None = None) -> None:
-        self._ring = BlockRing(rows, max_blocks)
+    def __init__(self, rows: int, max_blocks: int | None = None, *, keys: KeyFormat = "float32") -> None:
+        self._keys = KeyRing(rows, max_blocks, keys)
+        self._ring = self._keys.ring
 
     def append(self, row: int, keys: Tensor) -> None:
-        self._ring.append(row, keys)
+        self._keys.append(row, keys)
 
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
         numbers = self._numbers_below(upto, query.device)
@@ -44,10 +48,9 @@ class ExactIndex:
         # One buffer for all tiles: fresh ones would cost more in page faults than in arithmetic.
         room = query.new_empty(rows * length * span)
         found = []
-        for start in range(0, numbers.shape[1], span):
-            some = slice(start, min(start + span, numbers.shape[1]))
-            labels = numbers[:, None, None, some]
-            tiles = [top_newest(self._scores(q, some, room), labels, k) for q in query.split(length, dim=2)]
+        for some in self._spans(numbers.shape[1], span):
+            labels, keys = numbers[:, None, None, some], self._keys.span(some, query.dtype)
+            tiles = [top_newest(_scores(q, keys, room), labels, k) for q in query.split(length, dim=2)]
             found.append([torch.cat(column, dim=2) for column in zip(*tiles, strict=True)])
         if len(found) == 1:
             return found[0][0], found[0][1]
@@ -57,7 +60,15 @@ class ExactIndex:
         scores, blocks = (torch.cat(column, dim=-1) for column in zip(*found, strict=True))
         return top_newest(scores, blocks, k)
 
+    def _spans(self, slots: int, longest: int) -> Iterator[slice]:
+        """The first `slots` slots, some at a time: fewer if their keys take room that the keys kept do not."""
+        if self._keys.form != "float32":
+            longest = min(longest, _TILE_ROUNDED)
+        return (slice(start, min(start + longest, slots)) for start in range(0, slots, longest))
+
     def resident(self, k: int, upto: list[int]) -> Resident | None:
+        if self._keys.form != "float32":
+            return None
         data, limit = self._ring.data, self._ring.max_blocks
         assert data is not None, "an index without blocks has no keys to give"
         first = oldest_numbers(tuple(self._ring.counts), limit, data.device)
@@ -65,11 +76,15 @@ class ExactIndex:
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self._numbers_below(upto, query.device)
-        room = query.new_empty(query.shape[:3].numel() * numbers.shape[1])
-        scores = self._scores(query, slice(0, numbers.shape[1]), room)
-        scores.masked_fill_((numbers < 0)[:, None, None], -torch.inf)
-        missing = self._ring.used() - numbers.shape[1]
-        return torch.nn.functional.pad(scores, (0, missing), value=-torch.inf) if missing else scores
+        slots = numbers.shape[1]
+        scores = query.new_full((*query.shape[:3], self._ring.used()), -torch.inf)
+        for some in self._spans(slots, max(1, slots)):
+            room = query.new_empty(query.shape[:3].numel() * (some.stop - some.start))
+            hidden = (numbers[:, some] < 0)[:, None, None]
+            scores[..., some] = _scores(query, self._keys.span(some, query.dtype), room).masked_fill_(
+                hidden, -torch.inf
+            )
+        return scores
 
     def numbers(self, device: torch.device) -> Tensor:
         return self._ring.numbers(device)
@@ -78,25 +93,11 @@ class ExactIndex:
         """Block numbers [B,n] of the first n slots, which hold all blocks below `upto`; -1 for others."""
         return numbers_below(tuple(self._ring.counts), self._ring.max_blocks, tuple(upto), device)
 
-    def _scores(self, query: Tensor, some: slice, room: Tensor) -> Tensor:
-        """Scores [B,H,T,n], in `room`, of queries `[B,H,T,D]` at slots `some`, whatever lies there."""
-        shape = (*query.shape[:3], some.stop - some.start)
-        scores = room[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
-        if self._ring.data is None or shape[3] == 0:
-            return scores
-        keys = self._ring.data[:, :, some].flatten(0, 1)
-        grouped = query.reshape(len(keys), -1, query.shape[-1])  # query heads of a group share keys
-        torch.bmm(grouped, keys.transpose(1, 2), out=scores.view(len(keys), -1, shape[3]))
-        return scores
-
     def keys(self, numbers: Tensor) -> Tensor:
-        data = self._ring.data
-        assert data is not None, "an index without blocks has no keys to give"
-        slots = self._ring.slots(numbers)[:, None, :, None]
-        return data.gather(2, slots.expand(-1, data.shape[1], -1, data.shape[-1]))
+        return self._keys.at(numbers)
 
     def reorder(self, rows: list[int]) -> None:
-        self._ring.reorder(rows)
+        self._keys.reorder(rows)
 
     def fork(self) -> Index:
         if self._ring.max_blocks is not None:  # what the ring drops a branch may still want
@@ -105,8 +106,18 @@ class ExactIndex:
 
     def _empty(self, rows: int) -> "ExactIndex":
         """An index of the same kind, without blocks."""
-        return ExactIndex(rows)
+        return ExactIndex(rows, keys=self._keys.form)
 
     @property
     def nbytes(self) -> int:
-        return self._ring.nbytes
+        return self._keys.nbytes
+
+
+def _scores(query: Tensor, keys: Tensor, room: Tensor) -> Tensor:
+    """Scores [B,H,T,n], in `room`, of queries `[B,H,T,D]` at `keys [B,Hkv,n,D]`."""
+    shape = (*query.shape[:3], keys.shape[2])
+    scores = room[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
+    keys = keys.flatten(0, 1)
+    grouped = query.reshape(len(keys), -1, query.shape[-1])  # query heads of a group share keys
+    torch.bmm(grouped, keys.transpose(1, 2), out=scores.view(len(keys), -1, shape[3]))
+    return scores

@@ -6,23 +6,29 @@ from torch import Tensor
 from landmark.index import Resident
 from landmark.index.coarse import Coarse
 from landmark.index.exact import ExactIndex
+from landmark.index.key_ring import KeyFormat
 
 _COARSE_FROM = 2048  # blocks; fewer are scored as fast as looked at
+_WORTHWHILE = 1 / 16  # of the keys read: reading more, one by one, takes longer than scoring all
 
 
 class HierarchicalIndex(ExactIndex):
     """Landmark keys on a CPU and, once there are many, their codes; implements `landmark.index.Index`.
 
     Finds what `ExactIndex` finds for `recall` 1. Below, about that share of it, faster: see `landmark.index.coarse`.
+    Keys without any favoured direction defeat the codes: then every key is scored until there are twice as many.
 
     Raises ValueError for a `recall` outside [0.5, 1] and for keys not on a CPU or neither float32 nor float64.
     """
 
-    def __init__(self, rows: int, max_blocks: int | None = None, *, recall: float = 1.0) -> None:
+    def __init__(
+        self, rows: int, max_blocks: int | None = None, *, keys: KeyFormat = "float32", recall: float = 1.0
+    ) -> None:
         check_recall(recall)
-        super().__init__(rows, max_blocks)
+        super().__init__(rows, max_blocks, keys=keys)
         self._recall = recall
         self._coarse = Coarse(rows, recall)
+        self._coarse_from = _COARSE_FROM
         self.read: Tensor | None = None  # keys read for each query [B,H,T] of the last search; None if all were
 
     def append(self, row: int, keys: Tensor) -> None:
@@ -34,22 +40,25 @@ class HierarchicalIndex(ExactIndex):
         super().append(row, keys)
 
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
-        if self._ring.used() < _COARSE_FROM:
-            self.read = None
+        self.read = None
+        used = self._ring.used()
+        if used < self._coarse_from:
             return super().search(query, k, upto)
-        best, found, read = (torch.from_numpy(x) for x in self._coarse.search(self._ring, query, k, upto))
+        best, found, read = (torch.from_numpy(x) for x in self._coarse.search(self._keys, query, k, upto))
         self.read = read
+        if read.sum() > _WORTHWHILE * used * read.numel():
+            self._coarse, self._coarse_from = Coarse(len(self._ring.counts), self._recall), 2 * used
         return best, found
 
     def resident(self, k: int, upto: list[int]) -> Resident | None:
-        return super().resident(k, upto) if self._ring.used() < _COARSE_FROM else None
+        return super().resident(k, upto) if self._ring.used() < self._coarse_from else None
 
     def reorder(self, rows: list[int]) -> None:
         super().reorder(rows)
         self._coarse.reorder(rows)
 
     def _empty(self, rows: int) -> "HierarchicalIndex":
-        return HierarchicalIndex(rows, recall=self._recall)
+        return HierarchicalIndex(rows, keys=self._keys.form, recall=self._recall)
 
     @property
     def nbytes(self) -> int:
