@@ -126,6 +126,9 @@ def test_reading_goes_on_where_it_was_interrupted(tmp_path, model, monkeypatch):
     context.add([("book", BOOK)])
     with pytest.raises(Interrupted):
         context.read(progress=stop)
+    for use in (context.read, context.fork, lambda: context.generate(PROMPT), lambda: context.append(NOTE)):
+        with pytest.raises(ValueError, match="reading was interrupted; open it again"):
+            use()
     context.close()
     with Context.open(path, model, write=True) as context:
         assert 0 < context.tokens_read < context.tokens
@@ -151,6 +154,28 @@ def test_forks_share_what_was_read_and_go_on_by_themselves(path, model, tmp_path
     assert set(shared) <= {file.stat().st_ino for file in (tmp_path / "fork" / "segments").iterdir()}
     assert torch.equal(logits(Context.open(tmp_path / "fork", model)), expected)
     assert len(Context.open(path, model).documents) == 1
+
+
+def test_the_first_document_alone_begins_as_the_tokenizer_begins_texts(tmp_path, model):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+    tokenizer.bos_token = tokenizer.eos_token
+    begin = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{begin[0]} $A", special_tokens=[begin])
+    plain = len(encode(tokenizer, NOTE))
+    with Context.create(tmp_path / "context", model, tokenizer) as context:
+        context.add([("first", NOTE), ("second", NOTE)])
+        context.append(NOTE, "third")
+        assert [document.tokens for document in context.documents] == [plain + 1, plain, plain]
+
+
+def test_nothing_is_added_if_one_document_is_empty(path, model):
+    with Context.open(path, model, write=True) as context:
+        with pytest.raises(ValueError, match="'blank' is empty"):
+            context.add([("note", NOTE), ("blank", " ")])
+        context.append(NOTE, "other")
+        assert [document.name for document in context.documents] == ["book", "other"]
 
 
 def test_an_empty_context_can_be_opened(tmp_path, model):

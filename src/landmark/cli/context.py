@@ -137,6 +137,8 @@ def run_ask(options: AskOptions) -> int:
         return 0
     print(flush=True)
     print(f"answered from {context.tokens_read:,} tokens in {seconds:.2f} s", file=sys.stderr)
+    if unread := context.tokens - context.tokens_read:
+        print(f"{unread:,} tokens more are not read yet: run the interrupted command again", file=sys.stderr)
     for source in answer.sources:
         print(
             f"\n{source.document}, characters {source.first}:{source.last}, weight {source.weight:.3f}\n"

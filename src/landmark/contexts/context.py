@@ -67,6 +67,7 @@ class Context:
         self._library = library
         self._memory = memory
         self._growing = growing
+        self._interrupted = False
 
     @classmethod
     def create(
@@ -162,18 +163,23 @@ class Context:
         self.read(progress=progress)
 
     def add(self, documents: Iterable[tuple[str, str]]) -> None:
-        """Adds documents, pairs of a name and a text, in one commit, to be read by `read`."""
+        """Adds documents, pairs of a name and a text, in one commit, to be read by `read`; errors as of `append`."""
         self._check_growing()
+        documents, empty = list(documents), self._library.tokens == 0
         for name, text in documents:
             if not text.strip():
                 raise ValueError(f"document {name!r} is empty: there is nothing to read in it")
-            tokens = opening.tokenized(self.tokenizer, text, first=self._library.tokens == 0)
+        for number, (name, text) in enumerate(documents):
+            tokens = opening.tokenized(self.tokenizer, text, first=empty and number == 0)
             self._library.add(name, text, tokens)
         self._commit()
 
     def read(self, *, progress: Callable[[int], Any] | None = None) -> None:
         """Reads all documents that were not read yet, and commits; goes on where an earlier call was interrupted."""
         self._check_growing()
+        if self.tokens_read == self.tokens:
+            return
+        self._interrupted = True  # until the end: layers that were stopped in the middle of a chunk differ
         size = self.cache.settings.block_size
         chunk = tokens_that_fit(self.cache.chunk_positions, size, size - 1)
         committed = time.monotonic()
@@ -184,6 +190,7 @@ class Context:
                 self._commit()
                 committed = time.monotonic()
         self._commit()
+        self._interrupted = False
 
     def _commit(self) -> None:
         writer = self._library.writer
@@ -193,7 +200,12 @@ class Context:
             writer.commit(*(cache_state(self.cache) if self.tokens_read else ({}, {})))
             return_freed_pages()
 
+    def _check_whole(self) -> None:
+        if self._interrupted:
+            raise ValueError(f"{self.path}: reading was interrupted; open it again, it is as it was committed last")
+
     def _check_growing(self) -> None:
+        self._check_whole()
         if not self._growing:
             raise ValueError(f"{self.path} is open for reading: open it with write=True, or fork it")
 
@@ -214,6 +226,7 @@ class Context:
         lists the `sources` blocks that the prompt and the answer opened most. Raises ValueError for an empty prompt, a
         negative temperature, and less than one token to generate.
         """
+        self._check_whole()
         ids = encode(self.tokenizer, prompt).ids
         if not len(ids):
             raise ValueError("the prompt is empty: say what is to be continued")
@@ -234,6 +247,7 @@ class Context:
         if path is not None:
             fork(self.path, Path(path))
             return Context.open(path, self.model, self.tokenizer, write=True, **self._memory)
+        self._check_whole()
         library, cache = self._library.fork(), self.cache.fork()
         return Context(self.model, self.tokenizer, library, cache, self._memory, growing=True)
 

@@ -12,9 +12,8 @@ from landmark.contexts.storage import ContextStorage
 from landmark.data.text import pieces
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
-from landmark.hf.cache import layer_budgets
 from landmark.hf.fingerprint import model_fingerprint
-from landmark.hf.settings import Settings, layer_kinds, text_config
+from landmark.hf.settings import Settings, layer_budgets, layer_kinds, text_config
 from landmark.hf.state import resume_cache
 from landmark.hf.tokenizer import encode, load_tokenizer, opening
 from landmark.index.choose import IndexKind, IndexOptions
@@ -98,7 +97,7 @@ def cache_of(
         for column, layer in enumerate(layers)
     }
     del keys
-    cache = LandmarkCache(model.config, storage=storages.__getitem__, **settings)
+    cache = LandmarkCache(model.config, storage=storages, **settings)
     tensors, metadata = snapshot.state()
     if metadata:
         resume_cache(cache, tensors, metadata, snapshot.blocks, model.device)

@@ -1,7 +1,7 @@
 """`LandmarkCache`: the memories of all layers in the form transformers asks of a cache."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,12 +14,19 @@ from transformers.cache_utils import CacheLayerMixin
 from landmark.blocks import Stream
 from landmark.hf.attention import StreamCall
 from landmark.hf.rope import Rope, Scoring
-from landmark.hf.settings import Settings, chunk_positions, layer_kinds, text_config, trained_positions
+from landmark.hf.settings import (
+    Settings,
+    chunk_positions,
+    layer_budgets,
+    layer_kinds,
+    text_config,
+    trained_positions,
+)
 from landmark.hf.sliding import SlidingWindow
 from landmark.hf.trace import Trace, joined
 from landmark.index.choose import IndexKind, IndexOptions
 from landmark.memory import LayerMemory, Selection
-from landmark.memory.storage import Budgets, ProcessStorage, Storage
+from landmark.memory.storage import ProcessStorage, Storage
 from landmark.ops.rotary import Rotation
 from landmark.store.traffic import Traffic
 
@@ -64,7 +71,7 @@ class LandmarkCache(Cache):
     `index` says how landmarks are searched: a kind ("auto", "exact", "hierarchical", ...) or `IndexOptions`. Keys and
     values of all blocks stay on the device, unless `host_budget` or `device_budget` bound the bytes ("256MB", or a
     number) that all layers together hold in host and device memory: then blocks that do not fit lie in temporary files.
-    `storage` makes the storage of each landmark layer instead of these three.
+    `storage` names the storage of each landmark layer instead of these three.
 
     Raises ValueError when the settings leave no room for a chunk, or for budgets and indexes that mean nothing.
     """
@@ -82,7 +89,7 @@ class LandmarkCache(Cache):
         index: IndexKind | IndexOptions = "auto",
         host_budget: int | str | None = None,
         device_budget: int | str | None = None,
-        storage: Callable[[int], Storage] | None = None,
+        storage: Mapping[int, Storage] | None = None,
     ) -> None:
         given = {"top_k": top_k, "selection": selection, "local_blocks": local_blocks}
         config = text_config(config)
@@ -95,7 +102,7 @@ class LandmarkCache(Cache):
         if storage is None:
             options = IndexOptions(index) if isinstance(index, str) else index
             shared = ProcessStorage(options, layer_budgets(self.settings, config, host_budget, device_budget))
-            storage = lambda layer: shared  # noqa: E731
+            storage = dict.fromkeys(range(len(self._kinds)), shared)
         self._storage = storage
         super().__init__(layers=[*self._fresh_layers()])
         self._columns = 0
@@ -120,7 +127,7 @@ class LandmarkCache(Cache):
             positions=self.settings.positions,
             # Before the first attention a landmark knows nothing of its block: all its keys are the same.
             tied_landmarks=index == 0,
-            storage=self._storage(index),
+            storage=self._storage[index],
         )
 
     @property
@@ -268,20 +275,6 @@ class LandmarkCache(Cache):
         for memory in self.memories:
             memory.crop(tokens + tokens // size)
         self._tokens, self._columns = tokens, self._columns - dropped
-
-
-def layer_budgets(
-    settings: Settings, config: PretrainedConfig, host_budget: int | str | None, device_budget: int | str | None
-) -> Budgets:
-    """The share that each landmark layer of a model has in budgets for all of them.
-
-    Raises ValueError for budgets that are no number of bytes.
-    """
-    heads = config.num_attention_heads
-    groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
-    step_blocks = settings.top_k * (groups if settings.selection != "per_token" else 1)
-    layers = layer_kinds(config).count("landmark")
-    return Budgets.shared(host_budget, device_budget, layers=layers, step_blocks=max(1, step_blocks))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 from landmark.blocks import tokens_that_fit
 from landmark.memory import Positions, Selection
 from landmark.memory.rules import check_rules
+from landmark.memory.storage import Budgets
 
 # Measured on the model in the package (docs/results.md): one block keeps a question in sight while it is answered,
 # and leaves more room for the chunk than two.
@@ -108,3 +109,17 @@ def chunk_positions(settings: Settings, config: PretrainedConfig) -> int:
             " lower block_size, top_k or local_blocks"
         )
     return room
+
+
+def layer_budgets(
+    settings: Settings, config: PretrainedConfig, host_budget: int | str | None, device_budget: int | str | None
+) -> Budgets:
+    """The share that each landmark layer of a model has in budgets for all of them.
+
+    Raises ValueError for budgets that are no number of bytes.
+    """
+    heads = config.num_attention_heads
+    groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    step_blocks = settings.top_k * (groups if settings.selection != "per_token" else 1)
+    layers = layer_kinds(config).count("landmark")
+    return Budgets.shared(host_budget, device_budget, layers=layers, step_blocks=max(1, step_blocks))
