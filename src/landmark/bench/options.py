@@ -165,6 +165,33 @@ class DecodeOptions(ModelOptions):
         at_least_one("steps", self.steps)
 
 
+@dataclass(frozen=True, kw_only=True)
+class IndexSearchOptions(CommonOptions):
+    """Time the search through landmark keys, by every index, beside exact search, the base of the ratios.
+
+    Keys are drawn from a normal distribution with the mean and covariance that the landmarks of the package's model
+    have in the package's book, for one key-value head with two query heads; queries are real ones from the same
+    reading. Floors are of scoring every key. What does not fit, or takes too long to build, is skipped.
+
+      landmark bench index --threads 1
+      landmark bench index --blocks 10000,100000 --contenders hierarchical,hierarchical@0.99,faiss_hnsw --plot index.png
+    """
+
+    blocks: str = "10000,100000,1000000"
+    """Landmark keys in the index, separated by commas."""
+    queries: str = "1,256"
+    """Queries asked at once, separated by commas."""
+    contenders: str = "hierarchical,hierarchical@0.99,faiss_flat,faiss_ivf,faiss_hnsw"
+    """Indexes that run, separated by commas, with @ and a recall for an approximate search. exact always runs."""
+
+    def check(self) -> None:
+        super().check()
+        if self.device != "cpu" or self.dtype not in (None, "float32"):
+            raise ValueError(
+                f"device is {self.device} and dtype {self.dtype}: indexes are compared on a CPU, in float32"
+            )
+
+
 def at_least_one(name: str, value: int | None) -> None:
     """Raises ValueError for a number below 1; None is a default."""
     if value is not None and value < 1:

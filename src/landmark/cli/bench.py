@@ -1,10 +1,10 @@
-"""`landmark bench ops|read|decode`: time and memory beside full attention and beside what the machine can do."""
+"""`landmark bench ops|read|decode|index`: time and memory beside full attention and beside what the machine can do."""
 
 import json
 from collections.abc import Iterable
 from typing import Any
 
-from landmark.bench.options import CommonOptions, DecodeOptions, OpsOptions, ReadOptions
+from landmark.bench.options import CommonOptions, DecodeOptions, IndexSearchOptions, OpsOptions, ReadOptions
 from landmark.cli.eval import print_table, whole_numbers
 from landmark.cli.reading import tokens_read
 
@@ -77,6 +77,30 @@ def run_decode(options: DecodeOptions) -> int:
     return 0
 
 
+def run_index(options: IndexSearchOptions) -> int:
+    """Measure search through landmark keys."""
+    options.check()
+    sizes = whole_numbers("blocks", options.blocks)
+    queries = whole_numbers("queries", options.queries)
+    check_plot(options)
+    from landmark.bench import index
+    from landmark.bench.landmarks import landmarks_of_book
+    from landmark.bench.machine import prepare
+
+    chosen = index.contenders(options.contenders)
+    machine = prepare(options)
+    landmarks = landmarks_of_book()
+    rows = []
+    with tokens_read("bench index", len(sizes) * len(queries) * (options.rounds + 1)) as progress:
+        for blocks in sizes:
+            for row in index.run(machine, landmarks, blocks, queries, chosen, options.rounds, progress):
+                rows.append(row)
+                tell(options, row)
+    figures = ("contender", "ms", "quartiles", "ratio", "recall", "read %", "kept MB", "build s", "over floor", "note")
+    show(options, rows, ("blocks", "queries"), figures)
+    return 0
+
+
 def check_plot(options: CommonOptions) -> None:
     """Raises ValueError, before anything is timed, if a plot is wanted that cannot be drawn."""
     if options.plot is None:
@@ -110,9 +134,13 @@ def for_people(row: dict[str, Any]) -> dict[str, Any]:
     """The columns of a table: milliseconds and 10^6 bytes; empty where nothing was measured."""
     shown = {"note": row["skipped"] or ""} | {name: row.get(name, "") for name in ("contender", "context", "blocks")}
     shown |= {"pass": row.get("pass", ""), "batch": row.get("batch", ""), "case": shape(row)}
+    shown |= {"queries": row.get("queries", ""), "recall": "", "read %": "", "build s": ""}
     if row["skipped"] is not None:
         return shown | dict.fromkeys((*FIGURES[1:-1], "tokens/s"), "")
     lower, upper = (row[f"{side}_quartile_s"] * 1000 for side in ("lower", "upper"))
+    if row["bench"] == "index":
+        shown |= {"recall": f"{row['recall']:.4f}", "build s": row["build_s"]}
+        shown |= {"read %": "" if row["read_share"] is None else f"{100 * row['read_share']:.3g}"}
     return shown | {
         "ms": row["median_s"] * 1000,
         "quartiles": f"{lower:.4g}-{upper:.4g}",

@@ -58,6 +58,7 @@ COMMANDS = (
     Command("bench ops", "landmark.cli.bench:run_ops", "time attention beside causal attention"),
     Command("bench read", "landmark.cli.bench:run_read", "time reading with a long text in memory"),
     Command("bench decode", "landmark.cli.bench:run_decode", "time decoding over contexts of any length"),
+    Command("bench index", "landmark.cli.bench:run_index", "time search through landmark keys"),
 )
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from landmark.index import Resident
 from landmark.index.coarse import Coarse
+from landmark.index.coarse_loops import LANES
 from landmark.index.exact import ExactIndex
 from landmark.index.key_ring import KeyFormat
 
@@ -46,7 +47,8 @@ class HierarchicalIndex(ExactIndex):
             return super().search(query, k, upto)
         best, found, read = (torch.from_numpy(x) for x in self._coarse.search(self._keys, query, k, upto))
         self.read = read
-        if read.sum() > _WORTHWHILE * used * read.numel():
+        # The first tile may be read whole by a query that nothing went before.
+        if read.double().mean() > _WORTHWHILE * used + LANES:
             self._coarse, self._coarse_from = Coarse(len(self._ring.counts), self._recall), 2 * used
         return best, found
 

@@ -27,13 +27,18 @@ COLOURS = {
     "plain": "grey",
     "dense": "grey",
     "flex": "darkgrey",
+    "exact": "black",
+    "hierarchical": "tab:red",
+    "faiss_flat": "grey",
+    "faiss_ivf": "tab:blue",
+    "faiss_hnsw": "tab:purple",
 }
 
 
 def draw(rows: list[Row], path: Path) -> None:
     """Draws the rows of one benchmark (docs/performance.md) into `path`, .png or .svg."""
     bench = rows[0]["bench"]
-    plot = {"ops": _draw_ops, "read": _draw_read, "decode": _draw_decode}[bench]
+    plot = {"ops": _draw_ops, "read": _draw_read, "decode": _draw_decode, "index": _draw_index}[bench]
     figure = plot(rows)
     first = rows[0]
     figure.suptitle(f"landmark bench {bench}: {first['machine']}, threads: {first['threads']}, {first['dtype']}")
@@ -76,6 +81,16 @@ def _draw_decode(rows: list[Row]) -> Figure:
     return figure
 
 
+def _draw_index(rows: list[Row]) -> Figure:
+    by_queries = _grouped(rows, lambda row: row["queries"])
+    figure, grid = _panels(1, len(by_queries))
+    for axes, (queries, some) in zip(grid[0], by_queries.items(), strict=True):
+        _lines(axes, some, "blocks", _milliseconds)
+        title = "one query" if queries == 1 else f"{queries} queries at once"
+        _label(axes, (row["blocks"] for row in some), title, "blocks", "ms a query")
+    return figure
+
+
 def _grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
     groups: dict[Any, list[Row]] = {}
     for row in rows:
@@ -111,16 +126,21 @@ def _lines(axes: Axes, rows: list[Row], x: str, y: Callable[[Row, str], float]) 
         ends = [sorted((y(row, "lower_quartile"), y(row, "upper_quartile"))) for row in own]
         below = [value - low for value, (low, _) in zip(middle, ends, strict=True)]
         above = [high - value for value, (_, high) in zip(middle, ends, strict=True)]
-        colour = COLOURS[contender]
+        colour = _colour(contender)
         places = [row[x] for row in own]
         axes.errorbar(places, middle, yerr=[below, above], label=contender, color=colour, marker="o", capsize=3)
+
+
+def _colour(contender: str) -> str:
+    kind, _, recall = contender.partition("@")
+    return "tab:orange" if recall else COLOURS[kind]
 
 
 def _floors(axes: Axes, rows: list[Row], x: str) -> None:
     """What the machine would take for each contender's work at full speed, dotted in the contender's colour."""
     for contender, own in _by_contender(rows, x):
         floors = [max(row["arithmetic_floor_s"], row["byte_floor_s"]) * 1000 for row in own]
-        axes.plot([row[x] for row in own], floors, ":", color=COLOURS[contender])
+        axes.plot([row[x] for row in own], floors, ":", color=_colour(contender))
 
 
 def _label(axes: Axes, places: Iterable[int], title: str, x: str, y: str) -> None:

@@ -1,0 +1,139 @@
+"""Search through landmark keys: every index beside exact search."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from landmark.bench.compare import Contender, Row, Task, compare
+from landmark.bench.floors import Work
+from landmark.bench.landmarks import Landmarks, drawn_like
+from landmark.bench.machine import Machine
+from landmark.bench.memory import shortage
+from landmark.index import Index
+from landmark.index.choose import IndexKind, IndexOptions, make_index
+from landmark.index.hierarchical import HierarchicalIndex
+
+BASE = "exact"
+# More blocks than these would take many minutes to build.
+_LARGEST = {"faiss_ivf": 1_000_000, "faiss_hnsw": 100_000}
+
+
+@dataclass(frozen=True)
+class Built:
+    """An index with all keys in it, or the reason why there is none."""
+
+    name: str
+    index: Index | None = None
+    missing: str | None = None
+    seconds: float = 0.0
+
+
+def contenders(names: str) -> dict[str, IndexOptions]:
+    """Indexes by name, exact search first; NAME@RECALL asks for less than all of the best.
+
+    Raises ValueError for names that mean nothing.
+    """
+    known: dict[str, IndexKind] = {kind: kind for kind in get_args(IndexKind) if kind != "auto"}
+    chosen = {BASE: IndexOptions(BASE)}
+    for name in names.split(","):
+        kind, _, recall = name.strip().partition("@")
+        if kind not in known:
+            raise ValueError(f"contender {kind!r} is none: choose from {', '.join(known)}, or hierarchical@0.99")
+        try:
+            chosen[name.strip()] = IndexOptions(known[kind], recall=float(recall or 1))
+        except ValueError as error:
+            raise ValueError(f"contender {name!r}: {error}") from error
+    return chosen
+
+
+def run(
+    machine: Machine,
+    landmarks: Landmarks,
+    blocks: int,
+    queries: Sequence[int],
+    options: dict[str, IndexOptions],
+    rounds: int,
+    progress: Callable[[int], object],
+) -> Iterator[Row]:
+    """The rows of so many blocks; `progress` is told of `rounds + 1` steps for each number of queries."""
+    generator = torch.Generator().manual_seed(0)
+    copies = 1 + sum(blocks <= _LARGEST.get(chosen.kind, blocks) for chosen in options.values())
+    lack = shortage(4 * landmarks.keys.shape[1] * blocks * copies, machine.device)
+    keys = drawn_like(landmarks.keys, blocks if lack is None else 1, generator)[None]
+    built = [_build(name, chosen, keys, landmarks.queries[None, :, :64], lack) for name, chosen in options.items()]
+    del keys
+    for count in queries:
+        places = torch.randint(landmarks.queries.shape[1], (count,), generator=generator)
+        yield from _search(
+            machine, built, landmarks.queries[None, :, places], landmarks.top_k, blocks, rounds, progress
+        )
+
+
+def _build(name: str, options: IndexOptions, keys: Tensor, query: Tensor, lack: str | None) -> Built:
+    """Searches once, too: some of the building waits for the first queries."""
+    largest = _LARGEST.get(options.kind)
+    if lack is not None:
+        return Built(name, missing=lack)
+    if largest is not None and keys.shape[1] > largest:
+        return Built(name, missing=f"not built for more than {largest:,} blocks: it takes many minutes")
+    try:
+        index = make_index(options, 1, None, tied=False, device=keys.device)
+    except ValueError as error:
+        return Built(name, missing=str(error))
+    started = time.perf_counter()
+    index.append(0, keys)
+    index.search(query, 1, [keys.shape[1]])
+    return Built(name, index, seconds=time.perf_counter() - started)
+
+
+def _search(
+    machine: Machine,
+    built: list[Built],
+    query: Tensor,
+    k: int,
+    blocks: int,
+    rounds: int,
+    progress: Callable[[int], object],
+) -> list[Row]:
+    """Times are of one query, of all its heads."""
+    heads, count, dim = query.shape[1:]
+    what: Row = {
+        "bench": "index",
+        "blocks": blocks,
+        "queries": count,
+        "heads": heads,
+        "kv_heads": 1,
+        "head_dim": dim,
+        "top_k": k,
+    }
+    work = Work(2 * dim * heads * blocks, 4 * dim * blocks // count)
+    made = [_contender(one, query, k, blocks, work) for one in built]
+    rows = compare(machine, Task(what, BASE, units=count), made, rounds, progress)
+    exact = built[0].index
+    wanted = None if exact is None else exact.search(query, k, [blocks])[1]
+    return [row | _found(one, query, wanted, k, blocks) for row, one in zip(rows, built, strict=True)]
+
+
+def _contender(built: Built, query: Tensor, k: int, blocks: int, work: Work) -> Contender:
+    index = built.index
+    if index is None:
+        return Contender(built.name, missing=built.missing)
+    return Contender(
+        built.name, lambda: index.search(query, k, [blocks]), work=lambda: work, kept_bytes=lambda: index.nbytes
+    )
+
+
+def _found(built: Built, query: Tensor, wanted: Tensor | None, k: int, blocks: int) -> Row:
+    """What share of the exact best was found, and what share of the keys was read for it where that is known."""
+    if built.index is None or wanted is None:
+        return {"recall": None, "read_share": None, "build_s": None}
+    found = built.index.search(query, k, [blocks])[1]
+    read = None
+    if isinstance(built.index, HierarchicalIndex) and built.index.read is not None:
+        read = built.index.read.double().mean().item() / blocks
+    recall = (wanted[..., None] == found[..., None, :]).any(-1).double().mean().item()
+    return {"recall": recall, "read_share": read, "build_s": built.seconds}

@@ -1,0 +1,76 @@
+"""Landmark keys and queries as a real text gives them: the package's model reads the package's book."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import landmark
+from landmark.assets import book_path, model_path
+from landmark.data.text import read_text
+from landmark.hf.tokenizer import encode, load_tokenizer, only_errors
+from landmark.index import Index
+from landmark.index.exact import ExactIndex
+from landmark.memory.storage import ProcessStorage
+
+LAYER = 2  # of the model's four; in the first all landmarks are alike
+TOKENS = 60_000
+
+
+class Landmarks(NamedTuple):
+    """One key-value head of one layer: `keys [n,D]` of the blocks in memory, and `queries [H,m,D]` over that text."""
+
+    keys: Tensor
+    queries: Tensor
+    top_k: int
+
+
+class _Recording(ExactIndex):
+    """Remembers what it was asked."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.asked: list[Tensor] = []
+
+    def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
+        self.asked.append(query)
+        return super().search(query, k, upto)
+
+
+@dataclass(frozen=True)
+class _RecordingStorage(ProcessStorage):
+    indexes: tuple[_Recording, ...] = ()
+
+    def index(self, rows: int, max_blocks: int | None, *, tied: bool, device: torch.device) -> Index:
+        return self.indexes[0]
+
+
+def landmarks_of_book(tokens: int = TOKENS) -> Landmarks:
+    """Reads the beginning of the book, which takes a quarter of a minute."""
+    only_errors()
+    model = landmark.from_pretrained(model_path())
+    tokenizer = load_tokenizer(model_path(), model)
+    ids = encode(tokenizer, read_text(book_path())).ids[:tokens]
+    index = _Recording(1)
+    usual, recording = ProcessStorage(), _RecordingStorage(indexes=(index,))
+    layers = range(model.config.num_hidden_layers)
+    cache = landmark.LandmarkCache(
+        model.config, storage={layer: recording if layer == LAYER else usual for layer in layers}
+    )
+    landmark.read(model, ids, cache)
+    count = int(index.numbers(torch.device("cpu")).max()) + 1
+    keys = index.keys(torch.arange(count)[None])[0]
+    group = index.asked[0].shape[1] // len(keys)
+    queries = torch.cat(index.asked, dim=2)[0, :group]
+    return Landmarks(keys[0], queries, cache.settings.top_k)
+
+
+def drawn_like(keys: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Keys `[count,D]` from a normal distribution with the mean and covariance of `keys [n,D]`."""
+    root = torch.linalg.cholesky(torch.cov(keys.T.double())).float()
+    drawn = torch.empty(count, keys.shape[1])
+    for some in drawn.split(1 << 20):
+        torch.matmul(torch.randn(some.shape, generator=generator), root.T, out=some)
+        some += keys.mean(0)
+    return drawn
