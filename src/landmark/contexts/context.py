@@ -132,6 +132,16 @@ class Context:
         return self._library.snapshot.path
 
     @property
+    def header(self) -> dict[str, Any]:
+        """What it remembers of the model that read it."""
+        return self._library.snapshot.header
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that were committed."""
+        return self._library.snapshot.blocks
+
+    @property
     def documents(self) -> list[Document]:
         """Names and sizes of the documents, in the order in which they came."""
         return self._library.documents
