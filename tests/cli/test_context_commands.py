@@ -125,6 +125,7 @@ def test_contexts_are_listed_checked_exported_and_deleted(context, tmp_path, cap
         (["contexts", "export", "{context}", "--out", "{book}"], "exists"),
         (["contexts", "delete", "{tmp}", "--yes"], "not a context"),
         (["contexts", "rm"], "did you mean"),
+        (["read", "--out", "{tmp}/new"], "nothing to read"),
     ],
 )
 def test_mistakes_harm_nothing(context, files, tmp_path, arguments, said, capsys):
@@ -139,6 +140,20 @@ def test_mistakes_harm_nothing(context, files, tmp_path, arguments, said, capsys
     assert said in output.err
     assert output.err.count("\n") == 1
     assert cli.main(["contexts", "verify", str(context)]) == 0
+
+
+def test_what_an_interruption_left_unread_is_told_and_read(tmp_path, files, model_folder, capsys, monkeypatch):
+    path = tmp_path / "library"
+    with monkeypatch.context() as patch:
+        patch.setattr("landmark.contexts.context.Context.read", lambda self, progress: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cli.main(["read", "--model", str(model_folder), "--out", str(path), *files])
+    assert cli.main(["ask", str(path), "jim", "--max-new-tokens", "1"]) == 0
+    assert f"not read yet: run landmark append {path}" in capsys.readouterr().err
+    assert cli.main(["append", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["new_tokens"] > 100
+    assert cli.main(["ask", str(path), "jim", "--max-new-tokens", "1"]) == 0
+    assert "not read yet" not in capsys.readouterr().err
 
 
 def test_another_text_under_a_known_name_is_refused(context, files, tmp_path, capsys):

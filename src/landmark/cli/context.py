@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from landmark.cli.reading import load, tokens_read
 
@@ -38,7 +38,7 @@ class Memory:
 class ReadOptions(Memory):
     """Read texts into a new context on disk, or go on with one where an interruption left it."""
 
-    files: Positional[tuple[str, ...]]
+    files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")]
     """Texts to read, in this order: UTF-8 files, - for standard input, or the other sources of `landmark train`."""
     out: Path
     """Folder of the context. If it exists, the same command goes on with it: documents that it holds are left out."""
@@ -52,10 +52,11 @@ class ReadOptions(Memory):
 class AppendOptions(Memory):
     """Add texts to a context, and read them."""
 
-    context: Positional[Path]
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
     """Folder of the context."""
-    files: Positional[tuple[str, ...]]
-    """Texts to add, as for `landmark read`; the ones that the context holds already are left out."""
+    files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")]
+    """Texts to add, as for `landmark read`; the ones that the context holds already are left out. Without any, what was
+    added and not read is read."""
     model: Path | None = None
     """Folder of the model that read the context; default: where it was then."""
     json: bool = False
@@ -66,9 +67,9 @@ class AppendOptions(Memory):
 class AskOptions(Memory):
     """Continue a prompt after a context, and show where in its documents the model looked."""
 
-    context: Positional[Path]
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
     """Folder of the context; it is not changed."""
-    prompt: Positional[str]
+    prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
     """What is continued, word for word."""
     model: Path | None = None
     """Folder of the model that read the context; default: where it was then."""
@@ -88,6 +89,8 @@ class AskOptions(Memory):
 
 def run_read(options: ReadOptions) -> int:
     """Make or open the context, add what it lacks, read."""
+    if not options.files and not options.out.exists():
+        raise ValueError("there is nothing to read: name at least one file, or - for standard input")
     documents = list(named_texts(options.files))
     from landmark.contexts.context import Context
 
@@ -138,7 +141,7 @@ def run_ask(options: AskOptions) -> int:
     print(flush=True)
     print(f"answered from {context.tokens_read:,} tokens in {seconds:.2f} s", file=sys.stderr)
     if unread := context.tokens - context.tokens_read:
-        print(f"{unread:,} tokens more are not read yet: run the interrupted command again", file=sys.stderr)
+        print(f"{unread:,} tokens more are not read yet: run landmark append {options.context}", file=sys.stderr)
     for source in answer.sources:
         print(
             f"\n{source.document}, characters {source.first}:{source.last}, weight {source.weight:.3f}\n"

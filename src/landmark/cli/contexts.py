@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 DAMAGED = 1
 
@@ -16,7 +17,7 @@ DAMAGED = 1
 class ListOptions:
     """List the contexts in a folder."""
 
-    folder: Positional[Path] = Path(".")
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")] = Path(".")
     """The folder that the contexts' own folders are in."""
     json: bool = False
     """Print one JSON object per context."""
@@ -26,7 +27,7 @@ class ListOptions:
 class ContextOptions:
     """One context."""
 
-    context: Positional[Path]
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
     """Folder of the context."""
     json: bool = False
     """Print JSON instead of text."""
@@ -36,7 +37,7 @@ class ContextOptions:
 class DeleteOptions:
     """Delete a context with all its files; forks of it keep theirs."""
 
-    context: Positional[Path]
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
     """Folder of the context."""
     yes: bool = False
     """Do not ask."""
@@ -46,7 +47,7 @@ class DeleteOptions:
 class ExportOptions:
     """Write what was committed to one tar file, which can be unpacked and opened anywhere."""
 
-    context: Positional[Path]
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
     """Folder of the context."""
     out: Path
     """File to write; it must not exist."""
