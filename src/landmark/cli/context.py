@@ -181,7 +181,7 @@ def grow(context: "Context", documents: list[tuple[str, str]], *, as_json: bool)
         new = missing(context, documents)
         before, started = context.tokens_read, time.perf_counter()
         context.add(new)
-        with tokens_read(f"reading {len(new)} documents", context.tokens - before) as progress:
+        with tokens_read(f"reading into {context.path.name}", context.tokens - before) as progress:
             context.read(progress=progress)
         seconds = time.perf_counter() - started
         figures = {

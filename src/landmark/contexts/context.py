@@ -182,7 +182,8 @@ class Context:
         for number, (name, text) in enumerate(documents):
             tokens = opening.tokenized(self.tokenizer, text, first=empty and number == 0)
             self._library.add(name, text, tokens)
-        self._commit()
+        if documents:
+            self._commit()
 
     def read(self, *, progress: Callable[[int], Any] | None = None) -> None:
         """Reads all documents that were not read yet, and commits; goes on where an earlier call was interrupted."""
