@@ -17,7 +17,6 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 # The trials are the tests' own, of which the tests do few and this does many.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "contexts"))
 
-from faults import LOSSES, FaultyDisk, PowerCut, Session, content
+from faults import LOSSES, FaultyDisk, PowerCut, Session, content, refuse_a_call
 from flips import REGIONS, committed_byte, flipped, read_all
 from killing import kill_once, read_meanwhile
 from made import HEADER, LAYOUT, add, commit, short_segments
@@ -126,13 +125,7 @@ def refused_calls(root: Path) -> dict[str, int]:
     for number in (errno.ENOSPC, errno.EIO):
         for at in range(1, calls + 1):
             place = root / f"{number}at{at}"
-            place.mkdir()
-            faulty, session = FaultyDisk(place), Session(place)
-            with faulty.failing(at, OSError(number, "refused")), suppress(OSError):
-                session.run()
-            session.check()
-            session.run()
-            session.check()
+            refuse_a_call(place, at, number)
             shutil.rmtree(place)
     return {"calls": calls, "refused": 2 * calls}
 

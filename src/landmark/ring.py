@@ -45,6 +45,16 @@ class BlockRing:
             self.data = grown
         return self.data
 
+    @property
+    def modulus(self) -> int:
+        """Block number a lies at slot `a % modulus`."""
+        assert self.data is not None, "a ring without blocks has no slots"
+        return self.data.shape[2] if self.max_blocks is None else self.max_blocks
+
+    def oldest(self, row: int) -> int:
+        """Number of the oldest block that a row keeps."""
+        return self.counts[row] - kept_of(self.counts[row], self.max_blocks)
+
     def slots(self, numbers: Tensor) -> Tensor:
         """Slots of block numbers; of -1, which stands for no block, slot 0."""
         numbers = numbers.clamp(min=0)

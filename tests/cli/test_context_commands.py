@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -154,6 +155,13 @@ def test_what_an_interruption_left_unread_is_told_and_read(tmp_path, files, mode
     assert json.loads(capsys.readouterr().out)["new_tokens"] > 100
     assert cli.main(["ask", str(path), "jim", "--max-new-tokens", "1"]) == 0
     assert "not read yet" not in capsys.readouterr().err
+
+
+def test_the_commands_know_every_index():
+    from landmark.cli.context import Memory
+    from landmark.index.choose import IndexKind
+
+    assert get_args(get_type_hints(Memory)["index"]) == get_args(IndexKind)
 
 
 def test_another_text_under_a_known_name_is_refused(context, files, tmp_path, capsys):

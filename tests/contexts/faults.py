@@ -4,7 +4,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,3 +217,15 @@ def content(name: str, generation: int) -> Content:
         blocks = tuple(own + number * 100 + step for step in range((number * 2 + 3) % 5))
         held = Content(held.documents + documents, held.blocks + blocks, number + 1)
     return held
+
+
+def refuse_a_call(root: Path, at: int, number: int) -> None:
+    """Lets call `at` of a session in `root` raise an OSError; checks what it left, goes on to the end, checks again."""
+    root.mkdir()
+    faulty, session = FaultyDisk(root), Session(root)
+    # Where cleaning up after an earlier error is what is refused, nobody hears of it, and nobody needs to.
+    with faulty.failing(at, OSError(number, "refused")), suppress(OSError):
+        session.run()
+    session.check()
+    session.run()
+    session.check()

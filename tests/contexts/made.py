@@ -31,6 +31,9 @@ class Content:
     state: int = 0
 
 
+HELD = Content((1, 2), (3, 4), 1)  # what the fixture `path` holds
+
+
 def block(layer: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Keys `[Hkv,stride,D]`, values `[Hkv,stride,Dv]` and landmark keys `[Hkv,D]` of a block."""
     shape, random = LAYOUT.blocks[layer], np.random.default_rng((layer, seed))

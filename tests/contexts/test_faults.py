@@ -5,7 +5,7 @@ from contextlib import suppress
 from itertools import product
 
 import pytest
-from faults import LOSSES, FaultyDisk, PowerCut, Session
+from faults import LOSSES, FaultyDisk, PowerCut, Session, refuse_a_call
 from made import HEADER, LAYOUT, Content, add, check, commit
 
 from landmark.contexts.checking import verify
@@ -61,15 +61,7 @@ def cut_twice(root, at, again, lost):
 def test_refused_call(tmp_path, number):
     total = calls_of_a_session(tmp_path / "whole")
     for at in range(1 + number % STEP, total + 1, STEP):
-        root = tmp_path / str(at)
-        root.mkdir()
-        faulty, session = FaultyDisk(root), Session(root)
-        # Where cleaning up after an earlier error is what is refused, nobody hears of it, and nobody needs to.
-        with faulty.failing(at, OSError(number, "refused")), suppress(OSError):
-            session.run()
-        session.check()
-        session.run()
-        session.check()
+        refuse_a_call(tmp_path / str(at), at, number)
 
 
 def killed_in_the_second_commit(root, at, seed):

@@ -4,7 +4,7 @@ import errno
 import tarfile
 
 import pytest
-from made import HEADER, LAYOUT, Content, add, check, commit, names, short_segments
+from made import HEADER, HELD, LAYOUT, Content, add, check, commit, names, short_segments
 
 from landmark.contexts import disk
 from landmark.contexts.checking import verify
@@ -14,16 +14,6 @@ from landmark.contexts.forking import fork
 from landmark.contexts.listing import find, info
 from landmark.contexts.reading import open_reader
 from landmark.contexts.writing import create, open_writer
-
-HELD = Content((1, 2), (3, 4), 1)
-
-
-@pytest.fixture
-def path(tmp_path):
-    path = tmp_path / "one"
-    with create(path, HEADER, LAYOUT) as writer:
-        commit(writer, add(writer, Content(), (1, 2), (3, 4)))
-    return path
 
 
 def test_a_fork_shares_its_files_and_goes_on_alone(path, tmp_path):

@@ -6,23 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made import HEADER, LAYOUT, Content, add, check, commit, short_segments
+from made import HEADER, HELD, LAYOUT, Content, add, check, commit, short_segments
 
 from landmark.contexts import disk, lock
 from landmark.contexts.manifest import Layout, publish, read_manifest
 from landmark.contexts.reading import open_reader
 from landmark.contexts.writing import create, open_writer
-
-
-@pytest.fixture
-def path(tmp_path):
-    path = tmp_path / "one"
-    with create(path, HEADER, LAYOUT) as writer:
-        commit(writer, add(writer, Content(), (1, 2), (3, 4)))
-    return path
-
-
-HELD = Content((1, 2), (3, 4), 1)
 
 
 def test_a_second_writer_is_told_of_the_first(path):

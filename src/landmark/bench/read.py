@@ -14,7 +14,7 @@ from landmark.bench.machine import Machine
 from landmark.bench.memory import shortage
 from landmark.bench.models import Subject
 from landmark.bench.options import ReadOptions
-from landmark.blocks import stream_length, tokens_that_fit
+from landmark.blocks import stream_length
 from landmark.hf import LandmarkCache
 
 BASE = "no memory"
@@ -24,8 +24,7 @@ LAYERS = 6
 def check(subject: Subject, options: ReadOptions, contexts: list[int]) -> None:
     """Raises ValueError for a chunk that does not fit, or a context that the rounds would have to begin before."""
     cache = LandmarkCache(subject.model.config)
-    size = cache.settings.block_size
-    fits = tokens_that_fit(cache.chunk_positions, size, size - 1)
+    fits = cache.chunk_tokens
     if options.chunk > fits:
         raise ValueError(f"chunk is {options.chunk}: at most {fits} ordinary tokens fit the trained range")
     ahead = _read_before(options)

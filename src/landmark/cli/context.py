@@ -169,16 +169,16 @@ def model_of(context: Path, model: Path | None) -> Path | None:
 
     If it is another one after all, opening the context says so.
     """
-    from landmark.contexts.listing import info
+    from landmark.contexts.manifest import read_manifest
 
-    recorded = Path(info(context)["header"]["model"])
-    return model or (recorded if recorded.is_dir() else None)
+    recorded = read_manifest(context).header["model"]
+    return model or (Path(recorded) if recorded and Path(recorded).is_dir() else None)
 
 
 def grow(context: "Context", documents: list[tuple[str, str]], *, as_json: bool) -> int:
     """Add the documents that the context does not hold, read all that is unread, and tell the figures."""
     with context:
-        new = missing(context, documents)
+        new = context.missing(documents)
         before, started = context.tokens_read, time.perf_counter()
         context.add(new)
         with tokens_read(f"reading into {context.path.name}", context.tokens - before) as progress:
@@ -199,24 +199,3 @@ def grow(context: "Context", documents: list[tuple[str, str]], *, as_json: bool)
                 f" {figures['documents']} documents, {figures['tokens']:,} tokens in all"
             )
     return 0
-
-
-def missing(context: "Context", documents: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The documents that the context does not hold; raises ValueError for another text under a known name."""
-    known = {document.name: document for document in context.documents}
-    new = []
-    for name, text in documents:
-        if name not in known:
-            new.append((name, text))
-        elif known[name].crc32 != crc_of(text):
-            raise ValueError(
-                f"{context.path} holds another text named {name}: rename the file, or read into another context"
-            )
-    return new
-
-
-def crc_of(text: str) -> int:
-    """The checksum that a context keeps of a document's text."""
-    import zlib
-
-    return zlib.crc32(text.encode("utf-8"))

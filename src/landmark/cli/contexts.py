@@ -76,7 +76,7 @@ def run_info(options: ContextOptions) -> int:
     if options.json:
         print(json.dumps({**found, "documents": documents}))
         return 0
-    header = found.pop("header")
+    header, _ = found.pop("header"), found.pop("documents")
     told = found | {"model": header["model"]} | header["settings"] | header["fingerprint"]
     for name, value in told.items():
         print(f"{name}: {value}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from landmark.allocator import return_freed_pages
-from landmark.blocks import tokens_that_fit
 from landmark.contexts import opening
 from landmark.contexts.forking import fork
 from landmark.contexts.library import Library, Source
@@ -172,6 +171,13 @@ class Context:
         self.add([(name, text)])
         self.read(progress=progress)
 
+    def missing(self, documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of the documents, pairs of a name and a text, that are not in it.
+
+        Raises ValueError for another text under a name that is.
+        """
+        return self._library.missing(documents)
+
     def add(self, documents: Iterable[tuple[str, str]]) -> None:
         """Adds documents, pairs of a name and a text, in one commit, to be read by `read`; errors as of `append`."""
         self._check_growing()
@@ -191,11 +197,9 @@ class Context:
         if self.tokens_read == self.tokens:
             return
         self._interrupted = True  # until the end: layers that were stopped in the middle of a chunk differ
-        size = self.cache.settings.block_size
-        chunk = tokens_that_fit(self.cache.chunk_positions, size, size - 1)
         committed = time.monotonic()
         while (start := self.tokens_read) < self.tokens:
-            ids = self._library.slice(start, min(self.tokens, start + _CHUNKS * chunk))[:, 0]
+            ids = self._library.slice(start, min(self.tokens, start + _CHUNKS * self.cache.chunk_tokens))[:, 0]
             read(self.model, torch.from_numpy(ids.astype("int64")), self.cache, progress=progress)
             if time.monotonic() - committed > COMMIT_SECONDS:
                 self._commit()

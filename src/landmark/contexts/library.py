@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from landmark.contexts.disk import OpenFile
 from landmark.contexts.reading import Snapshot
 from landmark.contexts.segments import Document
 from landmark.contexts.writing import Writer
 from landmark.hf import Span
-
-_TOKEN = np.dtype(("<u4", 3))  # its id, its first and last character in the document
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,21 @@ class Library:
     @property
     def tokens(self) -> int:
         """Tokens of all documents together."""
-        return self._committed + sum(len(tokens) for _, _, tokens in self._added)
+        return self.snapshot.manifest.token_count + sum(len(tokens) for _, _, tokens in self._added)
 
-    @property
-    def _committed(self) -> int:
-        return sum(segment.entry.tokens.bytes for segment in self.snapshot.segments) // _TOKEN.itemsize
+    def missing(self, documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The documents, names and texts, that are not there; ValueError for another text under a known name."""
+        known = {document.name: document.crc32 for document in self.documents}
+        new = []
+        for name, text in documents:
+            if name not in known:
+                new.append((name, text))
+            elif known[name] != zlib.crc32(text.encode("utf-8")):
+                raise ValueError(
+                    f"{self.snapshot.path} holds another text named {name}: rename the file, or read into another "
+                    "context"
+                )
+        return new
 
     def add(self, name: str, text: str, tokens: np.ndarray, source: str | None = None) -> None:
         """Adds a document with its `tokens`, uint32 [n,3]; one that goes to the writer is there after its commit."""
@@ -74,12 +81,10 @@ class Library:
         """Tokens `start:stop` of the context, uint32 [n,3]. Their bytes are not checked: that is for `verify`."""
         found, first = [], 0
         for segment in self.snapshot.segments:
-            count = segment.entry.tokens.bytes // _TOKEN.itemsize
+            count = segment.entry.token_count
             low, high = max(0, start - first), min(count, stop - first)
             if low < high:
-                file = OpenFile(segment.path("tokens"))
-                data = file.read((high - low) * _TOKEN.itemsize, low * _TOKEN.itemsize)
-                found.append(np.frombuffer(data, "<u4").reshape(-1, 3))
+                found.append(segment.token_slice(low, high))
             first += count
         for document, _, tokens in self._added:
             first = document.first_token
@@ -98,18 +103,20 @@ class Library:
         documents = [document for document in self.documents if document.tokens]
         firsts = [document.first_token for document in documents]
         known = [span for span in spans if span.start < self.tokens][:limit]
+        texts: dict[int, str] = {}  # of documents that several spans are of
         found = []
         for span in known:
             place = max(0, bisect_right(firsts, span.start) - 1)
             while place < len(documents) and firsts[place] < span.stop:
-                found.append(self._source(span, documents[place]))
+                if place not in texts:
+                    texts[place] = self.text(documents[place])
+                found.append(self._source(span, documents[place], texts[place]))
                 place += 1
         return found
 
-    def _source(self, span: Span, document: Document) -> Source:
+    def _source(self, span: Span, document: Document, text: str) -> Source:
         start = max(span.start, document.first_token)
         stop = min(span.stop, document.first_token + document.tokens)
         places = self.slice(start, stop)[:, 1:]
         first, last = int(places[0, 0]), int(places[-1, 1])
-        text = self.text(document)[first:last]
-        return Source(document.name, first, last, span.block, start, stop, span.weight, text)
+        return Source(document.name, first, last, span.block, start, stop, span.weight, text[first:last])

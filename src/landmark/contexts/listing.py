@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from landmark.contexts.manifest import TOKEN, has_manifest
+from landmark.contexts.manifest import has_manifest
 from landmark.contexts.reading import open_reader
 
 
@@ -27,7 +27,7 @@ def info(path: str | Path) -> dict[str, Any]:
         "path": str(path),
         "generation": manifest.generation,
         "documents": len(snapshot.documents()),
-        "tokens": sum(entry.tokens.bytes for entry in manifest.segments) // TOKEN.itemsize,
+        "tokens": manifest.token_count,
         "text_bytes": sum(entry.text.bytes for entry in manifest.segments),
         "blocks": manifest.blocks,
         "segments": len(manifest.segments),

@@ -72,6 +72,11 @@ class SegmentEntry:
     text: Extent = Extent()
     documents: Extent = Extent()
 
+    @property
+    def token_count(self) -> int:
+        """Tokens of its documents."""
+        return self.tokens.bytes // TOKEN.itemsize
+
     def sizes(self, layout: Layout) -> dict[str, int]:
         """Committed bytes of each of the segment's files."""
         return {
@@ -103,6 +108,11 @@ class Manifest:
         """Committed bytes of all files but the manifest."""
         state = self.state.bytes if self.state else 0
         return state + sum(sum(segment.sizes(self.layout).values()) for segment in self.segments)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of all documents."""
+        return sum(segment.token_count for segment in self.segments)
 
     @property
     def state_name(self) -> str:

@@ -17,7 +17,7 @@ from landmark.hf.settings import Settings, layer_budgets, layer_kinds, text_conf
 from landmark.hf.state import resume_cache
 from landmark.hf.tokenizer import encode, load_tokenizer, opening
 from landmark.index.choose import IndexKind, IndexOptions
-from landmark.memory import LayerMemory
+from landmark.memory import LayerMemory, Selection
 from landmark.store.records import BlockShape
 
 if TYPE_CHECKING:
@@ -79,14 +79,15 @@ def cache_of(
     index: IndexKind | IndexOptions = "auto",
     host_budget: int | str | None = None,
     device_budget: int | str | None = None,
-    **settings: Any,
+    top_k: int | None = None,
+    selection: Selection | None = None,
+    local_blocks: int | None = None,
 ) -> LandmarkCache:
-    """A cache that goes on where the context ends; `settings` override those with which it was read."""
+    """A cache that goes on where the context ends; settings that are given override those with which it was read."""
     options = IndexOptions(index) if isinstance(index, str) else index
+    given = {"top_k": top_k, "selection": selection, "local_blocks": local_blocks}
     kept = snapshot.header["settings"]
-    settings = {name: kept[name] for name in ("top_k", "selection", "local_blocks")} | {
-        name: value for name, value in settings.items() if value is not None
-    }
+    settings: dict[str, Any] = {name: kept[name] if value is None else value for name, value in given.items()}
     config = text_config(model.config)
     layers = [layer for layer, kind in enumerate(layer_kinds(config)) if kind == "landmark"]
     host_budget = DEFAULT_HOST_BUDGET if host_budget is None else host_budget

@@ -96,6 +96,11 @@ class Segment:
         """Id, start and stop character of each token, uint32 `[n,3]`."""
         return np.frombuffer(read_extent(OpenFile(self.path("tokens")), self.entry.tokens), TOKEN)
 
+    def token_slice(self, start: int, stop: int) -> np.ndarray:
+        """Some of its tokens, uint32 `[n,3]`, unchecked: the checksum is of all of them."""
+        data = OpenFile(self.path("tokens")).read((stop - start) * TOKEN.itemsize, start * TOKEN.itemsize)
+        return np.frombuffer(data, TOKEN)
+
     def text(self, document: Document) -> str:
         """The text of one of its documents."""
         path = self.path("text")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from landmark.blocks import stream_length, tokens_that_fit
+from landmark.blocks import stream_length
 from landmark.hf import LandmarkCache
 from landmark.hf.settings import Settings, text_config, trained_positions
 
@@ -63,7 +63,7 @@ class Reading:
                 raise ValueError("local and local_blocks both say how far local attention sees: give one of them")
             top_k, local_blocks = 0, _blocks_in_sight(local, size) if local is not None else local_blocks
         cache = LandmarkCache(config, top_k=top_k, local_blocks=local_blocks)
-        fits = tokens_that_fit(cache.chunk_positions, size, size - 1)
+        fits = cache.chunk_tokens
         chunk = size if attention == "local" else local or fits
         if chunk > fits:
             raise ValueError(

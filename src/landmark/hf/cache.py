@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-from landmark.blocks import Stream
+from landmark.blocks import Stream, tokens_that_fit
 from landmark.hf.attention import StreamCall
 from landmark.hf.rope import Rope, Scoring
 from landmark.hf.settings import (
@@ -133,6 +133,12 @@ class LandmarkCache(Cache):
     @property
     def memories(self) -> list[LayerMemory | SlidingWindow]:
         return [layer.memory for layer in self.layers]  # type: ignore[union-attr]
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Ordinary tokens that fit a chunk, wherever in a block it begins."""
+        size = self.settings.block_size
+        return tokens_that_fit(self.chunk_positions, size, size - 1)
 
     @property
     def nbytes(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from landmark.blocks import Stream, check_phase, tokens_that_fit
+from landmark.blocks import Stream, check_phase
 from landmark.hf.attention import WholeCall
 from landmark.hf.cache import LandmarkCache, ReadingCall
 from landmark.hf.rope import Rope, identity, rotation
@@ -155,7 +155,7 @@ def _read_all_but_the_last_chunk(
     base: nn.Module, cache: LandmarkCache, tokens: Tensor, real: Tensor, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor, list[Any]]:
     """Cuts an input that is longer than a chunk; the last chunk is left to the forward that is under way."""
-    fits = tokens_that_fit(cache.chunk_positions, cache.settings.block_size, cache.settings.block_size - 1)
+    fits = cache.chunk_tokens
     name = "input_ids" if tokens.dim() == 2 else "inputs_embeds"
     earlier = []
     while tokens.shape[1] > fits:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from landmark.blocks import tokens_that_fit
 from landmark.hf.cache import LandmarkCache
 
 
@@ -30,8 +29,7 @@ def read(
     cache = LandmarkCache(model.config) if cache is None else cache
     ids = torch.as_tensor(input_ids)
     ids = ids[None] if ids.dim() == 1 else ids
-    size = cache.settings.block_size
-    fits = tokens_that_fit(cache.chunk_positions, size, size - 1)
+    fits = cache.chunk_tokens
     if chunk_size is not None and not 1 <= chunk_size <= fits:
         raise ValueError(f"chunk_size is {chunk_size}: 1 to {fits} ordinary tokens fit the trained range")
     for piece in ids.split(chunk_size or fits, dim=1):

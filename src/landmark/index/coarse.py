@@ -15,7 +15,6 @@ from landmark.index.basis import Array, basis_for
 from landmark.index.coarse_loops import CODES, LANES, LARGEST, encode, search_codes
 from landmark.index.key_ring import KeyRing
 from landmark.ops.compiled import in_parts
-from landmark.ring import BlockRing, kept_of
 
 _GROWTH = 8  # a basis is made anew when there are so many times the blocks it was made for
 _SAMPLE = 8192  # keys that it is made from
@@ -52,12 +51,12 @@ class Coarse:
         """Scores and numbers `[B,H,T,k]` as `Index.search` gives them, and how many keys were read `[B,H,T]`."""
         ring, queries = keys.ring, query.contiguous().numpy()
         arrays = self._with_all(keys, queries)
-        bounds = np.array([(_oldest(ring, n), min(n, end)) for n, end in zip(ring.counts, upto, strict=True)])
+        bounds = np.array([(ring.oldest(row), min(ring.counts[row], end)) for row, end in enumerate(upto)])
         best = np.empty((*queries.shape[:3], k), queries.dtype)
         found, read = np.empty(best.shape, np.int64), np.empty(best.shape[:3], np.int64)
         inputs = *keys.arrays(), *arrays, bounds, queries.reshape(-1, queries.shape[3])
         outputs = best.reshape(-1, k), found.reshape(-1, k), read.reshape(-1)
-        modulus, shrink = _modulus(ring), self._shrink(queries.shape[3])
+        modulus, shrink = ring.modulus, self._shrink(queries.shape[3])
         in_parts(
             lambda start, stop: search_codes(*inputs, *outputs, modulus, shrink, start, stop),
             read.size,
@@ -92,7 +91,7 @@ class Coarse:
         ring = keys.ring
         arrays = self._arrays = _with_room(self._arrays, keys, queries.dtype)
         for row, count in enumerate(ring.counts):
-            oldest = _oldest(ring, count)
+            oldest = ring.oldest(row)
             if count and count >= _GROWTH * self._made[row]:
                 numbers = torch.arange(oldest, count, -(-(count - oldest) // _SAMPLE))
                 sample = keys.at(numbers.expand(len(ring.counts), -1))[row].to(torch.float64).numpy()
@@ -140,17 +139,6 @@ def _encode(arrays: _Arrays, row: int, keys: KeyRing, start: int, stop: int) -> 
     def work(first: int, last: int) -> None:
         for head in range(first, last):
             own = landmarks[row, head], None if units is None else units[row, head]
-            encode(*own, *(array[row, head] for array in written), _modulus(keys.ring), start, stop)
+            encode(*own, *(array[row, head] for array in written), keys.ring.modulus, start, stop)
 
     in_parts(work, landmarks.shape[1], size=stop - start)
-
-
-def _oldest(ring: BlockRing, count: int) -> int:
-    """The number of the oldest block kept of `count` that came."""
-    return count - kept_of(count, ring.max_blocks)
-
-
-def _modulus(ring: BlockRing) -> int:
-    """Block number a lies at slot `a % modulus`."""
-    assert ring.data is not None, "a ring without blocks has no slots"
-    return ring.data.shape[2] if ring.max_blocks is None else ring.max_blocks

@@ -72,7 +72,7 @@ class ExactIndex:
         data, limit = self._ring.data, self._ring.max_blocks
         assert data is not None, "an index without blocks has no keys to give"
         first = oldest_numbers(tuple(self._ring.counts), limit, data.device)
-        return Resident(data, first, data.shape[2] if limit is None else limit)
+        return Resident(data, first, self._ring.modulus)
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self._numbers_below(upto, query.device)
