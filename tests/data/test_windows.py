@@ -18,7 +18,7 @@ def batches(tokenizer, *stages: Stage, block_size: int = 7, seed: int = 3, micro
 @given(positions=st.integers(16, 200), block_size=st.integers(1, 40), index=st.integers(0, 9))
 def test_windows_take_as_many_tokens_as_fit_the_positions(tokenizer, positions, block_size, index):
     item = batches(tokenizer, Stage(10, positions, 2), block_size=block_size)[index]
-    length, phase = item["input_ids"].shape[1], item["landmark_phase"]
+    length, phase = item["input_ids"].shape[1], item["phase"]
     assert 0 <= phase < block_size
     assert stream_length(length, block_size, phase) <= positions < stream_length(length + 1, block_size, phase)
 
@@ -46,7 +46,7 @@ def test_recall_windows_weigh_what_can_be_known(tokenizer):
 def test_stages_follow_each_other_by_optimizer_steps(tokenizer):
     data = batches(tokenizer, Stage(2, 32, 1, gates=False), Stage(3, 64, 2), micro_batches=2)
     assert len(data) == 10
-    gates = [data[index]["landmark_gates"] for index in range(10)]
+    gates = [data[index]["stage"].gates for index in range(10)]
     assert gates == [False] * 4 + [True] * 6
     assert [len(data[index]["input_ids"]) for index in (3, 4)] == [1, 2]
     with pytest.raises(IndexError):
@@ -59,13 +59,13 @@ def test_a_batch_depends_on_seed_and_number_alone(tokenizer):
     for index in (7, 2, 5):
         for name in ("input_ids", "token_kinds"):
             assert torch.equal(first[index][name], again[index][name])
-        assert first[index]["landmark_phase"] == again[index]["landmark_phase"]
+        assert first[index]["phase"] == again[index]["phase"]
     assert any(not torch.equal(first[i]["input_ids"][:, :300], other[i]["input_ids"][:, :300]) for i in range(8))
 
 
 def test_phases_are_spread_over_the_block(tokenizer):
     data = batches(tokenizer, Stage(200, 32, 1))
-    assert {data[index]["landmark_phase"] for index in range(200)} == set(range(7))
+    assert {data[index]["phase"] for index in range(200)} == set(range(7))
 
 
 def test_tokens_per_step_is_the_mean_over_phases(tokenizer):

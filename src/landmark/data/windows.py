@@ -6,6 +6,7 @@ that an uninterrupted one would have seen.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,15 @@ from landmark.blocks import tokens_that_fit
 from landmark.data.recall import ANSWER, COPY, HIDDEN, TEXT, Piece, RecallTask, RecallWindows
 
 IGNORED = -100
+# How a stage attends, and whether its windows hold landmarks and are read in several segments.
+ATTENTIONS = {
+    "landmark": (True, False),
+    "landmark_recurrent": (True, True),
+    "landmark_retrieval": (True, True),
+    "full": (False, False),
+    "recurrent": (False, True),
+    "knn": (False, True),
+}
 
 
 @dataclass(frozen=True)
@@ -24,21 +34,51 @@ class Stage:
 
     `window_positions` counts landmarks: it is the length the model sees. `gates` off trains plain causal
     attention over the same stream. `recall_fraction` is the probability that a window is a recall window.
+
+    `attention` is one of `ATTENTIONS`: "landmark" (section 3.1 of the paper), the same over `segments` of a window
+    with the segment before as a recurrent window ("landmark_recurrent") or read through its landmarks, `top_k`
+    blocks a query ("landmark_retrieval"), or without landmarks "full", "recurrent" (Transformer-XL) or "knn"
+    (Memorizing Transformer, `top_k` keys a query). `jumps` is the largest distance put between two blocks, `block_dropout`
+    the probability that a layer closes a block.
     """
 
     steps: int
     window_positions: int
     batch_size: int
     gates: bool = True
+    attention: str = "landmark"
+    segments: int = 1
+    top_k: int = 2
+    jumps: int = 0
+    block_dropout: float = 0.0
     recall_fraction: float = 0.0
     recall: RecallTask = field(default_factory=RecallTask)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "window_positions", "batch_size"):
+        for name in ("steps", "window_positions", "batch_size", "segments", "top_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"a stage's {name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.recall_fraction <= 1:
-            raise ValueError(f"a stage's recall_fraction must be from 0 to 1, not {self.recall_fraction}")
+        for name in ("recall_fraction", "block_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"a stage's {name} must be from 0 to 1, not {getattr(self, name)}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"a stage's attention is {self.attention!r}: choose one of {', '.join(ATTENTIONS)}")
+        if self.jumps < 0:
+            raise ValueError(f"a stage's jumps must be 0 or more, not {self.jumps}")
+        if (self.segments > 1) != ATTENTIONS[self.attention][1]:
+            wanted = "2 or more segments" if self.segments == 1 else "1 segment"
+            raise ValueError(f"a stage with attention {self.attention!r} has {wanted}, not {self.segments}")
+        changed = {"gates": not self.gates, "jumps": self.jumps, "block_dropout": self.block_dropout}
+        if self.attention != "landmark" and any(changed.values()):
+            raise ValueError(
+                f"{', '.join(name for name, value in changed.items() if value)} change landmark attention over one "
+                f"segment: leave them out with attention {self.attention!r}"
+            )
+
+    @property
+    def has_landmarks(self) -> bool:
+        """Whether its windows hold landmarks."""
+        return ATTENTIONS[self.attention][0]
 
 
 class StageBatches(Dataset):
@@ -46,9 +86,9 @@ class StageBatches(Dataset):
 
     `ids` is a 1-d array of ordinary tokens (see `TokenFile`). An item is a dictionary of model inputs:
     `input_ids [B, N]`, `labels [B, N]` (-100 where the loss looks away; not shifted), `loss_weights [B, N]`
-    (float32), `token_kinds [B, N]` (uint8, see `landmark.data.recall`), `landmark_phase` (int) and
-    `landmark_gates` (bool). The phase is uniform over 0 .. block_size - 1 and common to the micro-batch, and
-    N is the largest number of ordinary tokens that fits `window_positions` with it.
+    (float32), `token_kinds [B, N]` (uint8, see `landmark.data.recall`), and for the attention `stage`, `phase`
+    (int) and `jumps [B, N]` (long, None without). The phase is uniform over 0 .. block_size - 1 and common to the
+    micro-batch, and N is the largest number of ordinary tokens that fits `window_positions` with it.
 
     Raises ValueError if the text is shorter than a window or recall tasks do not fit theirs.
     """
@@ -77,19 +117,19 @@ class StageBatches(Dataset):
     def __len__(self) -> int:
         return int(self.stops[-1]) * self.micro_batches
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor | int | bool]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"micro-batch {index} of {len(self)}")
         number = int(np.searchsorted(self.stops, index // self.micro_batches, side="right"))
         stage, recall = self.stages[number], self.recall[number]
         rng = np.random.default_rng([self.seed, index])
         phase = int(rng.integers(self.block_size))
-        length = tokens_that_fit(stage.window_positions, self.block_size, phase)
+        length = window_tokens(stage, self.block_size, phase)
         rows = [self._window(stage, recall, length, rng) for _ in range(stage.batch_size)]
-        return _collate(rows, stage.recall.answer_weight) | {
-            "landmark_phase": phase,
-            "landmark_gates": stage.gates,
-        }
+        jumps = None
+        if stage.jumps:
+            jumps = torch.from_numpy(rng.integers(stage.jumps, size=(len(rows), length), endpoint=True))
+        return _collate(rows, stage.recall.answer_weight) | {"stage": stage, "phase": phase, "jumps": jumps}
 
     def _window(self, stage: Stage, recall: RecallWindows | None, length: int, rng: np.random.Generator) -> Piece:
         start = int(rng.integers(len(self.ids) - length + 1))
@@ -110,7 +150,15 @@ class StageBatches(Dataset):
 
 def lengths(stage: Stage, block_size: int) -> list[int]:
     """Ordinary tokens in a window of `stage`, for each phase."""
-    return [tokens_that_fit(stage.window_positions, block_size, phase) for phase in range(block_size)]
+    return [window_tokens(stage, block_size, phase) for phase in range(block_size)]
+
+
+def window_tokens(stage: Stage, block_size: int, phase: int) -> int:
+    """Ordinary tokens in a window of `stage`, all segments of one length."""
+    tokens = stage.window_positions
+    if stage.has_landmarks:
+        tokens = tokens_that_fit(tokens, block_size, phase)
+    return tokens // stage.segments * stage.segments
 
 
 def tokens_per_step(stage: Stage, block_size: int, micro_batches: int) -> int:

@@ -64,19 +64,26 @@ class StreamCall:
 
 @dataclass(frozen=True)
 class WholeCall(StreamCall):
-    """Section 3.1 of the paper over a whole input: what training sees, and any forward without a cache."""
+    """Section 3.1 of the paper over a whole input: what training sees, and any forward without a cache.
+
+    `positions [T]` or `[B, T]` are rotary positions. Without `gates` landmarks are read as tokens of plain attention.
+    `block_dropout` is the probability that a layer closes a block to all later queries of its row.
+    """
 
     block_size: int
-    phase: int
-    gates: bool
+    positions: Tensor
+    phase: int = 0
+    gates: bool = True
+    block_dropout: float = 0.0
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         layer: int = module.layer_idx  # type: ignore[assignment]
-        positions = torch.arange(query.shape[-2], device=query.device)
         if self.kinds[layer] == "sliding":
-            return sliding_attention(query, key, value, positions[None], positions[None], scoring)
+            place = torch.arange(query.shape[-2], device=query.device)[None]
+            return sliding_attention(query, key, value, place, place, scoring)
         if self.unrotated(layer):
             rotation = self.rotations[self.ropes[layer]]
+            positions = self.positions if self.positions.dim() == 1 else self.positions[:, None]
             query, key = rotation.apply(query, positions), rotation.apply(key, positions)
         if not self.gates:
             return _plain_causal(query, key, value, scoring)
@@ -89,8 +96,33 @@ class WholeCall(StreamCall):
             scale=scoring.scale,
             softcap=scoring.softcap,
             sinks=scoring.sinks,
+            key_mask=self._open_blocks(key) if self.block_dropout else None,
             dropout=scoring.dropout,
         )
+
+    def _open_blocks(self, key: Tensor) -> Tensor:
+        """Mask `[B, T]` that hides the landmarks of dropped blocks; all else stays in sight."""
+        place = torch.arange(key.shape[2], device=key.device)
+        landmark = (place + self.phase) % (self.block_size + 1) == self.block_size
+        dropped = torch.rand(key.shape[0], key.shape[2], device=key.device) < self.block_dropout
+        return ~(dropped & landmark)
+
+
+def jumping_positions(
+    width: int, block_size: int, phase: int, jumps: Tensor | None, device: torch.device
+) -> Tensor:
+    """Rotary positions of a window of `width`: `[T]`, or `[B, T]` that advance by `jumps [B, n]` after each landmark.
+
+    The positional augmentation of the paper's appendix E: distances within a block stay what they are, blocks stand
+    farther apart than they are. Raises ValueError for fewer jumps than the window has landmarks.
+    """
+    place = torch.arange(width, device=device)
+    if jumps is None:
+        return place
+    before = (place + phase) // (block_size + 1)  # landmarks before each position
+    if jumps.dim() != 2 or jumps.shape[1] < int(before[-1]) or bool((jumps < 0).any()):
+        raise ValueError(f"jumps {tuple(jumps.shape)}: give {int(before[-1])} numbers of 0 or more for each row")
+    return place + torch.nn.functional.pad(jumps, (1, 0)).cumsum(1)[:, before]
 
 
 def _plain_causal(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:

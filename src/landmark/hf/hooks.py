@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from landmark.blocks import Stream, check_phase
-from landmark.hf.attention import WholeCall
+from landmark.hf.attention import WholeCall, jumping_positions
 from landmark.hf.cache import LandmarkCache, ReadingCall
 from landmark.hf.rope import Rope, identity, rotation
+from landmark.hf.segments import Reader, SegmentCall, lay_out
 from landmark.hf.settings import Settings, layer_kinds, text_config, trained_positions
 from landmark.ops.rotary import Rotation
 
 INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache")
+# Keyword arguments, behind "landmark_", that change the attention of training: see `WholeCall`.
+RULES = ("phase", "gates", "jumps", "block_dropout")
 
 
 def unrotate(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -49,18 +52,23 @@ def before_base(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[t
     if len(args) > 1:
         raise ValueError("pass everything but input_ids to a converted model by keyword")
     kwargs = dict(kwargs) | ({"input_ids": args[0]} if args else {})
-    phase, gates = kwargs.pop("landmark_phase", 0), kwargs.pop("landmark_gates", True)
+    rules = {name: kwargs.pop("landmark_" + name) for name in RULES if "landmark_" + name in kwargs}
+    reader = kwargs.pop("landmark_reader", None)
     inputs = {name: kwargs.pop(name, None) for name in INPUTS}
     tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
     if tokens is None:
         raise ValueError("pass input_ids or inputs_embeds")
     real = _real_tokens(inputs["attention_mask"], tokens)
-    cache = _cache_of(base, inputs["past_key_values"], inputs["use_cache"])
-    if cache is None:
-        stream, call = _whole(base, tokens, real, phase, gates)
+    cache = None if reader is not None else _cache_of(base, inputs["past_key_values"], inputs["use_cache"])
+    if rules and (cache is not None or reader is not None):
+        raise ValueError(f"{', '.join('landmark_' + name for name in rules)}: for forwards without a cache or a reader")
+    if reader is not None:
+        _check_segments(base, inputs)
+        tokens, earlier = _read_all_but_the_last_segment(base, reader, tokens, kwargs)
+        stream, call = _segment(base, reader, tokens, earlier)
+    elif cache is None:
+        stream, call = _whole(base, tokens, real, rules)
     else:
-        if phase or not gates:
-            raise ValueError("landmark_phase and landmark_gates are for forwards without a cache")
         tokens, real, earlier = _read_all_but_the_last_chunk(base, cache, tokens, real, kwargs)
         stream, call = _chunk(base, cache, tokens, real, earlier)
     return (), kwargs | _stream_inputs(base, stream, call, tokens) | {
@@ -107,9 +115,10 @@ def _cache_of(base: nn.Module, past: Any, use_cache: bool | None) -> LandmarkCac
     )
 
 
-def _whole(base: nn.Module, tokens: Tensor, real: Tensor, phase: int, gates: bool) -> tuple[Stream, WholeCall]:
+def _whole(base: nn.Module, tokens: Tensor, real: Tensor, rules: dict[str, Any]) -> tuple[Stream, WholeCall]:
     config = text_config(base.config)  # type: ignore[arg-type]
     settings = Settings.of(config)
+    phase = rules.get("phase", 0)
     check_phase(phase, settings.block_size)
     stream = Stream.lay_out(real, torch.full((len(tokens),), phase, device=tokens.device), settings.block_size)
     trained = trained_positions(config)
@@ -119,9 +128,29 @@ def _whole(base: nn.Module, tokens: Tensor, real: Tensor, phase: int, gates: boo
             f" {trained}: pass past_key_values=landmark.LandmarkCache(model.config) to read any length",
             stacklevel=2,
         )
-    rotations = _rotations(base, stream.width, trained, tokens)
+    positions = jumping_positions(stream.width, settings.block_size, phase, rules.pop("jumps", None), tokens.device)
+    rotations = _rotations(base, int(positions.max()) + 1, trained, tokens)
     ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
-    return stream, WholeCall(stream, ropes, rotations, layer_kinds(config), settings.block_size, phase, gates)
+    kinds = layer_kinds(config)
+    return stream, WholeCall(stream, ropes, rotations, kinds, settings.block_size, positions, **rules)
+
+
+def _check_segments(base: nn.Module, inputs: dict[str, Any]) -> None:
+    """Raises ValueError for what readers of segments cannot serve."""
+    if inputs["attention_mask"] is not None or inputs["past_key_values"] is not None:
+        raise ValueError("a landmark_reader reads rows of one length and is its own cache: pass input_ids alone")
+    if "sliding" in layer_kinds(base.config):  # type: ignore[arg-type]
+        raise ValueError("a landmark_reader attends in every layer, and this model has sliding layers of its own")
+    if base.training and any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
+        raise ValueError("a landmark_reader carries states: switch gradient checkpointing off to train with one")
+
+
+def _segment(base: nn.Module, reader: Reader, tokens: Tensor, earlier: list[Any]) -> tuple[Stream, SegmentCall]:
+    stream = lay_out(reader, tokens)
+    pinned = trained_positions(base.config)  # type: ignore[arg-type]
+    rotations = _rotations(base, reader.reach(stream.width), pinned, tokens)
+    ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
+    return stream, SegmentCall(stream, ropes, rotations, layer_kinds(base.config), reader, earlier)  # type: ignore[arg-type]
 
 
 def _chunk(
@@ -155,24 +184,31 @@ def _read_all_but_the_last_chunk(
     base: nn.Module, cache: LandmarkCache, tokens: Tensor, real: Tensor, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor, list[Any]]:
     """Cuts an input that is longer than a chunk; the last chunk is left to the forward that is under way."""
-    fits = cache.chunk_tokens
     name = "input_ids" if tokens.dim() == 2 else "inputs_embeds"
     earlier = []
-    while tokens.shape[1] > fits:
+    while tokens.shape[1] > (fits := cache.next_chunk):
         piece, tokens = tokens[:, :fits], tokens[:, fits:]
         mask, real = real[:, :fits], real[:, fits:]
         earlier.append(base(**{name: piece}, attention_mask=mask, past_key_values=cache, **options))
     return tokens, real, earlier
 
 
+def _read_all_but_the_last_segment(
+    base: nn.Module, reader: Reader, tokens: Tensor, options: dict[str, Any]
+) -> tuple[Tensor, list[Any]]:
+    *others, last = tokens.split(reader.segment, dim=1)
+    name = "input_ids" if tokens.dim() == 2 else "inputs_embeds"
+    return last, [base(**{name: piece}, landmark_reader=reader, **options) for piece in others]
+
+
 def behind_base(base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
     """Takes the landmarks out again and joins the chunks of a long input."""
     call = kwargs.get("landmark_call")
-    if not isinstance(call, WholeCall | ReadingCall):
+    if not isinstance(call, WholeCall | ReadingCall | SegmentCall):
         return output
     earlier = []
-    if isinstance(call, ReadingCall):
-        call.cache.advance(call.stream, call.stream.place.shape[1])
+    if not isinstance(call, WholeCall):
+        call.advance()
         earlier = call.earlier
     strip = call.stream.strip
     if isinstance(output, tuple):

@@ -1,7 +1,5 @@
 """The model and tokenizer that a training starts from."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -13,18 +11,15 @@ from transformers import (
 )
 
 from landmark.hf import convert, from_pretrained
-from landmark.training.options import TrainOptions
+from landmark.training.plan import Plan
 
 
-def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerFast:
-    """The tokenizer that `options` name, or the model's own.
+def load_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
+    """The tokenizer that `plan` names, or the model's own.
 
-    Raises ValueError unless exactly one of --model and --config is given, if there is no tokenizer, or if it
-    is not backed by the tokenizers library.
+    Raises ValueError if there is no tokenizer, or if it is not backed by the tokenizers library.
     """
-    if (options.model is None) == (options.config is None):
-        raise ValueError("give either --model (start from a model) or --config (start from scratch)")
-    name = options.tokenizer or options.model
+    name = plan.tokenizer or plan.model
     if name is None:
         raise ValueError("--config needs --tokenizer; `landmark tokenizer train` makes one")
     try:
@@ -36,19 +31,19 @@ def load_tokenizer(options: TrainOptions) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def load_model(options: TrainOptions, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def load_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """The converted model that training starts from, in float32.
 
     Raises ValueError if it cannot be loaded, if the tokenizer has ids beyond the model's vocabulary, or if a
     model with landmarks has other blocks.
     """
-    if options.config is not None:
-        model = _from_scratch(options.config, tokenizer)
+    if plan.config is not None:
+        model = _from_scratch(plan.config, tokenizer)
     else:
-        model = _existing(str(options.model), options.block_size)
+        model = _existing(str(plan.model), plan.block_size)
     check_vocabulary(tokenizer, model)
     settings: dict[str, Any] = dict(getattr(model.config, "landmark", None) or {})
-    asked = {"block_size": options.block_size, "top_k": options.top_k}
+    asked = {"block_size": plan.block_size, "top_k": plan.top_k}
     settings |= {name: value for name, value in asked.items() if value is not None}
     return convert(model, **settings)
 
@@ -68,20 +63,12 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel)
         )
 
 
-def _from_scratch(path: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(settings, dict) or "model_type" not in settings:
-        raise ValueError(f"{path} has no model_type; it must be a transformers configuration")
+def _from_scratch(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
         config = AutoConfig.for_model(**(settings | ids))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"the configuration cannot be used: {error}") from error
     return AutoModelForCausalLM.from_config(config)
 
 

@@ -14,10 +14,12 @@ ONE_STAGE_OPTIONS = ("steps", "window_positions", "batch_size", "micro_batches",
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW under a cosine schedule that falls to 0 over all stages together, after a linear warm-up."""
+    """AdamW under a cosine schedule that falls to `final_learning_rate` over all stages together, after a linear
+    warm-up."""
 
     stages: tuple[Stage, ...]
     learning_rate: float = 3e-4
+    final_learning_rate: float = 0.0
     warmup_steps: int = 100
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
@@ -30,6 +32,8 @@ class Recipe:
         for name in ("learning_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 <= self.final_learning_rate <= self.learning_rate:
+            raise ValueError(f"final_learning_rate must be from 0 to learning_rate, not {self.final_learning_rate}")
         if self.micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1, not {self.micro_batches}")
         if not 0 <= self.warmup_steps < self.steps:
@@ -103,7 +107,7 @@ def _checked(table: dict[str, Any], kind: type) -> dict[str, Any]:
 def _typed(name: str, value: Any, kind: Any) -> Any:
     if kind is float and type(value) in (int, float):
         return float(value)
-    if kind in (int, bool) and type(value) is kind:
+    if kind in (int, bool, str) and type(value) is kind:
         return value
     element = {tuple[int, int]: int, tuple[float, float]: float}.get(kind)
     if element is not None and isinstance(value, list) and len(value) == 2:

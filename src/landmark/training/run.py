@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +19,63 @@ from landmark.data.windows import StageBatches, tokens_per_step
 from landmark.training.callbacks import Report, StopOnSignal
 from landmark.training.models import load_model, load_tokenizer
 from landmark.training.options import TrainOptions
-from landmark.training.recipe import Recipe, recipe_of
+from landmark.training.plan import Plan, plan_of
+from landmark.training.recipe import Recipe
 from landmark.training.trainer import LandmarkTrainer
 
 RUN_FILE = "run.json"
 FINAL = "model"
-# Options that change what is shown or where, but not one weight.
-FREE_OPTIONS = {"out", "tokens", "recipe", "threads", "json"}
-FREE_OPTIONS |= {"log_every", "eval_every", "save_every", "eval_windows"}
 # Validation windows come from their own stream of random numbers.
 EVAL_SEED = 1
 
 
 def train(options: TrainOptions) -> Path:
-    """Train as `options` say, resuming what stands in `options.out`; returns the finished model's folder.
+    """Train as `options` say; see `carry_out`."""
+    return carry_out(plan_of(options))
 
-    Raises ValueError for options that cannot work, KeyboardInterrupt if stopped (after a checkpoint).
+
+def carry_out(plan: Plan) -> Path:
+    """Train as `plan` says, resuming what stands in `plan.out`; returns the finished model's folder.
+
+    Raises ValueError for plans that cannot work, KeyboardInterrupt if stopped (after a checkpoint).
     """
-    recipe = recipe_of(options)
+    recipe = plan.recipe
     # One, unless torchrun started more. It does not look for a GPU by itself.
     processes = PartialState(cpu=not torch.cuda.is_available())
     check_shares(recipe, processes.num_processes)
     if not torch.cuda.is_available():
         keep_freed_pages()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
     disable_progress_bar()  # one for each checkpoint otherwise, across our own
-    set_seed(options.seed)
+    set_seed(plan.seed)
 
-    tokenizer = load_tokenizer(options)
+    tokenizer = load_tokenizer(plan)
     validation = None
     with processes.main_process_first():  # the others find done what it did
-        texts = _tokenized(options.texts, tokenizer, options.tokens or options.out / "tokens")
-        if options.validation:
-            validation = _tokenized(options.validation, tokenizer, options.out / "validation_tokens")
-        _claim(options, recipe, texts)
-    final = options.out / FINAL
+        texts = _tokenized(plan.texts, tokenizer, plan.tokens or plan.out / "tokens")
+        if plan.validation:
+            validation = _tokenized(plan.validation, tokenizer, plan.out / "validation_tokens")
+        _claim(plan, texts)
+    final = plan.out / FINAL
     if (final / "config.json").exists():
-        print(f"{options.out} is finished: the model is in {final}", file=sys.stderr)
+        print(f"{plan.out} is finished: the model is in {final}", file=sys.stderr)
         return final
 
-    model = load_model(options, tokenizer)
-    trainer, report = _trainer(options, recipe, model, tokenizer, texts, validation)
+    model = load_model(plan, tokenizer)
+    trainer, report = _trainer(plan, model, tokenizer, texts, validation)
     try:
         with StopOnSignal() as stop:
             trainer.add_callback(stop)
-            trainer.train(resume_from_checkpoint=last_checkpoint(options.out))
+            trainer.train(resume_from_checkpoint=last_checkpoint(plan.out))
         if stop.requested:
             raise KeyboardInterrupt
-        if validation is not None and recipe.steps % options.eval_every:
+        if validation is not None and recipe.steps % plan.eval_every:
             trainer.evaluate()
     finally:
         report.close()
     if processes.is_main_process:
-        _save(trainer.model, tokenizer, final, options.save_dtype)
+        _save(trainer.model, tokenizer, final, plan.save_dtype)
     processes.wait_for_everyone()
     return final
 
@@ -112,12 +115,10 @@ def _tokenized(sources: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, fol
         )
 
 
-def _claim(options: TrainOptions, recipe: Recipe, texts: TokenFile) -> None:
-    """Write down what `options.out` is a training of, or find that it is one of something else."""
-    settings = {name: value for name, value in asdict(options).items() if name not in FREE_OPTIONS}
-    settings |= {"recipe": recipe.to_dict(), "tokens_sha256": texts.checksum}
-    settings = json.loads(json.dumps(settings, default=str))
-    path = options.out / RUN_FILE
+def _claim(plan: Plan, texts: TokenFile) -> None:
+    """Write down what `plan.out` is a training of, or find that it is one of something else."""
+    settings = plan.identity() | {"tokens_sha256": texts.checksum}
+    path = plan.out / RUN_FILE
     if not path.exists():
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         return
@@ -125,89 +126,90 @@ def _claim(options: TrainOptions, recipe: Recipe, texts: TokenFile) -> None:
     changed = [name for name, value in settings.items() if earlier.get(name) != value]
     if changed:
         raise ValueError(
-            f"{options.out} holds a training with other settings ({', '.join(changed)}); "
+            f"{plan.out} holds a training with other settings ({', '.join(changed)}); "
             "give the same ones to resume it, or another --out"
         )
 
 
 def _trainer(
-    options: TrainOptions,
-    recipe: Recipe,
+    plan: Plan,
     model: Any,
     tokenizer: PreTrainedTokenizerFast,
     texts: TokenFile,
     validation: TokenFile | None,
 ) -> tuple[LandmarkTrainer, Report]:
     block_size = model.config.landmark["block_size"]
-    arguments = _arguments(options, recipe, has_validation=validation is not None)
+    arguments = _arguments(plan, has_validation=validation is not None)
     backend = tokenizer.backend_tokenizer
     batches = StageBatches(
         texts.ids,
         backend,
-        recipe.stages,
+        plan.recipe.stages,
         block_size=block_size,
-        seed=options.seed,
-        micro_batches=recipe.micro_batches,
+        seed=plan.seed,
+        micro_batches=plan.recipe.micro_batches,
     )
     trainer = LandmarkTrainer(
         model=model,
         args=arguments,
         train_dataset=batches,
-        eval_dataset=_validation_batches(options, recipe, validation, backend, block_size),
+        eval_dataset=_validation_batches(plan, validation, backend, block_size),
     )
     trainer.remove_callback(PrinterCallback)
     step_tokens: list[int] = []
-    for stage in recipe.stages:
-        step_tokens += [tokens_per_step(stage, block_size, recipe.micro_batches)] * stage.steps
-    report = Report(step_tokens, options.json)
+    for stage in plan.recipe.stages:
+        step_tokens += [tokens_per_step(stage, block_size, plan.recipe.micro_batches)] * stage.steps
+    report = Report(step_tokens, plan.json)
     if arguments.process_index == 0:
         trainer.add_callback(report)
     return trainer, report
 
 
 def _validation_batches(
-    options: TrainOptions, recipe: Recipe, validation: TokenFile | None, tokenizer: Any, block_size: int
+    plan: Plan, validation: TokenFile | None, tokenizer: Any, block_size: int
 ) -> StageBatches | None:
     """Plain windows as long as the last stage's, then recall windows if that stage has any."""
     if validation is None:
         return None
-    last = recipe.stages[-1]
-    steps = max(1, options.eval_windows // last.batch_size)
-    stages = [replace(last, steps=steps, recall_fraction=0.0, gates=True)]
+    last = plan.recipe.stages[-1]
+    steps = max(1, plan.eval_windows // last.batch_size)
+    plain = replace(last, steps=steps, recall_fraction=0.0, gates=True)
+    stages = [plain]
     if last.recall_fraction > 0:
-        stages.append(replace(last, steps=steps, recall_fraction=1.0, gates=True))
+        stages.append(replace(plain, recall_fraction=1.0))
     return StageBatches(validation.ids, tokenizer, stages, block_size=block_size, seed=EVAL_SEED)
 
 
-def _arguments(options: TrainOptions, recipe: Recipe, has_validation: bool) -> TrainingArguments:
-    precision = options.precision
+def _arguments(plan: Plan, has_validation: bool) -> TrainingArguments:
+    precision = plan.precision
     if precision == "auto":
         precision = "float32"
         if torch.cuda.is_available():
             precision = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
     return TrainingArguments(
-        output_dir=str(options.out),
-        max_steps=recipe.steps,
+        output_dir=str(plan.out),
+        max_steps=plan.recipe.steps,
         per_device_train_batch_size=1,  # an item of the dataset is a micro-batch
         per_device_eval_batch_size=1,
-        gradient_accumulation_steps=recipe.micro_batches // PartialState().num_processes,
+        gradient_accumulation_steps=plan.recipe.micro_batches // PartialState().num_processes,
         ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
-        adam_beta1=recipe.betas[0],
-        adam_beta2=recipe.betas[1],
-        max_grad_norm=recipe.clip,
+        learning_rate=plan.recipe.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr": plan.recipe.final_learning_rate},
+        warmup_steps=plan.recipe.warmup_steps,
+        weight_decay=plan.recipe.weight_decay,
+        adam_beta1=plan.recipe.betas[0],
+        adam_beta2=plan.recipe.betas[1],
+        max_grad_norm=plan.recipe.clip,
         optim="adamw_torch_fused",
         bf16=precision == "bfloat16",
         fp16=precision == "float16",
-        logging_steps=options.log_every,
+        logging_steps=plan.log_every,
         logging_nan_inf_filter=False,  # a loss that is not a number must be seen
         eval_strategy="steps" if has_validation else "no",
-        eval_steps=options.eval_every,
-        save_steps=options.save_every,
+        eval_steps=plan.eval_every,
+        save_steps=plan.save_every,
         save_total_limit=2,
         prediction_loss_only=True,
         use_cache=True,  # ends up in the saved configuration; our own forwards say False themselves
@@ -216,7 +218,7 @@ def _arguments(options: TrainOptions, recipe: Recipe, has_validation: bool) -> T
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
         report_to="none",
-        seed=options.seed,
+        seed=plan.seed,
     )
 
 

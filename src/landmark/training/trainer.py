@@ -8,6 +8,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 
 from landmark.data.recall import ANSWER, TEXT
+from landmark.training.attending import attending
 from landmark.training.loss import weighted_cross_entropy
 
 NO_LABEL = -100
@@ -63,6 +64,7 @@ class LandmarkTrainer(Trainer):
         super().__init__(data_collator=only_item, **arguments)
         # The loss here is a mean over the micro-batch, so the Trainer has to divide by their number.
         self.model_accepts_loss_kwargs = False
+        self.model_config: Any = self.model.config  # type: ignore[union-attr]
         self.tallies = {True: Tally(), False: Tally()}  # by model.training
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
@@ -79,6 +81,8 @@ class LandmarkTrainer(Trainer):
         """Weighted cross entropy of the micro-batch; its logits do not survive the call."""
         inputs = dict(inputs)
         labels, weights, kinds = (inputs.pop(name) for name in ("labels", "loss_weights", "token_kinds"))
+        rules = (inputs.pop(name) for name in ("stage", "phase", "jumps"))
+        inputs |= attending(self.model_config, *rules, tokens=labels.shape[1], training=model.training)
         outputs = model(**inputs, use_cache=False)
         row, place = answer_places(kinds).nonzero(as_tuple=True)
         right = outputs.logits[row, place - 1].argmax(-1) == labels[row, place]

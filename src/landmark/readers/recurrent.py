@@ -1,0 +1,72 @@
+"""Segments that see the keys and values of the segment before: Transformer-XL, with or without landmarks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landmark.blocks import check_block_size
+from landmark.hf.rope import Scoring
+from landmark.hf.segments import Reader
+from landmark.ops import landmark_attention
+from landmark.ops.rotary import Rotation
+from landmark.readers.past import CarriedKeys, causal_attention
+
+
+class Recurrent(Reader):
+    """Plain causal attention over the newest `keep` positions before the segment and the segment itself.
+
+    The recurrence of Transformer-XL (Dai et al. 2019, section 3.2): what is carried gets no gradient, and positions are
+    relative, here through rotary. With `keep` 0 it is full attention over windows of `segment` tokens.
+    """
+
+    def __init__(self, segment: int, keep: int) -> None:
+        super().__init__(segment)
+        if keep < 0:
+            raise ValueError(f"keep is {keep}: give 0 (no recurrence) or more positions")
+        self._carried = CarriedKeys(keep)
+
+    def reach(self, width: int) -> int:
+        return self._carried.keep + width
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
+        key, value = self._carried.extend(module.layer_idx, key, value)
+        positions = torch.arange(key.shape[2], device=key.device)
+        query = rotation.apply(query, positions[-query.shape[2] :])
+        return causal_attention(query, rotation.apply(key, positions), value, s)
+
+
+class RecurrentLandmarks(Reader):
+    """Landmark attention over the newest `keep` stream positions before the segment and the segment itself.
+
+    Trains what a cache with `local_blocks` reads: the window before is recurrent, blocks are opened by their landmarks
+    in it as in the segment (Mohtashami & Jaggi 2023, section 3.1, over states without gradient).
+    """
+
+    def __init__(self, segment: int, keep: int, block_size: int, *, phase: int = 0) -> None:
+        super().__init__(segment, phase=phase)
+        check_block_size(block_size)
+        if keep < 1:
+            raise ValueError(f"keep is {keep}: give at least 1 position to be carried on")
+        self.block_size = block_size
+        self._carried = CarriedKeys(keep)
+
+    def reach(self, width: int) -> int:
+        return self._carried.keep + width
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
+        stride = self.block_size + 1
+        start = self.seen + self.seen // self.block_size  # stream position of the segment
+        key, value = self._carried.extend(module.layer_idx, key, value)
+        positions = torch.arange(key.shape[2], device=key.device)
+        return landmark_attention(
+            rotation.apply(query, positions[-query.shape[2] :]),
+            rotation.apply(key, positions),
+            value,
+            block_size=self.block_size,
+            phase=(start - (key.shape[2] - query.shape[2])) % stride,
+            scale=s.scale,
+            softcap=s.softcap,
+            sinks=s.sinks,
+            dropout=s.dropout,
+        )

@@ -1,0 +1,30 @@
+"""From the stage of a micro-batch to the keyword arguments with which a converted model attends as it says."""
+
+from typing import Any
+
+from torch import Tensor
+
+from landmark.data.windows import Stage
+from landmark.hf.settings import Settings, text_config
+from landmark.readers.recurrent import Recurrent, RecurrentLandmarks
+
+
+def attending(
+    config: Any, stage: Stage, phase: int, jumps: Tensor | None, *, tokens: int, training: bool
+) -> dict[str, Any]:
+    """Keyword arguments of a forward over windows of `tokens` ordinary tokens that begin at `phase` of a block.
+
+    Positions jump and blocks are dropped in training only.
+    """
+    if stage.attention == "landmark":
+        given = {"landmark_phase": phase, "landmark_gates": stage.gates}
+        if training:
+            given |= {"landmark_jumps": jumps, "landmark_block_dropout": stage.block_dropout}
+        return given
+    segment = tokens // stage.segments
+    if stage.attention in ("full", "recurrent"):
+        return {"landmark_reader": Recurrent(segment, segment if stage.segments > 1 else 0)}
+    block_size = Settings.of(text_config(config)).block_size
+    assert stage.attention == "landmark_recurrent", "every attention of a stage stands here"
+    keep = segment + segment // block_size
+    return {"landmark_reader": RecurrentLandmarks(segment, keep, block_size, phase=phase)}

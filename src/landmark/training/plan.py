@@ -1,0 +1,71 @@
+"""A whole training, decided to the last setting: what the command line's options and the recipes of the package say."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from landmark.training.options import TrainOptions
+from landmark.training.recipe import Recipe, recipe_of
+
+# What changes where things lie or what is shown, but not one weight.
+FREE = {"out", "tokens", "threads", "json", "log_every", "eval_every", "save_every", "eval_windows"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training; its fields are those of `TrainOptions`, with the files that those name read.
+
+    `config` is a transformers configuration with a model_type, to start from scratch; else `model` names a model.
+    """
+
+    texts: tuple[str, ...]
+    out: Path
+    recipe: Recipe
+    model: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    validation: tuple[str, ...] = ()
+    tokens: Path | None = None
+    block_size: int | None = None
+    top_k: int | None = None
+    precision: str = "auto"
+    save_dtype: str = "float32"
+    log_every: int = 10
+    eval_every: int = 500
+    save_every: int = 200
+    eval_windows: int = 64
+    seed: int = 0
+    threads: int | None = None
+    json: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.config is None):
+            raise ValueError("give either --model (start from a model) or --config (start from scratch)")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("the configuration has no model_type; it must be a transformers configuration")
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides about the weights, as JSON keeps it."""
+        settings = {name: value for name, value in asdict(self).items() if name not in FREE}
+        return json.loads(json.dumps(settings, default=str))
+
+
+def plan_of(options: TrainOptions) -> Plan:
+    """The plan that options describe; raises ValueError, naming the file or the option, where they make none."""
+    known = {field.name for field in fields(Plan)} - {"recipe", "config"}
+    given = {name: getattr(options, name) for name in known}
+    config = None if options.config is None else _read_config(options.config)
+    return Plan(**given, recipe=recipe_of(options), config=config)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(settings, dict) or "model_type" not in settings:
+        raise ValueError(f"{path} has no model_type; it must be a transformers configuration")
+    return settings
