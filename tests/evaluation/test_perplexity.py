@@ -123,13 +123,19 @@ def test_settings_take_over_what_they_leave_out(model):
     compared = Setting(Reading.of(model.config, top_k=3, local_blocks=2, local=20), 400)
     other = parse_setting("landmark@200,top_k=0", model.config, compared)
     assert other == Setting(Reading("landmark", 5, top_k=0, local_blocks=2, chunk_size=20), 200)
+    other = parse_setting("landmark@200,max_blocks=7,selection=per_head", model.config, compared)
+    assert other.reading == Reading("landmark", 5, 3, 2, 20, max_blocks=7, selection="per_head")
+    assert other.name == "landmark@200,top_k=3,local_blocks=2,chunk=20,max_blocks=7,selection=per_head"
+    assert parse_setting("landmark@100", model.config, other).reading == other.reading
     assert parse_setting("full@100", model.config, compared) == Setting(Reading("full", 5), 100)
     local = parse_setting("local@400", model.config, compared).reading
     assert compared.reading.attended(400) <= local.attended(400) < compared.reading.attended(400) + 5
     assert parse_setting("local@400,local=8", model.config, compared).reading.local_blocks == 1
 
 
-@pytest.mark.parametrize("text", ["", "full", "full@", "full@x", "landmark@8,top_k", "landmark@8,k=2", "local@-8"])
+@pytest.mark.parametrize(
+    "text", ["", "full", "full@", "full@x", "landmark@8,top_k", "landmark@8,k=2", "local@-8", "landmark@8,selection="]
+)
 def test_no_setting(model, text):
     compared = Setting(Reading.of(model.config), 400)
     with pytest.raises(ValueError, match="no setting to compare with"):

@@ -15,10 +15,11 @@ from landmark.evaluation.reading import Reading, local_like
 def attended_by_hand(reading: Reading, length: int) -> list[int]:
     """The rule told chunk by chunk: complete blocks but the newest leave the window when a chunk is done."""
     keys, memory = [], 0
+    most = length if reading.max_blocks is None else reading.max_blocks
     for start in range(0, length, reading.chunk_size):
         for position in range(start, min(start + reading.chunk_size, length)):
             local = range(memory * reading.block_size, position + 1)
-            keys.append(len(local) + min(reading.top_k, memory) * reading.block_size)
+            keys.append(len(local) + min(reading.top_k, memory, most) * reading.block_size)
         complete = (start + reading.chunk_size) // reading.block_size
         memory = max(memory, complete - reading.local_blocks)
     return keys
@@ -29,6 +30,7 @@ def attended_by_hand(reading: Reading, length: int) -> list[int]:
     top_k=st.integers(0, 4),
     local_blocks=st.integers(0, 4),
     chunk_size=st.integers(1, 30),
+    max_blocks=st.none() | st.integers(1, 4),
     length=st.integers(1, 90),
 )
 def test_attended_keys_follow_the_rule(**counts):
@@ -48,6 +50,19 @@ def test_blocks_in_memory_are_those_of_the_cache(model):
         opened = [len(cache.trace().blocks[layer].unique()) for layer in cache.trace().blocks]
         assert opened == ([expected[start]] * 2 if expected[start] else [])
     assert expected[-1] == 9
+
+
+def test_the_cache_reads_as_the_reading_says(model):
+    reading = Reading.of(model.config, max_blocks=3, selection="per_token", local=190)
+    assert (reading.max_blocks, reading.selection, reading.chunk_size) == (3, "per_token", 190)
+    cache = reading.cache(model.config)
+    assert (cache.max_blocks, cache.settings.selection, cache.chunk_tokens) == (3, "per_token", 190)
+    with torch.no_grad():
+        model(input_ids=torch.arange(4 * 190)[None] % 250, past_key_values=cache)
+    blocks = cache.trace().blocks[1]
+    assert blocks.shape[2] == 190 + 38  # one chunk, with its landmarks
+    # 114 blocks are complete, the last stays in sight, and three before it in memory.
+    assert (blocks.min(), blocks.max(), reading.blocks_in_memory(4 * 190)[-1]) == (110, 112, 3)
 
 
 def test_full_attention_sees_all():
@@ -83,9 +98,13 @@ def test_local_like_is_the_smallest_that_sees_as_much(model):
         ({"attention": "full", "top_k": 2}, "leave out top_k"),
         ({"attention": "local", "top_k": 2}, "opens no blocks"),
         ({"attention": "local", "local": 9, "local_blocks": 1}, "give one of them"),
-        ({"attention": "local", "local": 9000}, "nothing fits the trained range"),
+        ({"attention": "local", "local": 9000}, "does not fit the trained range"),
+        ({"attention": "local", "max_blocks": 3, "selection": "per_head"}, r"leave out max_blocks \(3\), selection"),
         ({"local": 0}, "local is 0"),
-        ({"local": 189}, "at most 188"),
+        ({"local": 189}, "at most 188 where it begins inside a block, or 190 in whole blocks"),
+        ({"local": 195}, "at most 190"),
+        ({"max_blocks": 0}, "max_blocks is 0"),
+        ({"selection": "best"}, "selection is 'best'"),
         ({"top_k": -1}, "top_k is -1"),
         ({"local_blocks": -1}, "local_blocks is -1"),
     ],

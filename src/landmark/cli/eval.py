@@ -13,14 +13,34 @@ if TYPE_CHECKING:
     from landmark.evaluation.reading import Reading
 
 Attention = Literal["landmark", "full", "local"]
+Selection = Literal["per_token_and_head", "per_token", "per_head"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PasskeyOptions:
-    """Hide random keys in a long text at all depths, ask for each, and count the right answers."""
+class ReadingOptions:
+    """Which model reads, and how: what both evaluations ask."""
 
     model: Path | None = None
     """Folder of a converted model with its tokenizer; the one in the package when left out."""
+    attention: Attention = "landmark"
+    """landmark: through memory; local: the last tokens only; full: all at once, at true positions."""
+    top_k: int | None = None
+    """Blocks opened per query; default: the model's setting."""
+    local_blocks: int | None = None
+    """Newest complete blocks kept in sight; default: the model's setting."""
+    local: int | None = None
+    """landmark: ordinary tokens per chunk (default: what fits wherever in a block it begins; in whole blocks it may be
+    more); local: last tokens in sight."""
+    max_blocks: int | None = None
+    """Newest blocks that memory keeps; default: all."""
+    selection: Selection | None = None
+    """Who chooses the blocks to open; default: the model's setting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PasskeyOptions(ReadingOptions):
+    """Hide random keys in a long text at all depths, ask for each, and count the right answers."""
+
     lengths: str = "4096,32768"
     """Lengths of the prompts in ordinary tokens, key and question included, separated by commas."""
     samples: int = 50
@@ -29,14 +49,6 @@ class PasskeyOptions:
     """UTF-8 text around the key, from varying offsets and repeated as needed; default: the package's book."""
     seed: int = 0
     """Decides keys and offsets."""
-    attention: Attention = "landmark"
-    """landmark: through memory; local: the last tokens only; full: all at once, at true positions."""
-    top_k: int | None = None
-    """Blocks opened per query; default: the model's setting."""
-    local_blocks: int | None = None
-    """Newest complete blocks kept in sight; default: the model's setting."""
-    local: int | None = None
-    """landmark: ordinary tokens per chunk (default: what fits); local: last tokens in sight."""
     out: Path | None = None
     """JSON-lines file of all answers; the same command goes on from it after an interruption."""
     json: bool = False
@@ -44,28 +56,19 @@ class PasskeyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexityOptions:
+class PerplexityOptions(ReadingOptions):
     """Perplexity of windows of text, and how two ways to read them differ on the same tokens."""
 
     data: tuple[str, ...]
     """Texts: files, or the other sources that `landmark train --texts` takes."""
-    model: Path | None = None
-    """Folder of a converted model with its tokenizer; the one in the package when left out."""
     lengths: str = "2048"
     """Ordinary tokens read from scratch, separated by commas; all divide the longest."""
     windows: int | None = None
     """At most so many windows of the longest length, spread evenly over the texts; default: all."""
-    attention: Attention = "landmark"
-    """landmark: through memory; local: the last tokens only; full: all at once, at true positions."""
-    top_k: int | None = None
-    """Blocks opened per query; default: the model's setting."""
-    local_blocks: int | None = None
-    """Newest complete blocks kept in sight; default: the model's setting."""
-    local: int | None = None
-    """landmark: ordinary tokens per chunk (default: what fits); local: last tokens in sight."""
     against: tuple[str, ...] = ()
-    """Settings to compare with, token by token: ATTENTION@LENGTH[,top_k=N][,local_blocks=N][,local=N].
-    What a landmark setting leaves out is as in the one compared; bare local@LENGTH sees as many keys."""
+    """Settings to compare with, token by token: ATTENTION@LENGTH[,top_k=N][,local_blocks=N][,local=N][,max_blocks=N]
+    [,selection=NAME]. What a landmark setting leaves out is as in the one compared; bare local@LENGTH sees as many
+    keys."""
     batch_size: int = 4
     """Windows read side by side; changes speed only."""
     json: bool = False
@@ -188,7 +191,7 @@ def whole_numbers(name: str, text: str) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def reading_of(options: PasskeyOptions | PerplexityOptions, model: Any) -> "Reading":
+def reading_of(options: ReadingOptions, model: Any) -> "Reading":
     """How the options say to read."""
     from landmark.evaluation.reading import Reading
 
@@ -198,6 +201,8 @@ def reading_of(options: PasskeyOptions | PerplexityOptions, model: Any) -> "Read
         top_k=options.top_k,
         local_blocks=options.local_blocks,
         local=options.local,
+        max_blocks=options.max_blocks,
+        selection=options.selection,
     )
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,12 @@ class Setting:
         reading = self.reading
         if reading.attention == "full":
             return f"full@{self.length}"
-        counts = {"top_k": reading.top_k, "local_blocks": reading.local_blocks, "chunk": reading.chunk_size}
-        return f"{reading.attention}@{self.length}," + ",".join(f"{k}={v}" for k, v in counts.items())
+        told = {"top_k": reading.top_k, "local_blocks": reading.local_blocks, "chunk": reading.chunk_size}
+        usual = {field.name: field.default for field in fields(reading)}
+        for name in ("max_blocks", "selection"):
+            if getattr(reading, name) != usual[name]:
+                told[name] = getattr(reading, name)
+        return f"{reading.attention}@{self.length}," + ",".join(f"{k}={v}" for k, v in told.items())
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Scored:
             "top_k": reading.top_k,
             "local_blocks": reading.local_blocks,
             "chunk": reading.chunk_size,
+            "max_blocks": reading.max_blocks,
+            "selection": reading.selection,
             "perplexity": math.exp(mean),
             "nll": mean,
             "nll_se": error,
@@ -112,12 +118,10 @@ def score(
 def token_nll(model: Any, ids: Tensor, reading: Reading, progress: Callable[[int], Any] | None = None) -> Tensor:
     """Negative log-likelihood of each of `ids [B, N]` given those before it, float64; NaN for the first."""
     nll = torch.full(ids.shape, math.nan, dtype=torch.float64)
-    cache = reading.cache(model.config)
-    length = ids.shape[1]
-    chunk = reading.chunk_size if cache is not None else length
+    options, length = reading.start(model.config), ids.shape[1]
+    chunk = reading.chunk_size or length
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
-        options = {"use_cache": False} if cache is None else {"past_key_values": cache}
         logits = model(input_ids=ids[:, start:stop].to(model.device), **options).logits
         # The last token of the text predicts nothing that could be checked.
         targets = ids[:, start + 1 : stop + 1].to(logits.device)

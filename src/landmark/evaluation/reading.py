@@ -9,6 +9,7 @@ import numpy as np
 from landmark.blocks import stream_length
 from landmark.hf import LandmarkCache
 from landmark.hf.settings import Settings, text_config, trained_positions
+from landmark.memory import Selection
 
 ATTENTIONS = ("landmark", "full", "local")
 
@@ -17,8 +18,9 @@ ATTENTIONS = ("landmark", "full", "local")
 class Reading:
     """One way to read a text.
 
-    - `landmark`: chunks of `chunk_size` ordinary tokens through a cache that opens `top_k` blocks per query
-      and keeps `local_blocks` in sight (section 3.2 of the paper).
+    - `landmark`: chunks of `chunk_size` ordinary tokens through a cache that opens `top_k` blocks per query, chosen
+      by `selection` among the newest `max_blocks` (all if None), and keeps `local_blocks` in sight (section 3.2 of
+      the paper).
     - `local`: the same with `top_k` 0 and chunks of one block: a window sliding over `local_blocks` blocks.
     - `full`: the attention of training over the whole text at once (section 3.1); the counts are 0.
     """
@@ -28,6 +30,8 @@ class Reading:
     top_k: int = 0
     local_blocks: int = 0
     chunk_size: int = 0
+    max_blocks: int | None = None
+    selection: Selection = "per_token_and_head"
 
     @classmethod
     def of(
@@ -38,6 +42,8 @@ class Reading:
         top_k: int | None = None,
         local_blocks: int | None = None,
         local: int | None = None,
+        max_blocks: int | None = None,
+        selection: Selection | None = None,
     ) -> "Reading":
         """The reading of a converted model with this `config`; what is None is the model's own setting.
 
@@ -48,29 +54,28 @@ class Reading:
         if attention not in ATTENTIONS:
             raise ValueError(f"attention is {attention!r}: choose one of {', '.join(ATTENTIONS)}")
         size = Settings.of(text_config(config)).block_size
-        given = {"top_k": top_k, "local_blocks": local_blocks, "local": local}
-        named = [name for name, value in given.items() if value is not None]
-        if attention == "full" and named:
-            raise ValueError(f"full attention sees everything: leave out {', '.join(named)}")
+        opening = {"top_k": top_k or None, "max_blocks": max_blocks, "selection": selection}
+        sight = {"local_blocks": local_blocks, "local": local}
         if attention == "full":
+            _check_left_out("full attention sees everything", opening | sight | {"top_k": top_k})
             return cls("full", size)
         if local is not None and local < 1:
             raise ValueError(f"local is {local}: give the number of ordinary tokens, 1 or more")
         if attention == "local":
-            if top_k:
-                raise ValueError(f"local attention opens no blocks: leave out top_k ({top_k})")
+            _check_left_out("local attention opens no blocks", opening)
             if local is not None and local_blocks is not None:
                 raise ValueError("local and local_blocks both say how far local attention sees: give one of them")
             top_k, local_blocks = 0, _blocks_in_sight(local, size) if local is not None else local_blocks
-        cache = LandmarkCache(config, top_k=top_k, local_blocks=local_blocks)
-        fits = cache.chunk_tokens
-        chunk = size if attention == "local" else local or fits
-        if chunk > fits:
-            raise ValueError(
-                f"a chunk of {chunk} ordinary tokens does not fit the trained range beside top_k"
-                f" {cache.settings.top_k} and local_blocks {cache.settings.local_blocks}: at most {fits}"
-            )
-        return cls(attention, size, cache.settings.top_k, cache.settings.local_blocks, chunk)
+        cache = LandmarkCache(
+            config,
+            top_k=top_k,
+            local_blocks=local_blocks,
+            max_blocks=max_blocks,
+            selection=selection,
+            chunk_size=size if attention == "local" else local,
+        )
+        chosen = cache.settings
+        return cls(attention, size, chosen.top_k, chosen.local_blocks, cache.chunk_tokens, max_blocks, chosen.selection)
 
     def check_length(self, config: Any, length: int) -> None:
         """Raises ValueError when `length` ordinary tokens are more than true positions can carry."""
@@ -86,7 +91,19 @@ class Reading:
         """A cache to read a text through, None for full attention."""
         if self.attention == "full":
             return None
-        return LandmarkCache(config, top_k=self.top_k, local_blocks=self.local_blocks)
+        return LandmarkCache(
+            config,
+            top_k=self.top_k,
+            local_blocks=self.local_blocks,
+            max_blocks=self.max_blocks,
+            selection=self.selection,
+            chunk_size=self.chunk_size,
+        )
+
+    def start(self, config: Any) -> dict[str, Any]:
+        """Keyword arguments of every forward over one text, chunk by chunk; they remember what was read."""
+        cache = self.cache(config)
+        return {"use_cache": False} if cache is None else {"past_key_values": cache}
 
     def attended(self, length: int) -> float:
         """Ordinary keys, its own included, that a token attends to on average over `length` tokens."""
@@ -97,11 +114,16 @@ class Reading:
         positions = np.arange(length)
         if self.attention == "full":
             return positions + 1
-        memory = self.blocks_in_memory(length)
-        return positions - memory * self.block_size + 1 + np.minimum(self.top_k, memory) * self.block_size
+        opened = np.minimum(self.top_k, self.blocks_in_memory(length))
+        return positions - self._blocks_behind(length) * self.block_size + 1 + opened * self.block_size
 
     def blocks_in_memory(self, length: int) -> np.ndarray:
         """Blocks in memory when each token is read, `[length]`: those whose landmarks it scores."""
+        behind = self._blocks_behind(length)
+        return behind if self.max_blocks is None else np.minimum(behind, self.max_blocks)
+
+    def _blocks_behind(self, length: int) -> np.ndarray:
+        """Blocks that have left the local window when each token is read, `[length]`."""
         assert self.attention != "full"
         starts = np.arange(length) // self.chunk_size * self.chunk_size
         return np.maximum(starts // self.block_size - self.local_blocks, 0)
@@ -116,6 +138,12 @@ def local_like(config: Any, reading: Reading, length: int) -> Reading:
         if local.attended(length) >= wanted or blocks * reading.block_size >= length:
             return local
     raise AssertionError("unreachable: the window grows until it covers the text")
+
+
+def _check_left_out(why: str, given: dict[str, Any]) -> None:
+    named = [f"{name} ({value})" for name, value in given.items() if value is not None]
+    if named:
+        raise ValueError(f"{why}: leave out {', '.join(named)}")
 
 
 def _blocks_in_sight(local: int, block_size: int) -> int:

@@ -1,12 +1,23 @@
 """Settings of a comparison as people write them: `full@512`, `landmark@4096,top_k=0`, `local@4096`."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 from landmark.evaluation.perplexity import Setting
 from landmark.evaluation.reading import Reading, local_like
 
-COUNTS = ("top_k", "local_blocks", "local")
-FORM = "ATTENTION@LENGTH[,top_k=N][,local_blocks=N][,local=N], e.g. landmark@4096,top_k=0"
+# What each option of a setting must look like, and what it means.
+OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "top_k": (r"\d+", int),
+    "local_blocks": (r"\d+", int),
+    "local": (r"\d+", int),
+    "max_blocks": (r"\d+", int),
+    "selection": (r"\w+", str),
+}
+FORM = (
+    "ATTENTION@LENGTH[,top_k=N][,local_blocks=N][,local=N][,max_blocks=N][,selection=NAME], e.g. landmark@4096,top_k=0"
+)
 
 
 def parse_setting(text: str, config: Any, compared: Setting) -> Setting:
@@ -17,19 +28,21 @@ def parse_setting(text: str, config: Any, compared: Setting) -> Setting:
     """
     head, *parts = text.split(",")
     attention, at, length_text = head.partition("@")
-    given = {name: number for name, _, number in (part.partition("=") for part in parts)}
-    unknown = [name for name in given if name not in COUNTS]
-    if not at or not length_text.isdecimal() or unknown or not all(n.isdecimal() for n in given.values()):
+    given = [(name, value) for name, _, value in (part.partition("=") for part in parts)]
+    understood = all(name in OPTIONS and re.fullmatch(OPTIONS[name][0], value) for name, value in given)
+    if not at or not length_text.isdecimal() or not understood:
         raise ValueError(f"{text!r} is no setting to compare with: write {FORM}")
-    length, counts = int(length_text), {name: int(number) for name, number in given.items()}
+    length, options = int(length_text), {name: OPTIONS[name][1](value) for name, value in given}
     reading = compared.reading
-    if attention == "local" and not counts:
+    if attention == "local" and not options:
         return Setting(local_like(config, reading, length), length)
     if attention == "landmark" and reading.attention == "landmark":
         inherited = {
             "top_k": reading.top_k,
             "local_blocks": reading.local_blocks,
             "local": reading.chunk_size,
+            "max_blocks": reading.max_blocks,
+            "selection": reading.selection,
         }
-        counts = inherited | counts
-    return Setting(Reading.of(config, attention, **counts), length)
+        options = inherited | options
+    return Setting(Reading.of(config, attention, **options), length)

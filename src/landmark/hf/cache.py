@@ -11,54 +11,25 @@ from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-from landmark.blocks import Stream, tokens_that_fit
+from landmark.blocks import Stream, stream_length
 from landmark.hf.attention import StreamCall
+from landmark.hf.cache_layer import LandmarkLayer
 from landmark.hf.rope import Rope, Scoring
 from landmark.hf.settings import (
     Settings,
-    chunk_positions,
+    chunk_tokens,
     layer_budgets,
     layer_kinds,
     text_config,
     trained_positions,
 )
 from landmark.hf.sliding import SlidingWindow
-from landmark.hf.trace import Trace, joined
+from landmark.hf.trace import Recording, Trace
 from landmark.index.choose import IndexKind, IndexOptions
 from landmark.memory import LayerMemory, Selection
 from landmark.memory.storage import ProcessStorage, Storage
 from landmark.ops.rotary import Rotation
 from landmark.store.traffic import Traffic
-
-
-class LandmarkLayer(CacheLayerMixin):
-    """One layer of the cache: a memory, or the window of a native sliding layer.
-
-    Keys and values pass through `update` untouched; the attention call works on `memory` or `window` itself.
-    """
-
-    is_sliding = False
-    is_croppable = True
-    supports_early_init = False
-
-    def __init__(self, memory: LayerMemory | SlidingWindow) -> None:
-        super().__init__()
-        self.memory = memory
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        raise NotImplementedError("lengths belong to the whole cache: ask LandmarkCache.get_seq_length()")
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 class LandmarkCache(Cache):
@@ -73,6 +44,11 @@ class LandmarkCache(Cache):
     number) that all layers together hold in host and device memory: then blocks that do not fit lie in temporary files.
     `storage` names the storage of each landmark layer instead of these three.
 
+    `chunk_size` is the most ordinary tokens that one forward reads at once, by default what fits the trained range
+    wherever in a block it begins; longer inputs are cut. A multiple of block_size may be larger, until `(top_k + 1 +
+    local_blocks) * stride` and the chunk with its landmarks fill the range: chunks then end where blocks end, and
+    after a tail the next one is shorter by it (in a batch, by the longest tail).
+
     Raises ValueError when the settings leave no room for a chunk, or for budgets and indexes that mean nothing.
     """
 
@@ -86,6 +62,7 @@ class LandmarkCache(Cache):
         selection: Selection | None = None,
         max_blocks: int | None = None,
         local_blocks: int | None = None,
+        chunk_size: int | None = None,
         index: IndexKind | IndexOptions = "auto",
         host_budget: int | str | None = None,
         device_budget: int | str | None = None,
@@ -94,7 +71,8 @@ class LandmarkCache(Cache):
         given = {"top_k": top_k, "selection": selection, "local_blocks": local_blocks}
         config = text_config(config)
         self.settings = replace(Settings.of(config), **{k: v for k, v in given.items() if v is not None})
-        self.chunk_positions = chunk_positions(self.settings, config)
+        self.chunk_tokens = chunk_tokens(self.settings, config, chunk_size)
+        self._whole_blocks = chunk_size is not None and chunk_size % self.settings.block_size == 0
         self.trained_positions = trained_positions(config)
         self.max_blocks = max_blocks
         self._kinds = layer_kinds(config)
@@ -107,8 +85,7 @@ class LandmarkCache(Cache):
         super().__init__(layers=[*self._fresh_layers()])
         self._columns = 0
         self._tokens: Tensor | None = None
-        self._recorded: list[dict[int, tuple[Tensor, Tensor]]] = []
-        self._record_all = False
+        self._recording = Recording()
         self._rotations: tuple[int, dict[Rope, Rotation]] | None = None
 
     def _fresh_layers(self) -> list[CacheLayerMixin]:
@@ -135,10 +112,18 @@ class LandmarkCache(Cache):
         return [layer.memory for layer in self.layers]  # type: ignore[union-attr]
 
     @property
-    def chunk_tokens(self) -> int:
-        """Ordinary tokens that fit a chunk, wherever in a block it begins."""
+    def chunk_positions(self) -> int:
+        """Stream positions of the longest chunk, landmarks included."""
         size = self.settings.block_size
-        return tokens_that_fit(self.chunk_positions, size, size - 1)
+        return stream_length(self.chunk_tokens, size, size - 1)
+
+    @property
+    def next_chunk(self) -> int:
+        """Ordinary tokens (in padded batches, columns) that the next forward may read at once."""
+        if not self._whole_blocks:
+            return self.chunk_tokens
+        tail = max((tokens % self.settings.block_size for tokens in self.tokens_read()), default=0)
+        return self.chunk_tokens - tail
 
     @property
     def nbytes(self) -> int:
@@ -163,7 +148,11 @@ class LandmarkCache(Cache):
         return (seen + seen // self.settings.block_size)[:, None]
 
     def rotations(self, positions: int, make: Callable[[int], dict[Rope, Rotation]]) -> dict[Rope, Rotation]:
-        """Rotations that reach `positions`; made once, and again when a longer chunk needs longer tables."""
+        """Rotations that reach `positions`; made once, and again when a longer chunk needs longer tables.
+
+        Never beyond the trained range: whoever asks for more counts a tail where there is none.
+        """
+        positions = min(positions, self.trained_positions)
         if self._rotations is None or self._rotations[0] < positions:
             self._rotations = positions, make(positions)
         return self._rotations[1]
@@ -178,19 +167,15 @@ class LandmarkCache(Cache):
             last = memory.last if isinstance(memory, LayerMemory) else None
             if last is not None:
                 opened[index] = (last.blocks, last.gates)
-        self._recorded = [*self._recorded, opened] if self._record_all else [opened]
+        self._recording = self._recording.followed_by(opened)
 
     def start_trace(self) -> None:
         """Forgets what was recorded and keeps every forward from here on; otherwise only the last one is kept."""
-        self._record_all, self._recorded = True, []
+        self._recording = Recording(keep_all=True)
 
     def trace(self) -> Trace:
         """The blocks opened in the last forward, or in all since `start_trace()`."""
-        trace = Trace(self.settings.block_size)
-        for layer in sorted({layer for opened in self._recorded for layer in opened}):
-            pieces = [opened[layer] for opened in self._recorded if layer in opened]
-            trace.blocks[layer], trace.gates[layer] = joined(pieces)
-        return trace
+        return self._recording.trace(self.settings.block_size)
 
     def settle(self, ropes: list[Rope]) -> None:
         """Moves complete blocks that are too many for the local window to memory, as the next chunk would.
@@ -214,7 +199,7 @@ class LandmarkCache(Cache):
         """
         branch = copy.copy(self)
         branch.layers = [LandmarkLayer(memory.fork()) for memory in self.memories]
-        branch._columns, branch._recorded = 0, []
+        branch._columns, branch._recording = 0, self._recording.forgotten()
         branch._tokens = None if self._tokens is None else self._tokens.clone()
         return branch
 
@@ -239,7 +224,8 @@ class LandmarkCache(Cache):
 
     def reset(self) -> None:
         self.layers = self._fresh_layers()
-        self._columns, self._tokens, self._recorded, self._rotations = 0, None, [], None
+        self._columns, self._tokens, self._rotations = 0, None, None
+        self._recording = self._recording.forgotten()
 
     def _take_rows(self, rows: Tensor) -> None:
         if self._tokens is None:
@@ -248,11 +234,7 @@ class LandmarkCache(Cache):
         self._tokens = self._tokens[rows]
         for memory in self.memories:
             memory.reorder(rows)
-        # What is recorded stays with the row that went on.
-        self._recorded = [
-            {layer: (b[rows.to(b.device)], g[rows.to(g.device)]) for layer, (b, g) in opened.items()}
-            for opened in self._recorded
-        ]
+        self._recording = self._recording.of_rows(rows)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._take_rows(beam_idx)
@@ -289,6 +271,10 @@ class ReadingCall(StreamCall):
 
     cache: LandmarkCache
     earlier: list[Any]  # outputs of the chunks of the same input that were read before this one
+
+    def advance(self) -> None:
+        """Counts the chunk as read."""
+        self.cache.advance(self.stream, self.stream.place.shape[1])
 
     @cached_property
     def _lengths(self) -> list[int]:

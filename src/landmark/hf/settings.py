@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from landmark.blocks import tokens_that_fit
+from landmark.blocks import stream_length, tokens_that_fit
 from landmark.memory import Positions, Selection
 from landmark.memory.rules import check_rules
 from landmark.memory.storage import Budgets
@@ -94,8 +94,36 @@ def trained_positions(config: PretrainedConfig) -> int:
     return positions
 
 
+def chunk_tokens(settings: Settings, config: PretrainedConfig, chunk_size: int | None = None) -> int:
+    """Ordinary tokens of the longest chunk: `chunk_size`, or by default what fits wherever in a block it begins.
+
+    Chunks of whole blocks may be longer than that, for they end with a block, and no tail stands before the next one
+    (as in section 4.1 of the paper: trained on 512 positions, blocks of 50, top_k 4 and chunks of 250). Raises
+    ValueError for a `chunk_size` that the trained range does not carry, and when nothing fits it.
+    """
+    size = settings.block_size
+    if chunk_size is None:
+        return tokens_that_fit(chunk_positions(settings, config), size, size - 1)
+    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size!r}: give the ordinary tokens of a chunk, 1 or more")
+    trained, strides = trained_positions(config), settings.top_k + 1 + settings.local_blocks
+    before = 0 if settings.positions == "true" else strides * settings.stride
+    most = max(0, trained - before) // settings.stride * size
+    whole_blocks = chunk_size % size == 0
+    fits = most if whole_blocks else chunk_tokens(settings, config)
+    if chunk_size > fits:
+        others = "" if whole_blocks else f" where it begins inside a block, or {most} in whole blocks"
+        raise ValueError(
+            f"a chunk of {chunk_size} ordinary tokens does not fit the trained range of {trained} positions: it takes"
+            f" {stream_length(chunk_size, size)} with its landmarks, and {before} lie before it: (top_k"
+            f" {settings.top_k} + 1 + local_blocks {settings.local_blocks}) * stride {settings.stride}"
+            f"{'' if whole_blocks else ' and a tail'}; give at most {fits}{others}, or lower top_k or local_blocks"
+        )
+    return chunk_size
+
+
 def chunk_positions(settings: Settings, config: PretrainedConfig) -> int:
-    """Stream positions a chunk may take, landmarks included; raises ValueError when nothing fits."""
+    """Stream positions a chunk that begins inside a block may take, landmarks included; ValueError when none fits."""
     positions = trained_positions(config)
     if settings.positions == "true":
         return min(MAX_CHUNK, positions)

@@ -50,7 +50,39 @@ class Trace:
         return [Span(block, block * size, (block + 1) * size, total / queries) for block, total in ranked]
 
 
-def joined(pieces: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Recording:
+    """What the last forward opened, or with `keep_all` every one so far: per forward and layer, (blocks, gates)."""
+
+    forwards: tuple[dict[int, tuple[Tensor, Tensor]], ...] = ()
+    keep_all: bool = False
+
+    def followed_by(self, opened: dict[int, tuple[Tensor, Tensor]]) -> "Recording":
+        """The recording after one more forward."""
+        return Recording((*self.forwards, opened) if self.keep_all else (opened,), self.keep_all)
+
+    def of_rows(self, rows: Tensor) -> "Recording":
+        """The recording where row i goes on from what was row `rows[i]`."""
+        taken = [
+            {layer: (b[rows.to(b.device)], g[rows.to(g.device)]) for layer, (b, g) in opened.items()}
+            for opened in self.forwards
+        ]
+        return Recording(tuple(taken), self.keep_all)
+
+    def forgotten(self) -> "Recording":
+        """A recording of nothing that goes on in the same way."""
+        return Recording(keep_all=self.keep_all)
+
+    def trace(self, block_size: int) -> Trace:
+        """The forwards one behind the other."""
+        trace = Trace(block_size)
+        for layer in sorted({layer for opened in self.forwards for layer in opened}):
+            pieces = [opened[layer] for opened in self.forwards if layer in opened]
+            trace.blocks[layer], trace.gates[layer] = _joined(pieces)
+        return trace
+
+
+def _joined(pieces: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Puts the (blocks, gates) of several forwards one behind the other; fewer choices are filled with -1."""
     pieces = list(pieces)
     width = max(blocks.shape[-1] for blocks, _ in pieces)
