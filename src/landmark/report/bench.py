@@ -1,15 +1,13 @@
 """Plots of `landmark bench`: one line for each contender over length, both axes logarithmic."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-Row = dict[str, Any]
+from landmark.report.panels import Row, grouped, panels
 
 DOTTED = "(dotted: floor)"
 
@@ -46,11 +44,11 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def _draw_ops(rows: list[Row]) -> Figure:
-    families = _grouped(rows, lambda row: _family(row))
-    passes = list(_grouped(rows, lambda row: row["pass"]))
-    figure, grid = _panels(len(families), len(passes))
+    families = grouped(rows, lambda row: _family(row))
+    passes = list(grouped(rows, lambda row: row["pass"]))
+    figure, grid = panels(len(families), len(passes))
     for line, (family, of_family) in zip(grid, families.items(), strict=True):
-        by_pass = _grouped(of_family, lambda row: row["pass"])
+        by_pass = grouped(of_family, lambda row: row["pass"])
         for axes, name in zip(line, passes, strict=True):
             some = by_pass.get(name, [])
             _lines(axes, some, "length", _milliseconds)
@@ -62,7 +60,7 @@ def _draw_ops(rows: list[Row]) -> Figure:
 
 
 def _draw_read(rows: list[Row]) -> Figure:
-    figure, grid = _panels(1, 1)
+    figure, grid = panels(1, 1)
     axes = grid[0][0]
     _lines(axes, rows, "context", lambda row, name: row["tokens_per_s"] * row["median_s"] / row[f"{name}_s"])
     places = (row["context"] for row in rows)
@@ -71,8 +69,8 @@ def _draw_read(rows: list[Row]) -> Figure:
 
 
 def _draw_decode(rows: list[Row]) -> Figure:
-    batches = _grouped(rows, lambda row: row["batch"])
-    figure, grid = _panels(1, len(batches))
+    batches = grouped(rows, lambda row: row["batch"])
+    figure, grid = panels(1, len(batches))
     for axes, (batch, some) in zip(grid[0], batches.items(), strict=True):
         _lines(axes, some, "context", _milliseconds)
         _floors(axes, some, "context")
@@ -82,8 +80,8 @@ def _draw_decode(rows: list[Row]) -> Figure:
 
 
 def _draw_index(rows: list[Row]) -> Figure:
-    by_queries = _grouped(rows, lambda row: row["queries"])
-    figure, grid = _panels(1, len(by_queries))
+    by_queries = grouped(rows, lambda row: row["queries"])
+    figure, grid = panels(1, len(by_queries))
     for axes, (queries, some) in zip(grid[0], by_queries.items(), strict=True):
         _lines(axes, some, "blocks", _milliseconds)
         title = "one query" if queries == 1 else f"{queries} queries at once"
@@ -91,28 +89,15 @@ def _draw_index(rows: list[Row]) -> Figure:
     return figure
 
 
-def _grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
-
-
 def _by_contender(rows: list[Row], x: str) -> Iterable[tuple[str, list[Row]]]:
     """The measured rows of each contender, from left to right."""
     measured = sorted((row for row in rows if row["skipped"] is None), key=lambda row: row[x])
-    return _grouped(measured, lambda row: row["contender"]).items()
+    return grouped(measured, lambda row: row["contender"]).items()
 
 
 def _family(row: Row) -> str:
     heads = f"{row['heads']}" if row["heads"] == row["kv_heads"] else f"{row['heads']}/{row['kv_heads']}"
     return f"batch {row['batch']}, {heads} heads of {row['head_dim']}, block {row['block_size']}"
-
-
-def _panels(lines: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(1.5 + 5 * columns, 1 + 4 * lines), layout="constrained")
-    FigureCanvasAgg(figure)  # no window system is ever asked
-    return figure, [list(line) for line in figure.subplots(lines, columns, squeeze=False)]
 
 
 def _milliseconds(row: Row, name: str) -> float:

@@ -1,0 +1,158 @@
+"""What the report claims about landmark attention, one entry a claim, judged from the measurements alone."""
+
+from typing import Any
+
+from landmark.report import names, paper
+from landmark.report.intervals import Interval
+from landmark.report.measured import Untested, accuracy, mean, one_setting
+from landmark.report.results import Line, Results
+from landmark.report.verdicts import (
+    FAILED,
+    HELD,
+    Check,
+    Claim,
+    Outcome,
+    all_of,
+    any_of,
+    better,
+    compared,
+    decide,
+    fewer_keys,
+    undecided,
+    within,
+)
+from landmark.report.words import NOT_MEASURED, share, share_text
+
+PASS_KEY_TIMES = 64  # so many windows of training
+PASS_KEY_SHARE = 0.98  # the paper's
+BESIDE = (names.ANCESTOR, names.SINKS, names.TRANSFORMER_XL, names.MEMORIZING)
+
+
+def _language_modeling(corpus: str) -> tuple[Claim, ...]:
+    def read(settings: Line) -> Line:
+        return {"table": names.LANGUAGE_MODELING, "corpus": corpus, **settings}
+
+    def landmark(read_length: int, top_k: int, **other: Any) -> Line:
+        return read(paper.landmark(read_length, top_k, **other))
+
+    def near_transformer_xl(read_length: int) -> Check:
+        one, other = landmark(read_length, 4), read(paper.transformer_xl(read_length))
+        return all_of(within(one, other, 0.02), fewer_keys(one, other))
+
+    name = corpus.capitalize()
+    return (
+        Claim(
+            f"{name}: landmark attention over 512 tokens is no worse than 2 % above full attention over 512",
+            within(landmark(512, 2), read(paper.full(512)), 0.02),
+        ),
+        Claim(
+            f"{name}: perplexity falls from 512 to 2,048 to 4,096 tokens with k = 4",
+            all_of(better(landmark(2048, 4), landmark(512, 4)), better(landmark(4096, 4), landmark(2048, 4))),
+        ),
+        Claim(
+            f"{name}: k = 4 is better than k = 2",
+            all_of(*(better(landmark(length, 4), landmark(length, 2)) for length in (2048, 4096))),
+        ),
+        Claim(
+            f"{name}: more blocks in memory help",
+            all_of(
+                *(
+                    better(landmark(length, 4), landmark(length, 4, blocks=paper.BLOCKS[length] // 2))
+                    for length in (2048, 4096)
+                )
+            ),
+        ),
+        Claim(
+            f"{name}: at 2,048 or 4,096 tokens landmark attention is within 2 % of Transformer-XL and attends to"
+            " fewer keys",
+            any_of(*(near_transformer_xl(length) for length in (2048, 4096))),
+        ),
+    )
+
+
+def _as_good_as(selection: str) -> Claim:
+    def selected(name: str, read_length: int, top_k: int) -> Line:
+        setting = {"selection": name, "read_length": read_length, "top_k": top_k}
+        return {"table": names.SELECTION, "corpus": names.BOOKS, "method": names.LANDMARK, **setting}
+
+    return Claim(
+        f"Books: choosing blocks per token and head is at least as good as {selection.replace('_', ' ')}",
+        all_of(
+            *(
+                within(selected("per_token_and_head", *setting), selected(selection, *setting), 0.0)
+                for setting in paper.SELECTION_SETTINGS
+            )
+        ),
+    )
+
+
+def _pass_keys(results: Results) -> Outcome:
+    """At the least length read that is so many windows; the field `window` tells them, else they are the paper's."""
+    lines = [line for line in results.find(table=names.PASS_KEY) if "accuracy" in line]
+    far = [line for line in lines if line["read_length"] >= PASS_KEY_TIMES * line.get("window", paper.WINDOW)]
+    lengths = [line["read_length"] for line in far if line["method"] == names.LANDMARK]
+    if not lengths:
+        raise Untested(f"{names.LANDMARK} at {PASS_KEY_TIMES} times its window: {NOT_MEASURED}")
+    at = [line for line in lines if line["read_length"] == min(lengths)]
+    found = _found(at, names.LANDMARK)
+    verdict = decide(found, lambda end: end >= PASS_KEY_SHARE)
+    beside = []
+    for method in BESIDE:
+        try:
+            beside.append(f"{method} {share_text(_found(at, method))}")
+        except Untested as reason:
+            beside.append(str(reason))
+    figures = f"at {min(lengths):,} tokens {share_text(found)}{undecided(found, verdict)}"
+    return Outcome(verdict, f"{figures}; beside it {', '.join(beside)}")
+
+
+def _found(lines: list[Line], method: str) -> Interval:
+    own = [line for line in lines if line["method"] == method]
+    return accuracy(one_setting(own, method, but=("seed", "depth")))
+
+
+def _true_positions() -> Check:
+    """At 4,096 tokens, eight times the window of training."""
+    stingy = {"table": names.POSITIONS, "corpus": names.BOOKS, "method": names.WITH_JUMPS, "read_length": 4096}
+    return within({**stingy, "positions": "true"}, {**stingy, "positions": "stingy"}, 0.02)
+
+
+def _skipping(threshold: float, least: float, share_above: float) -> Check:
+    """In the setting of the paper's appendix D. The share that is skipped is a count, and has no interval."""
+    without = {
+        "table": names.MISS_GATE,
+        "corpus": names.BOOKS,
+        "method": names.LANDMARK,
+        "read_length": 2048,
+        "top_k": 4,
+    }
+    gated = {**without, "method": names.WITH_MISS_GATE, "threshold": threshold}
+
+    def skips(results: Results) -> Outcome:
+        lines = [line for line in results.find(**gated) if "perplexity" in line]
+        skipped = mean(one_setting(lines, f"threshold {threshold}"), "skipped")
+        if skipped is None:
+            raise Untested(f"threshold {threshold}: skipped retrievals were not counted")
+        return Outcome(HELD if skipped >= least else FAILED, f"skips {share(skipped)}, claimed at least {share(least)}")
+
+    return all_of(skips, within(gated, without, share_above))
+
+
+CLAIMS = (
+    *(claim for corpus in names.CORPORA for claim in _language_modeling(corpus)),
+    *(_as_good_as(selection) for selection in ("per_head", "per_token")),
+    Claim("Landmark attention finds at least 98 % of pass keys at 64 times the window", _pass_keys),
+    Claim("Books: jumps of position in training allow true positions, within 2 % of stingy ones", _true_positions()),
+    Claim(
+        "Books: a miss gate at threshold 0.3 skips half of the retrievals for at most 1 % more perplexity",
+        _skipping(0.3, 0.5, 0.01),
+    ),
+)
+
+
+def comparisons() -> list[tuple[Line, Line]]:
+    """Pairs of settings whose paired differences the claims rest on: what to measure as `against` lines."""
+    pairs: list[tuple[Line, Line]] = []
+    for claim in CLAIMS:
+        pairs += [pair for pair in compared(claim.check) if pair not in pairs]
+    return pairs

@@ -1,0 +1,103 @@
+"""The report written: `results.md` and its plots, from measurements."""
+
+from collections import Counter
+from pathlib import Path
+
+from landmark.report import tables
+from landmark.report.claims import CLAIMS
+from landmark.report.results import Line, Results
+from landmark.report.tables import TABLES, Table
+from landmark.report.verdicts import FAILED, HELD, UNTESTED
+from landmark.report.words import NOT_MEASURED, ONE_SEED, number
+
+FIGURES = "figures"  # the folder of the plots, beside results.md
+
+QUICK = """> **QUICK: TOY STEP COUNTS.** {count} of {all} measurements were made with `--quick`. They show that all
+> runs, and nothing about any method: no figure or verdict below means anything.
+"""
+
+READING = f"""\
+Perplexities are means over seeds, taken in nats a token, with 95 % confidence intervals in brackets: Student's t of the
+scatter over seeds, or, marked {ONE_SEED}, of the windows of the only seed. Intervals of seeds say how far other
+trainings would differ on the same texts. Shares have Wilson's interval of their prompts, or that of the seeds where it
+is wider. The paper's numbers are of one run each, of a model of 12 layers and width 1,024, and of other texts: compare
+how they move, not how high they are.
+"""
+
+CLAIMING = f"""\
+Perplexities are compared by their differences token by token where these were measured, otherwise by seed. A claim
+"{HELD}" or "{FAILED}" where its whole interval says so, and is "{UNTESTED}" where it does not or figures are missing.
+"""
+
+
+def check_plots() -> None:
+    """Raises ValueError, before anything is measured, if plots cannot be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the report needs {error.name}: pip install 'landmark-attention[plot]'") from error
+
+
+def render(results: Results, out: str | Path) -> None:
+    """Writes `results.md` into the folder `out`, and its plots into `figures/` there; both may be there already.
+
+    Raises ValueError without matplotlib.
+    """
+    check_plots()
+    out = Path(out)
+    (out / FIGURES).mkdir(parents=True, exist_ok=True)
+    drawn = _draw(results, out / FIGURES)
+    sections = [_head(results), _claims(results), *(_section(table, results, drawn) for table in TABLES)]
+    (out / "results.md").write_text("\n".join(sections), encoding="utf-8")
+
+
+def _draw(results: Results, folder: Path) -> dict[str, list[str]]:
+    """Draws what was measured; by table, the Markdown that shows it."""
+    from landmark.report.plots import PLOTS, save
+
+    shown: dict[str, list[str]] = {}
+    for plot in PLOTS:
+        figure = plot.draw(results)
+        if figure is None:
+            text = f"Plot of {plot.text}: {NOT_MEASURED}.\n"
+        else:
+            save(figure, folder / f"{plot.name}.png")
+            text = f"![{plot.text}]({FIGURES}/{plot.name}.png)\n"
+        shown.setdefault(plot.table, []).append(text)
+    return shown
+
+
+def _head(results: Results) -> str:
+    lines = results.lines
+    quick = [line for line in lines if line.get("quick")]
+    told = [
+        f"- Measurements: {len(lines):,}, in `{results.path.name}`",
+        f"- Scale: models of {_values(lines, 'model')}; {_values(lines, 'steps')} steps of training; "
+        f"windows of {_values(lines, 'window')} tokens; seeds {_values(lines, 'seed')}",
+        f"- Machine: {_values(lines, 'machine')}",
+        f"- Date: {_values(lines, 'date')}",
+    ]
+    loud = [QUICK.format(count=len(quick), all=len(lines))] if quick else []
+    return "\n".join(["# Results\n", *loud, *told, "", READING])
+
+
+def _values(lines: list[Line], field: str) -> str:
+    """All values of a field, in order."""
+    values = {line[field] for line in lines if line.get(field) is not None}
+    return ", ".join(number(value) for value in sorted(values)) or "(not told)"
+
+
+def _claims(results: Results) -> str:
+    outcomes = [(claim, claim.judge(results)) for claim in CLAIMS]
+    counts = Counter(outcome.verdict for _, outcome in outcomes)
+    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (HELD, FAILED, UNTESTED))
+    head = ["## Claims\n", f"{summary}.\n", CLAIMING]
+    if any(line.get("quick") for line in results.lines):
+        head.append("**Of toy step counts (`--quick`): the verdicts mean nothing.**\n")
+    rows = [f"- **{outcome.verdict}**: {claim.sentence}. ({outcome.figures})" for claim, outcome in outcomes]
+    return "\n".join([*head, *rows, ""])
+
+
+def _section(table: Table, results: Results, drawn: dict[str, list[str]]) -> str:
+    about = [f"{table.about}\n"] if table.about else []
+    return "\n".join([f"## {table.title}\n", *about, tables.markdown(table, results), *drawn.get(table.id, [])])

@@ -1,0 +1,138 @@
+"""Claims and how they are judged: an interval must support a verdict, whichever it is."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from landmark.report.intervals import Interval
+from landmark.report.measured import Untested, describe, difference, mean, one_setting
+from landmark.report.results import Line, Results
+from landmark.report.words import more_text
+
+HELD = "held"
+FAILED = "did not hold"
+UNTESTED = "not tested here"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    verdict: str
+    figures: str
+
+
+Check = Callable[[Results], Outcome]  # may raise Untested, with the reason
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence about the measurements, and what judges it."""
+
+    sentence: str
+    check: Check
+
+    def judge(self, results: Results) -> Outcome:
+        return _outcome(self.check, results)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The perplexity of the setting `one` against that of `other`.
+
+    It is at most the share `above` higher, or below the other where `above` is None.
+    """
+
+    one: Line
+    other: Line
+    above: float | None
+
+    def __call__(self, results: Results) -> Outcome:
+        found = difference(results, self.one, self.other)
+        if self.above is None:
+            verdict, bound = decide(found, lambda end: end < 0), "below 0 %"
+        else:
+            most = math.log1p(self.above)
+            verdict, bound = decide(found, lambda end: end <= most), f"at most {100 * self.above:+g} %"
+        figures = f"{describe(self.one)} against {describe(self.other, self.one)}: {more_text(found.map(math.expm1))}"
+        return Outcome(verdict, f"{figures}, claimed {bound}{undecided(found, verdict)}")
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several checks; the first of `verdicts` that one of them gives is that of all."""
+
+    checks: tuple[Check, ...]
+    verdicts: tuple[str, ...]
+
+    def __call__(self, results: Results) -> Outcome:
+        outcomes = [_outcome(check, results) for check in self.checks]
+        given = {outcome.verdict for outcome in outcomes}
+        verdict = next(verdict for verdict in self.verdicts if verdict in given)
+        return Outcome(verdict, "; ".join(dict.fromkeys(outcome.figures for outcome in outcomes)))
+
+
+def within(one: Line, other: Line, share: float) -> Check:
+    return Comparison(one, other, share)
+
+
+def better(one: Line, other: Line) -> Check:
+    return Comparison(one, other, None)
+
+
+def all_of(*checks: Check) -> Check:
+    """Each of the checks: one that did not hold settles it, one untested leaves it open."""
+    return Joined(checks, (FAILED, UNTESTED, HELD))
+
+
+def any_of(*checks: Check) -> Check:
+    """One of the checks at least: one that held settles it, one untested leaves it open."""
+    return Joined(checks, (HELD, UNTESTED, FAILED))
+
+
+def fewer_keys(one: Line, other: Line) -> Check:
+    """A token attends to fewer keys in the setting `one` than in `other`, on average."""
+
+    def check(results: Results) -> Outcome:
+        keys = [_attended(results, setting) for setting in (one, other)]
+        figures = f"{keys[0]:,.0f} keys attended to, {other['method']} {keys[1]:,.0f}"
+        return Outcome(HELD if keys[0] < keys[1] else FAILED, figures)
+
+    return check
+
+
+def decide(interval: Interval, meets: Callable[[float], bool]) -> str:
+    """The verdict on a bound that both ends of the interval meet, or neither."""
+    low, high = meets(interval.low), meets(interval.high)
+    if not interval.known or low != high:
+        return UNTESTED
+    return HELD if low else FAILED
+
+
+def undecided(interval: Interval, verdict: str) -> str:
+    """Why an interval gave no verdict, if it did not."""
+    if verdict != UNTESTED:
+        return ""
+    return ": not decided at this scale" if interval.known else ": without an interval nothing is decided"
+
+
+def compared(check: Check) -> Iterator[tuple[Line, Line]]:
+    """The pairs of settings whose difference the check asks for."""
+    if isinstance(check, Comparison):
+        yield check.one, check.other
+    elif isinstance(check, Joined):
+        for part in check.checks:
+            yield from compared(part)
+
+
+def _outcome(check: Check, results: Results) -> Outcome:
+    try:
+        return check(results)
+    except Untested as reason:
+        return Outcome(UNTESTED, str(reason))
+
+
+def _attended(results: Results, setting: Line) -> float:
+    lines = [line for line in results.find(**setting) if "perplexity" in line]
+    keys = mean(one_setting(lines, describe(setting)), "attended")
+    if keys is None:
+        raise Untested(f"{describe(setting)}: keys attended to were not counted")
+    return keys

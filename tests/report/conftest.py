@@ -1,0 +1,14 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+# `made` is a module of helpers beside these tests, not a package.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from landmark.report.results import Results
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results(tmp_path / "results.jsonl")
