@@ -1,0 +1,89 @@
+"""A sliding window with attention sinks: a text of any length through a model that was trained with full attention."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landmark.hf.rope import Scoring
+from landmark.hf.segments import Reader
+from landmark.ops.rotary import Rotation
+from landmark.ops.tiles import working_dtype
+from landmark.readers.past import CarriedKeys
+
+
+class Sinks(Reader):
+    """Each query sees the first `sinks` tokens of the text and the newest `window` tokens, itself included.
+
+    StreamingLLM (Xiao et al. 2023, section 3.2): positions are those in the cache, where the window follows the first
+    tokens at once, so that no distance reaches `sinks + window`. What a token sees does not depend on how the text is
+    cut: segments of one token (decoding) give the same as long ones. With `sinks` 0 it is a plain sliding window.
+
+    Raises ValueError for a window without a token, or a negative number of sinks.
+    """
+
+    def __init__(self, segment: int, window: int, sinks: int = 4) -> None:
+        super().__init__(segment)
+        if window < 1:
+            raise ValueError(f"window is {window}: give 1 (the token itself) or more")
+        if sinks < 0:
+            raise ValueError(f"sinks is {sinks}: give 0 (a plain sliding window) or more")
+        self.window = window
+        self.sinks = sinks
+        self._newest = CarriedKeys(window - 1)
+        self._first: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def reach(self, width: int) -> int:
+        return self.window + max(width, self.sinks)
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
+        first_key, first_value = self._first_tokens(module.layer_idx, key, value)
+        key, value = self._newest.extend(module.layer_idx, key, value)
+        places = torch.arange(key.shape[2], device=key.device)
+        own = places[-query.shape[2] :]
+        position = self.seen + torch.arange(query.shape[2], device=key.device)
+        sinks = torch.arange(first_key.shape[2], device=key.device)
+        # Where the window has moved on, its last token stands at sinks + window - 1, and a sink where it always stood.
+        in_cache = position.clamp(max=self.sinks + self.window - 1)
+        scores = torch.cat(
+            (
+                _scores(rotation.apply(query, in_cache), rotation.apply(first_key, sinks)),
+                _scores(rotation.apply(query, own), rotation.apply(key, places)),
+            ),
+            dim=-1,
+        )
+        behind = own[:, None] - places
+        # A sink that is still in the window is seen there.
+        seen = torch.cat((position[:, None] - sinks >= self.window, (behind >= 0) & (behind < self.window)), dim=1)
+        return _attention(scores, seen, torch.cat((first_value, value), dim=2), s)
+
+    def _first_tokens(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The first tokens of the text, `[B,Hkv,n,D]`, as many as have come and at most `sinks`."""
+        missing = max(0, self.sinks - self.seen)
+        first = key[:, :, :missing], value[:, :, :missing]
+        if layer in self._first:
+            first = tuple(torch.cat(pair, dim=2) for pair in zip(self._first[layer], first, strict=True))
+        self._first[layer] = first[0].detach(), first[1].detach()
+        return first[0], first[1]
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    """Inner products `[B,H,T,n]` of rotated queries and keys, before scaling."""
+    working = working_dtype(query)
+    grouped = query.to(working).unflatten(1, (key.shape[1], -1))
+    return (grouped @ key.to(working)[:, :, None].transpose(-1, -2)).flatten(1, 2)
+
+
+def _attention(scores: Tensor, seen: Tensor, value: Tensor, s: Scoring) -> Tensor:
+    """Softmax over what is `seen [T,n]`, and the average of `value [B,Hkv,n,D]` in its dtype."""
+    scores = scores * (1 / math.sqrt(value.shape[-1]) if s.scale is None else s.scale)
+    if s.softcap is not None:
+        scores = s.softcap * torch.tanh(scores / s.softcap)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if s.sinks is not None:
+        model_sink = s.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, model_sink), dim=-1)
+    weights = torch.nn.functional.dropout(scores.softmax(-1)[..., : seen.shape[1]], s.dropout)
+    grouped = weights.to(value.dtype).unflatten(1, (value.shape[1], -1))
+    return (grouped @ value[:, :, None]).flatten(1, 2)
