@@ -166,7 +166,17 @@ def test_lse_counts_local_tokens_gates_and_sink():
     options = {"block_size": 2, "query_positions": torch.tensor([4]), "scale": 1.0, "sinks": sinks}
     _, lse = blockwise_attention(query.requires_grad_(), key, key, **options)
     torch.testing.assert_close(lse, torch.tensor([0.3, 0.2, 0.1, 0.7]).logsumexp(0).view(1, 1, 1))
-    assert not lse.requires_grad
+
+
+def test_gradcheck_of_both_outputs():
+    def attention(query, key, value, sinks):
+        positions = torch.arange(5, 14)
+        return blockwise_attention(
+            query, key, value, block_size=3, query_positions=positions, scale=0.7, softcap=2.0, sinks=sinks
+        )
+
+    shapes = (1, 2, 9, 3), (1, 1, 14, 3), (1, 1, 14, 3), (2,)
+    assert torch.autograd.gradcheck(attention, [torch.randn(*s).double().requires_grad_() for s in shapes])
 
 
 def test_lse_of_a_row_that_sees_nothing_is_minus_infinity():

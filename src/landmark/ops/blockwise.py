@@ -45,7 +45,7 @@ def blockwise_attention(
 
     Returns:
         The output [B,H,Tq,D] in query's dtype, and the logarithm of the joint softmax's denominator [B,H,Tq]
-        in float32 (float64 for float64 inputs), -inf where a row sees nothing. The second has no gradient.
+        in float32 (float64 for float64 inputs), -inf where a row sees nothing. Both have gradients.
 
     Raises:
         ValueError: a query position outside the keys, or only one of the two segment arguments given.
@@ -109,17 +109,16 @@ class _Blockwise(torch.autograd.Function):
             lse[:, :, tile.start : tile.stop] = grid.by_head(joint.lse)
         ctx.save_for_backward(query, key, value, sinks, out, lse, *masks)
         ctx.rules = rules
-        ctx.mark_non_differentiable(lse)
         return out.to(query.dtype), lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        out_grad = grad_outputs[0]  # the other output is not differentiable
+        out_grad, lse_grad = grad_outputs
         query, key, value, sinks, out, lse, *masks = ctx.saved_tensors
         with torch.autocast(out_grad.device.type, enabled=False):
             grid = Grid(query, key, value, Masks(*masks), ctx.rules)
-            return *_gradients(grid, query, key, value, sinks, out, lse, out_grad), None, None
+            return *_gradients(grid, query, key, value, sinks, out, lse, out_grad, lse_grad), None, None
 
 
 def _gradients(
@@ -131,12 +130,14 @@ def _gradients(
     out: Tensor,
     lse: Tensor,
     out_grad: Tensor,
+    lse_grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of query, key, value and sinks, in their own dtypes."""
     scale = grid.rules.scale
     query_grad = torch.empty_like(query)
     kv_grads = torch.zeros_like(grid.key), torch.zeros_like(grid.value)
     means = (out_grad.to(grid.dtype) * out).sum(-1, keepdim=True)  # of a row's weight gradients, by its weights
+    means -= lse_grad[..., None]  # a score moves the denominator by its weight, as it does the mean
     buffers = grid.buffer(), grid.buffer(), grid.buffer()
     for tile in grid.tiles:
         rows = _Rows(tile, grid.rows(query, tile) * scale, grid.rows(out_grad, tile))

@@ -7,6 +7,7 @@ from torch import Tensor
 from landmark.data.windows import Stage
 from landmark.hf.settings import Settings, text_config
 from landmark.readers.recurrent import Recurrent, RecurrentLandmarks
+from landmark.readers.retrieved import RetrievedLandmarks
 
 
 def attending(
@@ -25,6 +26,8 @@ def attending(
     if stage.attention in ("full", "recurrent"):
         return {"landmark_reader": Recurrent(segment, segment if stage.segments > 1 else 0)}
     block_size = Settings.of(text_config(config)).block_size
+    if stage.attention == "landmark_retrieval":
+        return {"landmark_reader": RetrievedLandmarks(segment, stage.top_k, block_size, phase=phase)}
     assert stage.attention == "landmark_recurrent", "every attention of a stage stands here"
     keep = segment + segment // block_size
     return {"landmark_reader": RecurrentLandmarks(segment, keep, block_size, phase=phase)}

@@ -13,9 +13,10 @@ def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tens
 
     `out [B,H,T,Dv]` is the local output and `lse [B,H,T]` the logarithm of its denominator; `inside [B,H,T,k,Dv]` and
     `gates [B,H,T,k]` are those of `retrieved_attention`. Returns the output in out's dtype and the weight of each gate
-    [B,H,T,k].
+    [B,H,T,k]. Where gradients are wanted all four inputs get theirs.
     """
-    if out.device.type == "cpu" and out.dtype == gates.dtype:
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (out, lse, inside, gates))
+    if out.device.type == "cpu" and out.dtype == gates.dtype and not wanted:
         return _in_one_pass(out, lse, inside, gates)
     total = torch.logaddexp(lse, gates.logsumexp(-1))
     total = total.masked_fill(total == -torch.inf, 0.0)[..., None]

@@ -1,0 +1,142 @@
+"""Landmark attention whose segments open blocks of earlier ones, by the rules of reading, with gradients."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landmark.blocks import check_block_size, check_phase
+from landmark.hf.rope import Scoring
+from landmark.hf.segments import Reader
+from landmark.index import Index
+from landmark.index.choose import IndexOptions, make_index
+from landmark.memory.past import Past, past_of
+from landmark.memory.selection import Retrieval
+from landmark.ops import blockwise_attention
+from landmark.ops.retrieved import merge
+from landmark.ops.retrieved.pages import Scores
+from landmark.ops.retrieved.trainable import trainable_blocks
+from landmark.ops.rotary import Rotation
+from landmark.ops.tiles import working_dtype
+
+
+class RetrievedLandmarks(Reader):
+    """Each query opens its best `top_k` of the blocks that earlier segments completed; the rest is local.
+
+    The rules of a cache with `local_blocks` 0 (Mohtashami & Jaggi 2023, section 3.2), with gradients: they flow into
+    queries and into the segment's own keys and values, but not into what earlier segments left, neither blocks nor
+    tail. So trains a model with the memory that it will read with, which the paper leaves open.
+
+    A text may begin with `phase` tokens of its first block already past: that block is then read as if its first
+    tokens were hidden. Raises ValueError for settings that mean nothing.
+    """
+
+    def __init__(self, segment: int, top_k: int, block_size: int, phase: int = 0) -> None:
+        super().__init__(segment, phase=phase)
+        check_block_size(block_size)
+        check_phase(phase, block_size)
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}: give 1 or more blocks for a query to open")
+        self.block_size = block_size
+        self.top_k = top_k
+        self._hidden = phase
+        self._layers: dict[int, _Blocks] = {}
+
+    def reach(self, width: int) -> int:
+        return (self.top_k + 2) * (self.block_size + 1) + width
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
+        if module.layer_idx not in self._layers:
+            self._layers[module.layer_idx] = _Blocks.before(key, module.layer_idx, self.block_size, self._hidden)
+        blocks = self._layers[module.layer_idx]
+        blocks.settle(rotation)
+        tail = blocks.tail[0].shape[2]
+        key, value = (torch.cat(pair, dim=2) for pair in zip(blocks.tail, (key, value), strict=True))
+        blocks.tail = key.detach(), value.detach()
+        scores = Scores(1 / math.sqrt(query.shape[-1]) if s.scale is None else s.scale, s.softcap)
+        places = torch.arange(key.shape[2], device=key.device)
+        out, lse = blockwise_attention(
+            rotation.apply(query, places[tail:]),
+            rotation.apply(key, places),
+            value,
+            block_size=self.block_size,
+            query_positions=places[tail:],
+            key_mask=(places >= self._hidden).expand(len(key), -1) if self._hidden and not blocks.count else None,
+            sinks=s.sinks,
+            dropout=s.dropout,
+            **scores._asdict(),
+        )
+        if not blocks.count:
+            return out
+        retrieval = Retrieval(blocks.index, self._past(blocks.count, tail, query), rotation, *scores)
+        choice = retrieval.choose(query.detach().to(working_dtype(query)), "per_token_and_head", None)
+        inside, gates = trainable_blocks(
+            query,
+            blocks.keys,
+            blocks.values,
+            choice.blocks,
+            choice.distance,
+            rotation=rotation,
+            scores=scores,
+            hidden=self._hidden,
+            dropout=s.dropout,
+        )
+        return merge(out, lse, inside, gates)[0]
+
+    def _past(self, count: int, tail: int, query: Tensor) -> Past:
+        rows, width, stride = len(query), query.shape[2], self.block_size + 1
+        return past_of(
+            counts=(count,) * rows,
+            kept=(count,) * rows,
+            top_k=self.top_k,
+            stingy=True,
+            stride=stride,
+            starts=((min(self.top_k, count) + 1) * stride + tail,) * rows,
+            valid=(width,) * rows,
+            width=width,
+            device=query.device,
+        )
+
+
+@dataclass
+class _Blocks:
+    """What earlier segments left in one layer: complete blocks `[B,Hkv,n,stride,D]`, their landmarks, and the tail.
+
+    Keys of the blocks are rotated by their offset, those of the tail `[B,Hkv,L,D]` not yet. Nothing has a gradient,
+    and no tensor is written to: the graph of an earlier segment may still need it.
+    """
+
+    index: Index
+    keys: Tensor
+    values: Tensor
+    tail: tuple[Tensor, Tensor]
+
+    @classmethod
+    def before(cls, key: Tensor, layer: int, block_size: int, hidden: int) -> "_Blocks":
+        """Before the first segment, whose keys are `key`: `hidden` positions of the first block have passed."""
+        # Before the first attention a landmark knows nothing of its block: all its keys are the same.
+        index = make_index(IndexOptions("exact"), len(key), None, tied=layer == 0, device=key.device)
+        none = key.new_zeros(*key.shape[:2], 0, block_size + 1, key.shape[3])
+        passed = key.new_zeros(*key.shape[:2], hidden, key.shape[3])
+        return cls(index, none, none, (passed, passed))
+
+    @property
+    def count(self) -> int:
+        return self.keys.shape[2]
+
+    def settle(self, rotation: Rotation) -> None:
+        """Moves the complete blocks of the tail to where they are retrieved from."""
+        stride = self.keys.shape[3]
+        complete = self.tail[0].shape[2] // stride * stride
+        if not complete:
+            return
+        keys, values = (x[:, :, :complete].unflatten(2, (-1, stride)) for x in self.tail)
+        self.tail = self.tail[0][:, :, complete:], self.tail[1][:, :, complete:]
+        offsets = torch.arange(stride, device=keys.device)
+        landmarks = rotation.apply(keys[:, :, :, -1].to(working_dtype(keys)), offsets[-1:])
+        for row, own in enumerate(landmarks):
+            self.index.append(row, own)
+        self.keys = torch.cat((self.keys, rotation.apply(keys, offsets)), dim=2)
+        self.values = torch.cat((self.values, values), dim=2)
