@@ -89,9 +89,35 @@ def test_perplexity_prints_settings_then_comparisons(model_folder, book, capsys)
     assert "perplexity" in capsys.readouterr().out
 
 
+def test_perplexity_reads_as_the_options_say(model_folder, book, capsys):
+    arguments = [
+        "eval",
+        "perplexity",
+        "--model",
+        str(model_folder),
+        "--data",
+        book,
+        "--lengths",
+        "200",
+        "--windows",
+        "1",
+    ]
+    arguments += ["--local", "190", "--selection", "per_head", "--max-blocks", "20", "--miss-threshold", "0.5"]
+    arguments += ["--against", "landmark@200,miss_threshold=0"]
+    assert cli.main([*arguments, "--json"]) == 0
+    one, other, _ = lines(capsys)
+    assert (one["chunk"], one["selection"], one["max_blocks"], one["miss_threshold"]) == (190, "per_head", 20, 0.5)
+    assert 0 <= one["retrievals_skipped"] <= 1
+    assert (other["selection"], other["miss_threshold"], "retrievals_skipped" in other) == ("per_head", 0.0, False)
+    assert cli.main(arguments) == 0
+    assert "retrievals_skipped" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--miss-threshold", "2"], "miss_threshold is 2"),
+        (["--max-blocks", "0"], "max_blocks is 0"),
         (["--lengths", "12"], "length 12 is too short for a key"),
         (["--lengths", "4k"], "lengths is '4k'"),
         (["--lengths", "0"], "numbers of 1 or more"),

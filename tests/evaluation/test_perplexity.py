@@ -89,6 +89,20 @@ def test_score_cuts_windows_up_and_batches_do_not_matter(model):
     np.testing.assert_allclose(one.nll[1:, 20:40], alone.numpy(), atol=1e-4)
 
 
+def test_a_threshold_is_reported_with_the_share_it_spares(model):
+    windows, shares = IDS.numpy(), []
+    for threshold in (0.0, 1e-30, 0.5, 1 - 1e-9):
+        reading = Reading.of(model.config, local=10, miss_threshold=threshold)
+        scored = score(model, windows, Setting(reading, 60), batch_size=1)
+        figures = scored.figures()
+        assert figures["miss_threshold"] == threshold
+        shares.append(figures.get("retrievals_skipped"))
+    assert shares[:2] == [None, 0.0]
+    assert 0 < shares[2] < shares[3] == 1
+    local = score(model, windows, Setting(Reading.of(model.config, top_k=0, local=10), 60))
+    np.testing.assert_allclose(scored.nll, local.nll, atol=1e-4)
+
+
 def test_error_comes_from_the_scatter_of_windows():
     values = np.array([[NAN, 1.0, 3.0], [NAN, 5.0, 5.0], [NAN, 2.0, 0.0]])
     mean, error = mean_and_error(values)
@@ -123,9 +137,10 @@ def test_settings_take_over_what_they_leave_out(model):
     compared = Setting(Reading.of(model.config, top_k=3, local_blocks=2, local=20), 400)
     other = parse_setting("landmark@200,top_k=0", model.config, compared)
     assert other == Setting(Reading("landmark", 5, top_k=0, local_blocks=2, chunk_size=20), 200)
-    other = parse_setting("landmark@200,max_blocks=7,selection=per_head", model.config, compared)
-    assert other.reading == Reading("landmark", 5, 3, 2, 20, max_blocks=7, selection="per_head")
-    assert other.name == "landmark@200,top_k=3,local_blocks=2,chunk=20,max_blocks=7,selection=per_head"
+    other = parse_setting("landmark@200,max_blocks=7,selection=per_head,miss_threshold=0.25", model.config, compared)
+    assert other.reading == Reading("landmark", 5, 3, 2, 20, max_blocks=7, selection="per_head", miss_threshold=0.25)
+    told = "landmark@200,top_k=3,local_blocks=2,chunk=20,max_blocks=7,selection=per_head,miss_threshold=0.25"
+    assert other.name == told
     assert parse_setting("landmark@100", model.config, other).reading == other.reading
     assert parse_setting("full@100", model.config, compared) == Setting(Reading("full", 5), 100)
     local = parse_setting("local@400", model.config, compared).reading
@@ -134,7 +149,15 @@ def test_settings_take_over_what_they_leave_out(model):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "full", "full@", "full@x", "landmark@8,top_k", "landmark@8,k=2", "local@-8", "landmark@8,selection="]
+    "text",
+    [
+        "",
+        "full",
+        "full@",
+        "full@x",
+        "local@-8",
+        *("landmark@8," + x for x in ("top_k", "k=2", "selection=", "miss_threshold=.")),
+    ],
 )
 def test_no_setting(model, text):
     compared = Setting(Reading.of(model.config), 400)

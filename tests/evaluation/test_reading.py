@@ -53,9 +53,10 @@ def test_blocks_in_memory_are_those_of_the_cache(model):
 
 
 def test_the_cache_reads_as_the_reading_says(model):
-    reading = Reading.of(model.config, max_blocks=3, selection="per_token", local=190)
+    reading = Reading.of(model.config, max_blocks=3, selection="per_token", local=190, miss_threshold=1e-9)
     assert (reading.max_blocks, reading.selection, reading.chunk_size) == (3, "per_token", 190)
     cache = reading.cache(model.config)
+    assert cache.miss_threshold == reading.miss_threshold == 1e-9
     assert (cache.max_blocks, cache.settings.selection, cache.chunk_tokens) == (3, "per_token", 190)
     with torch.no_grad():
         model(input_ids=torch.arange(4 * 190)[None] % 250, past_key_values=cache)
@@ -105,6 +106,9 @@ def test_local_like_is_the_smallest_that_sees_as_much(model):
         ({"local": 195}, "at most 190"),
         ({"max_blocks": 0}, "max_blocks is 0"),
         ({"selection": "best"}, "selection is 'best'"),
+        ({"miss_threshold": 1.0}, "miss_threshold is 1.0"),
+        ({"attention": "local", "miss_threshold": 0.1}, r"leave out miss_threshold \(0.1\)"),
+        ({"attention": "full", "miss_threshold": 0.1}, r"leave out miss_threshold \(0.1\)"),
         ({"top_k": -1}, "top_k is -1"),
         ({"local_blocks": -1}, "local_blocks is -1"),
     ],

@@ -35,6 +35,8 @@ class ReadingOptions:
     """Newest blocks that memory keeps; default: all."""
     selection: Selection | None = None
     """Who chooses the blocks to open; default: the model's setting."""
+    miss_threshold: float = 0.0
+    """Queries whose chosen blocks would get a smaller share of their attention together open none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,8 @@ class PerplexityOptions(ReadingOptions):
     """At most so many windows of the longest length, spread evenly over the texts; default: all."""
     against: tuple[str, ...] = ()
     """Settings to compare with, token by token: ATTENTION@LENGTH[,top_k=N][,local_blocks=N][,local=N][,max_blocks=N]
-    [,selection=NAME]. What a landmark setting leaves out is as in the one compared; bare local@LENGTH sees as many
-    keys."""
+    [,selection=NAME][,miss_threshold=X]. What a landmark setting leaves out is as in the one compared; bare
+    local@LENGTH sees as many keys."""
     batch_size: int = 4
     """Windows read side by side; changes speed only."""
     json: bool = False
@@ -174,7 +176,8 @@ def run_perplexity(options: PerplexityOptions) -> int:
             "nll_se",
             "tokens",
         )
-        print_table(rows, (*columns, "attended", "seconds"))
+        skipping = ("miss_threshold", "retrievals_skipped") if any("retrievals_skipped" in row for row in rows) else ()
+        print_table(rows, (*columns, *skipping, "attended", "seconds"))
         if comparisons:
             print_table(comparisons, ("setting", "against", "difference", "difference_se", "tokens", "windows"))
     return 0
@@ -203,6 +206,7 @@ def reading_of(options: ReadingOptions, model: Any) -> "Reading":
         local=options.local,
         max_blocks=options.max_blocks,
         selection=options.selection,
+        miss_threshold=options.miss_threshold,
     )
 
 
@@ -213,7 +217,7 @@ def print_table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> Non
 
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(shown(row[column]) for column in columns))
+        table.add_row(*(shown(row[column]) if column in row else "" for column in columns))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 

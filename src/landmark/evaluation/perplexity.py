@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from landmark.evaluation.reading import Reading
+from landmark.memory import Retrievals
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Setting:
             return f"full@{self.length}"
         told = {"top_k": reading.top_k, "local_blocks": reading.local_blocks, "chunk": reading.chunk_size}
         usual = {field.name: field.default for field in fields(reading)}
-        for name in ("max_blocks", "selection"):
+        for name in ("max_blocks", "selection", "miss_threshold"):
             if getattr(reading, name) != usual[name]:
                 told[name] = getattr(reading, name)
         return f"{reading.attention}@{self.length}," + ",".join(f"{k}={v}" for k, v in told.items())
@@ -35,17 +36,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Scored:
-    """Negative log-likelihoods in nats, `nll [windows, span]`; NaN where a token was nobody's target."""
+    """Negative log-likelihoods in nats, `nll [windows, span]`; NaN where a token was nobody's target.
+
+    `skipped` is the share of retrievals that a `miss_threshold` spared, None without one.
+    """
 
     setting: Setting
     nll: np.ndarray
     seconds: float
+    skipped: float | None = None
 
     def figures(self) -> dict[str, Any]:
         """What is reported for one setting."""
         mean, error = mean_and_error(self.nll)
         reading = self.setting.reading
-        return {
+        figures = {
             "attention": reading.attention,
             "length": self.setting.length,
             "top_k": reading.top_k,
@@ -53,6 +58,7 @@ class Scored:
             "chunk": reading.chunk_size,
             "max_blocks": reading.max_blocks,
             "selection": reading.selection,
+            "miss_threshold": reading.miss_threshold,
             "perplexity": math.exp(mean),
             "nll": mean,
             "nll_se": error,
@@ -61,6 +67,7 @@ class Scored:
             "attended": reading.attended(self.setting.length),
             "seconds": self.seconds,
         }
+        return figures if self.skipped is None else figures | {"retrievals_skipped": self.skipped}
 
 
 def cut_windows(documents: Sequence[np.ndarray], span: int, limit: int | None) -> np.ndarray:
@@ -109,16 +116,32 @@ def score(
     """
     started = time.perf_counter()
     pieces = torch.from_numpy(windows.astype(np.int64)).view(-1, setting.length)
-    scored = [token_nll(model, piece, setting.reading, progress) for piece in pieces.split(batch_size)]
+    scored, retrievals = [], Retrievals()
+    for piece in pieces.split(batch_size):
+        options = setting.reading.start(model.config)
+        scored.append(token_nll(model, piece, setting.reading, progress, options))
+        if "past_key_values" in options:
+            retrievals += options["past_key_values"].retrievals
     nll = torch.cat(scored).view(len(windows), -1).numpy()
-    return Scored(setting, nll, time.perf_counter() - started)
+    skipped = retrievals.share_skipped if getattr(setting.reading, "miss_threshold", 0.0) else None
+    return Scored(setting, nll, time.perf_counter() - started, skipped)
 
 
 @torch.inference_mode()
-def token_nll(model: Any, ids: Tensor, reading: Reading, progress: Callable[[int], Any] | None = None) -> Tensor:
-    """Negative log-likelihood of each of `ids [B, N]` given those before it, float64; NaN for the first."""
+def token_nll(
+    model: Any,
+    ids: Tensor,
+    reading: Reading,
+    progress: Callable[[int], Any] | None = None,
+    options: dict[str, Any] | None = None,
+) -> Tensor:
+    """Negative log-likelihood of each of `ids [B, N]` given those before it, float64; NaN for the first.
+
+    `options` are those of a reading that starts here, made anew if None.
+    """
     nll = torch.full(ids.shape, math.nan, dtype=torch.float64)
-    options, length = reading.start(model.config), ids.shape[1]
+    length = ids.shape[1]
+    options = reading.start(model.config) if options is None else options
     chunk = reading.chunk_size or length
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)

@@ -20,7 +20,7 @@ class Reading:
 
     - `landmark`: chunks of `chunk_size` ordinary tokens through a cache that opens `top_k` blocks per query, chosen
       by `selection` among the newest `max_blocks` (all if None), and keeps `local_blocks` in sight (section 3.2 of
-      the paper).
+      the paper). A query whose blocks would get less than `miss_threshold` of its attention opens none (appendix D).
     - `local`: the same with `top_k` 0 and chunks of one block: a window sliding over `local_blocks` blocks.
     - `full`: the attention of training over the whole text at once (section 3.1); the counts are 0.
     """
@@ -32,6 +32,7 @@ class Reading:
     chunk_size: int = 0
     max_blocks: int | None = None
     selection: Selection = "per_token_and_head"
+    miss_threshold: float = 0.0
 
     @classmethod
     def of(
@@ -44,6 +45,7 @@ class Reading:
         local: int | None = None,
         max_blocks: int | None = None,
         selection: Selection | None = None,
+        miss_threshold: float = 0.0,
     ) -> "Reading":
         """The reading of a converted model with this `config`; what is None is the model's own setting.
 
@@ -54,7 +56,8 @@ class Reading:
         if attention not in ATTENTIONS:
             raise ValueError(f"attention is {attention!r}: choose one of {', '.join(ATTENTIONS)}")
         size = Settings.of(text_config(config)).block_size
-        opening = {"top_k": top_k or None, "max_blocks": max_blocks, "selection": selection}
+        opening: dict[str, Any] = {"top_k": top_k or None, "max_blocks": max_blocks, "selection": selection}
+        opening["miss_threshold"] = miss_threshold or None
         sight = {"local_blocks": local_blocks, "local": local}
         if attention == "full":
             _check_left_out("full attention sees everything", opening | sight | {"top_k": top_k})
@@ -72,10 +75,20 @@ class Reading:
             local_blocks=local_blocks,
             max_blocks=max_blocks,
             selection=selection,
+            miss_threshold=miss_threshold,
             chunk_size=size if attention == "local" else local,
         )
         chosen = cache.settings
-        return cls(attention, size, chosen.top_k, chosen.local_blocks, cache.chunk_tokens, max_blocks, chosen.selection)
+        return cls(
+            attention,
+            size,
+            chosen.top_k,
+            chosen.local_blocks,
+            cache.chunk_tokens,
+            max_blocks,
+            chosen.selection,
+            miss_threshold,
+        )
 
     def check_length(self, config: Any, length: int) -> None:
         """Raises ValueError when `length` ordinary tokens are more than true positions can carry."""
@@ -97,6 +110,7 @@ class Reading:
             local_blocks=self.local_blocks,
             max_blocks=self.max_blocks,
             selection=self.selection,
+            miss_threshold=self.miss_threshold,
             chunk_size=self.chunk_size,
         )
 
@@ -110,7 +124,7 @@ class Reading:
         return float(self.attended_keys(length).mean())
 
     def attended_keys(self, length: int) -> np.ndarray:
-        """Ordinary keys in sight of each token, `[length]`: local ones and those of the blocks it opens."""
+        """Ordinary keys in sight of each token, `[length]`: local ones and those of the blocks chosen for it."""
         positions = np.arange(length)
         if self.attention == "full":
             return positions + 1

@@ -14,9 +14,11 @@ OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "local": (r"\d+", int),
     "max_blocks": (r"\d+", int),
     "selection": (r"\w+", str),
+    "miss_threshold": (r"\d*\.?\d+", float),
 }
 FORM = (
-    "ATTENTION@LENGTH[,top_k=N][,local_blocks=N][,local=N][,max_blocks=N][,selection=NAME], e.g. landmark@4096,top_k=0"
+    "ATTENTION@LENGTH[,top_k=N][,local_blocks=N][,local=N][,max_blocks=N][,selection=NAME]"
+    "[,miss_threshold=X], e.g. landmark@4096,top_k=0"
 )
 
 
@@ -43,6 +45,7 @@ def parse_setting(text: str, config: Any, compared: Setting) -> Setting:
             "local": reading.chunk_size,
             "max_blocks": reading.max_blocks,
             "selection": reading.selection,
+            "miss_threshold": reading.miss_threshold,
         }
         options = inherited | options
     return Setting(Reading.of(config, attention, **options), length)

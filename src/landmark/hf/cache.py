@@ -2,19 +2,16 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
 from landmark.blocks import Stream, stream_length
-from landmark.hf.attention import StreamCall
 from landmark.hf.cache_layer import LandmarkLayer
-from landmark.hf.rope import Rope, Scoring
+from landmark.hf.rope import Rope
 from landmark.hf.settings import (
     Settings,
     chunk_tokens,
@@ -26,7 +23,7 @@ from landmark.hf.settings import (
 from landmark.hf.sliding import SlidingWindow
 from landmark.hf.trace import Recording, Trace
 from landmark.index.choose import IndexKind, IndexOptions
-from landmark.memory import LayerMemory, Selection
+from landmark.memory import LayerMemory, Retrievals, Selection
 from landmark.memory.storage import ProcessStorage, Storage
 from landmark.ops.rotary import Rotation
 from landmark.store.traffic import Traffic
@@ -38,6 +35,10 @@ class LandmarkCache(Cache):
     `config` is that of a converted model. `top_k`, `selection` and `local_blocks` override the model's settings for
     this cache; `max_blocks` keeps only the newest blocks. Length is counted in ordinary tokens (for padded batches, in
     columns of `input_ids`, as transformers counts).
+
+    With a `miss_threshold` from 0 to below 1, a query of a head fetches nothing, and attends locally alone, if the
+    blocks chosen for it would get a smaller share of its attention together (the context miss of the paper's appendix
+    D). Their landmarks tell that, so what nobody opens is neither loaded nor computed. `retrievals` counts how often.
 
     `index` says how landmarks are searched: a kind ("auto", "exact", "hierarchical", ...) or `IndexOptions`. Keys and
     values of all blocks stay on the device, unless `host_budget` or `device_budget` bound the bytes ("256MB", or a
@@ -63,6 +64,7 @@ class LandmarkCache(Cache):
         max_blocks: int | None = None,
         local_blocks: int | None = None,
         chunk_size: int | None = None,
+        miss_threshold: float = 0.0,
         index: IndexKind | IndexOptions = "auto",
         host_budget: int | str | None = None,
         device_budget: int | str | None = None,
@@ -75,6 +77,7 @@ class LandmarkCache(Cache):
         self._whole_blocks = chunk_size is not None and chunk_size % self.settings.block_size == 0
         self.trained_positions = trained_positions(config)
         self.max_blocks = max_blocks
+        self.miss_threshold = miss_threshold
         self._kinds = layer_kinds(config)
         self._window = getattr(config, "sliding_window", None)
         if storage is None:
@@ -101,6 +104,7 @@ class LandmarkCache(Cache):
             selection=self.settings.selection,
             local_blocks=self.settings.local_blocks,
             max_blocks=self.max_blocks,
+            miss_threshold=self.miss_threshold,
             positions=self.settings.positions,
             # Before the first attention a landmark knows nothing of its block: all its keys are the same.
             tied_landmarks=index == 0,
@@ -208,6 +212,11 @@ class LandmarkCache(Cache):
         """What reading blocks has moved so far, all layers together; stores without a budget count nothing."""
         return sum((m.traffic for m in self.memories if isinstance(m, LayerMemory)), Traffic())
 
+    @property
+    def retrievals(self) -> Retrievals:
+        """How often queries found blocks in memory so far, and how often they opened none, all layers together."""
+        return sum((m.retrievals for m in self.memories if isinstance(m, LayerMemory)), Retrievals())
+
     # What transformers asks of a cache.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -263,35 +272,3 @@ class LandmarkCache(Cache):
         for memory in self.memories:
             memory.crop(tokens + tokens // size)
         self._tokens, self._columns = tokens, self._columns - dropped
-
-
-@dataclass(frozen=True)
-class ReadingCall(StreamCall):
-    """Attention of one chunk that reads through a cache (design: chunks, memory, retrieval)."""
-
-    cache: LandmarkCache
-    earlier: list[Any]  # outputs of the chunks of the same input that were read before this one
-
-    def advance(self) -> None:
-        """Counts the chunk as read."""
-        self.cache.advance(self.stream, self.stream.place.shape[1])
-
-    @cached_property
-    def _lengths(self) -> list[int]:
-        return self.stream.lengths.tolist()
-
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
-        layer: int = module.layer_idx  # type: ignore[assignment]
-        memory = self.cache.memories[layer]
-        if isinstance(memory, SlidingWindow):
-            return memory.attend(query, key, value, self.stream.lengths, scoring)
-        return memory.attend(
-            query,
-            key,
-            value,
-            lengths=self._lengths,
-            rotation=self.rotations[self.ropes[layer]],
-            scale=scoring.scale,
-            softcap=scoring.softcap,
-            sinks=scoring.sinks,
-        )

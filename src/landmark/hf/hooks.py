@@ -15,7 +15,8 @@ from transformers import Cache
 
 from landmark.blocks import Stream, check_phase
 from landmark.hf.attention import WholeCall, jumping_positions
-from landmark.hf.cache import LandmarkCache, ReadingCall
+from landmark.hf.cache import LandmarkCache
+from landmark.hf.reading_call import ReadingCall
 from landmark.hf.rope import Rope, identity, rotation
 from landmark.hf.segments import Reader, SegmentCall, lay_out
 from landmark.hf.settings import Settings, layer_kinds, text_config, trained_positions

@@ -1,31 +1,25 @@
 """The complete blocks of one layer: an index over their landmark keys, and a store of their keys and values."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from landmark.index import Index
+from landmark.memory.local_attention import Scoring
+from landmark.memory.misses import Retrievals, missed
 from landmark.memory.past import Past
 from landmark.memory.places import real_tokens
 from landmark.memory.rules import Positions, Selection
 from landmark.memory.selection import Retrieval
-from landmark.ops.retrieved import join_retrieved
+from landmark.ops.retrieved import Pages, join_retrieved
 from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
 from landmark.ring import kept_of
 from landmark.store import BlockStore
 from landmark.store.traffic import Traffic
-
-
-class Scoring(NamedTuple):
-    """How products of queries and keys become scores; sinks [H] are logits without values."""
-
-    scale: float
-    softcap: float | None
-    sinks: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -49,13 +43,16 @@ class BlockMemory:
         *,
         block_size: int,
         max_blocks: int | None,
+        miss_threshold: float,
         positions: Positions,
         index: Index,
         store: BlockStore,
     ) -> None:
         self.counts = [0] * rows  # blocks that ever came
+        self.retrievals = Retrievals()
         self._stride = block_size + 1
         self._max_blocks = max_blocks
+        self._miss_threshold = miss_threshold
         self._positions = positions
         self._index = index
         self._store = store
@@ -91,12 +88,34 @@ class BlockMemory:
         scale, softcap, _ = scoring
         retrieval = Retrieval(self._index, past, rotation, scale, softcap)
         real = real_tokens(past.valid, past.width, past.device)
-        choice = retrieval.choose(query.to(working_dtype(query)), selection, real)
-        pieces = self._store.pages(choice.blocks)
-        out, weights = join_retrieved(
-            *local, query, pieces, choice.distance, rotation=rotation, scale=scale, softcap=softcap
-        )
-        return out, Opened(choice.blocks.expand(*query.shape[:3], -1), weights)
+        wide = query.to(working_dtype(query))
+        choice = retrieval.choose(wide, selection, real)
+        blocks, distance = choice.blocks.expand(*query.shape[:3], -1), choice.distance
+        asked = query.shape[1] * past.asking
+        self.retrievals += Retrievals(asked)
+        if self._miss_threshold:
+            miss = missed(retrieval, wide, choice, local[1], self._miss_threshold) | ~real[:, None]
+            opening = int((~miss).sum())
+            self.retrievals += Retrievals(skipped=asked - opening)
+            blocks, distance = blocks.masked_fill(miss[..., None], -1), distance.expand_as(blocks)
+            if not opening:
+                return local[0], Opened(blocks, torch.zeros_like(blocks, dtype=wide.dtype))
+            pieces = self._opened_pages(choice.blocks, miss)
+        else:
+            pieces = self._store.pages(choice.blocks)
+        out, weights = join_retrieved(*local, query, pieces, distance, rotation=rotation, scale=scale, softcap=softcap)
+        return out, Opened(blocks, weights)
+
+    def _opened_pages(self, blocks: Tensor, miss: Tensor) -> Iterator[tuple[slice, Pages]]:
+        """Pages of the chosen `blocks` without those of queries that `miss [B,H,T]` them.
+
+        Of blocks that heads or queries share, the store is asked for those that any of them opens.
+        """
+        nobody = miss
+        for dim in (1, 2):
+            nobody = nobody.all(dim, keepdim=True) if blocks.shape[dim] == 1 else nobody
+        for part, pages in self._store.pages(blocks.masked_fill(nobody[..., None], -1)):
+            yield part, pages._replace(places=torch.where(miss[:, :, part, None], -1, pages.places))
 
     def fork(self) -> "BlockMemory":
         """Blocks that go on from here by themselves."""

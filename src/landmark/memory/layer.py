@@ -6,15 +6,13 @@ import math
 import torch
 from torch import Tensor
 
-from landmark.memory.blocks import BlockMemory, Opened, Scoring
+from landmark.memory.blocks import BlockMemory, Opened
 from landmark.memory.local import LocalWindow, WindowState
+from landmark.memory.local_attention import Scoring, attend_locally
+from landmark.memory.misses import Retrievals
 from landmark.memory.past import Past, past_of
-from landmark.memory.places import column
-from landmark.memory.rules import Positions, Selection, check_max_blocks, check_rules
+from landmark.memory.rules import Positions, Selection, check_max_blocks, check_miss_threshold, check_rules
 from landmark.memory.storage import ProcessStorage, Storage
-from landmark.ops.blockwise import blockwise_attention
-from landmark.ops.few_queries import few_queries_attention, is_few
-from landmark.ops.fused import fused_forward, obstacle
 from landmark.ops.rotary import Rotation
 from landmark.store.traffic import Traffic
 
@@ -22,11 +20,11 @@ from landmark.store.traffic import Traffic
 class LayerMemory:
     """Attention of one layer that reads any length in chunks (Mohtashami & Jaggi 2023, section 3.2).
 
-    The `local_blocks` newest complete blocks and the tail are ordinary context. Older blocks, or the newest
-    `max_blocks` of them, lie in memory; each query opens the best `top_k` by `selection`. `positions`
-    "stingy" moves opened blocks close to the query, "true" leaves them where they stood. `tied_landmarks`
-    promises that all landmark keys are equal before rotary, as in a model's first layer, and saves keeping
-    them. `storage` makes the index and the store of the blocks; None keeps all on the device that computes.
+    The `local_blocks` newest complete blocks and the tail are ordinary context. Older blocks, the newest `max_blocks`,
+    lie in memory; each query opens the best `top_k` by `selection`, or none if those would get less than
+    `miss_threshold` of its attention together (appendix D). `positions` "stingy" moves opened blocks close to the
+    query, "true" leaves them where they stood. `tied_landmarks` promises that all landmark keys are equal before
+    rotary, as in a model's first layer. `storage` makes index and store of the blocks; None keeps all on the device.
 
     Raises ValueError for settings that mean nothing.
     """
@@ -39,6 +37,7 @@ class LayerMemory:
         selection: Selection = "per_token_and_head",
         local_blocks: int,
         max_blocks: int | None = None,
+        miss_threshold: float = 0.0,
         positions: Positions = "stingy",
         tied_landmarks: bool = False,
         storage: Storage | None = None,
@@ -47,12 +46,14 @@ class LayerMemory:
             block_size=block_size, top_k=top_k, selection=selection, local_blocks=local_blocks, positions=positions
         )
         check_max_blocks(max_blocks)
+        check_miss_threshold(miss_threshold)
         self.block_size = block_size
         self.stride = block_size + 1
         self.top_k = top_k
         self.selection: Selection = selection
         self.local_blocks = local_blocks
         self.max_blocks = max_blocks
+        self.miss_threshold = miss_threshold
         self.positions: Positions = positions
         self.last: Opened | None = None
         # Absolute positions turn equal keys into different ones.
@@ -76,6 +77,11 @@ class LayerMemory:
     def traffic(self) -> Traffic:
         """What reading blocks has moved so far, as far as the store counts it."""
         return Traffic() if self._blocks is None else self._blocks.traffic
+
+    @property
+    def retrievals(self) -> Retrievals:
+        """How often queries found blocks in memory so far, and how often they opened none."""
+        return Retrievals() if self._blocks is None else self._blocks.retrievals
 
     @torch.no_grad()
     def attend(
@@ -110,34 +116,13 @@ class LayerMemory:
         window = self._settled(query.shape[0], rotation)
         window.write(key, value, valid, rotation)
         scoring = Scoring(1 / math.sqrt(query.shape[-1]) if scale is None else scale, softcap, sinks)
-        out, lse = self._local(window, query, valid, rotation, scoring)
+        out, lse = attend_locally(window, query, valid, rotation, scoring, self.block_size)
         self.last = None
         if self._blocks is not None and any(self._blocks.counts):
             past = self._past(self._blocks, query, valid)
             out, self.last = self._blocks.attend(past, self.selection, rotation, scoring, query, (out, lse))
         self._keep(valid)
         return out
-
-    def _local(
-        self, window: LocalWindow, query: Tensor, valid: list[int], rotation: Rotation, scoring: Scoring
-    ) -> tuple[Tensor, Tensor]:
-        """Attention to the window and the chunk itself, and the logarithm of its denominator [B,H,T]."""
-        width, device = query.shape[2], query.device
-        positions = window.positions(valid, width, device)
-        if is_few(query):
-            return few_queries_attention(
-                query, *window.buffers(), positions, rotation, block_size=self.block_size, **scoring._asdict()
-            )
-        turned = rotation.apply(query, positions[:, None])
-        keys, values = window.seen_with(valid)
-        if _fused(query):
-            first = column(tuple(window.lengths), device)[:, 0]
-            return fused_forward(
-                turned, keys, values, block_size=self.block_size, first_query=first, **scoring._asdict()
-            )
-        return blockwise_attention(
-            turned, keys, values, block_size=self.block_size, query_positions=positions, **scoring._asdict()
-        )
 
     @torch.no_grad()
     def extend(self, key: Tensor, value: Tensor, rotation: Rotation) -> None:
@@ -265,6 +250,7 @@ class LayerMemory:
                 rows,
                 block_size=self.block_size,
                 max_blocks=self.max_blocks,
+                miss_threshold=self.miss_threshold,
                 positions=self.positions,
                 index=index,
                 store=store,
@@ -311,8 +297,3 @@ class LayerMemory:
                 )
         self._seen = [seen - drop for seen, drop in zip(self._seen, drops, strict=True)]
         self._window.lengths = [local - drop for local, drop in zip(self._window.lengths, drops, strict=True)]
-
-
-def _fused(query: Tensor) -> bool:
-    """Whether the kernels for a GPU serve these queries."""
-    return query.device.type == "cuda" and obstacle(query) is None

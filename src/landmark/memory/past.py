@@ -35,6 +35,11 @@ class Past:
         return min(self.top_k, max(self.kept))
 
     @cached_property
+    def asking(self) -> int:
+        """Queries of a head that find blocks to open."""
+        return sum(valid for valid, kept in zip(self.valid, self.kept, strict=True) if kept)
+
+    @cached_property
     def positions(self) -> Tensor:
         """Rotary positions of the queries, [B,T]."""
         return positions_of(self.starts, self.valid, self.width, self.device)

@@ -24,6 +24,16 @@ def check_max_blocks(max_blocks: Any) -> None:
         raise ValueError(f"max_blocks is {max_blocks!r}: give 1 or more, or None to keep all")
 
 
+def check_miss_threshold(miss_threshold: Any) -> None:
+    """Raises ValueError unless `miss_threshold` is a number from 0 to below 1."""
+    number = isinstance(miss_threshold, int | float) and not isinstance(miss_threshold, bool)
+    if not number or not 0 <= miss_threshold < 1:
+        raise ValueError(
+            f"miss_threshold is {miss_threshold!r}: give a share of attention, 0 (always open blocks) or more and less"
+            " than 1 (for no blocks at all, top_k is 0)"
+        )
+
+
 def _check_count(name: str, value: Any, note: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{name} is {value!r}: give a whole number, 0 or more ({note})")
