@@ -6,6 +6,7 @@ from torch import Tensor
 
 from landmark.data.windows import Stage
 from landmark.hf.settings import Settings, text_config
+from landmark.readers.knn import Memorizing
 from landmark.readers.recurrent import Recurrent, RecurrentLandmarks
 from landmark.readers.retrieved import RetrievedLandmarks
 
@@ -25,6 +26,9 @@ def attending(
     segment = tokens // stage.segments
     if stage.attention in ("full", "recurrent"):
         return {"landmark_reader": Recurrent(segment, segment if stage.segments > 1 else 0)}
+    if stage.attention == "knn":
+        layer = text_config(config).landmark_memory_layer
+        return {"landmark_reader": Memorizing(segment, stage.top_k, layer)}
     block_size = Settings.of(text_config(config)).block_size
     if stage.attention == "landmark_retrieval":
         return {"landmark_reader": RetrievedLandmarks(segment, stage.top_k, block_size, phase=phase)}

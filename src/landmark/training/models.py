@@ -10,7 +10,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from landmark.hf import convert, from_pretrained
+from landmark.hf import convert
+from landmark.readers.knn import add_memory_gates, load_with_gates
 from landmark.training.plan import Plan
 
 
@@ -32,7 +33,7 @@ def load_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
 
 
 def load_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """The converted model that training starts from, in float32.
+    """The converted model that training starts from, in float32, with memory gates where a stage needs them.
 
     Raises ValueError if it cannot be loaded, if the tokenizer has ids beyond the model's vocabulary, or if a
     model with landmarks has other blocks.
@@ -45,7 +46,10 @@ def load_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
     settings: dict[str, Any] = dict(getattr(model.config, "landmark", None) or {})
     asked = {"block_size": plan.block_size, "top_k": plan.top_k}
     settings |= {name: value for name, value in asked.items() if value is not None}
-    return convert(model, **settings)
+    model = convert(model, **settings)
+    if any(stage.attention == "knn" for stage in plan.recipe.stages):
+        add_memory_gates(model)
+    return model
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
@@ -85,4 +89,4 @@ def _existing(name: str, block_size: int | None) -> PreTrainedModel:
             f"{name} was trained with blocks of {landmark['block_size']} tokens, not {block_size}; "
             "leave --block-size out"
         )
-    return from_pretrained(name)
+    return load_with_gates(name)

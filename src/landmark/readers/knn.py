@@ -1,0 +1,173 @@
+"""Memorizing Transformer: one layer also attends to its nearest keys of everything that was read before."""
+
+import math
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from landmark.hf import from_pretrained
+from landmark.hf.rope import Scoring
+from landmark.hf.segments import Reader
+from landmark.hf.settings import text_config
+from landmark.index.exact import ExactIndex
+from landmark.ops.rotary import Rotation
+from landmark.ops.tiles import working_dtype
+from landmark.readers.past import causal_attention
+
+# Memory begins with a weight of an eighth: little harm to a trained model, and enough gradient to learn from.
+_FIRST_GATE = -2.0
+
+
+class Memorizing(Reader):
+    """Causal attention within segments of `segment` tokens; in one layer, memory of all earlier segments besides.
+
+    In `layer` each head takes the `top_k` nearest keys of all earlier segments, by exact search, and mixes what it
+    finds there with its local attention: `g * memory + (1 - g) * local`, g the sigmoid of a learned number per head
+    (Wu et al. 2022, section 3). Keys and queries of the memory have no positions, and nothing has a gradient but the
+    queries and g. The first segment knows no memory.
+
+    Nearest is by inner product, and the scores of the memory are those of the layer, scaled as its own. The paper makes
+    keys and queries of one length, because its memory outlives many updates of the weights that made it. Here it lives
+    for a text, made by one state of the weights, so their lengths mean in it what they mean in the layer.
+
+    The model has gates where `add_memory_gates` put them. Raises ValueError for settings that mean nothing, and
+    where the gates of `layer` are missing.
+    """
+
+    def __init__(self, segment: int, top_k: int, layer: int) -> None:
+        super().__init__(segment)
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}: give 1 or more keys for a query to attend to")
+        self.top_k = top_k
+        self.layer = layer
+        self._memory: _Memory | None = None
+
+    def reach(self, width: int) -> int:
+        return width
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
+        positions = torch.arange(key.shape[2], device=key.device)
+        out = causal_attention(rotation.apply(query, positions), rotation.apply(key, positions), value, s)
+        if module.layer_idx != self.layer:
+            return out
+        gate = getattr(module, "memory_gate", None)
+        if gate is None:
+            raise ValueError(f"layer {self.layer} has no memory gate: call add_memory_gates(model, {self.layer}) first")
+        if self._memory is None:
+            self._memory = _Memory(key)
+        else:
+            found = self._memory.attend(query, self.top_k, s).to(out.dtype)
+            out = torch.lerp(out, found, gate.sigmoid().to(out.dtype)[:, None, None])
+        self._memory.extend(key, value)
+        return out
+
+
+class _Memory:
+    """Keys and values of all earlier segments in one layer, without positions and without gradient."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._index = ExactIndex(len(like))
+        self._values = like.detach()[:, :, :0]
+
+    def extend(self, key: Tensor, value: Tensor) -> None:
+        """Adds key and value `[B,Hkv,T,D]`."""
+        for row, own in enumerate(key.detach().to(working_dtype(key))):
+            self._index.append(row, own)
+        # Never written to: the graph of an earlier segment may still need what was.
+        self._values = torch.cat((self._values, value.detach()), dim=2)
+
+    def attend(self, query: Tensor, top_k: int, s: Scoring) -> Tensor:
+        """Softmax over the nearest keys of `query [B,H,T,D]`, before rotary: the average of their values, like it."""
+        rows, kv_heads, count, _ = self._values.shape
+        scaled = query.to(working_dtype(query)) * (1 / math.sqrt(query.shape[-1]) if s.scale is None else s.scale)
+        scores, numbers = self._index.search(scaled.detach(), min(top_k, count), [count] * rows)
+        heads = torch.arange(rows * kv_heads, device=query.device).view(rows, kv_heads, 1, 1, 1)
+        places = (numbers.unflatten(1, (kv_heads, -1)) + heads * count).view(-1, numbers.shape[-1])
+        scores = scores.view(places.shape)
+        if torch.is_grad_enabled():
+            every = torch.arange(count, device=query.device).expand(rows, -1)
+            scores = _FoundScores.apply(scaled, scores, self._index.keys(every).flatten(0, 2), places)
+        if s.softcap is not None:
+            scores = s.softcap * torch.tanh(scores / s.softcap)
+        weights = torch.nn.functional.dropout(scores.softmax(-1), s.dropout)
+        return _averages(weights, self._values.flatten(0, 2).to(weights.dtype), places).view(query.shape)
+
+
+class _FoundScores(torch.autograd.Function):
+    """Scores `[N,k]` that a search found at `places [N,k]` of `keys [S,D]`, as a function of its N queries."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, scores: Tensor, keys: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(keys, places)
+        ctx.shape = query.shape
+        return scores.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        keys, places = ctx.saved_tensors
+        return _averages(grad_outputs[0], keys, places).view(ctx.shape), None, None, None
+
+
+def _averages(weights: Tensor, table: Tensor, places: Tensor) -> Tensor:
+    """Sums `[N,D]` of the rows of `table [S,D]` at `places [N,k]` times `weights [N,k]`; copies no row."""
+    return torch.nn.functional.embedding_bag(places, table, per_sample_weights=weights, mode="sum")
+
+
+def memory_layer(layers: int) -> int:
+    """Which of so many layers has the memory unless one is named: at three quarters, the paper's ninth of twelve."""
+    return max(1, 3 * layers // 4) - 1
+
+
+def add_memory_gates(model: Any, layer: int | None = None) -> Any:
+    """Gives one layer of a converted `model` the gates of `Memorizing`, a learned number per head; returns the model.
+
+    The parameter `memory_gate [H]` of the layer's attention is saved with the model, and `landmark_memory_layer` of
+    its configuration says where it is. Where it is there already it stays as it is. Raises ValueError for a layer that
+    the model does not have, or when another one has gates.
+    """
+    config: Any = text_config(model.config)
+    there = getattr(config, "landmark_memory_layer", None)
+    default: int = memory_layer(config.num_hidden_layers) if there is None else there
+    layer = default if layer is None else layer
+    if there not in (None, layer):
+        raise ValueError(f"layer {there} of this model has memory gates, and one layer can have them: not {layer} too")
+    if not 0 <= layer < config.num_hidden_layers:
+        raise ValueError(f"layer is {layer}: this model has layers 0 to {config.num_hidden_layers - 1}")
+    # A decoder layer may carry the number too; its attention lies within it.
+    *_, attention = (m for m in model.base_model.modules() if getattr(m, "layer_idx", None) == layer)
+    if not hasattr(attention, "memory_gate"):
+        like = next(attention.parameters())
+        gates = torch.full((config.num_attention_heads,), _FIRST_GATE, dtype=like.dtype, device=like.device)
+        attention.memory_gate = nn.Parameter(gates)
+    config.landmark_memory_layer = layer
+    return model
+
+
+def load_with_gates(path: str | PathLike[str], **options: Any) -> Any:
+    """`landmark.from_pretrained`, and the memory gates of a model that was saved with them in the folder `path`.
+
+    transformers reports the gates as unexpected, before they are read. Raises ValueError, besides what that does, when
+    the folder lacks the gates that its configuration tells of.
+    """
+    model = from_pretrained(path, **options)
+    config = text_config(model.config)
+    layer = getattr(config, "landmark_memory_layer", None)
+    if layer is None:
+        return model
+    saved = _saved_gates(Path(path))
+    gates: Tensor = next(p for name, p in add_memory_gates(model).named_parameters() if name.endswith(".memory_gate"))
+    gates.data.copy_(saved)
+    return model
+
+
+def _saved_gates(folder: Path) -> Tensor:
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
+                if name.endswith(".memory_gate"):
+                    return tensors.get_tensor(name)
+    raise ValueError(f"{folder} tells of memory gates and holds none: save the model there again, with its gates")
