@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 import landmark
 from landmark import Context
 from landmark.hf.tokenizer import encode
+from landmark.index.choose import IndexOptions
 
 BOOK = "it was a calm sea and jim looked at the ships for a long while . " * 30
 NOTE = "keys and ships 0123456789 . he spoke of it . " * 12
@@ -107,6 +108,21 @@ def test_growing_later_equals_reading_on(path, model):
     again = Context.open(path, model)
     assert torch.equal(logits(again), in_memory(model, BOOK, NOTE))
     assert [document.name for document in again.documents] == ["book", "note"]
+
+
+@pytest.mark.parametrize("index", ["auto", IndexOptions("hierarchical", recall=0.9)])
+def test_what_the_index_made_of_landmarks_need_not_be_made_again(index, tmp_path, model, monkeypatch):
+    monkeypatch.setattr("landmark.index.hierarchical._COARSE_FROM", 1)
+    monkeypatch.setattr("landmark.index.hierarchical._WORTHWHILE", 2.0)
+    with Context.create(tmp_path / "context", model, index=index) as context:
+        context.append(BOOK, "book")
+        expected = logits(context)
+    monkeypatch.setattr("landmark.index.coarse.basis_for", None)  # what is made would begin with it
+    assert torch.equal(logits(Context.open(tmp_path / "context", model, index=index)), expected)
+    fork = context.fork(tmp_path / "fork")
+    assert torch.equal(logits(fork), expected)
+    with pytest.raises(TypeError):
+        logits(Context.open(tmp_path / "context", model, index=IndexOptions("hierarchical", recall=0.8)))
 
 
 def test_reading_goes_on_where_it_was_interrupted(tmp_path, model, monkeypatch):

@@ -1,5 +1,7 @@
 """What every index promises, against a plain list of keys."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +13,13 @@ from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
 from landmark.index.tied import TiedIndex
 
-KINDS = [ExactIndex, HierarchicalIndex]
+
+def every_list(rows: int, max_blocks: int | None = None) -> HierarchicalIndex:
+    """An index of lists that are all looked into: a recall for which no number of ranks is evidence enough."""
+    return HierarchicalIndex(rows, max_blocks, recall=1 - 1e-7)
+
+
+KINDS = [ExactIndex, HierarchicalIndex, every_list]
 HEADS, GROUP, DIM = 2, 2, 20
 CPU = torch.device("cpu")
 
@@ -80,7 +88,7 @@ def pairs(scores: Tensor, numbers: Tensor) -> list[tuple[float, int]]:
     return sorted(((s, n) for s, n in found if n >= 0), reverse=True)
 
 
-def started(kind: type[ExactIndex], rows: int, max_blocks: int | None = None) -> tuple[Index, Plain]:
+def started(kind: Callable[..., Index], rows: int, max_blocks: int | None = None) -> tuple[Index, Plain]:
     return kind(rows, max_blocks), Plain([whole(HEADS, 0, DIM) for _ in range(rows)], max_blocks)
 
 

@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 import landmark
 from landmark.contexts.manifest import Layout
 from landmark.contexts.reading import Snapshot
-from landmark.contexts.storage import ContextStorage
+from landmark.contexts.storage import ContextStorage, made_prefix
 from landmark.data.text import pieces
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
@@ -93,16 +94,23 @@ def cache_of(
     host_budget = DEFAULT_HOST_BUDGET if host_budget is None else host_budget
     budgets = layer_budgets(replace(Settings.of(config), **settings), config, host_budget, device_budget)
     keys = snapshot.landmarks()
+    tensors, metadata = snapshot.state()
     storages = {
-        layer: ContextStorage(snapshot, column, keys[column], options=options, budgets=budgets)
+        layer: ContextStorage(
+            snapshot, column, keys[column], _under(tensors, made_prefix(column)), options=options, budgets=budgets
+        )
         for column, layer in enumerate(layers)
     }
     del keys
     cache = LandmarkCache(model.config, storage=storages, **settings)
-    tensors, metadata = snapshot.state()
     if metadata:
         resume_cache(cache, tensors, metadata, snapshot.blocks, model.device)
     return cache
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def tokenized(tokenizer: "PreTrainedTokenizerBase", text: str, *, first: bool) -> np.ndarray:

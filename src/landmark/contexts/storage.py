@@ -1,6 +1,6 @@
 """The storage of a cache whose blocks lie in a context: landmark keys are loaded, keys and values stay on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from landmark.contexts.reading import Snapshot
 from landmark.contexts.writing import Writer
 from landmark.index import Index
 from landmark.index.choose import IndexOptions, make_index
+from landmark.index.hierarchical import HierarchicalIndex
 from landmark.memory.storage import Budgets
 from landmark.store import BlockStore
 from landmark.store.chain import Chain, Run
@@ -21,15 +22,24 @@ class ContextStorage:
     """Storage of one landmark layer, the `layer`-th of the context's; implements `landmark.memory.storage.Storage`.
 
     With a `Writer` new blocks go into the context, otherwise into a temporary file. `landmarks [Hkv,n,D]` are the keys
-    of the blocks there; they are handed over to the index and not kept here.
+    of the blocks there, and `made` is what an index made of some of them; both are handed over and not kept here. What
+    the index makes is written with every commit, so that who opens the context need not make it again.
     """
 
     def __init__(
-        self, snapshot: Snapshot, layer: int, landmarks: Tensor, *, options: IndexOptions, budgets: Budgets
+        self,
+        snapshot: Snapshot,
+        layer: int,
+        landmarks: Tensor,
+        made: Mapping[str, Tensor],
+        *,
+        options: IndexOptions,
+        budgets: Budgets,
     ) -> None:
         self._snapshot = snapshot
         self._layer = layer
         self._landmarks: Tensor | None = landmarks
+        self._made = made
         self._options = options
         self._budgets = budgets
 
@@ -37,9 +47,13 @@ class ContextStorage:
         index = make_index(self._options, rows, max_blocks, tied=tied, device=device)
         if self._landmarks is not None and self._landmarks.shape[1]:
             index.append(0, self._landmarks.to(device))
-        self._landmarks = None
+        if isinstance(index, HierarchicalIndex):
+            index.resume(self._made)
+        self._landmarks, self._made = None, {}
         if isinstance(self._snapshot, Writer):
             writer, layer = self._snapshot, self._layer
+            if isinstance(index, HierarchicalIndex):
+                writer.also_keep(made_prefix(layer), index.tensors)
             return RecordedIndex(index, lambda keys: writer.append_landmarks(layer, keys))  # type: ignore[return-value]
         return index
 
@@ -51,6 +65,11 @@ class ContextStorage:
         # A chain without a target goes on in a temporary file.
         target = self._snapshot.target(layer) if isinstance(self._snapshot, Writer) else None
         return self._budgets.over(ColdStore([Chain(runs, target)]), device)
+
+
+def made_prefix(layer: int) -> str:
+    """How the names of tensors begin that the index of a layer made, in the state."""
+    return f"index.{layer}."
 
 
 @dataclass(frozen=True)

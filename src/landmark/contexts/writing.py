@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -100,6 +100,7 @@ class Writer(Snapshot):
         super().__init__(snapshot.path, snapshot.manifest, snapshot.state_file, snapshot.segments)
         self._lock = lock
         self._guard = Guard(self.path)
+        self._also_kept: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._growing: GrowingSegment | None = None
         if self.segments and self.segments[-1].entry.owned and not self._is_full(self.segments[-1].entry):
             last = self.segments[-1]
@@ -141,6 +142,10 @@ class Writer(Snapshot):
             )
         self.growing().append_landmarks(layer, keys)
 
+    def also_keep(self, prefix: str, give: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Lets every commit ask for tensors, and put them into its state with `prefix` before their names."""
+        self._also_kept[prefix] = give
+
     def commit(self, tensors: Mapping[str, Tensor], metadata: Any) -> None:
         """Makes what was added, and this state, the newest commit: once it returns, no crash takes that away.
 
@@ -151,7 +156,8 @@ class Writer(Snapshot):
         self._guard.check()
         if self._growing is not None:
             self._growing.new_blocks()
-        data = encode_state(tensors, metadata)
+        also = {prefix + name: x for prefix, give in self._also_kept.items() for name, x in give().items()}
+        data = encode_state({**tensors, **also}, metadata)
         with self._guard.changing():
             self._commit(data)
 

@@ -4,7 +4,7 @@ In a basis where the first few coordinates say most about inner products, those 
 byte each, and of the others their norm. It bounds their share of a score by Cauchy and Schwarz.
 """
 
-from statistics import NormalDist
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,28 +21,42 @@ _SAMPLE = 8192  # keys that it is made from
 _HEADROOM = 1.5  # the largest coordinate that a code can say, over the largest of those keys
 
 
+class Coding(NamedTuple):
+    """How keys of one row and head become codes."""
+
+    mean: Array  # [D]
+    key_basis: Array  # [D,D]
+    query_basis: Array  # [D,D]
+    steps: Array  # [CODES]: what the codes count in
+    reach: Array  # [2]: largest norms of the keys and of their coordinates, once they are encoded
+
+
+def coding_for(keys: Array, queries: Array) -> Coding:
+    """Codes for `keys [n,D]`, and others like them, that say most of products with `queries [m,D]`; all in float64."""
+    basis = basis_for(keys, queries)
+    coordinates = (keys - basis.mean) @ basis.keys[:CODES].T
+    largest, steps = np.abs(coordinates).max(0), np.ones(CODES)
+    # A direction without keys has a step too, of no length that matters.
+    steps[: len(largest)] = np.maximum(largest, 1e-6 * largest.max() + 1e-30) * _HEADROOM / LARGEST
+    return Coding(*basis, steps, np.zeros(2))
+
+
 class _Arrays(NamedTuple):
     """What the compiled loops read, per row and key-value head."""
 
-    means: Array  # [B,Hkv,D]
+    means: Array  # [B,Hkv,D]; like the next four, what `Coding` has
     key_bases: Array  # [B,Hkv,D,D]
     query_bases: Array  # [B,Hkv,D,D]
-    steps: Array  # [B,Hkv,CODES]: what the codes count in
-    reach: Array  # [B,Hkv,2]: largest norms of the keys and of their coordinates
+    steps: Array  # [B,Hkv,CODES]
+    reach: Array  # [B,Hkv,2]
     codes: Array  # [B,Hkv,tiles,CODES,LANES]
     rests: Array  # [B,Hkv,tiles,LANES]: norms of the coordinates that have no code
 
 
 class Coarse:
-    """Codes of the landmark keys of a ring, in a basis of their own for each row and key-value head.
+    """Codes of the landmark keys of a ring, in a basis of their own for each row and key-value head."""
 
-    A search is exact for `recall` 1. Below, bounds are taken for directions at random: the cosine of two of them in n
-    dimensions is about normal with deviation 1 / sqrt(n), so that the share of a score without codes stays below
-    z / sqrt(n) of what Cauchy and Schwarz allow with probability `recall`, the normal distribution at z.
-    """
-
-    def __init__(self, rows: int, recall: float) -> None:
-        self._recall = recall
+    def __init__(self, rows: int) -> None:
         self._made = [0] * rows  # blocks that had come when the row's basis was made
         self._encoded = [0] * rows  # blocks that had come when codes were last written
         self._arrays: _Arrays | None = None
@@ -56,9 +70,9 @@ class Coarse:
         found, read = np.empty(best.shape, np.int64), np.empty(best.shape[:3], np.int64)
         inputs = *keys.arrays(), *arrays, bounds, queries.reshape(-1, queries.shape[3])
         outputs = best.reshape(-1, k), found.reshape(-1, k), read.reshape(-1)
-        modulus, shrink = ring.modulus, self._shrink(queries.shape[3])
+        modulus = ring.modulus
         in_parts(
-            lambda start, stop: search_codes(*inputs, *outputs, modulus, shrink, start, stop),
+            lambda start, stop: search_codes(*inputs, *outputs, modulus, start, stop),
             read.size,
             size=max(ring.counts),
         )
@@ -71,6 +85,21 @@ class Coarse:
         if self._arrays is not None:
             self._arrays = _Arrays._make(array[rows] for array in self._arrays)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What was made of the keys, by name, to `resume` from."""
+        if self._arrays is None:
+            return {}
+        tiles = -(-max(self._encoded) // LANES)
+        used = self._arrays._replace(codes=self._arrays.codes[:, :, :tiles], rests=self._arrays.rests[:, :, :tiles])
+        return {name: torch.from_numpy(array) for name, array in used._asdict().items()} | {
+            "counts": torch.tensor([self._made, self._encoded])
+        }
+
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on with what `tensors` gave, for as many rows, some of the first of whose blocks it was made of."""
+        self._arrays = _Arrays._make(tensors[name].numpy() for name in _Arrays._fields)
+        self._made, self._encoded = tensors["counts"].tolist()
+
     @property
     def nbytes(self) -> int:
         """Bytes of the codes of the blocks that came, unused capacity left out."""
@@ -79,12 +108,6 @@ class Coarse:
         heads, tiles = self._arrays.codes.shape[1:3]
         each = heads * (CODES + self._arrays.rests.itemsize)
         return sum(min(count, tiles * LANES) for count in self._encoded) * each
-
-    def _shrink(self, dim: int) -> float:
-        """What is left of the bound by Cauchy and Schwarz."""
-        if self._recall == 1 or dim <= CODES:
-            return 1.0
-        return min(1.0, NormalDist().inv_cdf(self._recall) / (dim - CODES) ** 0.5)
 
     def _with_all(self, keys: KeyRing, queries: Array) -> _Arrays:
         """The arrays, brought up to date; where a basis is made, `queries [B,H,T,D]` say what queries are like."""
@@ -96,7 +119,9 @@ class Coarse:
                 numbers = torch.arange(oldest, count, -(-(count - oldest) // _SAMPLE))
                 sample = keys.at(numbers.expand(len(ring.counts), -1))[row].to(torch.float64).numpy()
                 for head, own in enumerate(np.split(queries[row], len(sample))):
-                    _make_basis(arrays, row, head, sample[head], own.reshape(-1, queries.shape[3]))
+                    coding = coding_for(sample[head], own.reshape(-1, queries.shape[3]).astype(np.float64))
+                    for array, one in zip(arrays, coding, strict=False):
+                        array[row, head] = one
                 self._made[row], self._encoded[row] = count, oldest
             start = max(self._encoded[row], oldest)
             if start < count:
@@ -119,17 +144,6 @@ def _with_room(arrays: _Arrays | None, keys: KeyRing, dtype: np.dtype[Any]) -> _
         return _Arrays._make((*(np.zeros((rows, heads, *shape)) for shape in shapes), codes, rests))
     codes[:, :, :had], rests[:, :, :had] = arrays.codes, arrays.rests
     return arrays._replace(codes=codes, rests=rests)
-
-
-def _make_basis(arrays: _Arrays, row: int, head: int, keys: Array, queries: Array) -> None:
-    basis = basis_for(keys, queries)
-    arrays.means[row, head], arrays.key_bases[row, head], arrays.query_bases[row, head] = basis
-    coordinates = (keys - basis.mean) @ basis.keys[:CODES].T
-    largest = np.abs(coordinates).max(0)
-    # A direction without keys has a step too, of no length that matters.
-    arrays.steps[row, head] = 1.0
-    arrays.steps[row, head, : len(largest)] = np.maximum(largest, 1e-6 * largest.max() + 1e-30) * _HEADROOM / LARGEST
-    arrays.reach[row, head] = 0
 
 
 def _encode(arrays: _Arrays, row: int, keys: KeyRing, start: int, stop: int) -> None:

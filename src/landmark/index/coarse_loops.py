@@ -26,14 +26,14 @@ def encode(
     """Writes codes and rests of the blocks numbered start..stop of one row and head.
 
     `keys [S,D]` count in `units [S]` if that is not None. `mean [D]` and `basis [D,D]` take a key to its coordinates,
-    and `steps [CODES]` is what codes count in. Fills `codes [tiles,CODES,LANES]`, `rests [tiles,LANES]` and raises
+    and `steps [CODES]` is what codes count in. Fills `codes [tiles,CODES,lanes]`, `rests [tiles,lanes]` and raises
     `reach [2]`, the largest norms of keys and of their coordinates.
     """
-    dim = keys.shape[1]
+    dim, lanes = keys.shape[1], codes.shape[2]
     centred = np.empty(dim, np.float64)
     for number in range(start, stop):
         slot = number % modulus
-        tile, lane = slot // LANES, slot % LANES
+        tile, lane = slot // lanes, slot % lanes
         norm, total, rest, fits = 0.0, 0.0, 0.0, True
         for i in range(dim):
             x = np.float64(plain(keys[slot, i]))
@@ -59,8 +59,7 @@ def encode(
 @compiled
 def search_codes(
     keys: Any, key_units: Any, means: Any, key_bases: Any, query_bases: Any, steps: Any, reach: Any, codes: Any,
-    rests: Any, bounds: Any, query: Any, best: Any, found: Any, read: Any, modulus: int, shrink: float, start: int,
-    stop: int,
+    rests: Any, bounds: Any, query: Any, best: Any, found: Any, read: Any, modulus: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Fills `best` and `found [R,k]` of the queries start..stop of `query [R,D]`, and `read [R]`: keys read for each.
 
@@ -82,39 +81,39 @@ def search_codes(
         count = min(_BATCH if before else _SEEDS, stop - start, sharing - start % sharing)
         for i in range(start, start + count):
             best[i], found[i], read[i] = -np.inf, -1, 0
-            constants[i - start] = _turn(
-                query[i], means[row, head], query_bases[row, head], steps[row, head], reach[row, head], shrink,
+            constants[i - start] = turn(
+                query[i], means[row, head], query_bases[row, head], steps[row, head], reach[row, head], 1.0,
                 turned[i - start],
             )  # fmt: skip
             for j in range((start - before) * k, start * k):
                 number = found[j // k, j % k]
                 if number >= 0:
-                    _put(score(query, i, landmarks, units, number % modulus), number, best[i], found[i])
+                    put(score(query, i, landmarks, units, number % modulus), number, best[i], found[i])
         number, end = bounds[row]
         while number < end:
             slot = number % modulus
             tile, lane = slot // LANES, slot % LANES
             run = min(LANES - lane, end - number, modulus - slot)
-            _widen(codes[row, head, tile], rests[row, head, tile], wide)
+            widen(codes[row, head, tile], rests[row, head, tile], wide)
             noted = 0
             for i in range(start, start + count):
-                _bounds(turned, i - start, wide, tops)
-                _highest_of_groups(tops, highest)
+                bounds_of(turned, i - start, wide, tops)
+                group_highs(tops, highest)
                 limit = query.dtype.type(best[i, -1] - constants[i - start])
-                above = _note_those_above(tops, highest, limit, lane, lane + run, i, pairs, noted)
+                above = note_those_above(tops, highest, limit, lane, lane + run, i, pairs, noted)
                 read[i] += above - noted
                 noted = above
             _read_noted(query, landmarks, units, slot - lane, pairs[:, :noted], scores)
             for pair in range(noted):
                 i, j = pairs[0, pair], pairs[1, pair]
                 if scores[pair] >= best[i, -1]:
-                    _put(scores[pair], number - lane + j, best[i], found[i])
+                    put(scores[pair], number - lane + j, best[i], found[i])
             number += run
         start += count
 
 
 @compiled
-def _turn(query: Any, mean: Any, basis: Any, steps: Any, reach: Any, shrink: float, out: Any) -> Any:
+def turn(query: Any, mean: Any, basis: Any, steps: Any, reach: Any, shrink: float, out: Any) -> Any:
     """Writes what a query multiplies codes and rest with, `[CODES + 1]`; returns what makes the sum a bound."""
     dim = query.shape[0]
     constant, norm, total, rest, rounded = 0.0, 0.0, 0.0, 0.0, 0.0
@@ -138,18 +137,19 @@ def _turn(query: Any, mean: Any, basis: Any, steps: Any, reach: Any, shrink: flo
 
 
 @compiled
-def _widen(codes: Any, rests: Any, out: Any) -> None:
+def widen(codes: Any, rests: Any, out: Any) -> None:
     """A tile of codes, and last its rests, as numbers of one kind."""
     for i in range(CODES):
-        for j in range(LANES):
+        for j in range(out.shape[1]):
             out[i, j] = codes[i, j]
-    for j in range(LANES):
+    for j in range(out.shape[1]):
         out[CODES, j] = rests[j]
 
 
 @compiled
-def _bounds(turned: Any, i: int, wide: Any, out: Any) -> None:
-    for j in range(LANES):
+def bounds_of(turned: Any, i: int, wide: Any, out: Any) -> None:
+    """What query i may score at most at each lane of a tile, less what `turn` returned."""
+    for j in range(out.shape[0]):
         total = turned[i, CODES] * wide[CODES, j]
         for c in range(CODES):
             total += turned[i, c] * wide[c, j]
@@ -157,18 +157,19 @@ def _bounds(turned: Any, i: int, wide: Any, out: Any) -> None:
 
 
 @partial(compiled, without_nan=True)
-def _highest_of_groups(values: Any, highest: Any) -> None:
+def group_highs(values: Any, highest: Any) -> None:
     """The highest value of each group of lanes, in the first _GROUPS places: four by four, then those four by four."""
-    some = LANES // 4
+    some = values.shape[0] // 4
     for j in range(some):
         highest[j] = max(max(values[j], values[j + some]), max(values[j + 2 * some], values[j + 3 * some]))
-    for j in range(_GROUPS):
-        a, b = max(highest[j], highest[j + _GROUPS]), max(highest[j + 2 * _GROUPS], highest[j + 3 * _GROUPS])
-        highest[j] = max(a, b)
+    if some > _GROUPS:
+        for j in range(_GROUPS):
+            a, b = max(highest[j], highest[j + _GROUPS]), max(highest[j + 2 * _GROUPS], highest[j + 3 * _GROUPS])
+            highest[j] = max(a, b)
 
 
 @compiled
-def _note_those_above(
+def note_those_above(
     tops: Any, highest: Any, limit: Any, start: int, stop: int, i: int, pairs: Any, noted: int
 ) -> int:  # fmt: skip
     """Notes query i with each lane of start..stop whose bound in `tops` is not below `limit`; returns the new count."""
@@ -190,7 +191,7 @@ def _read_noted(query: Any, landmarks: Any, units: Any, first: int, pairs: Any, 
 
 
 @compiled
-def _put(new: Any, number: int, best: Any, found: Any) -> None:
+def put(new: Any, number: int, best: Any, found: Any) -> None:
     """Puts a landmark among the best unless it is there."""
     for known in found:
         if known == number:

@@ -1,5 +1,7 @@
 """Exact search that first looks at a few bytes of every landmark key and reads only keys that may be among the best."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from landmark.index.coarse import Coarse
 from landmark.index.coarse_loops import LANES
 from landmark.index.exact import ExactIndex
 from landmark.index.key_ring import KeyFormat
+from landmark.index.lists import Lists
 
 _COARSE_FROM = 2048  # blocks; fewer are scored as fast as looked at
 _WORTHWHILE = 1 / 16  # of the keys read: reading more, one by one, takes longer than scoring all
@@ -28,7 +31,7 @@ class HierarchicalIndex(ExactIndex):
         check_recall(recall)
         super().__init__(rows, max_blocks, keys=keys)
         self._recall = recall
-        self._coarse = Coarse(rows, recall)
+        self._coarse = self._codes(rows)
         self._coarse_from = _COARSE_FROM
         self.read: Tensor | None = None  # keys read for each query [B,H,T] of the last search; None if all were
 
@@ -49,8 +52,11 @@ class HierarchicalIndex(ExactIndex):
         self.read = read
         # The first tile may be read whole by a query that nothing went before.
         if read.double().mean() > _WORTHWHILE * used + LANES:
-            self._coarse, self._coarse_from = Coarse(len(self._ring.counts), self._recall), 2 * used
+            self._coarse, self._coarse_from = self._codes(len(self._ring.counts)), 2 * used
         return best, found
+
+    def _codes(self, rows: int) -> Coarse | Lists:
+        return Coarse(rows) if self._recall == 1 else Lists(rows, self._recall)
 
     def resident(self, k: int, upto: list[int]) -> Resident | None:
         return super().resident(k, upto) if self._ring.used() < self._coarse_from else None
@@ -61,6 +67,23 @@ class HierarchicalIndex(ExactIndex):
 
     def _empty(self, rows: int) -> "HierarchicalIndex":
         return HierarchicalIndex(rows, keys=self._keys.form, recall=self._recall)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was made of the keys to search them, by name: all of it can be made again, but that takes a while."""
+        return {self._kind + name: tensor for name, tensor in self._coarse.tensors().items()}
+
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over what `tensors` gave of an index that had some of the first of these keys, in this format.
+
+        What was made for another recall is left.
+        """
+        own = {name.removeprefix(self._kind): x for name, x in tensors.items() if name.startswith(self._kind)}
+        if own:
+            self._coarse.resume(own)
+
+    @property
+    def _kind(self) -> str:
+        return f"{self._keys.form}@{self._recall}/"
 
     @property
     def nbytes(self) -> int:
