@@ -109,7 +109,7 @@ def test_choosing_freely_is_compared_in_all_three_settings(results: Results, las
 
 @pytest.mark.parametrize(
     ("right", "prompts", "verdict"),
-    [(200, 200, HELD), (50, 50, UNTESTED), (49, 50, UNTESTED), (45, 50, FAILED), (0, 50, FAILED)],
+    [(200, 200, HELD), (49, 50, HELD), (48, 50, FAILED), (0, 50, FAILED)],
 )
 def test_pass_keys_at_64_windows(results: Results, right, prompts, verdict):
     results.add(pass_key(512, 0, 50))  # near ones do not count

@@ -1,0 +1,113 @@
+"""What the report trains and measures, in its order: the comparisons that the paper is about come first."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from landmark.experiments import perplexities as read
+from landmark.experiments.perplexities import Row
+from landmark.experiments.setup import Scale
+from landmark.experiments.trainings import Training
+from landmark.report import names
+
+JUMPS = 400  # largest, so that positions reach as far in training as 4,096 tokens do
+BLOCK_DROPOUT = 0.1
+THRESHOLDS = (0.01, 0.03, 0.1, 0.3)
+# Blocks opened for each block size, so that about as many keys are read; and chunks of whole blocks near 250 tokens.
+BLOCK_SIZES = {15: (8, 240), 31: (4, 248), 50: (2, 250), 63: (2, 252), 127: (1, 254)}
+MOST_OPENED = 15  # the block size at which 16 blocks fit the trained range
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A training and the perplexity rows of its model."""
+
+    training: Training
+    rows: tuple[Row, ...]
+
+
+def experiments(scale: Scale) -> Iterator[Experiment]:
+    """All of them, headline first."""
+    for seed in scale.seeds:
+        for corpus in ("books", "math") if seed == 0 else ("books",):
+            yield Experiment(Training(corpus, "landmark", seed), _landmark_rows(corpus, seed))
+            yield Experiment(Training(corpus, "full", seed), _full_rows())
+            yield Experiment(Training(corpus, "recurrent", seed), _recurrent_rows())
+    yield from _variants()
+    for size in BLOCK_SIZES:
+        yield Experiment(Training("books", block_size=size), _block_size_rows(size))
+    yield Experiment(Training("books", "knn"), tuple(read.memorizing(names.LANGUAGE_MODELING, n) for n in (2048, 4096)))
+
+
+def _landmark_rows(corpus: str, seed: int) -> tuple[Row, ...]:
+    table = names.LANGUAGE_MODELING
+    rows = [
+        *(read.landmark(table, length, k) for length in (512, 2048, 4096) for k in (2, 4)),
+        read.landmark(table, 2048, 2, local=350),
+        read.landmark(table, 2048, 3, local=300),
+        read.landmark(table, 2048, 4, max_blocks=20),
+        read.landmark(table, 4096, 4, max_blocks=40),
+    ]
+    if corpus == "books":
+        selections = ("per_token_and_head", "per_head", "per_token")
+        rows += [
+            read.landmark(names.SELECTION, length, k, selection=selection)
+            for length, k in ((2048, 2), (2048, 4), (4096, 4))
+            for selection in selections
+        ]
+    if corpus == "books" and seed == 0:
+        rows += [*_miss_rows(), read.true_positions(4096, 4, names.LANDMARK), _stingy(names.LANDMARK)]
+        rows += [*_by_length_and_k(names.TRAINING_MEMORY), *_by_length_and_k(names.BLOCK_DROPOUT)]
+        rows += [_beside_window(names.LANDMARK, length) for length in (2048, 4096)]
+    return tuple(rows)
+
+
+def _full_rows() -> tuple[Row, ...]:
+    table = names.LANGUAGE_MODELING
+    sinks = (read.sinks(table, length) for length in (2048, 4096))
+    return (read.full(table), read.full(table, 360), *sinks)
+
+
+def _recurrent_rows() -> tuple[Row, ...]:
+    return tuple(read.transformer_xl(names.LANGUAGE_MODELING, length) for length in (512, 2048, 4096))
+
+
+def _miss_rows() -> list[Row]:
+    rows = [read.landmark(names.MISS_GATE, 2048, 4)]
+    return rows + [
+        read.landmark(names.MISS_GATE, 2048, 4, method=names.WITH_MISS_GATE, miss_threshold=threshold)
+        for threshold in THRESHOLDS
+    ]
+
+
+def _by_length_and_k(table: str, method: str = names.LANDMARK) -> tuple[Row, ...]:
+    return tuple(read.landmark(table, length, k, method=method) for length in (2048, 4096) for k in (2, 4))
+
+
+def _stingy(method: str) -> Row:
+    return read.landmark(names.POSITIONS, 4096, 4, method=method).with_settings(positions="stingy")
+
+
+def _beside_window(method: str, length: int) -> Row:
+    """Blocks of memory beside a recurrent window of five blocks."""
+    return read.landmark(names.TRAINING_MEMORY, length, 2, method=method, local=100, local_blocks=5)
+
+
+def _variants() -> Iterator[Experiment]:
+    jumps = Training("books", changes={"jumps": JUMPS})
+    yield Experiment(jumps, (_stingy(names.WITH_JUMPS), read.true_positions(4096, 4, names.WITH_JUMPS)))
+    dropped = {"block_dropout": BLOCK_DROPOUT}
+    rows = _by_length_and_k(names.BLOCK_DROPOUT, names.WITH_BLOCK_DROPOUT)
+    yield Experiment(Training("books", changes=dropped), tuple(row.with_settings(**dropped) for row in rows))
+    rows = _by_length_and_k(names.TRAINING_MEMORY, names.WITH_MEMORY)
+    yield Experiment(Training("books", "landmark_retrieval"), rows)
+    recurrent = tuple(_beside_window(names.WITH_RECURRENCE, length) for length in (2048, 4096))
+    yield Experiment(Training("books", "landmark_recurrent"), recurrent)
+
+
+def _block_size_rows(size: int) -> tuple[Row, ...]:
+    top_k, local = BLOCK_SIZES[size]
+    told = {"block_size": size, "blocks": 4096 // size}
+    rows = [read.landmark(names.BLOCK_SIZE, 4096, top_k, local=local).with_settings(**told)]
+    if size == MOST_OPENED:
+        rows += [read.landmark(names.TOP_K, 4096, k, local=225).with_settings(**told) for k in (1, 2, 4, 8, 16)]
+    return tuple(rows)

@@ -1,0 +1,153 @@
+"""Perplexity rows: a way to read, what the report calls it, and the lines that measuring it gives."""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from landmark.blocks import stream_length
+from landmark.data.text import read_text
+from landmark.evaluation.perplexity import Setting, cut_windows, score
+from landmark.evaluation.reading import Reading
+from landmark.evaluation.segments import SegmentReading
+from landmark.experiments.setup import LENGTHS, SPAN, Setup
+from landmark.hf.tokenizer import encode
+from landmark.readers.knn import Memorizing
+from landmark.readers.recurrent import Recurrent
+from landmark.readers.sinks import Sinks
+from landmark.recipes.small import WINDOW
+
+BATCH_SIZE = 4  # windows read side by side
+BLOCKS = {512: 10, 2048: 40, 4096: 80}  # blocks in memory at the end of as many tokens
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement of a model: texts of `length` tokens read as `reading` makes of its configuration."""
+
+    table: str
+    method: str
+    length: int
+    reading: Callable[[Any], Reading | SegmentReading]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def key(self, corpus: str, seed: int, steps: int) -> dict[str, Any]:
+        """The fields by which the report knows the line."""
+        named = {"table": self.table, "method": self.method, "read_length": self.length, "corpus": corpus}
+        return named | {"seed": seed, "steps": steps} | self.settings
+
+    def with_settings(self, **settings: Any) -> "Row":
+        """The same row, that says more of itself."""
+        return replace(self, settings=self.settings | settings)
+
+
+def landmark(table: str, length: int, top_k: int, *, method: str = "landmark", local: int = 250, **changes: Any) -> Row:
+    """Landmark attention that reads chunks of `local` tokens, by the paper's rules (no local blocks).
+
+    `changes` are arguments of `Reading.of`; those that say something of the method are told in the line.
+    """
+    arguments: dict[str, Any] = {"local_blocks": 0} | changes
+    told = {"local": local, "top_k": top_k, "blocks": changes.get("max_blocks") or BLOCKS[length]}
+    told |= {
+        name: changes[key]
+        for key, name in (("selection", "selection"), ("miss_threshold", "threshold"), ("local_blocks", "local_blocks"))
+        if key in changes
+    }
+
+    def reading(config: Any) -> Reading:
+        return Reading.of(config, top_k=top_k, local=local, **arguments)
+
+    return Row(table, method, length, reading, told)
+
+
+def true_positions(length: int, top_k: int, method: str) -> Row:
+    """Landmark attention whose opened blocks are read where they stood in the text."""
+    stingy = landmark("positions", length, top_k, method=method)
+
+    def reading(config: Any) -> Reading:
+        return TruePositions(**vars(stingy.reading(config)))
+
+    return replace(stingy, reading=reading).with_settings(positions="true")
+
+
+class TruePositions(Reading):
+    """The same reading, of a model that is told to keep positions and that its range reaches as far as the text."""
+
+    def start(self, config: Any) -> dict[str, Any]:
+        config = deepcopy(config)
+        config.landmark = config.landmark | {"positions": "true"}
+        config.max_position_embeddings = stream_length(SPAN, self.block_size) + 1
+        return super().start(config)
+
+
+def full(table: str, local: int = WINDOW, length: int = WINDOW) -> Row:
+    """Full attention within windows of `local` tokens that know nothing of each other."""
+    one = SegmentReading("full", local, lambda: Recurrent(local, 0))
+    return Row(table, "full attention", length, lambda config: one, {"local": local})
+
+
+def transformer_xl(table: str, length: int, window: int = 256) -> Row:
+    """Transformer-XL: windows that see the window before."""
+    one = SegmentReading("recurrent", window, lambda: Recurrent(window, window), keep=window)
+    return Row(table, "Transformer-XL", length, lambda config: one, {"local": window, "cache": window})
+
+
+def sinks(table: str, length: int, count: int = 4) -> Row:
+    """A sliding window with attention sinks, as large as the windows of training."""
+    window = WINDOW - count
+    one = SegmentReading("sinks", 256, lambda: Sinks(256, window, count), keep=window)
+    return Row(table, "sliding window with sinks", length, lambda config: one, {"local": window})
+
+
+def memorizing(table: str, length: int, top_k: int = 32) -> Row:
+    """Memorizing Transformer: windows whose memory layer looks up single keys of everything before."""
+
+    def reading(config: Any) -> SegmentReading:
+        layer = config.landmark_memory_layer
+        return SegmentReading("knn", WINDOW, lambda: Memorizing(WINDOW, top_k, layer), extra=top_k)
+
+    return Row(table, "Memorizing Transformer", length, reading, {"local": WINDOW, "top_k": top_k})
+
+
+class TestWindows:
+    """Windows of a corpus's test files, the same for every method, cut once for each tokenizer."""
+
+    __test__ = False  # no test, for whoever collects tests
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.cut: dict[str, np.ndarray] = {}
+
+    def of(self, corpus: str, tokenizer: Any) -> np.ndarray:
+        """`[W, SPAN]` ids, spread evenly over the test files."""
+        if corpus not in self.cut:
+            files = self.setup.corpora[corpus].test
+            ids = [encode(tokenizer, read_text(path)).ids.numpy() for path in files]
+            self.cut[corpus] = cut_windows(ids, SPAN, self.setup.scale.windows)
+        return self.cut[corpus]
+
+
+def measure(row: Row, model: Any, windows: np.ndarray) -> dict[str, Any]:
+    """The figures of one row.
+
+    Every method is scored on the same tokens, those that are not the first of a piece of any length read. `nll` holds
+    the mean of each window in nats a token, from which differences between methods are taken window by window.
+    """
+    reading = row.reading(model.config)
+    scored = score(model, windows, Setting(reading, row.length), batch_size=BATCH_SIZE)  # type: ignore[arg-type]
+    targets = np.arange(SPAN) % min(LENGTHS) != 0
+    nll = scored.nll[:, targets].mean(axis=1)
+    assert np.isfinite(nll).all(), "every method predicts these tokens"
+    figures = {
+        "perplexity": math.exp(nll.mean()),
+        "se": float(nll.std(ddof=1) / math.sqrt(len(nll))) if len(nll) > 1 else None,
+        "samples": len(nll),
+        "attended": reading.attended(row.length),
+        "seconds": round(scored.seconds, 1),
+        "nll": [round(value, 6) for value in nll.tolist()],
+    }
+    skipped = getattr(scored, "skipped", None)
+    return figures | ({"skipped": skipped} if skipped is not None else {})

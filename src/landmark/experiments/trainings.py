@@ -1,0 +1,65 @@
+"""The trainings of the report, each of which serves every measurement of its model."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from landmark.data.tokenizer import train_tokenizer
+from landmark.experiments.setup import Setup
+from landmark.hf.tokenizer import load_tokenizer, only_errors
+from landmark.readers.knn import load_with_gates
+from landmark.recipes.small import BLOCK_SIZE, VOCABULARY, small
+from landmark.training.plan import Plan
+from landmark.training.run import carry_out
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training on a corpus: `attention` and `changes` are those of its stage (see `recipes.small`)."""
+
+    corpus: str
+    attention: str = "landmark"
+    seed: int = 0
+    block_size: int = BLOCK_SIZE
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The folder of the training, in words that tell it from the others."""
+        parts = [self.corpus, self.attention]
+        parts += [f"block{self.block_size}"] if self.block_size != BLOCK_SIZE else []
+        parts += [f"{name}{value}" for name, value in self.changes.items()]
+        return "-".join([*parts, f"seed{self.seed}"])
+
+    def plan(self, setup: Setup) -> Plan:
+        """The whole training at the setup's scale."""
+        plan = small(
+            setup.corpora[self.corpus],
+            setup.out / "trainings" / self.name,
+            tokenizer_of(setup, self.corpus),
+            self.attention,
+            block_size=self.block_size,
+            steps=setup.scale.steps,
+            seed=self.seed,
+            **self.changes,
+        )
+        return replace(plan, threads=setup.threads, json=str(plan.out) + ".jsonl")
+
+    def carry_out(self, setup: Setup) -> Path:
+        """Trains, or goes on where an earlier call stopped; the folder of the model."""
+        return carry_out(self.plan(setup))
+
+
+def tokenizer_of(setup: Setup, corpus: str) -> Path:
+    """The folder of the corpus's tokenizer, trained on its texts when it is first needed."""
+    folder = setup.out / corpus / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        train_tokenizer(setup.corpora[corpus].train, VOCABULARY, folder)
+    return folder
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """A trained model and its tokenizer."""
+    only_errors()
+    model = load_with_gates(folder)
+    return model.eval(), load_tokenizer(folder, model)
