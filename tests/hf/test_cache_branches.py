@@ -7,6 +7,7 @@ from families import family
 import landmark
 from landmark.hf.state import cache_state, resume_cache
 
+SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
 IDS = torch.randint(3, 61, (1, 260), generator=torch.Generator().manual_seed(5))
 
 
@@ -34,7 +35,17 @@ def test_a_fork_and_its_origin_go_on_by_themselves(name):
     assert branch.get_seq_length() == 60
 
 
-@pytest.mark.parametrize("selection", ["per_token_and_head", "per_token", "per_head"])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_a_fork_tells_repeated_words_apart_as_its_origin_does(selection):
+    # Their landmarks have nearly the same keys: what sums them in another order opens another block.
+    model = model_of(selection=selection, top_k=4)
+    ids = IDS[:, :15].repeat(1, 20)
+    expected = goes_on(model, landmark.read(model, ids[:, :150], chunk_size=31), ids[:, 150:])
+    branch = landmark.read(model, ids[:, :150], chunk_size=31).fork()
+    assert torch.equal(goes_on(model, branch, ids[:, 150:]), expected)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("budget", [20_000, 40_000, 10_000_000])
 def test_a_budget_changes_nothing_but_memory(selection, budget):
     model = model_of(selection=selection)

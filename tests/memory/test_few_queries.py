@@ -1,5 +1,7 @@
 """What one compiled pass chooses for a few queries is what the search for many chooses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -22,6 +24,31 @@ def quarter_turns() -> Rotation:
     angles = torch.cat((angles, angles), -1)
     cos, sin = torch.tensor([1.0, 0.0, -1.0, 0.0]).double(), torch.tensor([0.0, 1.0, 0.0, -1.0]).double()
     return Rotation(cos[angles], sin[angles], "half")
+
+
+@pytest.mark.parametrize("left", [None, 3, 40])
+def test_nearly_equal_keys_are_told_apart_alike(left):
+    torch.manual_seed(0)
+    keys = torch.randn(2, 1, 20) * (1 + 1e-7 * torch.randn(2, 90, 20))
+    index = ExactIndex(1)
+    index.append(0, keys[:, :left])
+    if left is not None:
+        index = index.fork()
+        index.append(0, keys[:, left:])
+    angles = torch.outer(torch.arange(400), 30.0 ** (-torch.arange(8) / 8)).repeat(1, 2)
+    past = Past(
+        counts=(90,), kept=(90,), top_k=3, stingy=True, stride=STRIDE, starts=(300,), valid=(5,), width=5,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    retrieval = Retrieval(index, past, Rotation(angles.cos(), angles.sin(), "half"), 0.3, None)
+    query = torch.randn(1, 4, 5, 20)
+    whole = ExactIndex(1)
+    whole.append(0, keys)
+    few = replace(retrieval, index=whole).choose(query, "per_token_and_head", None).blocks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ExactIndex, "resident", lambda *_: None)  # as where there are many blocks
+        many = retrieval.choose(query, "per_token_and_head", None).blocks
+    assert torch.equal(few, many)
 
 
 @given(

@@ -9,12 +9,13 @@ from torch import Tensor
 class Resident(NamedTuple):
     """Landmark keys where they lie: block number a of a row is found at slot `a % modulus` of `keys [B,Hkv,S,D]`.
 
-    `first`, long [B]: number of the oldest block worth scoring.
+    `first`, long [B]: number of the oldest block worth scoring. No key is longer than `longest`.
     """
 
     keys: Tensor
     first: Tensor
     modulus: int
+    longest: float
 
 
 class Index(Protocol):

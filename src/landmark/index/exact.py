@@ -8,8 +8,10 @@ from torch import Tensor
 
 from landmark.index import Index, Resident
 from landmark.index.forked import ForkedIndex
+from landmark.index.key_loops import rounding
 from landmark.index.key_ring import KeyFormat, KeyRing
-from landmark.index.topk import top_newest
+from landmark.index.products import products, products_at
+from landmark.index.topk import Products, top_newest
 from landmark.ops.search_landmarks import search_landmarks
 from landmark.ops.triton_support import obstacle
 from landmark.ring import numbers_below, oldest_numbers
@@ -50,7 +52,10 @@ class ExactIndex:
         found = []
         for some in self._spans(numbers.shape[1], span):
             labels, keys = numbers[:, None, None, some], self._keys.span(some, query.dtype)
-            tiles = [top_newest(_scores(q, keys, room), labels, k) for q in query.split(length, dim=2)]
+            tiles = [
+                top_newest(products(q, keys, room), labels, k, self._products(q, some.start))
+                for q in query.split(length, dim=2)
+            ]
             found.append([torch.cat(column, dim=2) for column in zip(*tiles, strict=True)])
         if len(found) == 1:
             return found[0][0], found[0][1]
@@ -59,6 +64,15 @@ class ExactIndex:
             return query.new_full(shape, -torch.inf), torch.full(shape, -1, device=query.device)
         scores, blocks = (torch.cat(column, dim=-1) for column in zip(*found, strict=True))
         return top_newest(scores, blocks, k)
+
+    def _products(self, query: Tensor, first: int) -> Products | None:
+        """What scores of some queries at the keys from slot `first` on are; None where they are good as they are."""
+        if query.device.type != "cpu":
+            return None
+        keys, units = (None if x is None else x.reshape(-1, *x.shape[2:]) for x in self._keys.arrays())
+        rows = query.reshape(-1, query.shape[-1]).contiguous()
+        slack = rows.norm(dim=-1) * rounding(self._keys.longest, query.shape[-1], query.dtype)
+        return Products(rows.numpy(), keys, units, first, slack.numpy())
 
     def _spans(self, slots: int, longest: int) -> Iterator[slice]:
         """The first `slots` slots, some at a time: fewer if their keys take room that the keys kept do not."""
@@ -72,18 +86,14 @@ class ExactIndex:
         data, limit = self._ring.data, self._ring.max_blocks
         assert data is not None, "an index without blocks has no keys to give"
         first = oldest_numbers(tuple(self._ring.counts), limit, data.device)
-        return Resident(data, first, self._ring.modulus)
+        return Resident(data, first, self._ring.modulus, self._keys.longest)
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self._numbers_below(upto, query.device)
         slots = numbers.shape[1]
         scores = query.new_full((*query.shape[:3], self._ring.used()), -torch.inf)
         for some in self._spans(slots, max(1, slots)):
-            room = query.new_empty(query.shape[:3].numel() * (some.stop - some.start))
-            hidden = (numbers[:, some] < 0)[:, None, None]
-            scores[..., some] = _scores(query, self._keys.span(some, query.dtype), room).masked_fill_(
-                hidden, -torch.inf
-            )
+            scores[..., some] = products_at(query, self._keys.span(some, query.dtype), numbers[:, some])
         return scores
 
     def numbers(self, device: torch.device) -> Tensor:
@@ -111,13 +121,3 @@ class ExactIndex:
     @property
     def nbytes(self) -> int:
         return self._keys.nbytes
-
-
-def _scores(query: Tensor, keys: Tensor, room: Tensor) -> Tensor:
-    """Scores [B,H,T,n], in `room`, of queries `[B,H,T,D]` at `keys [B,Hkv,n,D]`."""
-    shape = (*query.shape[:3], keys.shape[2])
-    scores = room[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
-    keys = keys.flatten(0, 1)
-    grouped = query.reshape(len(keys), -1, query.shape[-1])  # query heads of a group share keys
-    torch.bmm(grouped, keys.transpose(1, 2), out=scores.view(len(keys), -1, shape[3]))
-    return scores

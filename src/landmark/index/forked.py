@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from landmark.index import Index, Resident
+from landmark.index.products import products_at
 from landmark.index.topk import top_newest
+from landmark.ring import numbers_below, slot_numbers
 
 
 class ForkedIndex:
@@ -18,12 +20,14 @@ class ForkedIndex:
     def __init__(self, base: Index, counts: list[int], own: Index) -> None:
         self._base = base
         self._shared = list(counts)
+        self._counts = list(counts)
         self._own = own
         self._alone = True  # whether nothing has come since
         self._base_is_shared = True
 
     def append(self, row: int, keys: Tensor) -> None:
         self._own.append(row, keys)
+        self._counts[row] += keys.shape[1]
         self._alone = False
 
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
@@ -38,13 +42,16 @@ class ForkedIndex:
         return self._base.resident(k, self._below(upto)) if self._alone else None
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
-        scores = self._base.scores(query, self._below(upto))
-        return scores if self._alone else torch.cat((scores, self._own.scores(query, self._beyond(upto))), -1)
+        if self._alone:
+            return self._base.scores(query, self._below(upto))[..., : max(self._shared)]
+        # One product with all keys, as in an index that was never forked: of parts, it would be rounded differently.
+        numbers = numbers_below(tuple(self._counts), None, tuple(upto), query.device)
+        scores = query.new_full((*query.shape[:3], max(self._counts)), -torch.inf)
+        scores[..., : numbers.shape[1]] = products_at(query, self.keys(numbers), numbers)
+        return scores
 
     def numbers(self, device: torch.device) -> Tensor:
-        numbers = self._base.numbers(device)
-        numbers = numbers.masked_fill(numbers >= self._column(device), -1)
-        return numbers if self._alone else torch.cat((numbers, self._numbered_on(self._own.numbers(device))), -1)
+        return slot_numbers(tuple(self._counts), None, device)
 
     def keys(self, numbers: Tensor) -> Tensor:
         if not any(self._shared):
@@ -64,10 +71,11 @@ class ForkedIndex:
         self._base.reorder(rows)
         self._own.reorder(rows)
         self._shared = [self._shared[row] for row in rows]
+        self._counts = [self._counts[row] for row in rows]
 
     def fork(self) -> Index:
         branch = ForkedIndex(self._base, self._shared, self._own.fork())
-        branch._alone = self._alone
+        branch._alone, branch._counts = self._alone, list(self._counts)
         return branch
 
     @property

@@ -1,5 +1,6 @@
 """Landmark keys per row of a batch, as they are or rounded to fewer bits."""
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -24,11 +25,15 @@ class KeyRing:
 
     def __init__(self, rows: int, max_blocks: int | None, form: KeyFormat) -> None:
         self.form: KeyFormat = form
+        self.longest = 0.0  # no key that came is longer; known on a CPU alone
         self.ring = BlockRing(rows, max_blocks)
         self._units = BlockRing(rows, max_blocks)
 
     def append(self, row: int, keys: Tensor) -> None:
         """Adds `keys [Hkv,m,D]` as the newest of one row."""
+        if keys.device.type == "cpu" and keys.numel():
+            # Rounding raises an entry by less than a hundredth of the largest.
+            self.longest = max(self.longest, 1.01 * math.sqrt(keys.shape[2]) * float(keys.abs().max()))
         if self.form == "bfloat16":
             keys = keys.bfloat16()
         elif self.form == "int8":

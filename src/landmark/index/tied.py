@@ -42,7 +42,8 @@ class TiedIndex:
     def resident(self, k: int, upto: list[int]) -> Resident | None:
         assert self._key is not None, "an index without blocks has no keys to give"
         first = torch.tensor(upto, device=self._key.device) - k
-        return Resident(self._key[:, :, None], torch.maximum(first, self._oldest(first.device)[:, 0]), 1)
+        first = torch.maximum(first, self._oldest(first.device)[:, 0])
+        return Resident(self._key[:, :, None], first, 1, float(self._key.norm()))
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self.numbers(query.device)

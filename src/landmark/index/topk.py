@@ -1,12 +1,13 @@
 """The k best blocks by score, ties to the newest."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from landmark.index.key_loops import score as score_of
 from landmark.ops.compiled import compiled, in_parts
 
 _GROUPED_FROM = 1024  # blocks; below, one topk over all is as fast
@@ -14,19 +15,33 @@ _GROUP = 16
 _RUN = 32  # scores that are passed over at once if none of them is high enough
 
 
-def top_newest(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
+class Products(NamedTuple):
+    """Arrays of the R queries and the keys whose inner products scores `[...,N]` are, up to a `slack`."""
+
+    query: Any  # [R,D]
+    keys: Any  # [G,S,D], as `KeyRing` keeps them; queries share the G evenly
+    units: Any  # [G,S], what the entries of keys count in, or None
+    first: int  # the key that the first of the N scores is of
+    slack: Any  # [R]: how far a score may be from that of `landmark.index.key_loops`
+
+
+def top_newest(scores: Tensor, numbers: Tensor, k: int, products: Products | None = None) -> tuple[Tensor, Tensor]:
     """The k highest of `scores [...,N]` and their `numbers` (long, same dims, broadcastable to scores).
 
     Among equal scores the highest number wins; what is numbered -1 is not there. Numbers stay below 2**30.
     Returns [...,k] each, in no order to rely on; where there are fewer than k scores above -inf the rest is -inf
     with number -1.
+
+    A matrix product rounds the score of a query and a key differently beside other keys. With `products` (on a CPU, in
+    float32 or float64) its scores only tell which may be among the best: those are computed again, each by itself.
     """
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        return _scanned(scores, numbers, k)
+        return _scanned(scores, numbers, k, products)
+    assert products is None, "scores are computed again on a CPU alone"
     return _sorted(scores.masked_fill(numbers < 0, -torch.inf), numbers, k)
 
 
-def _scanned(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _scanned(scores: Tensor, numbers: Tensor, k: int, products: Products | None) -> tuple[Tensor, Tensor]:
     """One pass over the scores that stops only at those that may be among the k best."""
     count = scores.shape[-1]
     if numbers.shape[1:-1].numel() == 1:
@@ -38,12 +53,12 @@ def _scanned(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rows = best.shape[:-1].numel()
     arrays = [x.reshape(-1, n).numpy() for x, n in ((scores, count), (labels, count), (best, k), (found, k))]
     if rows and count:
-        in_parts(lambda start, stop: _scan(*arrays, start, stop), rows)
+        in_parts(lambda start, stop: _scan(*arrays, products, start, stop), rows)
     return best, found
 
 
 @compiled
-def _scan(scores: Any, labels: Any, best: Any, found: Any, start: int, stop: int) -> None:
+def _scan(scores: Any, labels: Any, best: Any, found: Any, products: Any, start: int, stop: int) -> None:
     """Fills rows start..stop of `best` and `found [R,k]`, the highest first; rows share labels evenly."""
     sharing, count = scores.shape[0] // labels.shape[0], scores.shape[1]
     tops = np.empty((count + _RUN - 1) // _RUN, scores.dtype)
@@ -53,18 +68,30 @@ def _scan(scores: Any, labels: Any, best: Any, found: Any, start: int, stop: int
         if row == start or row % sharing == 0:
             # What is not there may have any score, which then says nothing of the others.
             bounded = len(tops) > best.shape[1] and label.min() >= 0
+        slack, group = 0.0, 0
+        if products is not None:
+            slack = np.float64(products.slack[row])
+            group = row // (scores.shape[0] // products.keys.shape[0])
         lowest = -np.inf
         if bounded:
             _highest_of_runs(scores[row], tops)
-            lowest = _lowest_of_best(tops, best[row], found[row])
+            lowest = _lowest_of_best(tops, best[row], found[row]) - 2 * slack
         for first in range(0, count, _RUN):
             if bounded and tops[first // _RUN] < lowest:
                 continue
             for j in range(first, min(first + _RUN, count)):
                 score, number = scores[row, j], label[j]
                 if score >= lowest and score > -np.inf and number >= 0:
+                    if products is not None:
+                        score = _alone(products.query, row, products.keys, products.units, group, products.first + j)
                     insert(best[row], found[row], score, number)
-                    lowest = max(lowest, best[row, -1])
+                    lowest = max(lowest, best[row, -1] - slack)
+
+
+@compiled
+def _alone(query: Any, row: int, keys: Any, units: Any, group: int, slot: int) -> Any:
+    """The score of one query and one key, by the arrays of `Products`."""
+    return score_of(query, row, keys[group], None if units is None else units[group], slot)
 
 
 @partial(compiled, without_nan=True)

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from landmark.index import Resident
+from landmark.index.key_loops import rounding, score
 from landmark.index.topk import insert
 from landmark.memory.past import Past
 from landmark.ops.compiled import compiled, in_parts, inner_products, rotate
 from landmark.ops.rotary import Rotation
 
-_RUN = 32  # landmarks scored at once
+_RUN = 32  # landmarks looked at at once
 
 
 def choose_few(query: Tensor, past: Past, landmarks: Resident, rotation: Rotation) -> tuple[Tensor, Tensor]:
@@ -24,22 +25,37 @@ def choose_few(query: Tensor, past: Past, landmarks: Resident, rotation: Rotatio
     blocks, distance = (torch.empty(shape, dtype=torch.long) for _ in range(2))
     tensors = query.contiguous(), *rotation.by_partner, past.positions, past.bounds, landmarks.keys, landmarks.first
     arrays = [x.numpy() for x in (*tensors, blocks, distance)]
+    slack = rounding(landmarks.longest, query.shape[3], query.dtype)
     in_parts(
-        lambda start, stop: _choose(*arrays, landmarks.modulus, past.stride, past.stingy, start, stop),
+        lambda start, stop: _choose(*arrays, slack, landmarks.modulus, past.stride, past.stingy, start, stop),
         query.shape[:3].numel(),
         size=max(past.kept),
     )
     return blocks, distance
 
 
+def turn_few(query: Tensor, distance: Tensor, rotation: Rotation) -> Tensor:
+    """`query [B,H,T,D]` rotated to each `distance`, long [B,T,s]: [B,H,T,s,D], bit for bit as `choose_few` does."""
+    turned = query.new_empty(*query.shape[:3], *distance.shape[2:], query.shape[3])
+    tensors = query.contiguous(), *rotation.by_partner, distance.contiguous(), turned
+    _turn(*(x.numpy() for x in tensors))
+    return turned
+
+
+@compiled
+def _turn(query: Any, cos: Any, sin: Any, partner: Any, distance: Any, turned: Any) -> None:
+    for row, head, step, slot in np.ndindex(turned.shape[:4]):
+        rotate(query[row, head, step], cos, sin, partner, distance[row, step, slot], turned[row, head, step, slot])
+
+
 @compiled
 def _choose(
     query: Any, cos: Any, sin: Any, partner: Any, positions: Any, bounds: Any, keys: Any, first: Any,
-    blocks: Any, distance: Any, modulus: int, stride: int, stingy: bool, start: int, stop: int,
+    blocks: Any, distance: Any, slack: float, modulus: int, stride: int, stingy: bool, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Fills `blocks` and `distance [B,H,T,k]` of the queries start..stop, counted over all rows and heads."""
     heads, length, dim = query.shape[1:]
-    turned, scores = np.empty(dim, query.dtype), np.empty(_RUN, query.dtype)
+    turned, scores = np.empty((1, dim), query.dtype), np.empty(_RUN, query.dtype)
     best = np.empty(blocks.shape[3], query.dtype)
     for flat in range(start, stop):
         row, head, step = flat // (heads * length), flat // length % heads, flat % length
@@ -47,25 +63,32 @@ def _choose(
         upto, count = bounds[row]
         best[:], found[:] = -np.inf, -1
         number = first[row]
-        rotate(query[row, head, step], cos, sin, partner, positions[row, step], turned)
+        rotate(query[row, head, step], cos, sin, partner, positions[row, step], turned[0])
+        lowest, norm = -np.inf, np.sqrt((turned[0].astype(np.float64) ** 2).sum())
         while number < upto:
             slot = number % modulus
             run = min(_RUN, upto - number, modulus - slot)
-            inner_products(landmarks[slot:], turned, scores[:run])
+            inner_products(landmarks[slot:], turned[0], scores[:run])
             for j in range(run):
-                if scores[j] >= best[-1] and scores[j] > -np.inf:
-                    insert(best, found, scores[j], number + j)
+                if scores[j] >= lowest:
+                    _put(score(turned, 0, landmarks, None, slot + j), number + j, best, found)
+                    lowest = best[-1] - slack * norm
             number += run
         for newest in range(upto, count):  # with slots, these are scored each from its own
             away = max(0, positions[row, step] - (newest - upto + 1) * stride)
-            rotate(query[row, head, step], cos, sin, partner, away, turned)
-            inner_products(landmarks[newest % modulus :], turned, scores[:1])
-            if scores[0] >= best[-1] and scores[0] > -np.inf:
-                insert(best, found, scores[0], newest)
+            rotate(query[row, head, step], cos, sin, partner, away, turned[0])
+            _put(score(turned, 0, landmarks, None, newest % modulus), newest, best, found)
         _sort_by_age(found)
         for j in range(len(found)):
             begin = j + (found[j] >= upto) if stingy else found[j]
             distance[row, head, step, j] = positions[row, step] - begin * stride if found[j] >= 0 else 0
+
+
+@compiled
+def _put(new: Any, number: int, best: Any, found: Any) -> None:
+    """Puts a landmark among the best if it is one of them."""
+    if new >= best[-1] and new > -np.inf:
+        insert(best, found, new, number)
 
 
 @compiled

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from landmark.index import Index
+from landmark.index.key_loops import scores_of_own
 from landmark.index.topk import top_newest
-from landmark.memory.few_queries import choose_few
+from landmark.memory.few_queries import choose_few, turn_few
 from landmark.memory.past import Past
 from landmark.memory.rules import Selection
 from landmark.ops.few_queries import FEW_QUERIES
@@ -42,10 +43,11 @@ class Retrieval:
 
     def choose(self, query: Tensor, selection: Selection, valid: Tensor | None) -> Choice:
         """Chooses for `query [B,H,T,D]`, unrotated, in float32 or wider; `valid [B,T]` marks real queries."""
-        if selection == "per_token_and_head" and query.device.type == "cpu" and query.shape[2] <= FEW_QUERIES:
+        query = query * self.scale
+        if selection == "per_token_and_head" and _few_on_cpu(query):
             landmarks = self.index.resident(self.past.k, self.past.upto)
             if landmarks is not None:
-                return Choice(*choose_few(query * self.scale, self.past, landmarks, self.rotation))
+                return Choice(*choose_few(query, self.past, landmarks, self.rotation))
         if selection == "per_token_and_head":
             found = [self._each_its_own(*tile) for tile in self._tiles(query)]
             blocks = torch.cat(found, dim=2)
@@ -59,7 +61,7 @@ class Retrieval:
         return Choice(blocks, self.past.distance(blocks))
 
     def _tiles(self, query: Tensor, scores: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some queries at a time, as they look from slot 0 [B,H,t,D] and from the later slots [B,H,t,k,D].
+        """Some scaled queries at a time, as they look from slot 0 [B,H,t,D] and from the later slots [B,H,t,k,D].
 
         Few enough that these, and so many scores of each, stay small.
         """
@@ -67,7 +69,10 @@ class Retrieval:
         per_query = query.shape[0] * query.shape[1] * floats * query.element_size()
         length = max(1, _TILE_BYTES // per_query)
         for some, distance in zip(query.split(length, 2), self.past.from_slots.split(length, 1), strict=True):
-            turned = self.rotation.apply(some[..., None, :], distance[:, None]) * self.scale
+            if _few_on_cpu(query):
+                turned = turn_few(some, distance, self.rotation)
+            else:
+                turned = self.rotation.apply(some[..., None, :], distance[:, None])
             turned = turned.expand(*some.shape[:3], distance.shape[-1], -1)
             yield turned[..., 0, :], turned[..., 1:, :]
 
@@ -82,6 +87,8 @@ class Retrieval:
     def _recent_scores(self, turned: Tensor) -> Tensor:
         """Scores [B,H,T,k] of the newest blocks, each from the slot of its own, of no meaning where there is none."""
         keys = self.index.keys(self.past.recent)
+        if turned.device.type == "cpu":
+            return scores_of_own(turned, keys)
         grouped = turned.unflatten(1, (keys.shape[1], -1))
         return (grouped * keys[:, :, None, None]).sum(-1).flatten(1, 2)
 
@@ -116,6 +123,10 @@ class Retrieval:
 
     def _best(self, weights: Tensor) -> Tensor:
         return top_newest(weights, self._columns[:, None, None], self.past.k)[1]
+
+
+def _few_on_cpu(query: Tensor) -> bool:
+    return query.device.type == "cpu" and query.shape[2] <= FEW_QUERIES
 
 
 def _by_age(blocks: Tensor) -> Tensor:

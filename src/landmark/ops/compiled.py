@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,13 +14,14 @@ import torch
 _WORTH_A_THREAD = 256  # small pieces of work; handing over fewer takes longer than doing them
 
 
-def compiled(loop: Callable[..., Any], *, without_nan: bool = False) -> Callable[..., Any]:
+def compiled(loop: Callable[..., Any], *, without_nan: bool = False, as_written: bool = False) -> Callable[..., Any]:
     """Compiles a loop over arrays at its first call; the result is kept on disk, where that can be written.
 
-    Sums may be reordered, as in any matrix product; infinities keep their meaning, and so does NaN unless the caller
-    promises that there is none.
+    Sums may be reordered, as in any matrix product, unless arithmetic is to be done `as_written`, with the same bits
+    wherever the loop is used; infinities keep their meaning, and so does NaN unless the caller promises that there is
+    none.
     """
-    flags = {"reassoc", "contract", "nsz"} | ({"nnan"} if without_nan else set())
+    flags = set() if as_written else {"reassoc", "contract", "nsz"} | ({"nnan"} if without_nan else set())
     try:
         return numba.njit(cache=True, nogil=True, fastmath=flags)(loop)
     except RuntimeError:  # neither this package's folder nor the user's can be written: every process compiles anew
@@ -112,7 +113,7 @@ def open_gates(lse: Any, gates: Any) -> Any:
     return local / total
 
 
-@compiled
+@partial(compiled, as_written=True)
 def rotate(x: Any, cos: Any, sin: Any, partner: Any, position: int, out: Any) -> None:
     """Rotates `x [D]` to a position; the tables are those of `Rotation.by_partner`."""
     out[:] = x
