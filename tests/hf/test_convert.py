@@ -126,6 +126,63 @@ def test_phase_starts_the_window_inside_a_block(monkeypatch):
     torch.testing.assert_close(shifted[:, :4], logits(model)[:, :4], atol=1e-5, rtol=1e-4)
 
 
+def test_jumps_of_zero_change_nothing():
+    model = landmark.convert(family("llama"), block_size=7)
+    still = logits(model, landmark_phase=3, landmark_jumps=torch.zeros(2, 50, dtype=torch.long))
+    torch.testing.assert_close(still, logits(model, landmark_phase=3), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("phase", [0, 3])
+def test_jumps_put_positions_behind_each_landmark(phase):
+    plain = family("llama")
+    model = landmark.convert(copy.deepcopy(plain), block_size=7)
+    mark = model.config.landmark["landmark_id"]
+    plain.resize_token_embeddings(mark + 1, mean_resizing=False)
+    plain.load_state_dict(model.state_dict())
+    jumps = torch.randint(0, 20, (2, 9))
+    rows = []
+    for ids, row in zip(IDS.tolist(), jumps.tolist(), strict=True):
+        stream, positions, position = [], [], 0
+        for count, token in enumerate(ids, start=1):
+            stream.append(token)
+            positions.append(position)
+            position += 1
+            if (phase + count) % 7 == 0:
+                stream.append(mark)
+                positions.append(position)
+                position += 1 + row[stream.count(mark) - 1]
+        rows.append((stream, positions))
+    stream, positions = (torch.tensor(x) for x in zip(*rows, strict=True))
+    expected = logits(plain, stream, position_ids=positions)[stream != mark].view(2, 50, -1)
+    options = {"landmark_phase": phase, "landmark_gates": False}
+    found = logits(model, landmark_jumps=jumps, **options)
+    torch.testing.assert_close(found[..., :mark], expected[..., :mark], atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(found, logits(model, **options), atol=1e-4)
+    # With gates they stand at the same positions: what a window sees before its first landmark is what it always saw.
+    gated, still = (logits(model, landmark_phase=phase, **given) for given in ({"landmark_jumps": jumps}, {}))
+    torch.testing.assert_close(gated[:, : 7 - phase], still[:, : 7 - phase], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(gated, still, atol=1e-4)
+
+
+@pytest.mark.parametrize("jumps", [torch.zeros(2, 6).long(), torch.zeros(9).long(), -torch.ones(2, 9).long()])
+def test_jumps_that_mean_nothing_are_named(jumps):
+    model = landmark.convert(family("llama"), block_size=7)
+    with pytest.raises(ValueError, match="give 7 numbers of 0 or more for each row"):
+        logits(model, landmark_jumps=jumps)
+
+
+def test_dropped_blocks_are_closed_to_all_that_follow():
+    model = landmark.convert(family("llama"), block_size=7)
+    torch.testing.assert_close(logits(model, landmark_block_dropout=0.0), logits(model), rtol=0, atol=0)
+    # With every gate closed a token sees its own block and nothing else, as if each were read alone.
+    closed = logits(model, landmark_phase=3, landmark_block_dropout=1.0)
+    alone = [logits(model, block) for block in IDS.split([4, 7, 7, 7, 7, 7, 7, 4], 1)]
+    torch.testing.assert_close(closed, torch.cat(alone, 1), atol=1e-5, rtol=1e-4)
+    half = logits(model, landmark_phase=3, landmark_block_dropout=0.5)
+    for other in (closed, logits(model, landmark_phase=3), logits(model, landmark_phase=3, landmark_block_dropout=0.5)):
+        assert not torch.allclose(half, other, atol=1e-4)
+
+
 def test_training_with_gradient_checkpointing_gives_the_same_gradients():
     grads = []
     for checkpointing in (False, True):

@@ -1,5 +1,6 @@
 """Queries, keys and values of one layer, and a reader that attends to them segment by segment, without a model."""
 
+from itertools import accumulate, pairwise
 from types import SimpleNamespace
 
 import torch
@@ -7,8 +8,9 @@ from families import family
 from torch import Tensor
 
 import landmark
+from landmark.blocks import stream_length
 from landmark.hf.rope import Scoring
-from landmark.hf.segments import Reader
+from landmark.hf.segments import ENDLESS, Reader
 from landmark.ops.rotary import Rotation
 
 DIM = 6
@@ -34,27 +36,31 @@ def random_layer(length: int, rows: int = 2, heads: int = 4, kv_heads: int = 2) 
     return [torch.randn(shape, dtype=torch.float64).mul(1.5).requires_grad_() for shape in shapes]
 
 
+def widths(tokens: list[int], block_size: int = ENDLESS, phase: int = 0) -> list[int]:
+    """Stream positions of segments of so many ordinary tokens; a landmark comes with the last token of its block."""
+    ends = [stream_length(count, block_size, phase) for count in accumulate(tokens, initial=0)]
+    return [end - start for start, end in pairwise(ends)]
+
+
 def read(
     reader: Reader,
     qkv: list[Tensor],
-    segments: list[int],
+    tokens: list[int],
     *,
     layer: int = 1,
     gate: Tensor | None = None,
     **scoring: object,
 ) -> Tensor:
-    """Outputs `[B,H,T,DIM]` of the reader over segments of these many stream positions.
+    """Outputs `[B,H,T,DIM]` of the reader over segments of so many ordinary tokens.
 
     `gate` is the parameter that `Memorizing` finds on its layer.
     """
-    module = SimpleNamespace(layer_idx=layer, memory_gate=gate)
-    scoring = Scoring(**scoring)
-    stride, position, outs = reader.block_size + 1, reader.seen, []
-    for parts in zip(*(x.split(segments, dim=2) for x in qkv), strict=True):
-        width = parts[0].shape[2]
-        outs.append(reader.attend(module, *parts, rotation(reader.reach(width)), scoring))
-        position += width
-        reader.seen = position - position // stride  # ordinary tokens among so many stream positions
+    module, outs = SimpleNamespace(layer_idx=layer, memory_gate=gate), []
+    segments = widths(tokens, reader.block_size, reader.seen)
+    for count, *parts in zip(tokens, *(x.split(segments, dim=2) for x in qkv), strict=True):
+        turns = rotation(reader.reach(parts[0].shape[2]))
+        outs.append(reader.attend(module, *parts, turns, Scoring(**scoring)))
+        reader.seen += count
     return torch.cat(outs, dim=2)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from made import random_layer, read, sharp, turn
+from made import random_layer, read, sharp, turn, widths
 from torch import Tensor
 
 from landmark.hf import LandmarkCache
@@ -97,18 +97,19 @@ class Query:
         return torch.stack(logits).softmax(0) @ torch.stack(averages)
 
 
-SEGMENTS = {"even": [9, 9], "ragged": [4, 9, 3, 5], "ones at the end": [14, 1, 1, 1, 1], "all at once": [18]}
+SEGMENTS = {"even": [7, 7], "ragged": [3, 7, 2, 4], "ones at the end": [11, 1, 1, 1, 1], "all at once": [14]}
 
 
 @pytest.mark.parametrize("segments", SEGMENTS)
 @pytest.mark.parametrize(("top_k", "phase", "capped"), [(2, 0, False), (1, 2, True), (3, 1, False), (9, 0, True)])
 def test_outputs_and_gradients_are_those_of_the_rules(segments, top_k, phase, capped):
-    lengths = SEGMENTS[segments]
+    tokens = SEGMENTS[segments]
+    lengths = widths(tokens, 3, phase)
     qkv = random_layer(sum(lengths), rows=1, heads=2, kv_heads=1)
     sinks = torch.randn(2).double().requires_grad_() if capped else None
     rules = {"scale": 0.9, "softcap": 2.0 if capped else None, "sinks": sinks}
     wanted = qkv if sinks is None else [*qkv, sinks]
-    found = read(RetrievedLandmarks(9, top_k, 3, phase), qkv, lengths, **rules)
+    found = read(RetrievedLandmarks(11, top_k, 3, phase), qkv, tokens, **rules)
     expected = written_out(qkv, lengths, 3, top_k, phase, **rules)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     upstream = torch.randn_like(found)
@@ -118,21 +119,22 @@ def test_outputs_and_gradients_are_those_of_the_rules(segments, top_k, phase, ca
 
 
 def test_equal_landmarks_of_the_first_layer_open_the_newest_blocks():
-    query, key, value = random_layer(27, rows=1, heads=2, kv_heads=1)
+    tokens = [7, 7, 6]
+    query, key, value = random_layer(sum(widths(tokens, 3)), rows=1, heads=2, kv_heads=1)
     with torch.no_grad():
         key[:, :, 3::4] = key[:, :, 3:4]
     for layer in (0, 1):
-        found = read(RetrievedLandmarks(9, 2, 3), [query, key, value], [9, 9, 9], layer=layer)
-        expected = written_out([query, key, value], [9, 9, 9], 3, 2, 0, scale=query.shape[-1] ** -0.5)
+        found = read(RetrievedLandmarks(7, 2, 3), [query, key, value], tokens, layer=layer)
+        expected = written_out([query, key, value], widths(tokens, 3), 3, 2, 0, scale=query.shape[-1] ** -0.5)
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 def test_dropout_takes_weights_away_and_keeps_their_mean():
     qkv = [x.detach() for x in random_layer(16, rows=1)]
     qkv[2][:] = 1
-    plain = read(RetrievedLandmarks(8, 1, 3), qkv, [8, 8])
+    plain = read(RetrievedLandmarks(8, 1, 3), qkv, [6, 6])
     torch.testing.assert_close(plain, torch.ones_like(plain))
-    dropped = torch.stack([read(RetrievedLandmarks(8, 1, 3), qkv, [8, 8], dropout=0.5)[0, 0, 10:] for _ in range(200)])
+    dropped = torch.stack([read(RetrievedLandmarks(8, 1, 3), qkv, [6, 6], dropout=0.5)[0, 0, 10:] for _ in range(200)])
     assert dropped.std(0).min() > 0.1
     torch.testing.assert_close(dropped.mean(0), torch.ones_like(dropped[0]), atol=0.25, rtol=0)
 
