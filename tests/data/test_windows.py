@@ -43,6 +43,39 @@ def test_recall_windows_weigh_what_can_be_known(tokenizer):
     assert (kinds == ANSWER).any(1).all()
 
 
+def test_packed_windows_know_their_documents_and_predict_no_beginning(tokenizer):
+    stops = [40, 40, 47, 300, 5000]  # the second document is empty
+    stage = Stage(30, 64, 3, packing=True)
+    data = StageBatches(IDS, tokenizer, [stage], block_size=7, seed=3, document_stops=stops)
+    numbers = np.repeat(np.arange(5), np.diff([0, *stops]))
+    boundaries = 0
+    for index in range(30):
+        item = data[index]
+        for row, labels, segments in zip(*(item[name] for name in ("input_ids", "labels", "segments")), strict=True):
+            length = len(row)
+            starts = [s for s in range(int(row[0]), 5000 - length + 1, 290) if np.array_equal(IDS[s : s + length], row)]
+            expected = [numbers[s : s + length] - numbers[s] for s in starts]
+            assert any(np.array_equal(segments, documents) for documents in expected)
+            begins = torch.cat((torch.tensor([False]), segments.diff() != 0))
+            assert torch.equal(labels, row.masked_fill(begins, IGNORED))
+            boundaries += int(begins.sum())
+    assert boundaries > 0
+    assert batches(tokenizer, Stage(1, 64, 3))[0]["segments"] is None
+
+
+def test_a_recall_window_is_one_document(tokenizer):
+    stage = Stage(1, 400, 3, recall_fraction=1.0, packing=True)
+    item = StageBatches(IDS, tokenizer, [stage], block_size=7, seed=3, document_stops=range(10, 5001, 10))[0]
+    assert (item["segments"] == 0).all()
+
+
+def test_packing_needs_documents_and_attention_that_knows_them(tokenizer):
+    with pytest.raises(ValueError, match="pass document_stops"):
+        batches(tokenizer, Stage(1, 64, 3, packing=True))
+    with pytest.raises(ValueError, match="packing change landmark attention"):
+        Stage(1, 64, 3, attention="full", packing=True)
+
+
 def test_stages_follow_each_other_by_optimizer_steps(tokenizer):
     data = batches(tokenizer, Stage(2, 32, 1, gates=False), Stage(3, 64, 2), micro_batches=2)
     assert len(data) == 10

@@ -38,8 +38,11 @@ class Stage:
     `attention` is one of `ATTENTIONS`: "landmark" (section 3.1 of the paper), the same over `segments` of a window
     with the segment before as a recurrent window ("landmark_recurrent") or read through its landmarks, `top_k`
     blocks a query ("landmark_retrieval"), or without landmarks "full", "recurrent" (Transformer-XL) or "knn"
-    (Memorizing Transformer, `top_k` keys a query). `jumps` is the largest distance put between two blocks, `block_dropout`
-    the probability that a layer closes a block.
+    (Memorizing Transformer, `top_k` keys a query). `jumps` is the largest distance put between two blocks,
+    `block_dropout` the probability that a layer closes a block.
+
+    With `packing` a window knows its documents: no query sees another document, and no first token of a document is
+    predicted from the one before. A recall window counts as one document, for its questions ask across it.
     """
 
     steps: int
@@ -51,6 +54,7 @@ class Stage:
     top_k: int = 2
     jumps: int = 0
     block_dropout: float = 0.0
+    packing: bool = False
     recall_fraction: float = 0.0
     recall: RecallTask = field(default_factory=RecallTask)
 
@@ -69,6 +73,7 @@ class Stage:
             wanted = "2 or more segments" if self.segments == 1 else "1 segment"
             raise ValueError(f"a stage with attention {self.attention!r} has {wanted}, not {self.segments}")
         changed = {"gates": not self.gates, "jumps": self.jumps, "block_dropout": self.block_dropout}
+        changed["packing"] = self.packing
         if self.attention != "landmark" and any(changed.values()):
             raise ValueError(
                 f"{', '.join(name for name, value in changed.items() if value)} change landmark attention over one "
@@ -87,10 +92,13 @@ class StageBatches(Dataset):
     `ids` is a 1-d array of ordinary tokens (see `TokenFile`). An item is a dictionary of model inputs:
     `input_ids [B, N]`, `labels [B, N]` (-100 where the loss looks away; not shifted), `loss_weights [B, N]`
     (float32), `token_kinds [B, N]` (uint8, see `landmark.data.recall`), and for the attention `stage`, `phase`
-    (int) and `jumps [B, N]` (long, None without). The phase is uniform over 0 .. block_size - 1 and common to the
-    micro-batch, and N is the largest number of ordinary tokens that fits `window_positions` with it.
+    (int), `jumps [B, N]` (long, None without) and `segments [B, N]` (long, the documents of a row numbered from 0, None
+    without packing). The phase is uniform over 0 .. block_size - 1 and common to the micro-batch, and N is the largest
+    number of ordinary tokens that fits `window_positions` with it. `document_stops`, where each document of `ids` ends,
+    is what packing needs to know.
 
-    Raises ValueError if the text is shorter than a window or recall tasks do not fit theirs.
+    Raises ValueError if the text is shorter than a window, recall tasks do not fit theirs, or a stage packs documents
+    that nobody named.
     """
 
     def __init__(
@@ -102,17 +110,21 @@ class StageBatches(Dataset):
         block_size: int,
         seed: int,
         micro_batches: int = 1,
+        document_stops: Sequence[int] | None = None,
     ) -> None:
         self.ids = ids
         self.stages = list(stages)
         self.block_size = block_size
         self.seed = seed
         self.micro_batches = micro_batches
+        self.document_stops = np.asarray([len(ids)] if document_stops is None else document_stops)
         self.stops = np.cumsum([stage.steps for stage in self.stages])
         self.recall = [self._recall_windows(stage, tokenizer) for stage in self.stages]
         longest = max(stage.window_positions for stage in self.stages)
         if len(ids) < longest:
             raise ValueError(f"the text has {len(ids)} tokens, fewer than a window of {longest}; give more text")
+        if document_stops is None and any(stage.packing for stage in self.stages):
+            raise ValueError("a stage packs documents: pass document_stops, where each document of the text ends")
 
     def __len__(self) -> int:
         return int(self.stops[-1]) * self.micro_batches
@@ -125,18 +137,32 @@ class StageBatches(Dataset):
         rng = np.random.default_rng([self.seed, index])
         phase = int(rng.integers(self.block_size))
         length = window_tokens(stage, self.block_size, phase)
-        rows = [self._window(stage, recall, length, rng) for _ in range(stage.batch_size)]
+        windows = [self._window(stage, recall, length, rng) for _ in range(stage.batch_size)]
+        rows = [window for window, _ in windows]
         jumps = None
         if stage.jumps:
             jumps = torch.from_numpy(rng.integers(stage.jumps, size=(len(rows), length), endpoint=True))
-        return _collate(rows, stage.recall.answer_weight) | {"stage": stage, "phase": phase, "jumps": jumps}
+        batch = _collate(rows, stage.recall.answer_weight) | {"stage": stage, "phase": phase, "jumps": jumps}
+        if not stage.packing:
+            return batch | {"segments": None}
+        segments = torch.from_numpy(np.stack([documents for _, documents in windows]))
+        begins = segments.diff(dim=1, prepend=segments[:, :1]) != 0
+        return batch | {"segments": segments, "labels": batch["labels"].masked_fill(begins, IGNORED)}
 
-    def _window(self, stage: Stage, recall: RecallWindows | None, length: int, rng: np.random.Generator) -> Piece:
+    def _window(
+        self, stage: Stage, recall: RecallWindows | None, length: int, rng: np.random.Generator
+    ) -> tuple[Piece, np.ndarray]:
+        """A window of `length` tokens, and the document of each of them."""
         start = int(rng.integers(len(self.ids) - length + 1))
         text = np.asarray(self.ids[start : start + length], np.int64)
         if recall is not None and rng.random() < stage.recall_fraction:
-            return recall.window(text, rng)
-        return Piece(text, np.full(length, TEXT, np.uint8))
+            return recall.window(text, rng), np.zeros(length, np.int64)
+        return Piece(text, np.full(length, TEXT, np.uint8)), self._documents(start, length)
+
+    def _documents(self, start: int, length: int) -> np.ndarray:
+        # A document without tokens takes a number that no token has.
+        documents = np.searchsorted(self.document_stops, np.arange(start, start + length), side="right")
+        return documents - documents[0]
 
     def _recall_windows(self, stage: Stage, tokenizer: Tokenizer) -> RecallWindows | None:
         shortest = min(lengths(stage, self.block_size))

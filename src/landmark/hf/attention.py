@@ -67,7 +67,8 @@ class WholeCall(StreamCall):
     """Section 3.1 of the paper over a whole input: what training sees, and any forward without a cache.
 
     `positions [T]` or `[B, T]` are rotary positions. Without `gates` landmarks are read as tokens of plain attention.
-    `block_dropout` is the probability that a layer closes a block to all later queries of its row.
+    `block_dropout` is the probability that a layer closes a block to all later queries of its row. `segments [B, T]`
+    are documents packed into one window: a query sees tokens, and blocks by their landmark, of its own document only.
     """
 
     block_size: int
@@ -75,18 +76,19 @@ class WholeCall(StreamCall):
     phase: int = 0
     gates: bool = True
     block_dropout: float = 0.0
+    segments: Tensor | None = None
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         layer: int = module.layer_idx  # type: ignore[assignment]
         if self.kinds[layer] == "sliding":
             place = torch.arange(query.shape[-2], device=query.device)[None]
-            return sliding_attention(query, key, value, place, place, scoring)
+            return sliding_attention(query, key, value, place, place, scoring, self.segments)
         if self.unrotated(layer):
             rotation = self.rotations[self.ropes[layer]]
             positions = self.positions if self.positions.dim() == 1 else self.positions[:, None]
             query, key = rotation.apply(query, positions), rotation.apply(key, positions)
         if not self.gates:
-            return _plain_causal(query, key, value, scoring)
+            return _plain_causal(query, key, value, scoring, self.segments)
         return landmark_attention(
             query,
             key,
@@ -97,6 +99,7 @@ class WholeCall(StreamCall):
             softcap=scoring.softcap,
             sinks=scoring.sinks,
             key_mask=self._open_blocks(key) if self.block_dropout else None,
+            segment_ids=self.segments,
             dropout=scoring.dropout,
         )
 
@@ -108,9 +111,7 @@ class WholeCall(StreamCall):
         return ~(dropped & landmark)
 
 
-def jumping_positions(
-    width: int, block_size: int, phase: int, jumps: Tensor | None, device: torch.device
-) -> Tensor:
+def jumping_positions(width: int, block_size: int, phase: int, jumps: Tensor | None, device: torch.device) -> Tensor:
     """Rotary positions of a window of `width`: `[T]`, or `[B, T]` that advance by `jumps [B, n]` after each landmark.
 
     The positional augmentation of the paper's appendix E: distances within a block stay what they are, blocks stand
@@ -125,14 +126,39 @@ def jumping_positions(
     return place + torch.nn.functional.pad(jumps, (1, 0)).cumsum(1)[:, before]
 
 
-def _plain_causal(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+def segments_of_stream(stream: Stream, segments: Tensor) -> Tensor:
+    """Documents of stream positions `[B, T]` from those of ordinary tokens, `segments [B, S]`.
+
+    A landmark belongs to the document of the token before it. It opens its block to that document alone, which loses
+    nothing: a document that ended earlier in the block has no later query. Places behind a row's end mean nothing.
+    Raises ValueError unless there is one whole number for each token.
+    """
+    shape = tuple(stream.place.shape)
+    if not isinstance(segments, Tensor) or segments.shape != shape or segments.dtype not in (torch.int32, torch.long):
+        given = f"{segments.dtype} of {tuple(segments.shape)}" if isinstance(segments, Tensor) else repr(segments)
+        raise ValueError(f"landmark_segments is {given}: give a tensor of whole numbers, one for each token of {shape}")
+    segments = segments.to(stream.place.device)
+    nothing = segments.new_zeros(())
+    ordinary = stream.insert(torch.ones_like(segments), nothing) == 1
+    laid = stream.insert(segments, nothing)
+    return torch.where(ordinary, laid, laid.roll(1, dims=1))
+
+
+def _plain_causal(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, segments: Tensor | None) -> Tensor:
     """Causal attention that reads landmarks as tokens: one block without an end."""
     scale, dropout, _, softcap, sinks = scoring
-    if softcap is None and sinks is None:
+    if softcap is None and sinks is None and segments is None:
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=True
         )
-    never = torch.zeros(key.shape[-2], dtype=torch.bool, device=key.device)
     return landmark_attention(
-        query, key, value, is_landmark=never, scale=scale, softcap=softcap, sinks=sinks, dropout=dropout
+        query,
+        key,
+        value,
+        block_size=key.shape[-2],  # its landmark would stand behind the last key
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        segment_ids=segments,
+        dropout=dropout,
     )

@@ -53,7 +53,7 @@ def convert(
     stored = getattr(config, "landmark", None)
     if landmark_id is None and stored is not None:
         landmark_id = stored["landmark_id"]
-    rows = base.get_input_embeddings().num_embeddings
+    rows = len(base.get_input_embeddings().weight)  # adapters around embeddings have no num_embeddings
     if landmark_id is not None and not 0 <= landmark_id < rows:
         raise ValueError(f"landmark_id is {landmark_id}: the vocabulary has rows 0 to {rows - 1}")
     new_row = rows if landmark_id is None else landmark_id

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from landmark.blocks import Stream, check_phase
-from landmark.hf.attention import WholeCall, jumping_positions
+from landmark.hf.attention import WholeCall, jumping_positions, segments_of_stream
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.reading_call import ReadingCall
 from landmark.hf.rope import Rope, identity, rotation
@@ -24,7 +24,7 @@ from landmark.ops.rotary import Rotation
 
 INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache")
 # Keyword arguments, behind "landmark_", that change the attention of training: see `WholeCall`.
-RULES = ("phase", "gates", "jumps", "block_dropout")
+RULES = ("phase", "gates", "jumps", "block_dropout", "segments")
 
 
 def unrotate(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -122,6 +122,8 @@ def _whole(base: nn.Module, tokens: Tensor, real: Tensor, rules: dict[str, Any])
     phase = rules.get("phase", 0)
     check_phase(phase, settings.block_size)
     stream = Stream.lay_out(real, torch.full((len(tokens),), phase, device=tokens.device), settings.block_size)
+    if rules.get("segments") is not None:
+        rules["segments"] = segments_of_stream(stream, rules["segments"])
     trained = trained_positions(config)
     if stream.width > trained:
         warnings.warn(

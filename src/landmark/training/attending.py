@@ -12,14 +12,21 @@ from landmark.readers.retrieved import RetrievedLandmarks
 
 
 def attending(
-    config: Any, stage: Stage, phase: int, jumps: Tensor | None, *, tokens: int, training: bool
+    config: Any,
+    stage: Stage,
+    phase: int,
+    jumps: Tensor | None,
+    segments: Tensor | None,
+    *,
+    tokens: int,
+    training: bool,
 ) -> dict[str, Any]:
     """Keyword arguments of a forward over windows of `tokens` ordinary tokens that begin at `phase` of a block.
 
     Positions jump and blocks are dropped in training only.
     """
     if stage.attention == "landmark":
-        given = {"landmark_phase": phase, "landmark_gates": stage.gates}
+        given = {"landmark_phase": phase, "landmark_gates": stage.gates, "landmark_segments": segments}
         if training:
             given |= {"landmark_jumps": jumps, "landmark_block_dropout": stage.block_dropout}
         return given

@@ -1,7 +1,9 @@
 """The model and tokenizer that a training starts from."""
 
+from importlib.util import find_spec
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -13,6 +15,24 @@ from transformers import (
 from landmark.hf import convert
 from landmark.readers.knn import add_memory_gates, load_with_gates
 from landmark.training.plan import Plan
+from landmark.training.quantized import check_four_bits, four_bits
+
+
+def check_packages(plan: Plan) -> None:
+    """Raise ValueError if a package that `plan` needs is not installed, or cannot work on this machine."""
+    if plan.adapter is not None and find_spec("peft") is None:
+        raise ValueError("--adapter needs the peft library: pip install 'landmark-attention[lora]'")
+    if plan.load_in is not None:
+        check_four_bits()
+
+
+def arithmetic(precision: str) -> torch.dtype:
+    """The number format of forward passes; "auto" is the best that this machine has."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 def load_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
@@ -33,15 +53,13 @@ def load_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
 
 
 def load_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """The converted model that training starts from, in float32, with memory gates where a stage needs them.
+    """The converted model that training starts from, in float32 or in 4 bits, with memory gates where a stage needs
+    them.
 
     Raises ValueError if it cannot be loaded, if the tokenizer has ids beyond the model's vocabulary, or if a
     model with landmarks has other blocks.
     """
-    if plan.config is not None:
-        model = _from_scratch(plan.config, tokenizer)
-    else:
-        model = _existing(str(plan.model), plan.block_size)
+    model = _from_scratch(plan.config, tokenizer) if plan.config is not None else _existing(plan)
     check_vocabulary(tokenizer, model)
     settings: dict[str, Any] = dict(getattr(model.config, "landmark", None) or {})
     asked = {"block_size": plan.block_size, "top_k": plan.top_k}
@@ -76,17 +94,21 @@ def _from_scratch(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) 
     return AutoModelForCausalLM.from_config(config)
 
 
-def _existing(name: str, block_size: int | None) -> PreTrainedModel:
+def _existing(plan: Plan) -> PreTrainedModel:
+    name, block_size = str(plan.model), plan.block_size
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"no model can be loaded from {name}: {error}") from error
     landmark = getattr(config, "landmark", None)
+    options: dict[str, Any] = {"dtype": "float32"}
+    if plan.load_in is not None:
+        options["quantization_config"] = four_bits(arithmetic(plan.precision))
     if landmark is None:
-        return AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+        return AutoModelForCausalLM.from_pretrained(name, **options)
     if block_size not in (None, landmark["block_size"]):
         raise ValueError(
             f"{name} was trained with blocks of {landmark['block_size']} tokens, not {block_size}; "
             "leave --block-size out"
         )
-    return load_with_gates(name)
+    return load_with_gates(name, **options)

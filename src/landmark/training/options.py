@@ -36,7 +36,7 @@ class TrainOptions:
 
     recipe: Path | None = None
     """TOML file with the stages and the optimizer's settings. Without it, one stage is made of the
-    options --steps to --learning-rate."""
+    options --steps to --packing."""
 
     steps: int | None = None
     """Optimizer steps (default 1000)."""
@@ -52,6 +52,28 @@ class TrainOptions:
 
     learning_rate: float | None = None
     """Highest learning rate (default 0.0003)."""
+
+    packing: bool = False
+    """Keep the documents of a window apart: no token sees another document than its own."""
+
+    adapter: Literal["lora"] | None = None
+    """Train low-rank adapters and the landmark's embedding, and no other weight of --model. The finished model has
+    them merged; OUT/adapter has them alone."""
+
+    lora_rank: int | None = None
+    """Rank of the adapters (default 16)."""
+
+    lora_alpha: int | None = None
+    """What adapters add is scaled by alpha / rank (default: twice the rank)."""
+
+    lora_targets: tuple[str, ...] = ()
+    """Names of the linear modules that get adapters, such as q_proj. Default: all but the head."""
+
+    load_in: Literal["4bit"] | None = None
+    """Keep the weights of --model in 4 bits while adapters are trained (QLoRA); needs bitsandbytes."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations a second time instead of keeping them: less memory, a third more time."""
 
     block_size: int | None = None
     """Ordinary tokens in a block. Default: the model's own if it has landmarks already, else 63."""

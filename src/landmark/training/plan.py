@@ -10,11 +10,29 @@ from landmark.training.recipe import Recipe, recipe_of
 
 # What changes where things lie or what is shown, but not one weight.
 FREE = {"out", "tokens", "threads", "json", "log_every", "eval_every", "save_every", "eval_windows"}
+FREE.add("gradient_checkpointing")  # the same numbers, computed twice
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021): a linear module adds `alpha / rank` times two matrices of `rank`.
+
+    `targets` are the names of the modules, or the ends of their names; without any, all linear modules but the head.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--lora-{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One training; its fields are those of `TrainOptions`, with the files that those name read.
+    """One training; its fields are those of `TrainOptions`, with the files that those name read and adapters as one.
 
     `config` is a transformers configuration with a model_type, to start from scratch; else `model` names a model.
     """
@@ -29,6 +47,9 @@ class Plan:
     tokens: Path | None = None
     block_size: int | None = None
     top_k: int | None = None
+    adapter: Lora | None = None
+    load_in: str | None = None
+    gradient_checkpointing: bool = False
     precision: str = "auto"
     save_dtype: str = "float32"
     log_every: int = 10
@@ -44,19 +65,46 @@ class Plan:
             raise ValueError("give either --model (start from a model) or --config (start from scratch)")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("the configuration has no model_type; it must be a transformers configuration")
+        if self.load_in is not None and self.adapter is None:
+            raise ValueError("weights of 4 bits take no gradient steps: give --adapter lora with --load-in 4bit")
+        attentions = {stage.attention for stage in self.recipe.stages}
+        if self.gradient_checkpointing and attentions != {"landmark"}:
+            others = ", ".join(sorted(attentions - {"landmark"}))
+            raise ValueError(f"attention {others} carries states: leave --gradient-checkpointing out")
+        if self.adapter is not None:
+            self._check_adapter(attentions)
+
+    def _check_adapter(self, attentions: set[str]) -> None:
+        if self.model is None:
+            raise ValueError("--adapter adapts a model that knows something: give --model, not --config")
+        if "knn" in attentions:
+            raise ValueError("--adapter trains no gates of a memory: leave it out with attention 'knn'")
 
     def identity(self) -> dict[str, Any]:
         """All that decides about the weights, as JSON keeps it."""
         settings = {name: value for name, value in asdict(self).items() if name not in FREE}
+        for stage in settings["recipe"]["stages"]:
+            if not stage["packing"]:
+                del stage["packing"]  # so that trainings that began before there was packing can be resumed
         return json.loads(json.dumps(settings, default=str))
 
 
 def plan_of(options: TrainOptions) -> Plan:
     """The plan that options describe; raises ValueError, naming the file or the option, where they make none."""
-    known = {field.name for field in fields(Plan)} - {"recipe", "config"}
+    known = {field.name for field in fields(Plan)} - {"recipe", "config", "adapter"}
     given = {name: getattr(options, name) for name in known}
     config = None if options.config is None else _read_config(options.config)
-    return Plan(**given, recipe=recipe_of(options), config=config)
+    return Plan(**given, recipe=recipe_of(options), config=config, adapter=_adapter(options))
+
+
+def _adapter(options: TrainOptions) -> Lora | None:
+    rank, alpha, targets = options.lora_rank, options.lora_alpha, options.lora_targets
+    if options.adapter is None:
+        if rank is not None or alpha is not None or targets:
+            raise ValueError("--lora-rank, --lora-alpha and --lora-targets describe adapters: give --adapter lora too")
+        return None
+    rank = Lora.rank if rank is None else rank
+    return Lora(rank, 2 * rank if alpha is None else alpha, targets)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

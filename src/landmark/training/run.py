@@ -17,7 +17,7 @@ from landmark.allocator import keep_freed_pages
 from landmark.data.tokens import TokenFile, tokenize
 from landmark.data.windows import StageBatches, tokens_per_step
 from landmark.training.callbacks import Report, StopOnSignal
-from landmark.training.models import load_model, load_tokenizer
+from landmark.training.models import arithmetic, check_packages, load_model, load_tokenizer
 from landmark.training.options import TrainOptions
 from landmark.training.plan import Plan, plan_of
 from landmark.training.recipe import Recipe
@@ -25,6 +25,7 @@ from landmark.training.trainer import LandmarkTrainer
 
 RUN_FILE = "run.json"
 FINAL = "model"
+ADAPTER = "adapter"
 # Validation windows come from their own stream of random numbers.
 EVAL_SEED = 1
 
@@ -40,6 +41,7 @@ def carry_out(plan: Plan) -> Path:
     Raises ValueError for plans that cannot work, KeyboardInterrupt if stopped (after a checkpoint).
     """
     recipe = plan.recipe
+    check_packages(plan)
     # One, unless torchrun started more. It does not look for a GPU by itself.
     processes = PartialState(cpu=not torch.cuda.is_available())
     check_shares(recipe, processes.num_processes)
@@ -62,7 +64,11 @@ def carry_out(plan: Plan) -> Path:
         print(f"{plan.out} is finished: the model is in {final}", file=sys.stderr)
         return final
 
-    model = load_model(plan, tokenizer)
+    model: Any = load_model(plan, tokenizer)
+    if plan.adapter is not None:
+        from landmark.training.adapters import adapt  # peft is an extra
+
+        model = adapt(model, plan.adapter, base=str(plan.model))
     trainer, report = _trainer(plan, model, tokenizer, texts, validation)
     try:
         with StopOnSignal() as stop:
@@ -75,7 +81,7 @@ def carry_out(plan: Plan) -> Path:
     finally:
         report.close()
     if processes.is_main_process:
-        _save(trainer.model, tokenizer, final, plan.save_dtype)
+        _save(trainer.model, tokenizer, final, plan.save_dtype, adapted=plan.adapter is not None)
     processes.wait_for_everyone()
     return final
 
@@ -148,6 +154,7 @@ def _trainer(
         block_size=block_size,
         seed=plan.seed,
         micro_batches=plan.recipe.micro_batches,
+        document_stops=_document_stops(texts),
     )
     trainer = LandmarkTrainer(
         model=model,
@@ -177,15 +184,16 @@ def _validation_batches(
     stages = [plain]
     if last.recall_fraction > 0:
         stages.append(replace(plain, recall_fraction=1.0))
-    return StageBatches(validation.ids, tokenizer, stages, block_size=block_size, seed=EVAL_SEED)
+    stops = _document_stops(validation)
+    return StageBatches(validation.ids, tokenizer, stages, block_size=block_size, seed=EVAL_SEED, document_stops=stops)
+
+
+def _document_stops(texts: TokenFile) -> list[int]:
+    return [document.stop for document in texts.documents]
 
 
 def _arguments(plan: Plan, has_validation: bool) -> TrainingArguments:
-    precision = plan.precision
-    if precision == "auto":
-        precision = "float32"
-        if torch.cuda.is_available():
-            precision = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    numbers = arithmetic(plan.precision)
     return TrainingArguments(
         output_dir=str(plan.out),
         max_steps=plan.recipe.steps,
@@ -203,8 +211,9 @@ def _arguments(plan: Plan, has_validation: bool) -> TrainingArguments:
         adam_beta2=plan.recipe.betas[1],
         max_grad_norm=plan.recipe.clip,
         optim="adamw_torch_fused",
-        bf16=precision == "bfloat16",
-        fp16=precision == "float16",
+        bf16=numbers == torch.bfloat16,
+        fp16=numbers == torch.float16,
+        gradient_checkpointing=plan.gradient_checkpointing or None,  # newer versions warn of the name when given False
         logging_steps=plan.log_every,
         logging_nan_inf_filter=False,  # a loss that is not a number must be seen
         eval_strategy="steps" if has_validation else "no",
@@ -222,9 +231,15 @@ def _arguments(plan: Plan, has_validation: bool) -> TrainingArguments:
     )
 
 
-def _save(model: Any, tokenizer: PreTrainedTokenizerFast, final: Path, dtype: str) -> None:
+def _save(model: Any, tokenizer: PreTrainedTokenizerFast, final: Path, dtype: str, *, adapted: bool) -> None:
     """Write the finished model under another name first: where `final` stands, it is whole."""
     partial = final.with_name(final.name + ".partial")
+    if adapted:
+        from landmark.training.adapters import merged  # peft is an extra
+
+        adapter = final.with_name(ADAPTER)
+        model.save_pretrained(adapter)
+        model = merged(model, adapter)
     model.to(getattr(torch, dtype)).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     partial.rename(final)

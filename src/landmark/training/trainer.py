@@ -81,7 +81,7 @@ class LandmarkTrainer(Trainer):
         """Weighted cross entropy of the micro-batch; its logits do not survive the call."""
         inputs = dict(inputs)
         labels, weights, kinds = (inputs.pop(name) for name in ("labels", "loss_weights", "token_kinds"))
-        rules = (inputs.pop(name) for name in ("stage", "phase", "jumps"))
+        rules = (inputs.pop(name) for name in ("stage", "phase", "jumps", "segments"))
         inputs |= attending(self.model_config, *rules, tokens=labels.shape[1], training=model.training)
         outputs = model(**inputs, use_cache=False)
         row, place = answer_places(kinds).nonzero(as_tuple=True)

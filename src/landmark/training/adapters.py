@@ -1,0 +1,55 @@
+"""Low-rank adapters through peft: a model gets them to be trained, and takes them in when it is finished."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM, prepare_model_for_kbit_training
+from transformers import PreTrainedModel
+
+from landmark.hf import convert
+from landmark.training.plan import Lora
+
+
+class AdaptedModel(PeftModelForCausalLM):
+    """A converted model that trains its adapters and its landmark's embedding alone."""
+
+    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
+        """Saves the adapters and the landmark's row.
+
+        peft would take the vocabulary that conversion made longer for a reason to save all embeddings.
+        """
+        super().save_pretrained(*arguments, **options | {"save_embedding_layers": False})
+
+
+def adapt(model: PreTrainedModel, lora: Lora, *, base: str) -> AdaptedModel:
+    """Gives a converted model adapters and freezes all else but the row of its landmark; `base` is where it came from.
+
+    Raises ValueError if none of `lora.targets` is a module of the model.
+    """
+    settings: dict[str, Any] = model.config.landmark
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=list(lora.targets) or "all-linear",
+        trainable_token_indices=[settings["landmark_id"]],
+        base_model_name_or_path=base,
+        task_type="CAUSAL_LM",
+    )
+    adapted = AdaptedModel(model, config)
+    convert(model, **settings)  # a head tied to the embeddings is another module now, and must predict no landmark
+    return adapted
+
+
+def merged(model: AdaptedModel, folder: Path) -> PreTrainedModel:
+    """The model with its adapters, which were saved in `folder`, taken into its weights.
+
+    Weights of 4 bits become ordinary ones first, so that the sum is not rounded to 4 bits again: what comes out
+    computes what was trained.
+    """
+    if not getattr(model.get_base_model(), "is_quantized", False):
+        return model.merge_and_unload()  # type: ignore[operator]
+    plain: Any = model.unload()  # type: ignore[operator]
+    plain.dequantize()
+    return PeftModel.from_pretrained(plain, folder).merge_and_unload()  # type: ignore[operator]
