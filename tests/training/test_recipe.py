@@ -8,7 +8,6 @@ from landmark.data.windows import Stage
 from landmark.training.options import TrainOptions
 from landmark.training.recipe import Recipe, read_recipe, recipe_of
 
-SHIPPED = Path(__file__).parents[2] / "recipes" / "shipped_model.toml"
 STAGE = "[[stage]]\nsteps = 4\nwindow_positions = 48\nbatch_size = 3\n"
 
 
@@ -59,15 +58,9 @@ def test_options_make_one_stage():
     assert recipe == Recipe((Stage(50, 512, 2),), learning_rate=0.5, warmup_steps=5, micro_batches=3)
     assert recipe_of(TrainOptions(**base)).steps == 1000
     with pytest.raises(ValueError, match="decides about --steps, --learning-rate"):
-        recipe_of(TrainOptions(**base, recipe=SHIPPED, steps=5, learning_rate=0.1))
+        recipe_of(TrainOptions(**base, recipe="r.toml", steps=5, learning_rate=0.1))
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\.toml does not exist"):
         read_recipe(tmp_path / "none.toml")
-
-
-def test_the_shipped_recipe_reads_and_ends_with_gates():
-    recipe = read_recipe(SHIPPED)
-    assert recipe.stages[-1].gates
-    assert recipe.stages[-1].window_positions == 512

@@ -52,6 +52,7 @@ COMMANDS = (
     Command("contexts delete", "landmark.cli.contexts:run_delete", "delete a context"),
     Command("contexts export", "landmark.cli.contexts:run_export", "write a context to one file"),
     Command("train", "landmark.cli.train:run", "train from scratch, or teach landmarks to a model"),
+    Command("recipes", "landmark.cli.recipes:run", "list the recipes that train can be told by name"),
     Command("tokenizer train", "landmark.cli.tokenizer:run", "train a byte-level BPE tokenizer on texts"),
     Command("eval passkey", "landmark.cli.eval:run_passkey", "find keys hidden in long texts"),
     Command("eval perplexity", "landmark.cli.eval:run_perplexity", "perplexity of texts read through memory"),

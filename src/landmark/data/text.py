@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from landmark.data.corpora import corpus_rows
+from landmark.data.hub import check_reachable, load
+
 TABLE_KINDS = ("json", "csv", "parquet")
 DATASET_FORM = "hf:NAME[:CONFIG]:SPLIT:COLUMN"
 # Tokenizing needs some hundred bytes of memory a token, so long documents go through it in pieces.
@@ -48,9 +51,9 @@ def read_documents(source: str) -> Iterator[Document]:
     """The documents of one source, always in the same order.
 
     A source is the path of a text file (one document), `json:PATH:COLUMN`, `csv:PATH:COLUMN` or
-    `parquet:PATH:COLUMN` (a document a row), or `hf:NAME[:CONFIG]:SPLIT:COLUMN` (a document a row of a
-    dataset on the Hugging Face hub). Rows with an empty text are left out. All but text files need the
-    `data` extra.
+    `parquet:PATH:COLUMN` (a document a row), `hf:NAME[:CONFIG]:SPLIT:COLUMN` (a document a row of a
+    dataset on the Hugging Face hub, or of one in the folder NAME), or `corpus:NAME:SPLIT` (a corpus of the paper, see
+    `landmark.data.corpora`). Rows with an empty text are left out. All but text files need the `data` extra.
 
     Raises ValueError for anything that cannot be read, naming the source and the remedy.
     """
@@ -64,6 +67,8 @@ def read_documents(source: str) -> Iterator[Document]:
         if not Path(path).is_file():
             raise ValueError(f"{path} does not exist or is not a file")
         yield from _rows(source, column, kind, data_files=path, split="train")
+    elif colon and kind == "corpus":
+        yield from (Document(f"{source}#{row}", text) for row, text in corpus_rows(source) if text.strip())
     else:
         yield Document(source, read_text(source))
 
@@ -72,23 +77,15 @@ def _hub_rows(source: str, parts: list[str]) -> Iterator[Document]:
     if len(parts) not in (3, 4) or not all(parts):
         raise ValueError(f"{source!r} is not of the form {DATASET_FORM}")
     *name, split, column = parts
+    check_reachable(name[0], "dataset")
     yield from _rows(source, column, *name, split=split)
 
 
 def _rows(source: str, column: str, *args: str, **kwargs: str) -> Iterator[Document]:
-    try:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetGenerationError
-    except ImportError:
-        raise ValueError(f"{source!r} needs the datasets library: pip install 'landmark-attention[data]'") from None
-    try:
-        table = load_dataset(*args, **kwargs)
-    except (OSError, ValueError, DatasetGenerationError) as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{source!r} cannot be loaded: {first_line}") from error
+    table = load(source, *args, **kwargs)
     if column not in table.column_names:
         raise ValueError(f"{source!r} has no column {column!r}; it has {', '.join(table.column_names)}")
-    for row, text in enumerate(table[column]):
+    for row, text in enumerate(table[column]):  # read one after the other from the disk
         if not isinstance(text, str):
             raise ValueError(f"{source!r}, row {row}: column {column!r} holds {type(text).__name__}, not text")
         if text.strip():

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from tokenizers import Tokenizer
 
+from landmark.data.corpora import is_fixed
 from landmark.data.text import Document, pieces, read_documents
 
 VERSION = 1
@@ -81,7 +82,8 @@ def tokenize(
     """Tokenize `sources` (see `read_documents`) into the folder `out`, each document followed by `eos_id`.
 
     Documents finished by an earlier, interrupted call are kept; a complete folder is only checked. Either
-    way the sources must still be the same. `on_document` is called after each document, old or new.
+    way the sources must still be the same; those that cannot change are not read again for a complete folder.
+    `on_document` is called after each document that was read, old or new.
 
     Raises ValueError if `out` holds other text or was made with another tokenizer, naming the difference.
     """
@@ -91,6 +93,8 @@ def tokenize(
     settings = _settings(sources, tokenizer, eos_id)
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, settings)
+    if (out / MANIFEST).exists() and all(is_fixed(source) for source in sources):
+        return TokenFile.open(out, tokenizer=tokenizer)
     finished = _read_journal(out)
     documents = (document for source in sources for document in read_documents(source))
     for old in finished:

@@ -120,9 +120,7 @@ class StageBatches(Dataset):
         self.document_stops = np.asarray([len(ids)] if document_stops is None else document_stops)
         self.stops = np.cumsum([stage.steps for stage in self.stages])
         self.recall = [self._recall_windows(stage, tokenizer) for stage in self.stages]
-        longest = max(stage.window_positions for stage in self.stages)
-        if len(ids) < longest:
-            raise ValueError(f"the text has {len(ids)} tokens, fewer than a window of {longest}; give more text")
+        check_length(ids, self.stages, "text")
         if document_stops is None and any(stage.packing for stage in self.stages):
             raise ValueError("a stage packs documents: pass document_stops, where each document of the text ends")
 
@@ -172,6 +170,13 @@ class StageBatches(Dataset):
                 "landmarks; make windows longer"
             )
         return RecallWindows(stage.recall, tokenizer, shortest) if stage.recall_fraction > 0 else None
+
+
+def check_length(ids: np.ndarray, stages: Sequence[Stage], name: str) -> None:
+    """Raise ValueError, calling the text `name`, if it is shorter than a window of one of the stages."""
+    longest = max(stage.window_positions for stage in stages)
+    if len(ids) < longest:
+        raise ValueError(f"the {name} has {len(ids)} tokens, fewer than a window of {longest}; give more text")
 
 
 def lengths(stage: Stage, block_size: int) -> list[int]:

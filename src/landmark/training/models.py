@@ -1,6 +1,7 @@
 """The model and tokenizer that a training starts from."""
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from landmark.data.hub import check_reachable
+from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import convert
 from landmark.readers.knn import add_memory_gates, load_with_gates
 from landmark.training.plan import Plan
@@ -36,14 +39,17 @@ def arithmetic(precision: str) -> torch.dtype:
 
 
 def load_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
-    """The tokenizer that `plan` names, or the model's own.
+    """The tokenizer that `plan` names, trained if it has to be, or the model's own.
 
     Raises ValueError if there is no tokenizer, or if it is not backed by the tokenizers library.
     """
     name = plan.tokenizer or plan.model
     if name is None:
         raise ValueError("--config needs --tokenizer; `landmark tokenizer train` makes one")
+    if plan.vocabulary is not None and not (Path(name) / "tokenizer.json").exists():
+        train_tokenizer(plan.texts, plan.vocabulary, name)
     try:
+        check_reachable(name, "model")
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"no tokenizer can be loaded from {name}: {error}") from error

@@ -1,23 +1,25 @@
 """What `landmark train` can be told. Light to import: the command line needs it before all else."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Train a model to read with landmarks: from scratch (--config) or from an existing model (--model).
+    """Train a model to read with landmarks: from scratch (--config), from an existing model (--model), or by a recipe
+    of the package (--recipe NAME; `landmark recipes` lists them).
 
     Run the same command again to resume an interrupted training; it continues exactly where it stopped.
     """
 
-    texts: tuple[str, ...]
-    """Texts to train on: files, json:PATH:COLUMN, csv:PATH:COLUMN, parquet:PATH:COLUMN or
-    hf:NAME[:CONFIG]:SPLIT:COLUMN."""
-
     out: Path
     """Folder for checkpoints, tokenized text and, at the end, the trained model (OUT/model)."""
+
+    texts: tuple[str, ...] = ()
+    """Texts to train on: files, json:PATH:COLUMN, csv:PATH:COLUMN, parquet:PATH:COLUMN,
+    hf:NAME[:CONFIG]:SPLIT:COLUMN or corpus:NAME:SPLIT."""
 
     model: str | None = None
     """Model to start from: a folder or a name on the Hugging Face hub."""
@@ -34,12 +36,18 @@ class TrainOptions:
     tokens: Path | None = None
     """Folder that keeps the tokenized text, to share it between runs. Default: inside OUT."""
 
-    recipe: Path | None = None
-    """TOML file with the stages and the optimizer's settings. Without it, one stage is made of the
-    options --steps to --packing."""
+    recipe: str | None = None
+    """TOML file with the stages and the optimizer's settings, or the name of a recipe of the package, which decides
+    about everything. Without it, one stage is made of the options --steps to --packing."""
+
+    data: Path | None = None
+    """Folder with the texts of a recipe of the package, if it takes any."""
+
+    attention: str | None = None
+    """Attention of a recipe of the package, if it can have several: landmark (the default), full, recurrent, ..."""
 
     steps: int | None = None
-    """Optimizer steps (default 1000)."""
+    """Optimizer steps (default 1000, or those of the recipe)."""
 
     window_positions: int | None = None
     """Length of a training window, landmarks included (default 512)."""
@@ -81,29 +89,39 @@ class TrainOptions:
     top_k: int | None = None
     """Blocks that the finished model opens at once. Default: the model's own, else 4."""
 
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the forward pass; auto is bfloat16 or float16 on GPUs that have it, else float32."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """Arithmetic of the forward pass; auto (the default) is bfloat16 or float16 on GPUs that have it, else float32."""
 
-    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the finished model's weights."""
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Number format of the finished model's weights (default float32)."""
 
-    log_every: int = 10
-    """Steps between log lines."""
+    log_every: int | None = None
+    """Steps between log lines (default 10)."""
 
-    eval_every: int = 500
-    """Steps between measurements on the validation texts."""
+    eval_every: int | None = None
+    """Steps between measurements on the validation texts (default 500)."""
 
-    save_every: int = 200
-    """Steps between checkpoints; the newest two are kept."""
+    save_every: int | None = None
+    """Steps between checkpoints (default 200); the newest two are kept."""
 
-    eval_windows: int = 64
-    """Windows of validation text in a measurement, and as many recall windows if the last stage has any."""
+    eval_windows: int | None = None
+    """Windows of validation text in a measurement (default 64), and as many recall windows if the last stage has
+    any."""
 
-    seed: int = 0
-    """Decides the initial weights and every window."""
+    seed: int | None = None
+    """Decides the initial weights and every window (default 0)."""
 
     threads: int | None = None
     """Threads to compute with. Default: one for each core."""
 
     json: str | None = None
     """Write each log event as a line of JSON to this file, or to standard output if it is -."""
+
+    def given(self) -> dict[str, Any]:
+        """What differs from its default, by name."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+
+
+def flags(names: Iterable[str]) -> str:
+    """Options as they are written on the command line."""
+    return ", ".join("--" + name.replace("_", "-") for name in names)

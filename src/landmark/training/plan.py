@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from landmark.training.options import TrainOptions
+from landmark.training.options import TrainOptions, flags
 from landmark.training.recipe import Recipe, recipe_of
 
 # What changes where things lie or what is shown, but not one weight.
@@ -35,6 +35,7 @@ class Plan:
     """One training; its fields are those of `TrainOptions`, with the files that those name read and adapters as one.
 
     `config` is a transformers configuration with a model_type, to start from scratch; else `model` names a model.
+    With `vocabulary`, a tokenizer of so many tokens is trained on `texts` where the folder `tokenizer` has none yet.
     """
 
     texts: tuple[str, ...]
@@ -43,6 +44,7 @@ class Plan:
     model: str | None = None
     config: dict[str, Any] | None = None
     tokenizer: str | None = None
+    vocabulary: int | None = None
     validation: tuple[str, ...] = ()
     tokens: Path | None = None
     block_size: int | None = None
@@ -91,8 +93,16 @@ class Plan:
 
 def plan_of(options: TrainOptions) -> Plan:
     """The plan that options describe; raises ValueError, naming the file or the option, where they make none."""
+    given = options.given()
+    of_recipes = given.keys() & {"data", "attention"}
+    if of_recipes:
+        raise ValueError(f"{flags(sorted(of_recipes))}: for recipes of the package; name one with --recipe NAME")
+    if not options.texts:
+        raise ValueError(
+            "there is no text to train on: name some with --texts, or a recipe of the package with --recipe"
+        )
     known = {field.name for field in fields(Plan)} - {"recipe", "config", "adapter"}
-    given = {name: getattr(options, name) for name in known}
+    given = {name: value for name, value in given.items() if name in known}
     config = None if options.config is None else _read_config(options.config)
     return Plan(**given, recipe=recipe_of(options), config=config, adapter=_adapter(options))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from landmark.data.recall import RecallTask
 from landmark.data.windows import Stage
-from landmark.training.options import TrainOptions
+from landmark.training.options import TrainOptions, flags
 
 ONE_STAGE_OPTIONS = ("steps", "window_positions", "batch_size", "micro_batches", "learning_rate", "packing")
 
@@ -53,12 +53,10 @@ def recipe_of(options: TrainOptions) -> Recipe:
 
     Raises ValueError if both are given.
     """
-    given = {name: getattr(options, name) for name in ONE_STAGE_OPTIONS}
-    given = {name: value for name, value in given.items() if value is not None and value is not False}
+    given = {name: value for name, value in options.given().items() if name in ONE_STAGE_OPTIONS}
     if options.recipe is not None:
         if given:
-            flags = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise ValueError(f"the recipe {options.recipe} decides about {flags}; set them there")
+            raise ValueError(f"the recipe {options.recipe} decides about {flags(given)}; set them there")
         return read_recipe(options.recipe)
     stage_settings = {"steps": 1000, "window_positions": 512, "batch_size": 8, "packing": False}
     stage = Stage(**{name: given.pop(name, default) for name, default in stage_settings.items()})

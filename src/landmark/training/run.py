@@ -15,15 +15,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from landmark.allocator import keep_freed_pages
 from landmark.data.tokens import TokenFile, tokenize
-from landmark.data.windows import StageBatches, tokens_per_step
+from landmark.data.windows import StageBatches, check_length, tokens_per_step
 from landmark.training.callbacks import Report, StopOnSignal
+from landmark.training.claim import check_claim, claim
 from landmark.training.models import arithmetic, check_packages, load_model, load_tokenizer
 from landmark.training.options import TrainOptions
 from landmark.training.plan import Plan, plan_of
 from landmark.training.recipe import Recipe
 from landmark.training.trainer import LandmarkTrainer
 
-RUN_FILE = "run.json"
 FINAL = "model"
 ADAPTER = "adapter"
 # Validation windows come from their own stream of random numbers.
@@ -52,13 +52,16 @@ def carry_out(plan: Plan) -> Path:
     disable_progress_bar()  # one for each checkpoint otherwise, across our own
     set_seed(plan.seed)
 
-    tokenizer = load_tokenizer(plan)
+    check_claim(plan.out, plan.identity())
     validation = None
     with processes.main_process_first():  # the others find done what it did
+        tokenizer = load_tokenizer(plan)
         texts = _tokenized(plan.texts, tokenizer, plan.tokens or plan.out / "tokens")
         if plan.validation:
             validation = _tokenized(plan.validation, tokenizer, plan.out / "validation_tokens")
-        _claim(plan, texts)
+            check_length(validation.ids, recipe.stages[-1:], "validation text")
+        check_length(texts.ids, recipe.stages, "text")
+        claim(plan.out, plan.identity() | {"tokens_sha256": texts.checksum})
     final = plan.out / FINAL
     if (final / "config.json").exists():
         print(f"{plan.out} is finished: the model is in {final}", file=sys.stderr)
@@ -118,22 +121,6 @@ def _tokenized(sources: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, fol
             folder,
             eos_id=eos_id,
             on_document=lambda done: progress.update(task, description=f"tokenizing: {done.stop:,} tokens"),
-        )
-
-
-def _claim(plan: Plan, texts: TokenFile) -> None:
-    """Write down what `plan.out` is a training of, or find that it is one of something else."""
-    settings = plan.identity() | {"tokens_sha256": texts.checksum}
-    path = plan.out / RUN_FILE
-    if not path.exists():
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        return
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name, value in settings.items() if earlier.get(name) != value]
-    if changed:
-        raise ValueError(
-            f"{plan.out} holds a training with other settings ({', '.join(changed)}); "
-            "give the same ones to resume it, or another --out"
         )
 
 

@@ -1,0 +1,78 @@
+"""The recipes by name: what each is, at which scale, and the plan it makes of the options of a command line.
+
+Light to import; the recipe itself is imported when it is chosen.
+"""
+
+import difflib
+import inspect
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from landmark.training.options import TrainOptions, flags
+
+if TYPE_CHECKING:
+    from landmark.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe's name, the function that makes its plan ("module:function"), what it is and its scale."""
+
+    name: str
+    target: str
+    summary: str
+    scale: str
+
+
+SMALL = "0.9 M weights, 6.6 M tokens; 12 minutes of two CPU cores"
+PAPER = "151 M weights without embeddings, 15.7 G tokens; for GPUs"
+
+RECIPES = (
+    Entry("small_books", "landmark.recipes.small:small_books", "the paper's comparisons, on books of yours", SMALL),
+    Entry("small_math", "landmark.recipes.small:small_math", "the same on mathematical texts of yours", SMALL),
+    Entry("paper_pg19", "landmark.recipes.paper:paper_pg19", "the paper's own comparisons, on PG-19", PAPER),
+    Entry("paper_arxiv", "landmark.recipes.paper:paper_arxiv", "the same on the papers of the proof-pile", PAPER),
+    Entry(
+        "shipped_model",
+        "landmark.recipes.shipped_model:shipped_model",
+        "the model in the package, on books of yours",
+        "3.8 M weights, 8.6 M tokens; 78 minutes of two CPU cores",
+    ),
+)
+
+
+def find(name: str) -> Entry:
+    """The recipe of that name; raises ValueError with the nearest names where there is none."""
+    for entry in RECIPES:
+        if entry.name == name:
+            return entry
+    names = [entry.name for entry in RECIPES]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]}?" if near else f"recipes of the package are {', '.join(names)}"
+    raise ValueError(f"there is no recipe {name!r}, neither a TOML file nor a recipe of the package; {remedy}")
+
+
+def plan_of(entry: Entry, options: TrainOptions) -> "Plan":
+    """The plan of a recipe, changed by what `options` give.
+
+    A recipe takes the options that its function has parameters for; those that change no weight, and the precision, can
+    always be given. Raises ValueError, naming them, for all others, and for one that is missing.
+    """
+    from landmark.training.plan import FREE
+
+    module, name = entry.target.split(":")
+    make = getattr(import_module(module), name)
+    parameters = inspect.signature(make).parameters
+    given = options.given()
+    del given["recipe"]
+    taken = {name: given.pop(name) for name in parameters if name in given}
+    free = {name: given.pop(name) for name in (*FREE, "precision") if name in given}
+    if given:
+        raise ValueError(
+            f"the recipe {entry.name} does not take {flags(given)}: leave that out; it takes {flags(parameters)}"
+        )
+    missing = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    if missing := [name for name in missing if name not in taken]:
+        raise ValueError(f"the recipe {entry.name} needs {flags(missing)}: `landmark train --help` says what it is")
+    return replace(make(**taken), **free)

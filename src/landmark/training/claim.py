@@ -1,0 +1,45 @@
+"""What a folder is a training of: written down when it begins, compared whenever it is to go on."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RUN_FILE = "run.json"
+SHOWN = 3  # differences named in a message
+
+
+def claim(out: Path, settings: dict[str, Any]) -> None:
+    """Write `settings` down in `out`, or find that they are those it was begun with; raises ValueError otherwise."""
+    check_claim(out, settings)
+    path = out / RUN_FILE
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def check_claim(out: Path, settings: dict[str, Any]) -> None:
+    """Raise ValueError, naming what differs, if `out` holds a training for which one of `settings` was another."""
+    path = out / RUN_FILE
+    if not path.exists():
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    then, now = (dict(_leaves({name: all.get(name) for name in settings})) for all in (begun, settings))
+    # A setting that did not exist yet counts as one that is not given.
+    changed = [name for name in {**now, **then} if then.get(name) != now.get(name)]
+    if changed:
+        shown = [f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in changed[:SHOWN]]
+        rest = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
+        raise ValueError(
+            f"{out} holds a training with other settings ({'; '.join(shown + rest)}): "
+            "give the same ones to resume it, or another --out"
+        )
+
+
+def _leaves(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Each single setting and its name, such as recipe.stages.0.steps."""
+    if not isinstance(settings, dict | list):
+        yield name, settings
+        return
+    for key, value in settings.items() if isinstance(settings, dict) else enumerate(settings):
+        yield from _leaves(value, f"{name}.{key}" if name else str(key))

@@ -1,0 +1,58 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from landmark.recipes.catalogue import RECIPES, find, plan_of
+from landmark.recipes.paper import paper_pg19
+from landmark.recipes.small import small_books
+from landmark.training.options import TrainOptions
+
+OUT = Path("runs/one")
+
+
+def planned(name: str, **options: object):
+    return plan_of(find(name), TrainOptions(out=OUT, recipe=name, **options))
+
+
+@pytest.mark.parametrize("entry", RECIPES, ids=lambda entry: entry.name)
+def test_every_recipe_makes_a_plan(entry, data):
+    needs_texts = not entry.name.startswith("paper")
+    plan = planned(entry.name, seed=5, **({"data": data} if needs_texts else {}))
+    assert (plan.out, plan.seed) == (OUT, 5)
+
+
+def test_options_of_the_recipe_and_those_that_change_no_weight_are_taken(data):
+    plan = planned("small_books", data=data, attention="full", steps=7, threads=2, log_every=10, tokens=Path("t"))
+    expected = small_books(OUT, data, "full", steps=7)
+    assert plan == replace(expected, threads=2, log_every=10, tokens=Path("t"))
+    assert planned("paper_pg19", precision="float16", gradient_checkpointing=True) == replace(
+        paper_pg19(OUT), precision="float16", gradient_checkpointing=True
+    )
+
+
+def test_given_where_the_package_has_another_default_is_given(data):
+    assert planned("small_books", data=data).eval_every == 400
+    assert planned("small_books", data=data, eval_every=500).eval_every == 500
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("small_books", {"texts": ("a",), "learning_rate": 0.1}, "does not take --texts, --learning-rate: leave that"),
+        ("small_books", {"data": Path(), "adapter": "lora"}, "small_books does not take --adapter"),
+        ("shipped_model", {"attention": "full"}, "it takes --out, --data, --seed"),
+        ("paper_pg19", {"data": Path()}, "paper_pg19 does not take --data"),
+        ("small_math", {}, "the recipe small_math needs --data"),
+    ],
+)
+def test_other_options_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        planned(name, **options)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(ValueError, match=r"no recipe 'smal_book', neither .*; did you mean small_books\?"):
+        find("smal_book")
+    with pytest.raises(ValueError, match=r"recipes of the package are small_books, small_math, paper_pg19"):
+        find("xyz")
