@@ -2,10 +2,14 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# `processes` is a module of helpers beside the tests, not a package.
+sys.path.insert(0, str(Path(__file__).parent))
 
 from landmark.data.tokenizer import train_tokenizer
 from landmark.training.options import TrainOptions

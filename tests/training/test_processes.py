@@ -1,80 +1,91 @@
-"""Training in several processes: the same loss as in one, and checkpoints that move between them."""
+"""Training in several processes: the same as in one, whichever way they share it, and going on from any to any."""
 
 import json
 import os
-import subprocess
-import sys
+import signal
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+from processes import STEPS, WAYS, assert_same_training, finish, log_of, measures, options, resumable, start
 
+from landmark.cli.main import main
 from landmark.hf import from_pretrained
-from landmark.training.recipe import read_recipe
-from landmark.training.run import check_shares
-
-STEPS = 6
-
-
-def start(material: Path, out: Path, processes: int, *options: str) -> subprocess.Popen:
-    """`landmark train` with the material, in so many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "landmark.cli.main", "train"]
-    command += ["--texts", str(material / "text.txt"), "--out", str(out), "--json", str(out) + ".jsonl"]
-    command += ["--config", str(material / "config.json"), "--tokenizer", str(material / "tokenizer")]
-    command += ["--steps", str(STEPS), "--window-positions", "96", "--batch-size", "2", "--micro-batches", "4"]
-    command += ["--block-size", "7", "--log-every", "1", "--save-every", "2", "--learning-rate", "0.01", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def finish(training: subprocess.Popen) -> None:
-    _, said = training.communicate(timeout=240)
-    assert training.returncode == 0, said
-
-
-def losses(out: Path) -> list[tuple[int, float, float]]:
-    events = [json.loads(line) for line in Path(str(out) + ".jsonl").read_text().splitlines()]
-    return [(e["step"], e["loss"], e["text_loss"]) for e in events if e["event"] == "train"]
 
 
 @pytest.fixture(scope="module")
-def whole(material, tmp_path_factory):
+def validation(material) -> list[str]:
+    return ["--validation", str(material / "held_out.txt"), "--eval-every", str(STEPS), "--eval-windows", "4"]
+
+
+@pytest.fixture(scope="module")
+def whole(material, validation, tmp_path_factory) -> Path:
     """The folder of a training in one process."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    finish(start(material, out, 1))
+    assert main(["train", *options(material, out, *validation)]) == 0
     return out
 
 
-def assert_same_losses(out: Path, whole: Path) -> None:
-    found, expected = (torch.tensor(losses(folder)[-STEPS:], dtype=torch.float64) for folder in (out, whole))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_train_as_one(material, whole, tmp_path, processes):
-    finish(start(material, tmp_path / "run", processes))
-    assert_same_losses(tmp_path / "run", whole)
+def assert_same(out: Path, whole: Path) -> None:
+    assert_same_training(measures(out), measures(whole), out.name)
     expected = from_pretrained(whole / "model").state_dict()
-    for name, tensor in from_pretrained(tmp_path / "run" / "model").state_dict().items():
+    found = from_pretrained(out / "model").state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)
 
 
-def test_a_checkpoint_of_two_processes_goes_on_in_one(material, whole, tmp_path):
+def validation_losses(out: Path) -> list[float]:
+    events = [json.loads(line) for line in Path(log_of(out)).read_text().splitlines()]
+    return [e[name] for e in events if e["event"] == "eval" for name in ("eval_loss", "eval_text_loss")]
+
+
+def test_two_processes_train_as_one_and_their_checkpoints_go_on_in_one(material, validation, whole, tmp_path):
+    outs = [tmp_path / way for way in WAYS]
+    finish(start(2, *(options(material, out, "--parallel", out.name, *validation) for out in outs)))
+    for out in outs:
+        assert_same(out, whole)
+        assert validation_losses(out) == pytest.approx(validation_losses(whole), abs=1e-5)
+        moved = resumable(out, tmp_path / f"on from {out.name}", step=4)
+        assert main(["train", *options(material, moved, *validation)]) == 0
+        assert_same(moved, whole)
+
+
+def test_four_processes_train_as_one_and_go_on_where_one_stopped(material, validation, whole, tmp_path):
+    trainings = {}
+    for way in WAYS:
+        moved = resumable(whole, tmp_path / f"on in {way}", step=4)
+        trainings[tmp_path / way] = options(material, tmp_path / way, "--parallel", way)
+        trainings[moved] = options(material, moved, "--parallel", way, *validation)
+    finish(start(4, *trainings.values()))
+    for out in trainings:
+        assert_same(out, whole)
+
+
+@pytest.mark.parametrize(("way", "worker"), [("ddp", 0), ("sequence", 1)])
+def test_a_lost_process_ends_the_training_and_costs_the_steps_since_a_checkpoint(
+    way, worker, material, whole, tmp_path
+):
     out = tmp_path / "run"
-    finish(start(material, out, 2))
-    # As if both processes had been lost after step 4, the last but one checkpoint.
-    (out / f"checkpoint-{STEPS}").rename(tmp_path / "later")
-    (out / "model").rename(tmp_path / "model")
-    log = Path(str(out) + ".jsonl")
-    before = log.read_text().splitlines()
-    log.write_text("\n".join(line for line in before if json.loads(line)["step"] < STEPS - 1) + "\n")
-    finish(start(material, out, 1))
-    assert_same_losses(out, whole)
+    running = start(2, options(material, out, "--parallel", way))
+    kill_after(3, Path(log_of(out)), running.pid, worker)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode != 0, said
+    assert not (out / "model").exists()
+
+    lost = len(measures(out))
+    assert main(["train", *options(material, out)]) == 0
+    resumed = measures(out)[lost:]
+    assert_same_training(resumed, measures(whole)[STEPS - len(resumed) :], "after a loss")
+    assert 2 <= len(resumed) <= 4, "it went on from the checkpoint of step 2 or 4"
 
 
-def test_shares_must_be_even(material):
-    recipe = read_recipe(material / "recipe.toml")
-    check_shares(recipe, 2)
-    with pytest.raises(ValueError, match="3 processes cannot share 2 micro-batches"):
-        check_shares(recipe, 3)
+def kill_after(step: int, log: Path, launcher: int, worker: int) -> None:
+    """Kill a worker without a warning as soon as `step` is logged."""
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= step):
+        assert time.monotonic() < deadline, f"step {step} never came"
+        time.sleep(0.01)
+    os.kill(psutil.Process(launcher).children()[worker].pid, signal.SIGKILL)

@@ -40,6 +40,8 @@ def attention_forward(
             "the attention implementation 'landmark' was called outside a converted model:"
             " call landmark.convert(model), or choose another attn_implementation"
         )
+    # Under autocast a model's rotation, the identity too, leaves queries and keys in float32 beside 16-bit values.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     scoring = Scoring(scaling, dropout, sliding_window, softcap, s_aux)
     out = landmark_call.attend(module, query, key, value, scoring)
     return out.transpose(1, 2).contiguous(), None

@@ -19,6 +19,7 @@ from landmark.hf.cache import LandmarkCache
 from landmark.hf.reading_call import ReadingCall
 from landmark.hf.rope import Rope, identity, rotation
 from landmark.hf.segments import Reader, SegmentCall, lay_out
+from landmark.hf.sequence import SlicedCall, cut
 from landmark.hf.settings import Settings, layer_kinds, text_config, trained_positions
 from landmark.ops.rotary import Rotation
 
@@ -55,6 +56,7 @@ def before_base(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[t
     kwargs = dict(kwargs) | ({"input_ids": args[0]} if args else {})
     rules = {name: kwargs.pop("landmark_" + name) for name in RULES if "landmark_" + name in kwargs}
     reader = kwargs.pop("landmark_reader", None)
+    window_slice = kwargs.pop("landmark_slice", None)
     inputs = {name: kwargs.pop(name, None) for name in INPUTS}
     tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
     if tokens is None:
@@ -63,12 +65,16 @@ def before_base(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[t
     cache = None if reader is not None else _cache_of(base, inputs["past_key_values"], inputs["use_cache"])
     if rules and (cache is not None or reader is not None):
         raise ValueError(f"{', '.join('landmark_' + name for name in rules)}: for forwards without a cache or a reader")
+    if window_slice is not None and (cache is not None or reader is not None or inputs["attention_mask"] is not None):
+        raise ValueError("landmark_slice: for forwards without a cache, a reader or padding")
     if reader is not None:
         _check_segments(base, inputs)
         tokens, earlier = _read_all_but_the_last_segment(base, reader, tokens, kwargs)
         stream, call = _segment(base, reader, tokens, earlier)
     elif cache is None:
         stream, call = _whole(base, tokens, real, rules)
+        if window_slice is not None:
+            tokens, stream, call = cut(window_slice, tokens, stream, call)
     else:
         tokens, real, earlier = _read_all_but_the_last_chunk(base, cache, tokens, real, kwargs)
         stream, call = _chunk(base, cache, tokens, real, earlier)
@@ -83,7 +89,8 @@ def _stream_inputs(base: nn.Module, stream: Stream, call: Any, tokens: Tensor) -
     landmark_id = Settings.of(text_config(base.config)).landmark_id  # type: ignore[arg-type]
     landmark = torch.tensor(landmark_id, device=tokens.device)
     # Native sliding layers rotate by the position in the stream; all others do not look at it.
-    start = call.cache.stream_positions(stream) if isinstance(call, ReadingCall) else 0
+    start = call.start if isinstance(call, SlicedCall) else 0
+    start = call.cache.stream_positions(stream) if isinstance(call, ReadingCall) else start
     positions = start + torch.arange(stream.width, device=tokens.device)[None].expand(len(tokens), -1)
     if tokens.dim() == 3:
         embedding = base.get_input_embeddings()(landmark)  # type: ignore[operator]

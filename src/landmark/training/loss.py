@@ -10,13 +10,17 @@ from torch.autograd.function import once_differentiable
 ROWS = 1024
 
 
-def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def weighted_cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor, own: range | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean of the next tokens' cross entropy, weighted, and the cross entropy of each.
 
     `logits [B, T, V]` at position t is for the token at t + 1; `labels` and `weights [B, T]` belong to the
     token at their own position, -100 or weight 0 where the loss looks away. Returns the loss (a float32
     scalar, 0 where nothing counts) and, without gradient, `[B, T]` losses by the position of the *label*
     (position 0 and positions that do not count are 0).
+
+    With `own`, `logits [B, len(own), V]` are those of these positions only, and the loss is their part of the mean.
 
     Where a gradient is wanted, the logits are overwritten with it and must not be used afterwards.
     """
@@ -26,9 +30,13 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> t
     scale[:, :-1] = weights[:, 1:]
     scale = scale.masked_fill(targets == -100, 0.0).float()
     scale = scale / scale.sum().clamp(min=torch.finfo(torch.float32).tiny)
-    loss, token_losses = _CrossEntropy.apply(logits, targets.flatten(), scale.flatten())
+    own = range(labels.shape[1]) if own is None else own
+    part = slice(own.start, own.stop)
+    loss, token_losses = _CrossEntropy.apply(logits, targets[:, part].flatten(), scale[:, part].flatten())
+    by_position = torch.zeros_like(scale)
+    by_position[:, part] = token_losses.view(len(labels), -1)
     by_label = torch.zeros_like(scale)
-    by_label[:, 1:] = token_losses.view_as(scale)[:, :-1]
+    by_label[:, 1:] = by_position[:, :-1]
     return loss, by_label
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -65,7 +67,7 @@ def load_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
     Raises ValueError if it cannot be loaded, if the tokenizer has ids beyond the model's vocabulary, or if a
     model with landmarks has other blocks.
     """
-    model = _from_scratch(plan.config, tokenizer) if plan.config is not None else _existing(plan)
+    model = _existing(plan) if plan.config is None else _from_scratch(plan, tokenizer)
     check_vocabulary(tokenizer, model)
     settings: dict[str, Any] = dict(getattr(model.config, "landmark", None) or {})
     asked = {"block_size": plan.block_size, "top_k": plan.top_k}
@@ -91,22 +93,29 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel)
         )
 
 
-def _from_scratch(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+def read_config(plan: Plan) -> PretrainedConfig:
+    """The transformers configuration that training starts from; raises ValueError if there is none that works."""
+    if plan.config is not None:
+        try:
+            return AutoConfig.for_model(**plan.config)
+        except (ValueError, StrictDataclassError) as error:
+            raise ValueError(f"the configuration cannot be used: {error}") from error
     try:
-        config = AutoConfig.for_model(**(settings | ids))
-    except ValueError as error:
-        raise ValueError(f"the configuration cannot be used: {error}") from error
+        return AutoConfig.from_pretrained(str(plan.model))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model can be loaded from {plan.model}: {error}") from error
+
+
+def _from_scratch(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    config = read_config(plan)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
     return AutoModelForCausalLM.from_config(config)
 
 
 def _existing(plan: Plan) -> PreTrainedModel:
     name, block_size = str(plan.model), plan.block_size
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no model can be loaded from {name}: {error}") from error
-    landmark = getattr(config, "landmark", None)
+    landmark = getattr(read_config(plan), "landmark", None)
     options: dict[str, Any] = {"dtype": "float32"}
     if plan.load_in is not None:
         options["quantization_config"] = four_bits(arithmetic(plan.precision))

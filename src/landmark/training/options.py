@@ -111,6 +111,11 @@ class TrainOptions:
     seed: int | None = None
     """Decides the initial weights and every window (default 0)."""
 
+    parallel: Literal["ddp", "fsdp", "sequence"] | None = None
+    """How the processes of torchrun train together. ddp (the default): each has the whole model and takes some of a
+    step's micro-batches. fsdp: the same with weights, gradients and optimizer shared out among them. sequence: as fsdp,
+    but all take part in every window, for windows too long for one."""
+
     threads: int | None = None
     """Threads to compute with. Default: one for each core."""
 

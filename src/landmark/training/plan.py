@@ -9,7 +9,7 @@ from landmark.training.options import TrainOptions, flags
 from landmark.training.recipe import Recipe, recipe_of
 
 # What changes where things lie or what is shown, but not one weight.
-FREE = {"out", "tokens", "threads", "json", "log_every", "eval_every", "save_every", "eval_windows"}
+FREE = {"out", "tokens", "parallel", "threads", "json", "log_every", "eval_every", "save_every", "eval_windows"}
 FREE.add("gradient_checkpointing")  # the same numbers, computed twice
 
 
@@ -59,6 +59,7 @@ class Plan:
     save_every: int = 200
     eval_windows: int = 64
     seed: int = 0
+    parallel: str | None = None
     threads: int | None = None
     json: str | None = None
 
@@ -81,6 +82,8 @@ class Plan:
             raise ValueError("--adapter adapts a model that knows something: give --model, not --config")
         if "knn" in attentions:
             raise ValueError("--adapter trains no gates of a memory: leave it out with attention 'knn'")
+        if self.parallel not in (None, "ddp"):
+            raise ValueError(f"--adapter cannot be sharded yet: leave --parallel {self.parallel} out")
 
     def identity(self) -> dict[str, Any]:
         """All that decides about the weights, as JSON keeps it."""

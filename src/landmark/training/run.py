@@ -20,8 +20,8 @@ from landmark.training.callbacks import Report, StopOnSignal
 from landmark.training.claim import check_claim, claim
 from landmark.training.models import arithmetic, check_packages, load_model, load_tokenizer
 from landmark.training.options import TrainOptions
+from landmark.training.parallel import check_processes
 from landmark.training.plan import Plan, plan_of
-from landmark.training.recipe import Recipe
 from landmark.training.trainer import LandmarkTrainer
 
 FINAL = "model"
@@ -44,7 +44,7 @@ def carry_out(plan: Plan) -> Path:
     check_packages(plan)
     # One, unless torchrun started more. It does not look for a GPU by itself.
     processes = PartialState(cpu=not torch.cuda.is_available())
-    check_shares(recipe, processes.num_processes)
+    check_processes(plan, processes.num_processes)
     if not torch.cuda.is_available():
         keep_freed_pages()
     if plan.threads is not None:
@@ -84,18 +84,9 @@ def carry_out(plan: Plan) -> Path:
     finally:
         report.close()
     if processes.is_main_process:
-        _save(trainer.model, tokenizer, final, plan.save_dtype, adapted=plan.adapter is not None)
+        _save(trainer.whole_model(), tokenizer, final, plan.save_dtype, adapted=plan.adapter is not None)
     processes.wait_for_everyone()
     return final
-
-
-def check_shares(recipe: Recipe, processes: int) -> None:
-    """Raises ValueError unless as many processes can share the micro-batches of a step evenly."""
-    if recipe.micro_batches % processes:
-        raise ValueError(
-            f"{processes} processes cannot share {recipe.micro_batches} micro-batches of a step evenly: "
-            f"give --micro-batches (or the recipe) a multiple of {processes}, or start another number of processes"
-        )
 
 
 def last_checkpoint(out: Path) -> str | None:
@@ -124,6 +115,16 @@ def _tokenized(sources: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, fol
         )
 
 
+def _kind(plan: Plan) -> type[LandmarkTrainer]:
+    if plan.parallel in (None, "ddp"):
+        return LandmarkTrainer
+    # Here, because not every build of PyTorch has what these need.
+    from landmark.training.sharded import ShardedTrainer
+    from landmark.training.sliced import SlicedTrainer
+
+    return {"fsdp": ShardedTrainer, "sequence": SlicedTrainer}[plan.parallel]
+
+
 def _trainer(
     plan: Plan,
     model: Any,
@@ -143,7 +144,7 @@ def _trainer(
         micro_batches=plan.recipe.micro_batches,
         document_stops=_document_stops(texts),
     )
-    trainer = LandmarkTrainer(
+    trainer = _kind(plan)(
         model=model,
         args=arguments,
         train_dataset=batches,
@@ -186,8 +187,6 @@ def _arguments(plan: Plan, has_validation: bool) -> TrainingArguments:
         max_steps=plan.recipe.steps,
         per_device_train_batch_size=1,  # an item of the dataset is a micro-batch
         per_device_eval_batch_size=1,
-        gradient_accumulation_steps=plan.recipe.micro_batches // PartialState().num_processes,
-        ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
         learning_rate=plan.recipe.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
@@ -200,7 +199,6 @@ def _arguments(plan: Plan, has_validation: bool) -> TrainingArguments:
         optim="adamw_torch_fused",
         bf16=numbers == torch.bfloat16,
         fp16=numbers == torch.float16,
-        gradient_checkpointing=plan.gradient_checkpointing or None,  # newer versions warn of the name when given False
         logging_steps=plan.log_every,
         logging_nan_inf_filter=False,  # a loss that is not a number must be seen
         eval_strategy="steps" if has_validation else "no",
@@ -215,6 +213,7 @@ def _arguments(plan: Plan, has_validation: bool) -> TrainingArguments:
         disable_tqdm=True,
         report_to="none",
         seed=plan.seed,
+        **_kind(plan).arguments(plan, PartialState().num_processes),
     )
 
 

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 
-from landmark.data.recall import ANSWER, TEXT
+from landmark.data.recall import ANSWER, HIDDEN, TEXT
 from landmark.training.attending import attending
 from landmark.training.loss import weighted_cross_entropy
+from landmark.training.plan import Plan
 
 NO_LABEL = -100
 
@@ -60,6 +61,15 @@ def answer_places(kinds: Tensor) -> Tensor:
 class LandmarkTrainer(Trainer):
     """Trains on the micro-batches of `StageBatches`, in their order."""
 
+    @classmethod
+    def arguments(cls, plan: Plan, processes: int) -> dict[str, Any]:
+        """Arguments of `TrainingArguments` that say how as many processes share the work."""
+        return {
+            "gradient_accumulation_steps": plan.recipe.micro_batches // processes,
+            "ddp_find_unused_parameters": False,
+            "gradient_checkpointing": plan.gradient_checkpointing or None,  # newer versions warn of the name if False
+        }
+
     def __init__(self, **arguments: Any) -> None:
         super().__init__(data_collator=only_item, **arguments)
         # The loss here is a mean over the micro-batch, so the Trainer has to divide by their number.
@@ -81,14 +91,31 @@ class LandmarkTrainer(Trainer):
         """Weighted cross entropy of the micro-batch; its logits do not survive the call."""
         inputs = dict(inputs)
         labels, weights, kinds = (inputs.pop(name) for name in ("labels", "loss_weights", "token_kinds"))
-        rules = (inputs.pop(name) for name in ("stage", "phase", "jumps", "segments"))
+        rules = [inputs.pop(name) for name in ("stage", "phase", "jumps", "segments")]
         inputs |= attending(self.model_config, *rules, tokens=labels.shape[1], training=model.training)
+        own = self.own_tokens(labels.shape[1], phase=rules[1])
         outputs = model(**inputs, use_cache=False)
+        # Only what these logits predict is measured here.
+        others = torch.ones(labels.shape[1], dtype=torch.bool, device=labels.device)
+        others[own.start + 1 : own.stop + 1] = False
+        kinds = kinds.masked_fill(others, HIDDEN)
         row, place = answer_places(kinds).nonzero(as_tuple=True)
-        right = outputs.logits[row, place - 1].argmax(-1) == labels[row, place]
-        loss, token_losses = weighted_cross_entropy(outputs.logits, labels, weights)
+        right = outputs.logits[row, place - 1 - own.start].argmax(-1) == labels[row, place]
+        loss, token_losses = weighted_cross_entropy(outputs.logits, labels, weights, own)
         self.tallies[model.training].add(token_losses, labels, kinds, right)
         return (loss, outputs) if return_outputs else loss
+
+    def own_tokens(self, tokens: int, phase: int) -> range:
+        """Those of a window's `tokens` ordinary tokens that this process has logits of: all."""
+        return range(tokens)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # or the main process could call a checkpoint whole that lacks a file
+
+    def whole_model(self) -> Any:
+        """The model with all its weights, to be saved; for the main process."""
+        return self.model
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **keywords: Any) -> Any:
         """Adds the means of the tally to the metrics."""

@@ -1,0 +1,103 @@
+"""One window over several processes: each holds a slice of the stream, and in attention a share of the heads.
+
+Everything in a decoder but attention looks at one position at a time, so a process needs only its slice of a window.
+Attention looks at all positions but at one head at a time: before it, one all-to-all turns slices of every head into
+whole streams of some heads; after it, another one turns them back (Jacobs et al. 2023, "DeepSpeed Ulysses"). What is
+computed in between is the attention of a whole window, so whatever `WholeCall` can do works here as well.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from landmark.blocks import Stream, stream_length
+from landmark.hf.attention import WholeCall
+from landmark.hf.rope import Scoring
+from landmark.hf.settings import text_config
+
+
+@dataclass(frozen=True)
+class WindowSlice:
+    """Slice `index`, from 0, of the `slices` equal ones into which all processes of `torch.distributed` cut a window.
+
+    As the keyword argument `landmark_slice` of a converted model's forward without a cache, it makes all processes work
+    on the same window: each passes all its ordinary tokens `[B, S]`, and gets the outputs of those in its slice.
+    """
+
+    index: int
+    slices: int
+
+    def positions(self, width: int) -> range:
+        """Its stream positions in a window of `width`; the last ones may lie behind the end."""
+        size = -(-width // self.slices)
+        return range(self.index * size, (self.index + 1) * size)
+
+    def tokens(self, tokens: int, block_size: int, phase: int) -> range:
+        """The ordinary tokens in it, of a window of `tokens` that begins at `phase` of a block."""
+        places = self.positions(stream_length(tokens, block_size, phase))
+        # In front of place x stand (x + phase) // (block_size + 1) landmarks; all else are tokens.
+        start, stop = (place - (place + phase) // (block_size + 1) for place in (places.start, places.stop))
+        return range(min(start, tokens), min(stop, tokens))
+
+
+def check_heads(config: PretrainedConfig, processes: int) -> None:
+    """Raises ValueError unless as many processes can share the attention heads of a model evenly."""
+    config = text_config(config)
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    if heads % processes or key_heads % processes:
+        raise ValueError(
+            f"{processes} processes cannot share {heads} query heads and {key_heads} key-value heads evenly: start a "
+            f"number of processes that divides both, or give each whole windows (--parallel fsdp)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicedCall(WholeCall):
+    """The attention of a whole window of `width` stream positions, of which `stream` is the slice of this process."""
+
+    window_slice: WindowSlice
+    width: int
+
+    @property
+    def start(self) -> int:
+        """Where in the window the slice begins."""
+        return self.window_slice.positions(self.width).start
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        """`query [B,H,T/P,D]`, `key`, `value [B,Hkv,T/P,D]` to `[B,H,T/P,D]`, in P processes."""
+        slices = self.window_slice.slices
+        shares = [heads.unflatten(1, (slices, -1)) for heads in (query, key, value)]
+        whole = _exchange(torch.cat(shares, 2).movedim(1, 0)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+        query, key, value = whole[:, :, : self.width].split([share.shape[2] for share in shares], 1)
+        if scoring.sinks is not None:
+            scoring = scoring._replace(sinks=scoring.sinks.chunk(slices)[self.window_slice.index])
+        out = super().attend(module, query, key, value, scoring)
+        out = nn.functional.pad(out, (0, 0, 0, whole.shape[2] - self.width))
+        return _exchange(out.unflatten(2, (slices, -1)).movedim(2, 0)).movedim(0, 1).flatten(1, 2)
+
+
+def cut(
+    window_slice: WindowSlice, tokens: Tensor, stream: Stream, call: WholeCall
+) -> tuple[Tensor, Stream, SlicedCall]:
+    """This process's part of ordinary tokens `[B, S]` or their embeddings, of their stream and of the call over it."""
+    places = window_slice.positions(stream.width)
+    own = window_slice.tokens(tokens.shape[1], call.block_size, call.phase)
+    part = Stream(stream.place[:, own.start : own.stop] - places.start, stream.lengths, stream.tokens, len(places))
+    settings: dict[str, Any] = {field.name: getattr(call, field.name) for field in fields(call)}
+    settings["stream"] = part
+    sliced = SlicedCall(**settings, window_slice=window_slice, width=stream.width)
+    return tokens[:, own.start : own.stop], part, sliced
+
+
+def _exchange(parts: Tensor) -> Tensor:
+    """`parts[p]` goes to process p, and comes back from it: `[P, ...]` to `[P, ...]`, gradients too."""
+    # Here, because not every build of PyTorch has it.
+    from torch.distributed._functional_collectives import all_to_all_single_autograd
+
+    world: Any = torch.distributed.group.WORLD
+    return all_to_all_single_autograd(parts.contiguous(), None, None, world)

@@ -1,0 +1,95 @@
+"""Training with weights, gradients and optimizer shared out among processes (FSDP2), and checkpoints as of one process.
+
+accelerate does the sharding. What is left to do here: let it shard on CPUs too, and keep checkpoints whole, so that a
+training goes on in any number of processes, sharded or not.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from landmark.readers.knn import load_with_gates
+from landmark.training.plan import Plan
+from landmark.training.trainer import LandmarkTrainer
+
+
+class ShardedTrainer(LandmarkTrainer):
+    """The Trainer where each process keeps a part of every weight, and has a whole layer only while it computes it."""
+
+    optimizer: Any
+    lr_scheduler: Any
+
+    @classmethod
+    def arguments(cls, plan: Plan, processes: int) -> dict[str, Any]:
+        """Arguments of `TrainingArguments` that say how as many processes share the work."""
+        return super().arguments(plan, processes) | {
+            "gradient_checkpointing": None,
+            "fsdp": True,
+            "fsdp_config": {"version": 2, "activation_checkpointing": plan.gradient_checkpointing},
+            # Gradients are shared out after every micro-batch, so that no process ever keeps more than its part.
+            "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+        }
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shards on CPUs as well, where accelerate passes the wish over, and sums gradients in float32 always."""
+        super().create_accelerator_and_postprocess()
+        state: Any = self.accelerator.state
+        if not self.is_fsdp_enabled:
+            plugin_arguments: Any = self.args.fsdp_plugin_args
+            PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_arguments)
+            self.is_fsdp_enabled = True
+        numbers = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(numbers, reduce_dtype=torch.float32)
+
+    def whole_model(self) -> Any:
+        """The trained model, read back from the checkpoint that ended the training; for the main process."""
+        checkpoint = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        return load_with_gates(Path(str(self.args.output_dir)) / checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        keep = self.args.should_save
+        state = tree_map(lambda value: _whole(value, keep), self.optimizer.state_dict())
+        if keep:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        assert isinstance(self.model, nn.Module)
+        weights = load_with_gates(resume_from_checkpoint).state_dict() if self.is_world_process_zero() else {}
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(self.model, weights, options=options)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        assert checkpoint is not None
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for number, values in state["state"].items():
+            state["state"][number] = {name: _part(value, parameters[number]) for name, value in values.items()}
+        self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+
+def _whole(value: Any, keep: bool) -> Any:
+    """A tensor put together from all processes, which all take part; None where it is not kept."""
+    if not isinstance(value, DTensor):
+        return value
+    whole = value.full_tensor()
+    return whole.cpu() if keep else None
+
+
+def _part(value: Tensor, parameter: Tensor) -> Tensor:
+    """This process's part of a state of the parameter's shape; any other state is the same everywhere."""
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    # Everybody has read the whole of it, so nobody need send it.
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
