@@ -158,6 +158,7 @@ def test_four_bits_are_trained_and_finished_as_they_were_trained(adapting, tied_
         ({"adapter": None}, "give --adapter lora too"),
         ({"lora_rank": 0}, "--lora-rank must be at least 1, not 0"),
         ({"lora_alpha": -1}, "--lora-alpha must be at least 1, not -1"),
+        ({"parallel": "fsdp"}, "leave --parallel fsdp out"),
     ],
 )
 def test_wrong_combinations_are_named(adapting, changes, message):

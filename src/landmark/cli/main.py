@@ -56,6 +56,7 @@ COMMANDS = (
     Command("tokenizer train", "landmark.cli.tokenizer:run", "train a byte-level BPE tokenizer on texts"),
     Command("eval passkey", "landmark.cli.eval:run_passkey", "find keys hidden in long texts"),
     Command("eval perplexity", "landmark.cli.eval:run_perplexity", "perplexity of texts read through memory"),
+    Command("report", "landmark.cli.report:run", "train and measure what the paper compares, and write the tables"),
     Command("bench ops", "landmark.cli.bench:run_ops", "time attention beside causal attention"),
     Command("bench read", "landmark.cli.bench:run_read", "time reading with a long text in memory"),
     Command("bench decode", "landmark.cli.bench:run_decode", "time decoding over contexts of any length"),
