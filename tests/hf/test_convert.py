@@ -83,7 +83,7 @@ def test_pickle_and_deepcopy_keep_the_model_whole():
         torch.testing.assert_close(logits(twin), logits(model), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt_neox", "gpt_oss"])
 def test_save_and_load_round_trip(name, tmp_path):
     model = landmark.convert(family(name), block_size=7, top_k=3, local_blocks=1)
     model.save_pretrained(tmp_path)

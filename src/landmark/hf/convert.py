@@ -127,5 +127,5 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
     if not Path(path).exists() and Path(path).is_absolute():
         raise ValueError(f"no model at {path}: give the directory that save_pretrained wrote, or a hub name")
     options.setdefault("dtype", torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa", **options)
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", **options)
     return convert(model, **Settings.of(text_config(model.config)).to_dict())
