@@ -1,6 +1,6 @@
 """Make a context of many millions of tokens from one of `benchmarks/long_context.py`, without reading them.
 
-    python benchmarks/repeat_context.py SOURCE TARGET --times 10
+    python benchmarks/repeat_context.py SOURCE TARGET --times 10 [--index hierarchical --recall 0.9]
 
 Block keys do not say where a block stands, so the same blocks can stand in a text many times: TARGET names the blocks
 of SOURCE again and again (hard links: they take no space). Each key is stated in one of the copies only; in the others
@@ -9,6 +9,8 @@ read the later copies with the earlier ones in reach; it shows what opening, sea
 """
 
 import argparse
+import json
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,10 @@ from landmark.contexts.folders import founding
 from landmark.contexts.manifest import Extent, publish, segment_file
 from landmark.contexts.reading import Snapshot, encode_state, open_reader
 from landmark.contexts.segments import checksums
+from landmark.hf.tokenizer import encode
+from landmark.index.choose import IndexOptions
+
+SOME = 600  # characters
 
 
 def main() -> None:
@@ -32,6 +38,8 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--index", default="auto")
+    parser.add_argument("--recall", type=float, default=1.0)
     options = parser.parse_args()
     context = Context.open(options.source, landmark.from_pretrained(model_path()))
     source = open_reader(options.source)
@@ -53,6 +61,8 @@ def main() -> None:
                     disk.link(segment.path(kind), segment_file(options.target, files, kind))
                 entries.append(replace(segment.entry, first=first, owned=False, **texts))
         tensors, metadata = source.state()
+        # What its index made of landmarks does not fit those that are hidden now.
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("index.")}
         size = context.cache.settings.block_size
         metadata["tokens"] = [metadata["tokens"][0] + (options.times - 1) * source.blocks * size]
         state = encode_state(tensors, metadata)
@@ -65,6 +75,14 @@ def main() -> None:
         )
         publish(options.target, manifest)
     lock.close()
+    text = encode(context.tokenizer, context.text(context.documents[0])[:SOME]).ids
+    memory = {"index": IndexOptions(options.index, recall=options.recall)}
+    with Context.open(options.target, context.model, write=True, **memory) as target:
+        start = time.perf_counter()
+        # What an index makes of landmarks while a text is read, it makes of all of them when the next words come.
+        landmark.read(context.model, text, target.cache)
+        target._commit()
+        print(json.dumps({"tokens": target.tokens_read, "s": time.perf_counter() - start}))
 
 
 def landmarks(source: Snapshot, segment, hidden: list[int]) -> bytes:  # noqa: ANN001

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, PreTrainedTokenizerFast
 from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, PreTrainedTokenizerFast
 
 import landmark
 from landmark.hf.plain import load_plain, save_plain

@@ -10,8 +10,8 @@ from landmark.memory import Positions, Selection
 from landmark.memory.rules import check_rules
 from landmark.memory.storage import Budgets
 
-# Measured on the model in the package (docs/shipped_model.md): one block keeps a question in sight while it is answered,
-# and leaves more room for the chunk than two.
+# Measured on the model in the package (docs/shipped_model.md): one block keeps a question in sight while it is
+# answered, and leaves more room for the chunk than two.
 DEFAULT_LOCAL_BLOCKS = 1
 # A longer chunk costs quadratic attention for little gain; models with a long range are cut here instead.
 MAX_CHUNK = 2048

@@ -20,6 +20,7 @@ from landmark.index.coarse import Coding, coding_for
 from landmark.index.coarse_loops import CODES, encode
 from landmark.index.key_ring import KeyRing
 from landmark.index.list_loops import LANES, Tiles, search_lists
+from landmark.index.tiles import Blocks, blocks_of, put_newest, tiles_of
 from landmark.ops.compiled import in_parts
 
 _NEWEST = 1024  # blocks in the last list, at most
@@ -60,12 +61,12 @@ class HeadKeys:
         return keys[self.row, self.head], None if units is None else units[self.row, self.head]
 
 
-class _Blocks(NamedTuple):
-    """Encoded blocks, one after the other."""
+class _Laid(NamedTuple):
+    """Blocks in lists: all three change together, for several branches may search what they share at once."""
 
-    numbers: Array  # [n]
-    codes: Array  # [n,CODES]
-    rests: Array  # [n]
+    tiles: Tiles
+    listed: int  # blocks before it are in lists of their likes, and those after among the newest
+    end: int  # blocks before it are in tiles at all
 
 
 class HeadLists:
@@ -77,35 +78,31 @@ class HeadLists:
     what it would have taken is remembered.
     """
 
-    def __init__(self, recall: float, weighed: Tensor, coding: Coding, tiles: Tiles) -> None:
+    def __init__(self, recall: float, made: int, weighed: Tensor, coding: Coding, laid: _Laid) -> None:
+        self.made = made  # blocks that had come when the lists were made
         self._share = (1 + recall) / 2
         self._weighed = weighed  # [lists,D + 1]: means, and the deviations that come on top for each unit of a query
         self._means = weighed[:, :-1].contiguous()
         self._coding = coding
-        self._tiles = tiles
+        self._laid = laid
         # Of the best blocks of some queries, in order: ranks of their lists, and cosines of what has no code.
         self._ranks: list[float] = []
         self._cosines: list[float] = []
-        self.made = 0  # blocks that had come when the lists were made
-        self._listed = 0  # blocks before it are in lists, and those after among the newest
-        self._end = 0  # blocks before it are encoded
 
     @classmethod
     def over(cls, keys: HeadKeys, query: Tensor, recall: float) -> "HeadLists":
         """Lists over all of `keys`; some queries `[R,D]` have a say in what codes are good for."""
-        kept = keys.count - keys.oldest
+        oldest, kept = keys.oldest, keys.count - keys.oldest
         lists = min(kept, _PER_ROOT * math.isqrt(kept))
         sampled = min(kept, _SAMPLE * lists)
-        sample = keys.at(keys.oldest + torch.arange(sampled) * kept // sampled).to(query.dtype)
+        sample = keys.at(oldest + torch.arange(sampled) * kept // sampled).to(query.dtype)
         means = means_of(sample, lists)
         weighed = torch.cat((means, _DEVIATIONS * spreads(sample, means)[:, None]), 1)
         coding = coding_for(sample.double().numpy(), query.double().numpy())
-        empty = np.empty((0, CODES), np.int8), np.empty(0, means.numpy().dtype)
-        made = cls(
-            recall, weighed, coding, _tiles(np.empty(0, np.int64), _Blocks(np.empty(0, np.int32), *empty), lists)
-        )
-        made.made, made._end = keys.count, keys.oldest
-        made._lay_out(keys, made._encoded(keys))
+        nothing = Blocks(np.empty(0, np.int32), np.empty((0, CODES), np.int8), np.empty(0, means.numpy().dtype))
+        laid = _Laid(tiles_of(np.empty(0, np.int64), nothing, lists, _NEWEST), oldest, oldest)
+        made = cls(recall, keys.count, weighed, coding, laid)
+        made._lay_out(keys, made._encoded(keys, oldest))
         return made
 
     @classmethod
@@ -113,32 +110,34 @@ class HeadLists:
         """Lists as they were when `tensors` gave theirs."""
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         coding = Coding._make(arrays[name] for name in Coding._fields)
-        made = cls(recall, tensors["weighed"], coding, Tiles._make(arrays[name] for name in Tiles._fields))
+        tiles = Tiles._make(arrays[name] for name in Tiles._fields)
+        count, listed, end = tensors["counts"].tolist()
+        made = cls(recall, count, tensors["weighed"], coding, _Laid(tiles, listed, end))
         made._ranks, made._cosines = tensors["ranks"].tolist(), tensors["cosines"].tolist()
-        made.made, made._listed, made._end = tensors["counts"].tolist()
         return made
 
     def tensors(self) -> dict[str, Tensor]:
         """All there is to know, by name."""
-        arrays = {**self._coding._asdict(), **self._tiles._asdict()}
+        tiles, listed, end = self._laid
+        arrays = {**self._coding._asdict(), **tiles._asdict()}
         return {name: torch.from_numpy(array) for name, array in arrays.items()} | {
             "weighed": self._weighed,
             "ranks": torch.tensor(self._ranks, dtype=torch.float64),
             "cosines": torch.tensor(self._cosines, dtype=torch.float64),
-            "counts": torch.tensor([self.made, self._listed, self._end]),
+            "counts": torch.tensor([self.made, listed, end]),
         }
 
     def update(self, keys: HeadKeys) -> None:
         """Takes in the blocks that came since."""
-        if keys.count == self._end:
+        laid = self._laid
+        if keys.count == laid.end:
             return
-        new, newest = self._encoded(keys), keys.count - self._listed
-        if newest > _NEWEST:
+        new = self._encoded(keys, max(laid.end, keys.oldest))
+        if keys.count - laid.listed > _NEWEST:
             self._lay_out(keys, new)
         else:
-            first = self._tiles.first
-            _put(self._tiles, first[-2] * LANES + new.numbers - self._listed, new)
-            first[-1] = first[-2] + -(-newest // LANES)
+            put_newest(laid.tiles, new, laid.listed)
+            self._laid = laid._replace(end=keys.count)
 
     def search(self, keys: HeadKeys, query: Tensor, end: int, best: Tensor, found: Tensor, read: Tensor) -> None:
         """Fills `best` and `found [R,k]` with scores and numbers of the best blocks before `end` for `query [R,D]`.
@@ -156,7 +155,7 @@ class HeadLists:
     @property
     def nbytes(self) -> int:
         """Bytes of codes, numbers and means."""
-        return sum(array.nbytes for array in self._tiles) + self._weighed.nbytes
+        return sum(array.nbytes for array in self._laid.tiles) + self._weighed.nbytes
 
     def _likely(self, query: Tensor) -> Tensor:
         """What each query may score in each list, `[R,lists]`."""
@@ -172,7 +171,7 @@ class HeadLists:
         numbers = found[of_query, place]
         own, likely = keys.at(numbers).to(query.dtype), self._likely(some)[of_query]
         ranks = (likely > likely.gather(1, nearest(own, self._means)[:, None])).sum(1)
-        ranks = torch.where(numbers < self._listed, ranks, 0)  # the newest are looked at in any case
+        ranks = torch.where(numbers < self._laid.listed, ranks, 0)  # the newest are looked at in any case
         mean, key_basis, query_basis, *_ = self._coding
         keys_rest = (own.double().numpy() - mean) @ key_basis[CODES:].T
         rests = some[of_query].double().numpy() @ query_basis[CODES:].T
@@ -190,35 +189,31 @@ class HeadLists:
         limits = np.stack([_highest(likely, lists), _highest(likely, first)], 1)
         bounds = np.array((keys.oldest, min(end, keys.count)))
         arrays = [x.numpy() for x in (query, best, found, read)]
-        inputs = *keys.arrays(), self._coding, self._tiles, bounds, likely, limits, *arrays, keys.ring.ring.modulus
+        inputs = *keys.arrays(), self._coding, self._laid.tiles, bounds, likely, limits, *arrays, keys.ring.ring.modulus
         in_parts(lambda start, stop: search_lists(*inputs, shrink, start, stop), len(query), size=lists * LANES)
 
-    def _encoded(self, keys: HeadKeys) -> _Blocks:
-        """The blocks that came since those encoded before."""
-        numbers = np.arange(max(self._end, keys.oldest), keys.count, dtype=np.int32)
+    def _encoded(self, keys: HeadKeys, start: int) -> Blocks:
+        """The blocks from number `start` on."""
+        numbers = np.arange(start, keys.count, dtype=np.int32)
         codes = np.empty((len(numbers), CODES, 1), np.int8)
         rests = np.empty((len(numbers), 1), self._means.numpy().dtype)
         mean, key_basis, _, steps, reach = self._coding
-        for start in range(0, len(numbers), _TOGETHER):
-            some = slice(start, start + _TOGETHER)
+        for begin in range(0, len(numbers), _TOGETHER):
+            some = slice(begin, begin + _TOGETHER)
             own = keys.at(torch.from_numpy(numbers[some]).long()).numpy()
             encode(own, None, mean, key_basis, steps, codes[some], rests[some], reach, len(own), 0, len(own))
-        self._end = keys.count
-        return _Blocks(numbers, codes[..., 0], rests[..., 0])
+        return Blocks(numbers, codes[..., 0], rests[..., 0])
 
-    def _lay_out(self, keys: HeadKeys, new: _Blocks) -> None:
+    def _lay_out(self, keys: HeadKeys, new: Blocks) -> None:
         """Puts all blocks that are kept, and `new` ones, into lists, and leaves none among the newest."""
-        first, lists = self._tiles.first, len(self._means)
-        kept = self._tiles.numbers[: first[-1]].reshape(-1) >= keys.oldest
-        of_kept = np.repeat(np.arange(lists + 1), np.diff(first) * LANES)[kept]
-        blocks = _Blocks._make(map(np.concatenate, zip(_at(self._tiles, kept), new, strict=True)))
-        belongs = np.concatenate((of_kept, np.full(len(new.numbers), lists)))
+        lists = len(self._means)
+        belongs, blocks = blocks_of(self._laid.tiles, keys.oldest)
+        belongs, blocks = np.append(belongs, np.full(len(new.numbers), lists)), blocks.and_then(new)
         late = belongs == lists
         numbers = torch.from_numpy(blocks.numbers[late]).long().split(_TOGETHER)
-        belongs[late] = np.concatenate(
-            [nearest(keys.at(some).to(self._means.dtype), self._means).numpy() for some in numbers]
-        )
-        self._tiles, self._listed = _tiles(belongs, blocks, lists), keys.count
+        found = [nearest(keys.at(some).to(self._means.dtype), self._means).numpy() for some in numbers]
+        belongs[late] = np.concatenate(found)
+        self._laid = _Laid(tiles_of(belongs, blocks, lists, _NEWEST), keys.count, keys.count)
 
 
 def _enough(needed: list[float], share: float, most: float) -> float:
@@ -231,38 +226,3 @@ def _highest(likely: Array, count: int) -> Array:
     """The lowest of the `count` highest in each row of `likely [R,lists]`."""
     place = likely.shape[1] - count
     return np.partition(likely, place, axis=1)[:, place]
-
-
-def _tiles(belongs: Array, blocks: _Blocks, lists: int) -> Tiles:
-    """Tiles of `blocks`, each in the list that it `belongs [n]` to, with room for the newest."""
-    order = np.argsort(belongs, kind="stable")
-    sizes = np.bincount(belongs, minlength=lists)
-    first = np.concatenate(([0], np.cumsum(-(-sizes // LANES))))
-    count = first[-1] + _NEWEST // LANES
-    tiles = Tiles(
-        np.full((count, LANES), -1, np.int32),
-        np.zeros((count, CODES, LANES), np.int8),
-        np.zeros((count, LANES), blocks.rests.dtype),
-        np.append(first, first[-1]),
-    )
-    own = belongs[order]
-    _put(
-        tiles,
-        first[own] * LANES + np.arange(len(own)) - (np.cumsum(sizes) - sizes)[own],
-        _Blocks(*(x[order] for x in blocks)),
-    )
-    return tiles
-
-
-def _at(tiles: Tiles, kept: Array) -> _Blocks:
-    """The blocks at those of the first lanes that are `kept [n]`."""
-    count = len(kept) // LANES
-    codes = tiles.codes[:count].swapaxes(1, 2).reshape(-1, CODES)
-    return _Blocks(tiles.numbers[:count].reshape(-1)[kept], codes[kept], tiles.rests[:count].reshape(-1)[kept])
-
-
-def _put(tiles: Tiles, lanes: Array, blocks: _Blocks) -> None:
-    """Puts blocks at `lanes [n]`, counted through all tiles."""
-    places = lanes // LANES, lanes % LANES
-    tiles.numbers[places], tiles.rests[places] = blocks.numbers, blocks.rests
-    tiles.codes.swapaxes(1, 2)[places] = blocks.codes

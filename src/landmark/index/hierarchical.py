@@ -19,7 +19,7 @@ _WORTHWHILE = 1 / 16  # of the keys read: reading more, one by one, takes longer
 class HierarchicalIndex(ExactIndex):
     """Landmark keys on a CPU and, once there are many, their codes; implements `landmark.index.Index`.
 
-    Finds what `ExactIndex` finds for `recall` 1. Below, about that share of it, faster: see `landmark.index.coarse`.
+    Finds what `ExactIndex` finds for `recall` 1, and below about that share of it: see `landmark.index.head_lists`.
     Keys without any favoured direction defeat the codes: then every key is scored until there are twice as many.
 
     Raises ValueError for a `recall` outside [0.5, 1] and for keys not on a CPU or neither float32 nor float64.
