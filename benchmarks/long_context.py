@@ -9,7 +9,8 @@ prints a JSON line whenever the number of tokens has grown by half: seconds per 
 disk bytes. Interrupted, the same command goes on. `ask`, a process of its own, opens it and asks for each key. All
 keys are stated in the same words, so when one is asked for, the landmarks of the others are hidden; those of all other
 blocks are searched. Questions with nothing hidden are asked for their time, in turns with those to another context
-where `--beside` names one. `decode` generates with each way of choosing blocks, and prints the bytes that a token had to read.
+where `--beside` names one. `decode` generates with each way of choosing blocks, and prints the bytes that a token had
+to read.
 """
 
 import argparse
