@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import torch
 
 STEPS = 6
@@ -16,15 +19,17 @@ HEADS = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
 SEVERAL = Path(__file__).parent / "several.py"
 
 
-def options(material: Path, out: Path, *more: str) -> list[str]:
-    """Arguments of `landmark train` for a training of `STEPS` steps; its log is beside `out`."""
+def options(
+    material: Path, out: Path, *more: str, steps: int = STEPS, save_every: int = 2, rate: float = 0.01
+) -> list[str]:
+    """Arguments of `landmark train` for a training of so many steps; its log is beside `out`."""
     config = material / "heads.json"
     if not config.exists():
         config.write_text(json.dumps(json.loads((material / "config.json").read_text()) | HEADS))
     told = ["--texts", str(material / "text.txt"), "--out", str(out), "--json", log_of(out), "--config", str(config)]
-    told += ["--tokenizer", str(material / "tokenizer"), "--steps", str(STEPS), "--window-positions", "96"]
-    told += ["--batch-size", "2", "--micro-batches", "4", "--block-size", "7", "--learning-rate", "0.01"]
-    return [*told, "--log-every", "1", "--save-every", "2", *more]
+    told += ["--tokenizer", str(material / "tokenizer"), "--steps", str(steps), "--window-positions", "96"]
+    told += ["--batch-size", "2", "--micro-batches", "4", "--block-size", "7"]
+    return [*told, "--learning-rate", str(rate), "--log-every", "1", "--save-every", str(save_every), *more]
 
 
 def log_of(out: Path) -> str:
@@ -44,9 +49,19 @@ def finish(running: subprocess.Popen) -> None:
     assert running.returncode == 0, said
 
 
+def kill_after(step: int, out: Path, running: subprocess.Popen, worker: int) -> None:
+    """Kill a worker without a warning as soon as `step` of the training `out` is logged."""
+    log, deadline = Path(log_of(out)), time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= step):
+        assert time.monotonic() < deadline, f"step {step} never came"
+        time.sleep(0.01)
+    os.kill(psutil.Process(running.pid).children()[worker].pid, signal.SIGKILL)
+
+
 def resumable(out: Path, copy: Path, step: int) -> Path:
-    """A copy of the finished training `out` as if it had been lost after the checkpoint of `step`."""
-    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("model", f"checkpoint-{STEPS}"))
+    """A copy of the finished training `out` as if it had been lost after the checkpoint of `step`, its last but one."""
+    last = max(int(folder.name.partition("-")[2]) for folder in out.glob("checkpoint-*"))
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("model", f"checkpoint-{last}"))
     assert (copy / f"checkpoint-{step}").exists()
     lines = Path(log_of(out)).read_text().splitlines(keepends=True)
     Path(log_of(copy)).write_text("".join(line for line in lines if json.loads(line)["step"] <= step))

@@ -1,15 +1,22 @@
 """Training in several processes: the same as in one, whichever way they share it, and going on from any to any."""
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from processes import STEPS, WAYS, assert_same_training, finish, log_of, measures, options, resumable, start
+from processes import (
+    STEPS,
+    WAYS,
+    assert_same_training,
+    finish,
+    kill_after,
+    log_of,
+    measures,
+    options,
+    resumable,
+    start,
+)
 
 from landmark.cli.main import main
 from landmark.hf import from_pretrained
@@ -71,7 +78,7 @@ def test_a_lost_process_ends_the_training_and_costs_the_steps_since_a_checkpoint
 ):
     out = tmp_path / "run"
     running = start(2, options(material, out, "--parallel", way))
-    kill_after(3, Path(log_of(out)), running.pid, worker)
+    kill_after(3, out, running, worker)
     _, said = running.communicate(timeout=120)
     assert running.returncode != 0, said
     assert not (out / "model").exists()
@@ -81,12 +88,3 @@ def test_a_lost_process_ends_the_training_and_costs_the_steps_since_a_checkpoint
     resumed = measures(out)[lost:]
     assert_same_training(resumed, measures(whole)[STEPS - len(resumed) :], "after a loss")
     assert 2 <= len(resumed) <= 4, "it went on from the checkpoint of step 2 or 4"
-
-
-def kill_after(step: int, log: Path, launcher: int, worker: int) -> None:
-    """Kill a worker without a warning as soon as `step` is logged."""
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= step):
-        assert time.monotonic() < deadline, f"step {step} never came"
-        time.sleep(0.01)
-    os.kill(psutil.Process(launcher).children()[worker].pid, signal.SIGKILL)
