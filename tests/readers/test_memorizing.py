@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from made import random_layer, read, sharp, turn
+from reader_cases import random_layer, read, sharp, turn
 from torch import Tensor
 
 from landmark.readers.knn import Memorizing, add_memory_gates, load_with_gates, memory_layer

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from made import sharp
+from reader_cases import sharp
 
 import landmark
 from landmark.readers.knn import Memorizing, add_memory_gates

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from families import family
-from made import random_layer, read, sharp, turn, widths
+from reader_cases import random_layer, read, sharp, turn, widths
 from torch import Tensor
 
 import landmark

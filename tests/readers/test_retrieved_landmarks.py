@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from made import random_layer, read, sharp, turn, widths
+from reader_cases import random_layer, read, sharp, turn, widths
 from torch import Tensor
 
 from landmark.hf import LandmarkCache

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from made import random_layer, read, sharp, turn
+from reader_cases import random_layer, read, sharp, turn
 from torch import Tensor
 
 from landmark.readers.sinks import Sinks

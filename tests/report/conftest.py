@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-# `made` is a module of helpers beside these tests, not a package.
+# `measurements` is a module of helpers beside these tests, not a package.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from landmark.report.results import Results

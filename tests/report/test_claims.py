@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from made import add_differences, add_perplexities, full, landmark, pass_key, transformer_xl
+from measurements import add_differences, add_perplexities, full, landmark, pass_key, transformer_xl
 
 from landmark.report import names
 from landmark.report.claims import CLAIMS, comparisons

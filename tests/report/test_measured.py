@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from made import add_differences, add_perplexities, full, landmark, pass_key
+from measurements import add_differences, add_perplexities, full, landmark, pass_key
 
 from landmark.report.measured import Untested, accuracy, describe, difference, one_setting, perplexity
 from landmark.report.results import Results

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made import add_differences, add_perplexities, full, landmark, pass_key
+from measurements import add_differences, add_perplexities, full, landmark, pass_key
 
 from landmark.report import names
 from landmark.report.render import check_plots, render

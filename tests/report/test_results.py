@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from made import add_perplexities, full, landmark
+from measurements import add_perplexities, full, landmark
 
 from landmark.report.results import Results
 

@@ -2,7 +2,7 @@
 
 import math
 
-from made import add_perplexities, full, landmark, pass_key
+from measurements import add_perplexities, full, landmark, pass_key
 
 from landmark.report import names
 from landmark.report.results import Results

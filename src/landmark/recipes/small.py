@@ -55,7 +55,7 @@ def small(
         config=MODEL | {"max_position_embeddings": reach(WINDOW, block_size)},
         recipe=language_modeling.recipe(stage(attention, steps, block_size=block_size, **changes)),
         block_size=block_size,
-        top_k=2,
+        top_k=2 if 5 * (block_size + 1) < WINDOW else 1,  # slots, a local block and a tail fit the trained range
         precision="float32",
         eval_every=400,
         eval_windows=32,
