@@ -171,3 +171,12 @@ def test_cache_settings_are_checked():
         landmark.LandmarkCache(model.config, top_k=50)
     with pytest.raises(ValueError, match="max_blocks"):
         landmark.LandmarkCache(model.config, max_blocks=0)
+
+
+def test_a_longer_text_read_before_changes_nothing():
+    model = converted("llama-dynamic")
+    expected = hidden(model, IDS, [20])
+    longer = torch.randint(3, 61, (1, 300), generator=GENERATOR)  # frequencies grow beyond 256 positions
+    with torch.no_grad():
+        model(input_ids=longer)
+    assert torch.equal(hidden(model, IDS, [20]), expected)

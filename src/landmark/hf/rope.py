@@ -50,7 +50,10 @@ def _tables(rotary: nn.Module, layer_type: str | None, positions: int, pinned: i
     x = torch.zeros(1, 1, dtype=dtype, device=like.device)
     last = torch.tensor([pinned - 1], device=like.device)
     ids = torch.cat((torch.arange(positions, device=like.device), last))[None]
-    cos, sin = rotary(x, ids) if layer_type is None else rotary(x, ids, layer_type)
+    arguments = () if layer_type is None else (layer_type,)
+    # Frequencies of dynamic variants grow with the longest text seen, and only a short one takes them back.
+    rotary(x, torch.zeros_like(ids[:, :1]), *arguments)
+    cos, sin = rotary(x, ids, *arguments)
     return cos[0, :-1].to(dtype), sin[0, :-1].to(dtype)
 
 
