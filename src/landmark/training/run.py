@@ -79,7 +79,7 @@ def carry_out(plan: Plan) -> Path:
             trainer.train(resume_from_checkpoint=last_checkpoint(plan.out))
         if stop.requested:
             raise KeyboardInterrupt
-        if validation is not None and recipe.steps % plan.eval_every:
+        if validation is not None and not _evaluated(trainer):
             trainer.evaluate()
     finally:
         report.close()
@@ -87,6 +87,12 @@ def carry_out(plan: Plan) -> Path:
         _save(trainer.whole_model(), tokenizer, final, plan.save_dtype, adapted=plan.adapter is not None)
     processes.wait_for_everyone()
     return final
+
+
+def _evaluated(trainer: LandmarkTrainer) -> bool:
+    """Whether the Trainer evaluated the last step by itself: its releases differ in that."""
+    state = trainer.state
+    return any("eval_loss" in line and line["step"] == state.global_step for line in state.log_history)
 
 
 def last_checkpoint(out: Path) -> str | None:
