@@ -29,32 +29,35 @@ def experiments(scale: Scale) -> Iterator[Experiment]:
     """All of them, headline first."""
     for seed in scale.seeds:
         for corpus in ("books", "math") if seed == 0 else ("books",):
-            yield Experiment(Training(corpus, "landmark", seed), _landmark_rows(corpus, seed))
+            yield Experiment(Training(corpus, "landmark", seed), _landmark_rows())
             yield Experiment(Training(corpus, "full", seed), _full_rows())
             yield Experiment(Training(corpus, "recurrent", seed), _recurrent_rows())
+            if corpus == "books":
+                yield Experiment(Training(corpus, "landmark", seed), _more_of_landmark(seed))
     yield from _variants()
     for size in BLOCK_SIZES:
         yield Experiment(Training("books", block_size=size), _block_size_rows(size))
     yield Experiment(Training("books", "knn"), tuple(read.memorizing(names.LANGUAGE_MODELING, n) for n in (2048, 4096)))
 
 
-def _landmark_rows(corpus: str, seed: int) -> tuple[Row, ...]:
+def _landmark_rows() -> tuple[Row, ...]:
     table = names.LANGUAGE_MODELING
-    rows = [
+    return (
         *(read.landmark(table, length, k) for length in (512, 2048, 4096) for k in (2, 4)),
         read.landmark(table, 2048, 2, local=350),
         read.landmark(table, 2048, 3, local=300),
         read.landmark(table, 2048, 4, max_blocks=20),
         read.landmark(table, 4096, 4, max_blocks=40),
+    )
+
+
+def _more_of_landmark(seed: int) -> tuple[Row, ...]:
+    rows = [
+        read.landmark(names.SELECTION, length, k, selection=selection)
+        for length, k in ((2048, 2), (2048, 4), (4096, 4))
+        for selection in ("per_token_and_head", "per_head", "per_token")
     ]
-    if corpus == "books":
-        selections = ("per_token_and_head", "per_head", "per_token")
-        rows += [
-            read.landmark(names.SELECTION, length, k, selection=selection)
-            for length, k in ((2048, 2), (2048, 4), (4096, 4))
-            for selection in selections
-        ]
-    if corpus == "books" and seed == 0:
+    if seed == 0:
         rows += [*_miss_rows(), read.true_positions(4096, 4, names.LANDMARK), _stingy(names.LANDMARK)]
         rows += [*_by_length_and_k(names.TRAINING_MEMORY), *_by_length_and_k(names.BLOCK_DROPOUT)]
         rows += [_beside_window(names.LANDMARK, length) for length in (2048, 4096)]

@@ -16,15 +16,18 @@ from landmark.experiments.setup import Setup
 from landmark.experiments.trainings import load
 from landmark.report.results import Results
 
+Measured = dict[tuple[str, Reading | SegmentReading, int], dict[str, Any]]  # by training, reading and length
+
 
 def run_all(setup: Setup, results: Results, after_each: Callable[[], None]) -> None:
     """Trains and measures what `results` does not hold yet; `after_each` is called when an experiment is complete."""
     windows = TestWindows(setup)
+    measured: Measured = {}
     wanted = list(experiments(setup.scale))
     for number, experiment in enumerate(wanted, 1):
         if missing_rows(experiment, setup, results):
             print(f"experiment {number} of {len(wanted)}: {experiment.training.name}", file=sys.stderr, flush=True)
-            carry_out(experiment, setup, results, windows)
+            carry_out(experiment, setup, results, windows, measured)
             add_comparisons(results, setup.fields())
             after_each()
     lookups.learning_curve(setup, results, windows)
@@ -40,15 +43,14 @@ def missing_rows(experiment: Experiment, setup: Setup, results: Results) -> list
     return [row for row in experiment.rows if not results.has(**row.key(training.corpus, training.seed, steps))]
 
 
-def carry_out(experiment: Experiment, setup: Setup, results: Results, windows: TestWindows) -> None:
-    """Trains the model, or goes on, and adds a line for each missing row."""
+def carry_out(experiment: Experiment, setup: Setup, results: Results, windows: TestWindows, measured: Measured) -> None:
+    """Trains the model, or goes on, and adds a line for each missing row; a reading may stand in several tables."""
     training = experiment.training
     model, tokenizer = load(training.carry_out(setup))
     cut = windows.of(training.corpus, tokenizer)
-    measured: dict[tuple[Reading | SegmentReading, int], dict[str, Any]] = {}
     for row in missing_rows(experiment, setup, results):
-        key = row.reading(model.config), row.length
-        if key not in measured:  # a reading may stand in several tables
+        key = training.name, row.reading(model.config), row.length
+        if key not in measured:
             measured[key] = _told(row, model, cut)
         line = row.key(training.corpus, training.seed, setup.scale.steps) | measured[key]
         results.add(line | {"training": training.name} | setup.fields())
