@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--host-budget", default="256MB")
     parser.add_argument("--index", default="auto")
     parser.add_argument("--recall", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, help="blocks opened to answer; default: as many as while reading")
     parser.add_argument("--beside", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -156,6 +157,8 @@ def stated_keys(context: Context) -> list[tuple[str, range]]:
 def ask(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict[str, Any]) -> None:
     """Ask for every key, and print each answer and the whole."""
     before, start = resident_bytes(), time.perf_counter()
+    if options.top_k is not None:
+        memory["top_k"] = options.top_k
     context = Context.open(options.folder, model, tokenizer, **memory)
     opened = time.perf_counter() - start
     asked = [context]

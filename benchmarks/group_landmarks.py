@@ -1,0 +1,165 @@
+"""Whether a landmark over a group of landmarks, trained as a gate, could say which groups to look into.
+
+    python benchmarks/group_landmarks.py --train books/train/*.txt --test books/test/*.txt
+
+Reads two texts with the package's model and records landmark keys and queries of the layers that search. Of each group
+of consecutive blocks one key is made of its landmark keys: their mean; or, trained on the first text so that a softmax
+over groups falls on those that hold a query's best blocks, a weighted sum (`pooled`) or a small network (`network`).
+Prints what share of the best blocks of the second text lies in the groups of highest score.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import landmark
+from landmark.assets import model_path
+from landmark.data.text import read_text
+from landmark.hf.tokenizer import encode, load_tokenizer
+from landmark.memory import LayerMemory
+
+BEST = 2  # blocks of each query that should be found
+OPENED = (2, 4, 8, 16)
+QUERIES = 8192
+STEPS, BATCH, RATE = 1000, 256, 2e-3
+
+
+class Searches(NamedTuple):
+    """What one head of one layer searched: `keys [n,D]` and `queries [T,D]`."""
+
+    keys: Tensor
+    queries: Tensor
+
+
+class RecordingIndex:
+    """An index that keeps the queries."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.queries: list[Tensor] = []
+
+    def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
+        self.queries.append(query.clone())
+        return self.inner.search(query, k, upto)
+
+    def resident(self, k: int, upto: list[int]) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Pooled(nn.Module):
+    """Groups `[G,g,D]` to keys `[G,D]`: a sum of transformed landmark keys, weighted by a softmax within the group."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.weigh = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        self.turn = nn.Linear(width, width)
+        nn.init.eye_(self.turn.weight)
+
+    def forward(self, groups: Tensor) -> Tensor:
+        return (self.weigh(groups).softmax(1) * self.turn(groups)).sum(1)
+
+
+class Network(nn.Module):
+    """Groups `[G,g,D]` to keys `[G,D]`: the mean and what a network of two layers makes of all landmark keys."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(size * width, 256), nn.GELU(), nn.Linear(256, width))
+
+    def forward(self, groups: Tensor) -> Tensor:
+        return groups.mean(1) + self.inner(groups)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, nargs="+", required=True)
+    parser.add_argument("--test", type=Path, nargs="+", required=True)
+    parser.add_argument("--tokens", type=int, default=262_144)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    trained_on, tested_on = (record(paths, options.tokens) for paths in (options.train, options.test))
+    for size in (16, 32):
+        shares: dict[str, list[Tensor]] = {"mean": [], "pooled": [], "network": []}
+        for learnt, tested in zip(trained_on, tested_on, strict=True):
+            width = learnt.keys.shape[-1]
+            shares["mean"].append(found(tested, size, lambda groups: groups.mean(1)))
+            for name, kind in (("pooled", Pooled), ("network", Network)):
+                shares[name].append(found(tested, size, train(kind(size, width), learnt, size)))
+        for name, values in shares.items():
+            told = torch.stack(values)
+            row = {"group": size, "groups": len(tested_on[0].keys) // size, "key": name}
+            for opened, share in zip(OPENED, told.unbind(1), strict=True):
+                row[f"opened_{opened}"] = [round(float(x), 3) for x in (share.mean(), share.min(), share.max())]
+            print(json.dumps(row), flush=True)
+
+
+def record(paths: list[Path], tokens: int) -> list[Searches]:
+    """What each head searches for while `QUERIES` tokens are read behind `tokens`."""
+    model = landmark.from_pretrained(model_path())
+    text = "\n".join(read_text(path) for path in paths)
+    ids = encode(load_tokenizer(model_path(), model), text[: 5 * (tokens + QUERIES)]).ids
+    if len(ids) < tokens + QUERIES:
+        raise SystemExit(f"{len(ids)} tokens are fewer than the {tokens + QUERIES} to be read: give more texts")
+    cache = landmark.read(model, ids[:tokens])
+    # The first layer always opens the newest.
+    memories = [m for m in cache.memories if isinstance(m, LayerMemory)][1:]
+    recorders = [RecordingIndex(memory._blocks._index) for memory in memories]
+    numbers = torch.arange(tokens // cache.settings.block_size - 1)[None]
+    keys = [recorder.keys(numbers)[0] for recorder in recorders]  # [Hkv,n,D]
+    for memory, recorder in zip(memories, recorders, strict=True):
+        memory._blocks._index = recorder
+    landmark.read(model, ids[tokens : tokens + QUERIES], cache)
+    searches = []
+    for of_layer, recorder in zip(keys, recorders, strict=True):
+        queries = torch.cat(recorder.queries, 2)[0]  # [H,T,D]
+        shared = of_layer.repeat_interleave(len(queries) // len(of_layer), 0)
+        searches += [Searches(*head) for head in zip(shared, queries, strict=True)]
+    return searches
+
+
+def train(gate: nn.Module, searches: Searches, size: int) -> nn.Module:
+    """Trains the softmax over groups on those of a query's best blocks; groups begin anywhere."""
+    temperature = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.AdamW([*gate.parameters(), temperature], lr=RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    scale = searches.keys.shape[-1] ** -0.5
+    for _ in range(STEPS):
+        groups = grouped(searches.keys, size, int(torch.randint(size, ())))
+        queries = searches.queries[torch.randint(len(searches.queries), (BATCH,))]
+        best = (queries @ groups.flatten(0, 1).T).topk(BEST).indices // size
+        logits = queries @ gate(groups).T * scale * temperature.exp()
+        loss = -logits.log_softmax(-1).gather(1, best).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return gate.eval()
+
+
+@torch.no_grad()
+def found(searches: Searches, size: int, gate: Callable[[Tensor], Tensor]) -> Tensor:
+    """Share of the best blocks that lie in the best groups, one for each of `OPENED`."""
+    groups = grouped(searches.keys, size, 0)
+    best = (searches.queries @ groups.flatten(0, 1).T).topk(BEST).indices // size
+    ranked = (searches.queries @ gate(groups).T).topk(max(OPENED)).indices
+    return torch.stack([(best[:, :, None] == ranked[:, None, :n]).any(-1).float().mean() for n in OPENED])
+
+
+def grouped(keys: Tensor, size: int, start: int) -> Tensor:
+    """`keys [n,D]` as whole groups `[G,size,D]` from `start` on."""
+    count = (len(keys) - start) // size
+    return keys[start : start + count * size].view(count, size, -1)
+
+
+if __name__ == "__main__":
+    main()
