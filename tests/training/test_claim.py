@@ -1,6 +1,6 @@
 import pytest
 
-from landmark.training.claim import check_claim, claim
+from landmark.training.claim import check_claim, claim, only_one
 
 SETTINGS = {
     "recipe": {"stages": [{"steps": 4, "attention": "landmark"}, {"steps": 2, "attention": "landmark"}], "clip": 1.0},
@@ -55,3 +55,11 @@ def test_what_differs_is_named(out, change, message):
         with pytest.raises(ValueError, match="holds a training with other settings") as error:
             ask(out, SETTINGS | change)
         assert message in str(error.value)
+
+
+def test_a_training_is_carried_out_by_one_process_at_a_time(tmp_path):
+    claim(tmp_path, SETTINGS)
+    with only_one(tmp_path), pytest.raises(ValueError, match="another process"), only_one(tmp_path):
+        pass
+    with only_one(tmp_path):
+        pass

@@ -1,7 +1,9 @@
 """What a folder is a training of: written down when it begins, compared whenever it is to go on."""
 
+import fcntl
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,22 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Keeps other processes from going on with the training claimed in `out`; raises ValueError if one does.
+
+    The system ends that when the process ends, however it ends.
+    """
+    with (out / RUN_FILE).open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{out} is being trained by another process: wait until it ends, or give another --out"
+            ) from error
+        yield
 
 
 def check_claim(out: Path, settings: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from landmark.allocator import keep_freed_pages
 from landmark.data.tokens import TokenFile, tokenize
 from landmark.data.windows import StageBatches, check_length, tokens_per_step
 from landmark.training.callbacks import Report, StopOnSignal
-from landmark.training.claim import check_claim, claim
+from landmark.training.claim import check_claim, claim, only_one
 from landmark.training.models import arithmetic, check_packages, load_model, load_tokenizer
 from landmark.training.options import TrainOptions
 from landmark.training.parallel import check_processes
@@ -67,6 +68,16 @@ def carry_out(plan: Plan) -> Path:
         print(f"{plan.out} is finished: the model is in {final}", file=sys.stderr)
         return final
 
+    with only_one(plan.out) if processes.is_main_process else nullcontext():
+        _train(plan, tokenizer, texts, validation, final)
+        processes.wait_for_everyone()
+    return final
+
+
+def _train(
+    plan: Plan, tokenizer: PreTrainedTokenizerFast, texts: TokenFile, validation: TokenFile | None, final: Path
+) -> None:
+    """From the last checkpoint, or the beginning, to the model in `final`."""
     model: Any = load_model(plan, tokenizer)
     if plan.adapter is not None:
         from landmark.training.adapters import adapt  # peft is an extra
@@ -83,10 +94,8 @@ def carry_out(plan: Plan) -> Path:
             trainer.evaluate()
     finally:
         report.close()
-    if processes.is_main_process:
+    if trainer.is_world_process_zero():
         _save(trainer.whole_model(), tokenizer, final, plan.save_dtype, adapted=plan.adapter is not None)
-    processes.wait_for_everyone()
-    return final
 
 
 def _evaluated(trainer: LandmarkTrainer) -> bool:
