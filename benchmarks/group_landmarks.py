@@ -12,16 +12,16 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import landmark
 from landmark.assets import model_path
+from landmark.bench.landmarks import recording_cache
 from landmark.data.text import read_text
 from landmark.hf.tokenizer import encode, load_tokenizer
-from landmark.memory import LayerMemory
 
 BEST = 2  # blocks of each query that should be found
 OPENED = (2, 4, 8, 16)
@@ -34,24 +34,6 @@ class Searches(NamedTuple):
 
     keys: Tensor
     queries: Tensor
-
-
-class RecordingIndex:
-    """An index that keeps the queries."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.queries: list[Tensor] = []
-
-    def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
-        self.queries.append(query.clone())
-        return self.inner.search(query, k, upto)
-
-    def resident(self, k: int, upto: list[int]) -> None:
-        return None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
 
 
 class Pooled(nn.Module):
@@ -110,18 +92,17 @@ def record(paths: list[Path], tokens: int) -> list[Searches]:
     ids = encode(load_tokenizer(model_path(), model), text[: 5 * (tokens + QUERIES)]).ids
     if len(ids) < tokens + QUERIES:
         raise SystemExit(f"{len(ids)} tokens are fewer than the {tokens + QUERIES} to be read: give more texts")
-    cache = landmark.read(model, ids[:tokens])
     # The first layer always opens the newest.
-    memories = [m for m in cache.memories if isinstance(m, LayerMemory)][1:]
-    recorders = [RecordingIndex(memory._blocks._index) for memory in memories]
+    cache, recorders = recording_cache(model.config, range(1, model.config.num_hidden_layers))
+    landmark.read(model, ids[:tokens], cache)
     numbers = torch.arange(tokens // cache.settings.block_size - 1)[None]
     keys = [recorder.keys(numbers)[0] for recorder in recorders]  # [Hkv,n,D]
-    for memory, recorder in zip(memories, recorders, strict=True):
-        memory._blocks._index = recorder
+    for recorder in recorders:
+        recorder.asked.clear()  # what is asked from here on, about blocks that lie behind
     landmark.read(model, ids[tokens : tokens + QUERIES], cache)
     searches = []
     for of_layer, recorder in zip(keys, recorders, strict=True):
-        queries = torch.cat(recorder.queries, 2)[0]  # [H,T,D]
+        queries = torch.cat(recorder.asked, 2)[0]  # [H,T,D]
         shared = of_layer.repeat_interleave(len(queries) // len(of_layer), 0)
         searches += [Searches(*head) for head in zip(shared, queries, strict=True)]
     return searches

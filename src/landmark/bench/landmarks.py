@@ -1,7 +1,8 @@
 """Landmark keys and queries as a real text gives them: the package's model reads the package's book."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 import landmark
 from landmark.assets import book_path, model_path
 from landmark.data.text import read_text
+from landmark.hf import LandmarkCache
 from landmark.hf.tokenizer import encode, load_tokenizer, only_errors
 from landmark.index import Index
 from landmark.index.exact import ExactIndex
@@ -26,7 +28,7 @@ class Landmarks(NamedTuple):
     top_k: int
 
 
-class _Recording(ExactIndex):
+class RecordingIndex(ExactIndex):
     """Remembers what it was asked."""
 
     def __init__(self, rows: int) -> None:
@@ -40,10 +42,20 @@ class _Recording(ExactIndex):
 
 @dataclass(frozen=True)
 class _RecordingStorage(ProcessStorage):
-    indexes: tuple[_Recording, ...] = ()
+    indexes: tuple[RecordingIndex, ...] = ()
 
     def index(self, rows: int, max_blocks: int | None, *, tied: bool, device: torch.device) -> Index:
         return self.indexes[0]
+
+
+def recording_cache(config: Any, layers: Collection[int]) -> tuple[LandmarkCache, list[RecordingIndex]]:
+    """A cache for one text, and the indexes of its `layers`, which remember the queries."""
+    recorders = {layer: RecordingIndex(1) for layer in layers}
+    storage = {
+        layer: _RecordingStorage(indexes=(recorders[layer],)) if layer in recorders else ProcessStorage()
+        for layer in range(config.num_hidden_layers)
+    }
+    return LandmarkCache(config, storage=storage), list(recorders.values())
 
 
 def landmarks_of_book(tokens: int = TOKENS) -> Landmarks:
@@ -52,12 +64,7 @@ def landmarks_of_book(tokens: int = TOKENS) -> Landmarks:
     model = landmark.from_pretrained(model_path())
     tokenizer = load_tokenizer(model_path(), model)
     ids = encode(tokenizer, read_text(book_path())).ids[:tokens]
-    index = _Recording(1)
-    usual, recording = ProcessStorage(), _RecordingStorage(indexes=(index,))
-    layers = range(model.config.num_hidden_layers)
-    cache = landmark.LandmarkCache(
-        model.config, storage={layer: recording if layer == LAYER else usual for layer in layers}
-    )
+    cache, (index,) = recording_cache(model.config, [LAYER])
     landmark.read(model, ids, cache)
     count = int(index.numbers(torch.device("cpu")).max()) + 1
     keys = index.keys(torch.arange(count)[None])[0]
