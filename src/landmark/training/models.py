@@ -20,7 +20,7 @@ from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import convert
 from landmark.readers.knn import add_memory_gates, load_with_gates
 from landmark.training.plan import Plan
-from landmark.training.quantized import check_four_bits, four_bits
+from landmark.training.quantized import check_four_bits, four_bits, keep_numbers
 
 
 def check_packages(plan: Plan) -> None:
@@ -118,6 +118,7 @@ def _existing(plan: Plan) -> PreTrainedModel:
     landmark = getattr(read_config(plan), "landmark", None)
     options: dict[str, Any] = {"dtype": "float32"}
     if plan.load_in is not None:
+        keep_numbers()
         options["quantization_config"] = four_bits(arithmetic(plan.precision))
     if landmark is None:
         return AutoModelForCausalLM.from_pretrained(name, **options)

@@ -30,3 +30,16 @@ def four_bits(compute: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
+
+
+def keep_numbers() -> None:
+    """Lets models that are loaded from now on keep their weights of 4 bits as they are while they are evaluated.
+
+    On CPUs that multiply in bfloat16, bitsandbytes would pack them anew for that, with scales of fewer bits, and a
+    training would go on with other numbers than before. There is no setting for it.
+    """
+    from bitsandbytes.nn import modules
+
+    name = "has_avx512bf16"  # which a layer asks when it is made
+    if hasattr(modules, name):
+        setattr(modules, name, lambda: False)
