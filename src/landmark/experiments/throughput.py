@@ -2,13 +2,14 @@
 
 import json
 import multiprocessing
-import resource
 import shutil
 import sys
 from dataclasses import replace
 from statistics import median
 
-from landmark.evaluation.process import MEGABYTE
+import torch
+
+from landmark.evaluation.process import MEGABYTE, peak_bytes
 from landmark.experiments.setup import Setup
 from landmark.experiments.trainings import Training
 from landmark.recipes.small import WINDOW
@@ -56,11 +57,11 @@ def _in_fresh_process(plan: Plan) -> tuple[float, float]:
 
 
 def _train(plan: Plan) -> tuple[float, float]:
-    """Tokens a second of the last half of the steps, and the process's peak memory in MB."""
+    """Tokens a second of the last half of the steps, and peak memory in MB: of the GPU, or else of the process."""
     carry_out(plan)
     assert plan.json is not None, "the plan says where its log goes"
     with open(plan.json, encoding="utf-8") as log:
         events = [json.loads(line) for line in log]
     speeds = [event["tokens_per_second"] for event in events if event["event"] == "train"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()
     return median(speeds[len(speeds) // 2 :]), peak / MEGABYTE
