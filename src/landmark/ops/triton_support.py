@@ -8,6 +8,7 @@ from torch import Tensor
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WIDEST_HEAD = 256
+_INSTALLED = find_spec("triton") is not None  # asked once: some releases of torch.compile cannot trace the question
 
 
 def obstacle(*tensors: Tensor) -> str | None:
@@ -24,7 +25,7 @@ def obstacle(*tensors: Tensor) -> str | None:
     widest = max(x.shape[-1] for x in tensors)
     if widest > _WIDEST_HEAD:
         return f"serves head_dim up to {_WIDEST_HEAD}, not {widest}"
-    if find_spec("triton") is None:
+    if not _INSTALLED:
         return "needs the package triton, which is not installed (pip install triton)"
     if not _runs_on(device):
         return f"needs an NVIDIA GPU of compute capability 8.0 or newer, not {device}"
