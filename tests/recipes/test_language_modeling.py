@@ -1,14 +1,13 @@
 import pytest
 
-from landmark.data.windows import ATTENTIONS
-from landmark.recipes.language_modeling import WINDOWS, reach, recipe, stage
+from landmark.recipes.language_modeling import SPAN, reach, recipe, stage, windows
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", windows(SPAN))
 def test_every_attention_trains_on_as_many_tokens(attention):
     made = stage(attention, 10, 4 * 2048, block_size=50)
     assert made.attention == attention
-    tokens = WINDOWS[attention][0]
+    tokens = windows(SPAN)[attention][0]
     assert made.batch_size * tokens == 4 * 2048
     # A window holds so many ordinary tokens at least, wherever in a block it begins.
     assert made.window_positions == (reach(tokens, 50) if made.has_landmarks else tokens)

@@ -11,7 +11,7 @@ def test_a_small_training_stays_what_was_measured(data):
     corpus = Corpus.of(data / "books")
     plan = small(corpus, Path("out"), Path("shared/tokenizer"), "recurrent", seed=3)
     assert plan.recipe == Recipe(
-        (Stage(1600, 2048, 2, attention="recurrent", segments=8, top_k=1),),
+        (Stage(1600, 1024, 4, attention="recurrent", segments=4, top_k=1),),
         learning_rate=0.002,
         final_learning_rate=0.0004,
         warmup_steps=32,

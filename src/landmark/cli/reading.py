@@ -8,16 +8,17 @@ from typing import Any
 
 
 def load(path: Path | None) -> tuple[Any, Any]:
-    """A converted model and its tokenizer from one folder, by default that of the package."""
+    """A converted model and its tokenizer from one folder, that of the package if None; on a GPU if there is one."""
     from landmark.assets import model_path
     from landmark.hf import from_pretrained
+    from landmark.hf.device import placed
     from landmark.hf.tokenizer import load_tokenizer, only_errors
 
     folder = model_path() if path is None else path
     if not folder.is_dir():
         raise ValueError(f"no model at {folder}: give the folder that `landmark train` or save_pretrained wrote")
     only_errors()
-    model = from_pretrained(folder)
+    model = placed(from_pretrained(folder))
     return model, load_tokenizer(folder, model)
 
 

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class ReportOptions:
     then parts of the book in the package stand in for both."""
     quick: bool = False
     """Pass through every table in minutes with toy step counts, to see that all works; the figures mean nothing."""
+    size: Literal["small", "medium"] = "small"
+    """Of the models: 0.9 million weights and three seeds, for a CPU too, or 32 million and one seed, for a GPU."""
     threads: int | None = None
     """Threads to compute with. Default: one for each core."""
     tables_only: bool = False
@@ -31,6 +34,8 @@ def run(options: ReportOptions) -> int:
     """Carry out what is missing, and write the report."""
     if options.data is None and not (options.quick or options.tables_only):
         raise ValueError("name the texts with --data DIR (see --help), or try it without them with --quick")
+    if options.quick and options.size != "small":
+        raise ValueError(f"--quick passes through everything with small models: leave --size {options.size} out")
     from landmark.report.render import check_plots, render
     from landmark.report.results import Results
 
@@ -41,7 +46,7 @@ def run(options: ReportOptions) -> int:
         from landmark.experiments import setup
         from landmark.experiments.run import run_all
 
-        scale = setup.QUICK if options.quick else setup.FULL
+        scale = setup.QUICK if options.quick else setup.SCALES[options.size]
         all_of_it = setup.Setup(options.out, setup.corpora(options.data, options.out), scale, options.threads)
         run_all(all_of_it, results, lambda: render(results, options.out))
     render(results, options.out)

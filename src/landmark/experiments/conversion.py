@@ -14,6 +14,7 @@ from landmark.data.windows import Stage
 from landmark.experiments.setup import Setup
 from landmark.experiments.trainings import Training, load, tokenizer_of
 from landmark.hf.convert import convert
+from landmark.hf.device import placed
 from landmark.hf.plain import load_plain, save_plain
 from landmark.recipes.small import BLOCK_SIZE, TOKENS_PER_STEP, small, stage
 from landmark.training.recipe import Recipe
@@ -59,9 +60,9 @@ def converted(setup: Setup, steps: int) -> tuple[Any, Any]:
     model = plain_model(setup)
     if steps == 0:
         untrained, tokenizer = load_plain(model)
-        return convert(untrained, block_size=BLOCK_SIZE, top_k=2).eval(), tokenizer
+        return placed(convert(untrained, block_size=BLOCK_SIZE, top_k=2)).eval(), tokenizer
     out = setup.out / "trainings" / f"conversion-{steps}"
-    plan = small(setup.corpora["books"], out, tokenizer_of(setup, "books"), steps=steps)
+    plan = small(setup.corpora["books"], out, tokenizer_of(setup, "books"), steps=steps, size=setup.scale.size)
     recipe = Recipe(
         (stage("landmark", steps, recall_fraction=0.5, recall=FAR),),
         learning_rate=1e-3,

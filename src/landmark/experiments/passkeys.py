@@ -97,7 +97,7 @@ def ask(model: Any, tokenizer: Any, prompt: passkey.Prompt, reading: Reading | S
 
 def continuation(model: Any, ids: Tensor, reading: Reading | SegmentReading, count: int) -> list[int]:
     """The `count` most likely tokens behind `ids [N]`, one after the other."""
-    options = reading.start(model.config)
+    ids, options = ids.to(model.device), reading.start(model.config)
     chunk = reading.chunk_size
     for start in range(0, len(ids) - 1, chunk):
         model.base_model(input_ids=ids[None, start : min(start + chunk, len(ids) - 1)], **options)

@@ -1,10 +1,13 @@
 """Where experiments read and write, and at which scale."""
 
+import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from landmark.assets import book_path
 from landmark.data.text import read_text
@@ -25,9 +28,13 @@ class Scale:
     seeds: tuple[int, ...]
     key_lengths: tuple[int, ...]
     quick: bool
+    size: str = "small"
 
 
 FULL = Scale(small.STEPS, windows=40, passkeys=50, seeds=(0, 1, 2), key_lengths=(512, 2048, 8192, 32768), quick=False)
+# For a GPU: one seed of a model of 32 million weights.
+MEDIUM = replace(FULL, seeds=(0,), size="medium")
+SCALES = {scale.size: scale for scale in (FULL, MEDIUM)}
 # Every table is passed through, and nothing is learnt.
 QUICK = Scale(6, windows=2, passkeys=2, seeds=(0,), key_lengths=(512, 2048), quick=True)
 
@@ -43,7 +50,7 @@ class Setup:
 
     def fields(self) -> dict[str, Any]:
         """What every measurement says of its circumstances."""
-        told = {"date": date.today().isoformat(), "machine": processor()}
+        told = {"date": date.today().isoformat(), "machine": machine()}
         return told | ({"quick": True} if self.scale.quick else {})
 
 
@@ -64,10 +71,10 @@ def corpora(data: Path | None, out: Path) -> dict[str, Corpus]:
     return dict.fromkeys(("books", "math"), Corpus.of(folder))
 
 
-def processor() -> str:
-    """The machine's processor, as far as the system tells, and its number of cores."""
-    import os
-
+def machine() -> str:
+    """What computes: the GPU, or the processor as far as the system tells, and its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"

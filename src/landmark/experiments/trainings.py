@@ -6,6 +6,7 @@ from typing import Any
 
 from landmark.data.tokenizer import train_tokenizer
 from landmark.experiments.setup import Setup
+from landmark.hf.device import placed
 from landmark.hf.tokenizer import load_tokenizer, only_errors
 from landmark.readers.knn import load_with_gates
 from landmark.recipes.small import BLOCK_SIZE, VOCABULARY, small
@@ -41,6 +42,7 @@ class Training:
             block_size=self.block_size,
             steps=setup.scale.steps,
             seed=self.seed,
+            size=setup.scale.size,
             **self.changes,
         )
         return replace(plan, threads=setup.threads, json=str(plan.out) + ".jsonl")
@@ -59,7 +61,7 @@ def tokenizer_of(setup: Setup, corpus: str) -> Path:
 
 
 def load(folder: Path) -> tuple[Any, Any]:
-    """A trained model and its tokenizer."""
+    """A trained model, on the device that there is, and its tokenizer."""
     only_errors()
-    model = load_with_gates(folder)
+    model = placed(load_with_gates(folder))
     return model.eval(), load_tokenizer(folder, model)

@@ -7,30 +7,38 @@ from landmark.data.windows import Stage
 from landmark.training.recipe import Recipe
 
 WINDOW = 512  # ordinary tokens, whatever the attention
-SPAN = 2048  # ordinary tokens over which states are carried in training, as the paper's Transformer-XL does
+SPAN = 2048  # ordinary tokens over which the paper's Transformer-XL carries states in training
+SEGMENT = 256  # its segments
 BLOCK_SIZE = 50
 
-# Ordinary tokens in a window, its segments, and the blocks or keys that a query opens, for each attention. As in the
-# paper, Transformer-XL carries states over eight segments of 256 tokens, and landmark attention with a recurrent window
-# does, too; landmark attention with memory in training reads the window before through its landmarks.
-WINDOWS = {
-    "landmark": (WINDOW, 1, 1),
-    "full": (WINDOW, 1, 1),
-    "recurrent": (SPAN, 8, 1),
-    "landmark_recurrent": (SPAN, 8, 1),
-    "landmark_retrieval": (2 * WINDOW, 2, 2),
-    "knn": (SPAN, 4, 32),
-}
+
+def windows(span: int) -> dict[str, tuple[int, int, int]]:
+    """Ordinary tokens in a window, its segments, and the blocks or keys that a query opens, for each attention.
+
+    Those that carry states from segment to segment do so over `span` tokens; landmark attention with memory in training
+    reads the window before through its landmarks.
+    """
+    return {
+        "landmark": (WINDOW, 1, 1),
+        "full": (WINDOW, 1, 1),
+        "recurrent": (span, span // SEGMENT, 1),
+        "landmark_recurrent": (span, span // SEGMENT, 1),
+        "landmark_retrieval": (2 * WINDOW, 2, 2),
+        "knn": (span, span // WINDOW, 32),
+    }
 
 
-def stage(attention: str, steps: int, tokens: int, *, block_size: int = BLOCK_SIZE, **changes: Any) -> Stage:
-    """`steps` of micro-batches of `tokens` ordinary tokens, for one of `landmark.data.windows.ATTENTIONS`.
+def stage(
+    attention: str, steps: int, tokens: int, *, block_size: int = BLOCK_SIZE, span: int = SPAN, **changes: Any
+) -> Stage:
+    """`steps` of micro-batches of `tokens` ordinary tokens, for an attention of `windows`.
 
     `changes` are other settings of the stage. Raises ValueError for another attention.
     """
-    if attention not in WINDOWS:
-        raise ValueError(f"attention is {attention!r}: choose one of {', '.join(WINDOWS)}")
-    window, segments, top_k = WINDOWS[attention]
+    known = windows(span)
+    if attention not in known:
+        raise ValueError(f"attention is {attention!r}: choose one of {', '.join(known)}")
+    window, segments, top_k = known[attention]
     positions = reach(window, block_size) if attention.startswith("landmark") else window
     return Stage(steps, positions, tokens // window, attention=attention, segments=segments, top_k=top_k, **changes)
 
