@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from landmark.data.windows import Stage
 from landmark.readers.knn import load_with_gates
 from landmark.recipes.small import stage
 from landmark.training.callbacks import StopOnSignal
@@ -14,13 +15,22 @@ from landmark.training.plan import plan_of
 from landmark.training.recipe import Recipe
 from landmark.training.run import carry_out
 
-POSITIONS = {"knn": 128, "landmark_retrieval": 120, "landmark_recurrent": 240, "recurrent": 128}
+POSITIONS = {
+    "knn": 128,
+    "landmark_distractors": 120,
+    "landmark_retrieval": 120,
+    "landmark_recurrent": 240,
+    "recurrent": 128,
+}
 
 
 @pytest.fixture
 def plan(options, material, tmp_path):
     def make(attention: str, folder: str, steps: int = 3):
-        small = stage(attention, steps, block_size=7)
+        if attention == "landmark_distractors":
+            small = Stage(steps, 120, 2, attention=attention, distractors=40, recall_fraction=0.5)
+        else:
+            small = stage(attention, steps, block_size=7)
         small = replace(small, window_positions=POSITIONS[attention], batch_size=2, top_k=min(small.top_k, 5))
         recipe = Recipe((small,), learning_rate=0.01, warmup_steps=1, micro_batches=2)
         given = options(out=tmp_path / folder, recipe=None, steps=steps, validation=(str(material / "held_out.txt"),))

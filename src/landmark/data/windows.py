@@ -20,6 +20,7 @@ IGNORED = -100
 # How a stage attends, and whether its windows hold landmarks and are read in several segments.
 ATTENTIONS = {
     "landmark": (True, False),
+    "landmark_distractors": (True, False),
     "landmark_recurrent": (True, True),
     "landmark_retrieval": (True, True),
     "full": (False, False),
@@ -37,7 +38,8 @@ class Stage:
 
     `attention` is one of `ATTENTIONS`: "landmark" (section 3.1 of the paper), the same over `segments` of a window
     with the segment before as a recurrent window ("landmark_recurrent") or read through its landmarks, `top_k`
-    blocks a query ("landmark_retrieval"), or without landmarks "full", "recurrent" (Transformer-XL) or "knn"
+    blocks a query ("landmark_retrieval"), among the newest `distractors` landmarks of plain windows where a window asks
+    ("landmark_distractors"), or without landmarks "full", "recurrent" (Transformer-XL) or "knn"
     (Memorizing Transformer, `top_k` keys a query). `jumps` is the largest distance put between two blocks,
     `block_dropout` the probability that a layer closes a block.
 
@@ -54,6 +56,7 @@ class Stage:
     top_k: int = 2
     jumps: int = 0
     block_dropout: float = 0.0
+    distractors: int = 0
     packing: bool = False
     recall_fraction: float = 0.0
     recall: RecallTask = field(default_factory=RecallTask)
@@ -72,6 +75,16 @@ class Stage:
         if (self.segments > 1) != ATTENTIONS[self.attention][1]:
             wanted = "2 or more segments" if self.segments == 1 else "1 segment"
             raise ValueError(f"a stage with attention {self.attention!r} has {wanted}, not {self.segments}")
+        if (self.distractors > 0) != (self.attention == "landmark_distractors"):
+            raise ValueError(
+                f"a stage with attention {self.attention!r} keeps {self.distractors} distractors: give a number above "
+                "0 with attention 'landmark_distractors', and with no other"
+            )
+        if self.distractors and not 0 < self.recall_fraction < 1:
+            raise ValueError(
+                "distractors are landmarks of plain windows that recall windows weigh: give a recall_fraction between "
+                f"0 and 1, not {self.recall_fraction}"
+            )
         changed = {"gates": not self.gates, "jumps": self.jumps, "block_dropout": self.block_dropout}
         changed["packing"] = self.packing
         if self.attention != "landmark" and any(changed.values()):

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from landmark.data.windows import Stage
 from landmark.hf.settings import Settings, text_config
+from landmark.readers.distracted import DistractedLandmarks, Distractors
 from landmark.readers.knn import Memorizing
 from landmark.readers.recurrent import Recurrent, RecurrentLandmarks
 from landmark.readers.retrieved import RetrievedLandmarks
@@ -20,10 +21,13 @@ def attending(
     *,
     tokens: int,
     training: bool,
+    plain: Tensor,
+    distractors: dict[int, Distractors],
 ) -> dict[str, Any]:
     """Keyword arguments of a forward over windows of `tokens` ordinary tokens that begin at `phase` of a block.
 
-    Positions jump and blocks are dropped in training only.
+    Positions jump and blocks are dropped in training only. `plain [B]` says which windows are
+    text alone; `distractors` are those that earlier windows left, by the number that is kept of them.
     """
     if stage.attention == "landmark":
         given = {"landmark_phase": phase, "landmark_gates": stage.gates, "landmark_segments": segments}
@@ -37,6 +41,9 @@ def attending(
         layer = text_config(config).landmark_memory_layer
         return {"landmark_reader": Memorizing(segment, stage.top_k, layer)}
     block_size = Settings.of(text_config(config)).block_size
+    if stage.attention == "landmark_distractors":
+        kept = distractors.setdefault(stage.distractors, Distractors(stage.distractors))
+        return {"landmark_reader": DistractedLandmarks(tokens, stage.top_k, block_size, kept, plain, phase=phase)}
     if stage.attention == "landmark_retrieval":
         return {"landmark_reader": RetrievedLandmarks(segment, stage.top_k, block_size, phase=phase)}
     assert stage.attention == "landmark_recurrent", "every attention of a stage stands here"

@@ -89,8 +89,9 @@ class Plan:
         """All that decides about the weights, as JSON keeps it."""
         settings = {name: value for name, value in asdict(self).items() if name not in FREE}
         for stage in settings["recipe"]["stages"]:
-            if not stage["packing"]:
-                del stage["packing"]  # so that trainings that began before there was packing can be resumed
+            for later in ("packing", "distractors"):
+                if not stage[later]:
+                    del stage[later]  # so that trainings that began before there was such a thing can be resumed
         return json.loads(json.dumps(settings, default=str))
 
 

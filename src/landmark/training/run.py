@@ -182,6 +182,8 @@ def _validation_batches(
     if validation is None:
         return None
     last = plan.recipe.stages[-1]
+    if last.distractors:
+        last = replace(last, attention="landmark", distractors=0)
     steps = max(1, plan.eval_windows // last.batch_size)
     plain = replace(last, steps=steps, recall_fraction=0.0, gates=True)
     stages = [plain]

@@ -1,5 +1,6 @@
 """The Hugging Face Trainer with weighted losses, batches in fixed order, and measures of recall."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 
 from landmark.data.recall import ANSWER, HIDDEN, TEXT
+from landmark.readers.distracted import Distractors
 from landmark.training.attending import attending
 from landmark.training.loss import weighted_cross_entropy
 from landmark.training.plan import Plan
@@ -76,6 +78,7 @@ class LandmarkTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.model_config: Any = self.model.config  # type: ignore[union-attr]
         self.tallies = {True: Tally(), False: Tally()}  # by model.training
+        self.distractors: dict[int, Distractors] = {}  # by the number that is kept of them
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         batches: Any = train_dataset if train_dataset is not None else self.train_dataset
@@ -92,7 +95,14 @@ class LandmarkTrainer(Trainer):
         inputs = dict(inputs)
         labels, weights, kinds = (inputs.pop(name) for name in ("labels", "loss_weights", "token_kinds"))
         rules = [inputs.pop(name) for name in ("stage", "phase", "jumps", "segments")]
-        inputs |= attending(self.model_config, *rules, tokens=labels.shape[1], training=model.training)
+        inputs |= attending(
+            self.model_config,
+            *rules,
+            tokens=labels.shape[1],
+            training=model.training,
+            plain=(kinds == TEXT).all(1),
+            distractors=self.distractors,
+        )
         own = self.own_tokens(labels.shape[1], phase=rules[1])
         outputs = model(**inputs, use_cache=False)
         # Only what these logits predict is measured here.
@@ -111,7 +121,20 @@ class LandmarkTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        for kept in self.distractors.values():
+            kept.save(self._distractors_file(output_dir))
         self.accelerator.wait_for_everyone()  # or the main process could call a checkpoint whole that lacks a file
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        file = None if checkpoint is None else self._distractors_file(checkpoint)
+        if file is not None and file.exists():
+            kept = Distractors.load(file, self.args.device)
+            self.distractors[kept.capacity] = kept
+
+    def _distractors_file(self, folder: str) -> Path:
+        """Every process keeps landmarks of its own windows."""
+        return Path(folder) / f"distractors_{self.args.process_index}.safetensors"
 
     def whole_model(self) -> Any:
         """The model with all its weights, to be saved; for the main process."""

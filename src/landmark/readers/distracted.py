@@ -1,0 +1,125 @@
+"""Landmark attention of training windows whose queries also meet landmarks of other windows."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from landmark.blocks import check_block_size, check_phase
+from landmark.hf.rope import Scoring
+from landmark.hf.segments import Reader
+from landmark.ops import blockwise_attention
+from landmark.ops.rotary import Rotation
+from landmark.ops.tiles import working_dtype
+
+
+class Distractors:
+    """The newest `capacity` landmark keys of each layer of the windows read so far, `[Hkv,F,D]`.
+
+    They are rotated by their offset in the block, as those in memory are, and have no gradient.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"distractors is {capacity}: give the number of landmarks to keep, 1 or more")
+        self.capacity = capacity
+        self.keys: dict[int, Tensor] = {}
+
+    def add(self, layer: int, landmarks: Tensor) -> None:
+        """Adds `landmarks [B,Hkv,n,D]`; the oldest make room."""
+        new = landmarks.detach().transpose(0, 1).flatten(1, 2)
+        old = self.keys.get(layer, new[:, :0])
+        self.keys[layer] = torch.cat((old, new), dim=1)[:, -self.capacity :]
+
+    def save(self, file: Path) -> None:
+        """Writes them, for `load`."""
+        tensors = {str(layer): keys.contiguous() for layer, keys in self.keys.items()}
+        save_file(tensors, file, {"capacity": str(self.capacity)})
+
+    @classmethod
+    def load(cls, file: Path, device: torch.device) -> "Distractors":
+        """What was saved in `file`."""
+        with safe_open(file, framework="pt", device=str(device)) as saved:
+            kept = cls(int(saved.metadata()["capacity"]))
+            kept.keys = {int(layer): saved.get_tensor(layer) for layer in saved.keys()}  # noqa: SIM118 - no dictionary
+        return kept
+
+
+class DistractedLandmarks(Reader):
+    """The grouped softmax of one window, in which the windows that ask also weigh the landmarks of other windows.
+
+    A window of training holds a dozen blocks, a memory may hold a million, and among so many some landmark scores well
+    by chance. So that a model learns to tell the right one from all others by far, every query of a row that is not
+    `plain [B]` weighs all `distractors`, scored as old blocks in memory are, as if in slot 0 (Mohtashami & Jaggi 2023,
+    section 3.2): gates without a block, whose weight is lost. Gradients flow into the queries. The landmarks of plain
+    rows, text alone, are the distractors of later windows; those of other rows could answer the same questions. The
+    first layer goes without: all its landmark keys are the same. Raises ValueError for settings that mean nothing.
+    """
+
+    def __init__(self, segment: int, top_k: int, block_size: int, distractors: Distractors, plain: Tensor, phase: int):
+        super().__init__(segment, phase=phase)
+        check_block_size(block_size)
+        check_phase(phase, block_size)
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}: give 1 or more, the slots that stand before a query in memory")
+        self.block_size = block_size
+        self.slots = (top_k + 1) * (block_size + 1)
+        self.distractors = distractors
+        self.plain = plain
+        self.phase = phase
+
+    def reach(self, width: int) -> int:
+        return self.slots + width
+
+    def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
+        scale = 1 / math.sqrt(query.shape[-1]) if s.scale is None else s.scale
+        places = torch.arange(key.shape[2], device=key.device)
+        # Blocks are counted from the first position of the block in which the window begins.
+        passed = [x.new_zeros(*x.shape[:2], self.phase, x.shape[3]) for x in (key, value)]
+        begun = torch.cat((places.new_zeros(self.phase), places + 1)) > 0
+        out, lse = blockwise_attention(
+            rotation.apply(query, places),
+            torch.cat((passed[0], rotation.apply(key, places)), dim=2),
+            torch.cat((passed[1], value), dim=2),
+            block_size=self.block_size,
+            query_positions=places + self.phase,
+            key_mask=begun.expand(len(key), -1) if self.phase else None,
+            scale=scale,
+            softcap=s.softcap,
+            sinks=s.sinks,
+            dropout=s.dropout,
+        )
+        layer: int = module.layer_idx
+        if layer == 0:
+            return out
+        asking = ~self.plain
+        if layer in self.distractors.keys and bool(asking.any()):
+            # A query stands where it would behind the slots of a memory.
+            standing = rotation.apply(query[asking].to(working_dtype(query)), places + self.slots) * scale
+            lost = torch.full_like(lse, -torch.inf)
+            lost[asking] = _weight(standing, self.distractors.keys[layer], s.softcap)
+            out = out * (lse - lost).sigmoid()[..., None].to(out.dtype)
+        landmarks = key[self.plain, :, self.block_size - self.phase :: self.block_size + 1].to(working_dtype(key))
+        self.distractors.add(layer, rotation.apply(landmarks, places.new_tensor([self.block_size])))
+        return out
+
+
+def _weight(query: Tensor, landmarks: Tensor, softcap: float | None) -> Tensor:
+    """The logarithm of the sum of exponentials of the scores of `landmarks [Hkv,F,D]`, for each query `[B,H,T,D]`.
+
+    Row by row, each computed again in backward, so that the scores of one row are all that is ever kept.
+    """
+
+    def of_row(row: Tensor) -> Tensor:
+        scores = row.unflatten(0, (len(landmarks), -1)).flatten(1, 2) @ landmarks.mT
+        scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+        return scores.logsumexp(-1).view(row.shape[:2])
+
+    with torch.autocast(query.device.type, enabled=False):
+        rows: list[Any] = [checkpoint(of_row, row, use_reentrant=False) for row in query]
+        return torch.stack(rows)

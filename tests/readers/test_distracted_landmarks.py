@@ -1,0 +1,102 @@
+"""Training among distractors: the grouped softmax where there are none, and their gates written out where there are."""
+
+import pytest
+import torch
+from reader_cases import DIM, random_layer, read, rotation, turn, widths
+from torch import Tensor
+
+from landmark.blocks import stream_length
+from landmark.ops import landmark_attention
+from landmark.readers.distracted import DistractedLandmarks, Distractors
+
+SIZE = 3
+PLAIN = torch.tensor([True, False])
+
+
+def reader(kept: Distractors, tokens: int, top_k: int = 2, phase: int = 0) -> DistractedLandmarks:
+    return DistractedLandmarks(tokens, top_k, SIZE, kept, PLAIN, phase)
+
+
+@pytest.mark.parametrize("phase", [0, 2])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 17])
+def test_without_distractors_it_is_the_grouped_softmax(tokens, phase):
+    qkv = random_layer(stream_length(tokens, SIZE, phase))
+    found = read(reader(Distractors(5), tokens, phase=phase), qkv, [tokens])
+    places = torch.arange(qkv[0].shape[2])
+    turned = [rotation().apply(x, places) for x in qkv[:2]]
+    expected = landmark_attention(*turned, qkv[2], block_size=SIZE, phase=phase)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("phase", [0, 2])
+def test_keeps_landmarks_of_plain_rows_rotated_by_their_offset_and_forgets_the_oldest(phase):
+    kept, tokens = Distractors(4), 11
+    qkv = random_layer(stream_length(tokens, SIZE, phase))
+    landmarks = qkv[1][0, :, SIZE - phase :: SIZE + 1]
+    assert landmarks.shape[1] == (tokens + phase) // SIZE
+    read(reader(kept, tokens, phase=phase), qkv, [tokens])
+    read(reader(kept, tokens, phase=phase), qkv, [tokens])
+    expected = turn(torch.cat((landmarks, landmarks), 1)[:, -4:], torch.tensor(SIZE))
+    torch.testing.assert_close(kept.keys[1], expected)
+    assert not kept.keys[1].requires_grad
+
+
+def written_out(qkv: list[Tensor], kept: Tensor, top_k: int, scale: float, softcap: float | None) -> Tensor:
+    """The window's own joint softmax, in which the distractors are empty blocks for the rows that ask."""
+    query, key, value = qkv
+    places = torch.arange(query.shape[2])
+    turned = [turn(x, places) for x in (query, key)]
+    own = landmark_attention(*turned, value, block_size=SIZE, scale=scale, softcap=softcap, backend="reference")
+    standing = turn(query, places + (top_k + 1) * (SIZE + 1)) * scale
+    lost = standing.unflatten(1, (2, 2)) @ kept[None, :, None].mT
+    key = turned[1].repeat_interleave(2, 1)
+    scores = turned[0] @ key.mT * scale
+    if softcap is not None:
+        lost, scores = (softcap * torch.tanh(x / softcap) for x in (lost, scores))
+    weight = lost.flatten(1, 2).exp().sum(-1) * ~PLAIN[:, None, None]
+    block = places // (SIZE + 1)
+    landmark = places % (SIZE + 1) == SIZE
+    seen = (places[:, None] >= places) & torch.where(landmark, block < block[:, None], block == block[:, None])
+    mass = scores.masked_fill(~seen, -torch.inf).exp().sum(-1)
+    return own * (mass / (mass + weight))[..., None]
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_distractors_take_weight_that_is_lost_from_rows_that_ask(top_k, softcap):
+    kept, tokens = Distractors(7), 14
+    kept.keys[1] = torch.randn(2, 7, DIM, dtype=torch.float64) * 2
+    before = kept.keys[1]
+    qkv = random_layer(stream_length(tokens, SIZE))
+    expected = written_out(qkv, before, top_k, 0.4, softcap)
+    found = read(reader(kept, tokens, top_k), qkv, [tokens], scale=0.4, softcap=softcap)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+    upstream = torch.randn_like(found)
+    for mine, theirs in zip(*(torch.autograd.grad(out, qkv, upstream) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=0)
+
+
+def test_the_first_layer_goes_without():
+    kept = Distractors(5)
+    qkv = random_layer(widths([9], SIZE)[0])
+    kept.keys[0] = torch.full((2, 5, DIM), 100.0, dtype=torch.float64)
+    found = read(reader(kept, 9), qkv, [9], layer=0)
+    assert torch.equal(found, read(reader(Distractors(5), 9), qkv, [9], layer=0))
+    assert torch.equal(kept.keys[0], torch.full((2, 5, DIM), 100.0, dtype=torch.float64))
+
+
+def test_saved_and_loaded_they_are_the_same(tmp_path):
+    kept = Distractors(5)
+    read(reader(kept, 9), random_layer(stream_length(9, SIZE)), [9])
+    kept.save(tmp_path / "kept.safetensors")
+    again = Distractors.load(tmp_path / "kept.safetensors", torch.device("cpu"))
+    assert again.capacity == 5
+    assert again.keys.keys() == kept.keys.keys()
+    assert all(torch.equal(again.keys[layer], keys) for layer, keys in kept.keys.items())
+
+
+def test_refuses_settings_that_mean_nothing():
+    with pytest.raises(ValueError, match="distractors is 0: give the number of landmarks to keep"):
+        Distractors(0)
+    with pytest.raises(ValueError, match="top_k is 0: give 1 or more"):
+        reader(Distractors(5), 9, top_k=0)
