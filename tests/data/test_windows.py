@@ -119,3 +119,16 @@ def test_impossible_stages_are_errors(tokenizer):
         batches(tokenizer, Stage(1, 2, 1), block_size=1)
     with pytest.raises(ValueError, match="fewer keys"):
         batches(tokenizer, Stage(1, 64, 1, recall_fraction=0.1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distractors": 9}, "attention 'landmark' keeps 9 distractors"),
+        ({"attention": "landmark_distractors"}, "attention 'landmark_distractors' keeps 0 distractors"),
+        ({"attention": "landmark_distractors", "distractors": 9}, "give a recall_fraction between 0 and 1, not 0.0"),
+    ],
+)
+def test_distractors_need_windows_that_ask_and_windows_that_do_not(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Stage(1, 64, 2, **changes)
