@@ -82,6 +82,7 @@ def assert_errs_at_most_twice(
 ) -> None:
     for x, comparison, truth in zip(found, plain, exact, strict=True):
         assert x.dtype == dtype
-        few_ulp = 4 * torch.finfo(dtype).eps * truth.abs().max().clamp(min=1.0)
+        # A GPU's exponential alone errs by two, and scores go through it twice.
+        few_ulp = (8 if DEVICE == "cuda" else 4) * torch.finfo(dtype).eps * truth.abs().max().clamp(min=1.0)
         error, plain_error = ((y - truth).abs().max().item() for y in (x, comparison))
         assert error <= 2 * plain_error + few_ulp

@@ -36,7 +36,10 @@ def test_reads_nothing_but_its_inputs_and_writes_all_of_its_results(case):
         found = results(fused, in_nan, options, surrounded(upstream).detach())
     finally:
         torch.use_deterministic_algorithms(False)
-    assert all(map(torch.equal, found, expected))
+    # A GPU's program for rows that lie apart sums the products of outputs and their gradients in another order.
+    order = {"atol": 2e-6, "rtol": 0} if DEVICE == "cuda" else {"atol": 0, "rtol": 0}
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, **order)
 
 
 def test_values_of_landmarks_are_not_read():

@@ -31,7 +31,8 @@ _HALF: dict[str, dict[int, _Sizes]] = {
     },
     "key": {
         4096: ((128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
-        8192: ((128, 64, 8, 2), (128, 64, 8, 1), (32, 64, 8, 2)),
+        # Not (32, 64, 8, 2), of which Triton 3.6 makes a program that computes wrong gradients of keys on an H200.
+        8192: ((128, 64, 8, 2), (128, 64, 8, 1)),
         32768: ((32, 64, 8, 1),),
     },
 }
