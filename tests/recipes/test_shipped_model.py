@@ -5,17 +5,19 @@ from landmark.data.windows import Stage
 from landmark.recipes.shipped_model import shipped_model
 
 
-def test_the_curriculum_ends_with_gates_on_whole_windows(data):
+def test_the_curriculum_ends_among_distractors(data):
     plan = shipped_model(Path("out"), data)
     stages = plan.recipe.stages
     assert [(stage.steps, stage.window_positions, stage.gates) for stage in stages] == [
         (700, 192, False),
         (500, 192, True),
         (500, 384, True),
-        (700, 512, True),
+        (500, 512, True),
+        (600, 416, True),
     ]
+    far = RecallTask(keys=(1, 5), questions=(2, 5), answer_weight=5.0)
     assert stages[-1] == Stage(
-        700, 512, 8, recall_fraction=0.4, recall=RecallTask(keys=(1, 5), questions=(2, 5), answer_weight=5.0)
+        600, 416, 16, attention="landmark_distractors", distractors=16384, recall_fraction=0.5, recall=far
     )
     recipe = plan.recipe
     assert (recipe.learning_rate, recipe.final_learning_rate, recipe.weight_decay, recipe.clip) == (0.0015, 0, 0.1, 1)
