@@ -81,7 +81,7 @@ def _peer(attention: str) -> passkeys.Way:
 
 def _perplexity(asked: Asked, row: Row, setup: Setup, results: Results, windows: TestWindows) -> None:
     named = {"method": asked.method, "read_length": row.length, "corpus": "books"} | row.settings
-    key = asked.key(row.table) | named
+    key = asked.key(row.table, setup) | named
     if not any("perplexity" in line for line in results.find(**key)):
         model, tokenizer = asked.load()
         figures = perplexities.measure(row, model, windows.of("books", tokenizer))

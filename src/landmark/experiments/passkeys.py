@@ -21,7 +21,6 @@ from landmark.report.results import Results
 
 PEER_PROMPTS = 20  # of a length; full attention over 32,768 tokens takes its time
 TENTHS = 10
-MODEL = "0.9M weights"
 
 Way = Callable[[Any, int], Reading | SegmentReading]  # of a model's configuration and the length of a prompt
 
@@ -36,11 +35,11 @@ class Asked:
     way: Way
     tokens_trained: int | None = None
 
-    def key(self, table: str) -> dict[str, Any]:
+    def key(self, table: str, setup: Setup) -> dict[str, Any]:
         """The fields by which the report knows its lines."""
         told = {} if self.tokens_trained is None else {"tokens_trained": self.tokens_trained}
         named = {"table": table, "method": self.method, "seed": 0, "steps": self.steps, "window": WINDOW}
-        return named | {"model": MODEL} | told
+        return named | {"model": f"{setup.weights} weights"} | told
 
 
 def landmark(config: Any, length: int) -> Reading:
@@ -56,7 +55,7 @@ def everything(config: Any, length: int) -> SegmentReading:
 
 def measure(asked: Asked, setup: Setup, results: Results, table: str, lengths: tuple[int, ...], prompts: int) -> None:
     """Adds a line for each length, and in the table of pass keys for each tenth of the text that held keys."""
-    key = asked.key(table)
+    key = asked.key(table, setup)
     lines = [line for line in results.find(**key) if "accuracy" in line]
     missing = [length for length in lengths if all(line["read_length"] != length for line in lines)]
     if not missing:

@@ -48,9 +48,14 @@ class Setup:
     scale: Scale
     threads: int | None = None
 
+    @property
+    def weights(self) -> str:
+        """How many weights the models have."""
+        return small.WEIGHTS[self.scale.size]
+
     def fields(self) -> dict[str, Any]:
         """What every measurement says of its circumstances."""
-        told = {"date": date.today().isoformat(), "machine": machine()}
+        told = {"date": date.today().isoformat(), "machine": machine(), "weights": self.weights}
         return told | ({"quick": True} if self.scale.quick else {})
 
 

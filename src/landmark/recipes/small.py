@@ -38,6 +38,8 @@ SIZES: dict[str, tuple[dict[str, Any], int, str]] = {
     "medium": (MEDIUM, 32, "auto"),
 }
 
+WEIGHTS = {"small": "0.9M", "medium": "32M"}
+
 # Half of the paper's span: of so few tokens a step more than two windows must be made, or gradients are all noise.
 SPAN = 1024
 stage = partial(language_modeling.stage, tokens=TOKENS_PER_STEP, span=SPAN)

@@ -72,8 +72,8 @@ def _head(results: Results) -> str:
     quick = [line for line in lines if line.get("quick")]
     told = [
         f"- Measurements: {len(lines):,}, in `{results.path.name}`",
-        f"- Scale: models of {_values(lines, 'model')}; {_values(lines, 'steps')} steps of training; "
-        f"windows of {_values(lines, 'window')} tokens; seeds {_values(lines, 'seed')}",
+        f"- Scale: models of {_values(lines, 'weights')} weights; {_values(lines, 'steps')} steps of training; "
+        f"seeds {_values(lines, 'seed')}",
         f"- Machine: {_values(lines, 'machine')}",
         f"- Date: {_values(lines, 'date')}",
     ]

@@ -12,7 +12,7 @@ Every line holds
       `difference_se` (or null) and `samples` (windows). What differs from the line's own settings beside the method is
       told by `against_SETTING`, for example `against_read_length`,
     - none of them, but `tokens_per_second` or `memory_mb`;
-- anything else, kept as given: `attended`, `skipped` (share of retrievals), `machine`, `date`, `quick`, ...
+- anything else, kept as given: `attended`, `skipped` (share of retrievals), `machine`, `weights`, `date`, `quick`, ...
 """
 
 import json
