@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(results: Results) -> Results:
-    around = {"machine": "AMD EPYC, 2 cores", "date": "2026-11-25"}
+    around = {"machine": "AMD EPYC, 2 cores", "date": "2026-11-25", "weights": "0.9M"}
     books = {"method": names.LANDMARK, "corpus": "books", "read_length": 4096, "local": 250}
     for length in (512, 2048, 4096):
         add_perplexities(results, landmark(length, 4), 20.0, 20.1, attended=350, **around)
@@ -68,7 +68,7 @@ def test_the_head_tells_scale_machine_and_date(folder: Path):
     report = (folder / "out" / "results.md").read_text()
     assert f"- Measurements: {len(Results(folder / 'results.jsonl').lines)}, in `results.jsonl`\n" in report
     assert (
-        "- Scale: models of 0.9M weights; 0, 50, 100 steps of training; windows of 512 tokens; seeds 0, 1\n"
+        "- Scale: models of 0.9M weights; 0, 50, 100 steps of training; seeds 0, 1\n"
         "- Machine: AMD EPYC, 2 cores\n- Date: 2026-11-25\n" in report
     )
     assert "QUICK" not in report

@@ -30,6 +30,7 @@ COLOURS = {
 }
 STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 DPI = 100
+LEGEND_INSIDE = 4  # entries that find room beside the curves
 COLOURS_KEPT = 128
 
 
@@ -122,6 +123,7 @@ def _skipped(results: Results) -> Figure | None:
         axes.plot(places, middle, marker="o", color=_colour(own), label=label)
         for place, height, group in zip(places, middle, at, strict=True):
             axes.annotate(f"{group[0]['threshold']:g}", (place, height), (4, 4), textcoords="offset points")
+    axes.margins(x=0.1)  # room for the last threshold
     _label(axes, "skipped retrievals, by threshold on the miss gate", "retrievals skipped, %", "perplexity")
     return figure
 
@@ -257,4 +259,7 @@ def _label(axes: Axes, title: str, x: str, y: str, *, logarithmic: bool = False)
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(round(value))))
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize="small")
+    if len(axes.get_legend_handles_labels()[1]) <= LEGEND_INSIDE:
+        axes.legend(fontsize="small")
+    else:  # it would cover what it explains
+        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
