@@ -26,7 +26,7 @@ MEMORY_TARGET = 1.1  # of its peak memory beyond the inputs
 GROWTH_TARGET = 1.5  # of the time of a step over 8,192 tokens, over 1,048,576
 SHORT, LONG = 8192, 1048576
 
-TESTS = ["-m", "pytest", "-q", "tests/ops", "tests/memory"]
+TESTS = ["-m", "pytest", "-q", "-n", "8", "tests/ops", "tests/memory"]  # by one process they take all the time
 BENCHES = (
     ["ops", "--contenders", "cudnn,blockwise,fused", "--rounds", "15"],
     ["ops", "--contenders", "flex", "--lengths", "8192", "--heads", "16", "--head-dim", "128"],
