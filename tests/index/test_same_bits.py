@@ -12,7 +12,10 @@ HEADS, GROUP = 2, 2
 @pytest.mark.usefixtures("codes_at_once")
 @pytest.mark.parametrize("dim", [8, 20, 64])
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
-def test_one_index_codes_and_branches_find_the_same_bits(dim, form):
+@pytest.mark.parametrize("tile", [1, 64, 1024])
+def test_one_index_codes_and_branches_find_the_same_bits(dim, form, tile, monkeypatch):
+    for module in ("products", "forked"):
+        monkeypatch.setattr(f"landmark.index.{module}.TILE", tile)
     torch.manual_seed(0)
     # So nearly equal that another order of summing makes another key the best.
     keys = torch.randn(HEADS, 1, dim) * (1 + 1e-7 * torch.randn(HEADS, 301, dim))

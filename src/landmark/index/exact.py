@@ -10,7 +10,7 @@ from landmark.index import Index, Resident
 from landmark.index.forked import ForkedIndex
 from landmark.index.key_loops import rounding
 from landmark.index.key_ring import KeyFormat, KeyRing
-from landmark.index.products import products, products_at
+from landmark.index.products import products, products_at, tiles
 from landmark.index.topk import Products, top_newest
 from landmark.ops.search_landmarks import search_landmarks
 from landmark.ops.triton_support import obstacle
@@ -90,9 +90,8 @@ class ExactIndex:
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self._numbers_below(upto, query.device)
-        slots = numbers.shape[1]
         scores = query.new_full((*query.shape[:3], self._ring.used()), -torch.inf)
-        for some in self._spans(slots, max(1, slots)):
+        for some in tiles(0, numbers.shape[1]):
             scores[..., some] = products_at(query, self._keys.span(some, query.dtype), numbers[:, some])
         return scores
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from landmark.index import Index, Resident
-from landmark.index.products import products_at
+from landmark.index.products import TILE, products_at, tiles
 from landmark.index.topk import top_newest
 from landmark.ring import numbers_below, slot_numbers
 
@@ -44,10 +44,14 @@ class ForkedIndex:
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         if self._alone:
             return self._base.scores(query, self._below(upto))[..., : max(self._shared)]
-        # One product with all keys, as in an index that was never forked: of parts, it would be rounded differently.
         numbers = numbers_below(tuple(self._counts), None, tuple(upto), query.device)
         scores = query.new_full((*query.shape[:3], max(self._counts)), -torch.inf)
-        scores[..., : numbers.shape[1]] = products_at(query, self.keys(numbers), numbers)
+        # Whole tiles are those of the base; what is left is gathered, and so rounded as in an index never forked.
+        whole = min(*self._shared, *upto) // TILE * TILE
+        if whole:
+            scores[..., :whole] = self._base.scores(query, self._below(upto))[..., :whole]
+        for some in tiles(whole, numbers.shape[1]):
+            scores[..., some] = products_at(query, self.keys(numbers[:, some]), numbers[:, some])
         return scores
 
     def numbers(self, device: torch.device) -> Tensor:

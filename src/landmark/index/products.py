@@ -1,10 +1,21 @@
 """Scores of all queries at all keys, as a matrix product.
 
 How it rounds the score of one query and one key depends on how many keys there are, and where among them that one is.
+So where all scores are wanted they are taken of `TILE` keys at a time: a branch that takes whole tiles from where it
+left and computes the last itself has the same scores to the last bit as an index that never had branches.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+TILE = 1 << 13
+
+
+def tiles(start: int, stop: int) -> Iterator[slice]:
+    """Slots start..stop by tiles; `start` begins one."""
+    return (slice(first, min(first + TILE, stop)) for first in range(start, stop, TILE))
 
 
 def products(query: Tensor, keys: Tensor, room: Tensor | None = None) -> Tensor:
