@@ -134,10 +134,9 @@ def documents(paths: list[Path], tokens: int, keys: int) -> list[tuple[str, str]
 
 
 def stated_keys(context: Context) -> list[tuple[str, range]]:
-    """Every key, with the blocks that state it: in a repeated context those of the copy that shows it."""
+    """Every key, with the blocks that state it."""
     before, between, _ = pass_key_statement("|").split("|")
     size = context.cache.settings.block_size
-    copies = context.header.get("copies", 1)
     found: list[tuple[str, range]] = []
     for document in context.documents:
         text, place = context.text(document), -1
@@ -149,8 +148,8 @@ def stated_keys(context: Context) -> list[tuple[str, range]]:
                 encode(context.tokenizer, text[:place]).ids.numel(),
                 len(encode(context.tokenizer, pass_key_statement(key))),
             )
-            first, shift = document.first_token + tokens[0], len(found) % copies * (context.blocks // copies)
-            found.append((key, range(first // size + shift, (first + tokens[1]) // size + 1 + shift)))
+            first = document.first_token + tokens[0]
+            found.append((key, range(first // size, (first + tokens[1]) // size + 1)))
     return found
 
 
