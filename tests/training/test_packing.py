@@ -30,13 +30,15 @@ def test_the_option_packs_the_one_stage_and_a_recipe_each_of_its_own(tmp_path):
 
 def test_documents_reach_the_attention(material):
     segments = torch.tensor([[0, 0, 1]])
-    given = attending(None, Stage(1, 48, 1, packing=True), 2, None, segments, tokens=3, training=False)
+    stage = Stage(1, 48, 1, packing=True)
+    rest = {"tokens": 3, "training": False, "plain": torch.tensor([True]), "distractors": {}}
+    given = attending(None, stage, 2, None, segments, **rest)
     assert given["landmark_segments"] is segments
 
 
-def test_trainings_without_packing_are_known_by_what_they_were_before_it(options):
+def test_trainings_without_packing_or_distractors_are_known_by_what_they_were_before_these(options):
     stage = plan_of(options()).identity()["recipe"]["stages"][0]
-    assert "packing" not in stage
+    assert not {"packing", "distractors"} & stage.keys()
     packed = options(recipe=None, steps=1, packing=True)
     assert plan_of(packed).identity()["recipe"]["stages"][0]["packing"]
 
