@@ -70,7 +70,7 @@ def test_differences_are_named(sources, tokenizer, tmp_path):
     tokenize(sources, tokenizer, out, eos_id=EOS_ID)
     with pytest.raises(ValueError, match="another eos_id"):
         tokenize(sources, tokenizer, out)
-    with pytest.raises(ValueError, match="another sources"):
+    with pytest.raises(ValueError, match=r"made with other sources \(.* now "):
         tokenize(sources[:2], tokenizer, out, eos_id=EOS_ID)
     other = train_tokenizer(sources, 262, tmp_path / "other")
     with pytest.raises(ValueError, match="another tokenizer"):

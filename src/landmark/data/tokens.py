@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
@@ -144,10 +145,17 @@ def _claim(out: Path, settings: dict) -> None:
     earlier = json.loads(path.read_text(encoding="utf-8"))
     for item, value in settings.items():
         if earlier[item] != value:
+            what, before, now = f"another {item}", earlier[item], value
+            if item == "sources":
+                what, (before, now) = "other sources", _first_difference(before, now)
             raise ValueError(
-                f"{out} was made with another {item} ({earlier[item]!r}, now {value!r}); "
-                "delete it or choose another folder"
+                f"{out} was made with {what} ({before!r}, now {now!r}); delete it or choose another folder"
             )
+
+
+def _first_difference(before: list[str], now: list[str]) -> tuple[str | None, str | None]:
+    """Of two lists of many sources the first that are not the same; None where one list has ended."""
+    return next(pair for pair in zip_longest(before, now) if pair[0] != pair[1])
 
 
 def _check_unchanged(out: Path, old: TokenizedDocument, now: Document | None) -> None:
