@@ -9,7 +9,7 @@ from landmark.ops import fused
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.reference import reference_attention
 
-__all__ = ["blockwise_attention", "landmark_attention", "reference_attention"]
+__all__ = ["blockwise_attention", "complete_first_block", "landmark_attention", "reference_attention"]
 
 _BACKENDS = ("auto", "reference", "blockwise", "fused")
 
@@ -100,7 +100,7 @@ def landmark_attention(
             )
     assert block_size is not None
     if phase:
-        key, value, key_mask, segment_ids = _complete_first_block(key, value, key_mask, segment_ids, phase)
+        key, value, key_mask, segment_ids = complete_first_block(key, value, key_mask, segment_ids, phase)
     start = key.shape[2] - query.shape[2]
     out, _ = blockwise_attention(
         query,
@@ -119,7 +119,7 @@ def landmark_attention(
     return out
 
 
-def _complete_first_block(
+def complete_first_block(
     key: Tensor, value: Tensor, key_mask: Tensor | None, segment_ids: Tensor | None, phase: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Put `phase` hidden positions in front, so that the keys start on a block boundary."""

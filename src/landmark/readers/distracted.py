@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from landmark.blocks import check_block_size, check_phase
 from landmark.hf.rope import Scoring
 from landmark.hf.segments import Reader
-from landmark.ops import blockwise_attention
+from landmark.ops import blockwise_attention, complete_first_block
 from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
 
@@ -79,16 +79,16 @@ class DistractedLandmarks(Reader):
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
         scale = 1 / math.sqrt(query.shape[-1]) if s.scale is None else s.scale
         places = torch.arange(key.shape[2], device=key.device)
-        # Blocks are counted from the first position of the block in which the window begins.
-        passed = [x.new_zeros(*x.shape[:2], self.phase, x.shape[3]) for x in (key, value)]
-        begun = torch.cat((places.new_zeros(self.phase), places + 1)) > 0
+        keys, values, mask = rotation.apply(key, places), value, None
+        if self.phase:
+            keys, values, mask, _ = complete_first_block(keys, values, None, None, self.phase)
         out, lse = blockwise_attention(
             rotation.apply(query, places),
-            torch.cat((passed[0], rotation.apply(key, places)), dim=2),
-            torch.cat((passed[1], value), dim=2),
+            keys,
+            values,
             block_size=self.block_size,
             query_positions=places + self.phase,
-            key_mask=begun.expand(len(key), -1) if self.phase else None,
+            key_mask=mask,
             scale=scale,
             softcap=s.softcap,
             sinks=s.sinks,
