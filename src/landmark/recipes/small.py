@@ -59,7 +59,7 @@ def small(
 ) -> Plan:
     """One training of a model of a size of `SIZES` on `corpus`; `changes` are settings of its `Stage`: `jumps`, ..."""
     config, windows, precision = SIZES[size]
-    made = language_modeling.stage(attention, steps, windows * WINDOW, block_size=block_size, span=SPAN, **changes)
+    made = stage(attention, steps, tokens=windows * WINDOW, block_size=block_size, **changes)
     # Positions reach as far as in windows with landmarks, whatever the attention.
     return Plan(
         texts=corpus.train,
