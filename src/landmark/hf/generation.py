@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from landmark.hf.cache import LandmarkCache
+from landmark.hf.compat import through
 
 
 def answer(
@@ -41,7 +42,7 @@ def answer(
         use_cache=cache is not None,
     )
     ids = input_ids.to(model.device)[None]
-    reading = {} if cache is None else {"past_key_values": cache}
+    reading = {} if cache is None else through(model, cache)
     with torch.no_grad():
         out = model.generate(  # type: ignore[operator]
             ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer, **reading

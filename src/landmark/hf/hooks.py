@@ -16,6 +16,7 @@ from transformers import Cache
 from landmark.blocks import Stream, check_phase
 from landmark.hf.attention import WholeCall, jumping_positions, segments_of_stream
 from landmark.hf.cache import LandmarkCache
+from landmark.hf.compat import cache_argument, renamed_cache, through
 from landmark.hf.reading_call import ReadingCall
 from landmark.hf.rope import Rope, identity, rotation
 from landmark.hf.segments import Reader, SegmentCall, lay_out
@@ -23,7 +24,7 @@ from landmark.hf.sequence import SlicedCall, cut
 from landmark.hf.settings import Settings, layer_kinds, text_config, trained_positions
 from landmark.ops.rotary import Rotation
 
-INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache")
+INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "use_cache")
 # Keyword arguments, behind "landmark_", that change the attention of training: see `WholeCall`.
 RULES = ("phase", "gates", "jumps", "block_dropout", "segments")
 
@@ -57,12 +58,14 @@ def before_base(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[t
     rules = {name: kwargs.pop("landmark_" + name) for name in RULES if "landmark_" + name in kwargs}
     reader = kwargs.pop("landmark_reader", None)
     window_slice = kwargs.pop("landmark_slice", None)
-    inputs = {name: kwargs.pop(name, None) for name in INPUTS}
+    name = cache_argument(base)
+    kwargs = renamed_cache(base, kwargs)
+    inputs = {name: kwargs.pop(name, None) for name in INPUTS} | {"past": kwargs.pop(name, None)}
     tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
     if tokens is None:
         raise ValueError("pass input_ids or inputs_embeds")
     real = _real_tokens(inputs["attention_mask"], tokens)
-    cache = None if reader is not None else _cache_of(base, inputs["past_key_values"], inputs["use_cache"])
+    cache = None if reader is not None else _cache_of(base, inputs["past"], inputs["use_cache"])
     if rules and (cache is not None or reader is not None):
         raise ValueError(f"{', '.join('landmark_' + name for name in rules)}: for forwards without a cache or a reader")
     if window_slice is not None and (cache is not None or reader is not None or inputs["attention_mask"] is not None):
@@ -79,7 +82,7 @@ def before_base(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[t
         tokens, real, earlier = _read_all_but_the_last_chunk(base, cache, tokens, real, kwargs)
         stream, call = _chunk(base, cache, tokens, real, earlier)
     return (), kwargs | _stream_inputs(base, stream, call, tokens) | {
-        "past_key_values": cache,
+        name: cache,
         "use_cache": cache is not None,
         "landmark_call": call,
     }
@@ -147,7 +150,7 @@ def _whole(base: nn.Module, tokens: Tensor, real: Tensor, rules: dict[str, Any])
 
 def _check_segments(base: nn.Module, inputs: dict[str, Any]) -> None:
     """Raises ValueError for what readers of segments cannot serve."""
-    if inputs["attention_mask"] is not None or inputs["past_key_values"] is not None:
+    if inputs["attention_mask"] is not None or inputs["past"] is not None:
         raise ValueError("a landmark_reader reads rows of one length and is its own cache: pass input_ids alone")
     if "sliding" in layer_kinds(base.config):  # type: ignore[arg-type]
         raise ValueError("a landmark_reader attends in every layer, and this model has sliding layers of its own")
@@ -199,7 +202,7 @@ def _read_all_but_the_last_chunk(
     while tokens.shape[1] > (fits := cache.next_chunk):
         piece, tokens = tokens[:, :fits], tokens[:, fits:]
         mask, real = real[:, :fits], real[:, fits:]
-        earlier.append(base(**{name: piece}, attention_mask=mask, past_key_values=cache, **options))
+        earlier.append(base(**{name: piece}, attention_mask=mask, **through(base, cache), **options))
     return tokens, real, earlier
 
 

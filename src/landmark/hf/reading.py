@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from landmark.hf.cache import LandmarkCache
+from landmark.hf.compat import through
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def read(
     while ids.shape[1]:
         fits = min(longest, cache.next_chunk)
         piece, ids = ids[:, :fits], ids[:, fits:]
-        model.base_model(input_ids=piece.to(model.device), past_key_values=cache, use_cache=True)
+        model.base_model(input_ids=piece.to(model.device), **through(model.base_model, cache))
         if progress is not None:
             progress(piece.shape[1])
     return cache
