@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from landmark.hf import attention
 from landmark.hf.hooks import MaskLandmarkLogit, before_base, behind_base, unrotate
+from landmark.hf.model import adopt
 from landmark.hf.rope import find_ropes
 from landmark.hf.settings import DEFAULT_LOCAL_BLOCKS, Positions, Settings, chunk_positions, layer_kinds, text_config
 from landmark.memory import Selection
@@ -61,6 +62,7 @@ def convert(
     chunk_positions(settings, config)
     if not hasattr(base, "landmark_ropes"):
         _attach(model, base, name, kinds, add_row=landmark_id is None)
+    adopt(model)
     _mask_logit(model, settings.landmark_id)
     config.landmark = settings.to_dict()
     return model
