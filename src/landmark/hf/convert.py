@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from landmark.hf import attention
+from landmark.hf.gguf import gguf_model, is_gguf
 from landmark.hf.hooks import MaskLandmarkLogit, before_base, behind_base, unrotate
 from landmark.hf.model import adopt
 from landmark.hf.rope import find_ropes
@@ -124,8 +125,12 @@ def _mask_logit(model: PreTrainedModel, landmark_id: int) -> None:
 def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
     """Loads a model that was converted and saved with `save_pretrained`, landmarks in place.
 
-    `options` go to `AutoModelForCausalLM.from_pretrained`. Raises ValueError when `path` holds no landmark settings.
+    A GGUF file gives the ordinary model in it, dequantized and not converted yet. `options` go to
+    `AutoModelForCausalLM.from_pretrained`. Raises ValueError when `path` holds no landmark settings, or a GGUF file
+    cannot be read.
     """
+    if is_gguf(path):
+        return gguf_model(path, **{"dtype": torch.float32} | options)
     if not Path(path).exists() and Path(path).is_absolute():
         raise ValueError(f"no model at {path}: give the directory that save_pretrained wrote, or a hub name")
     options.setdefault("dtype", torch.float32)

@@ -18,6 +18,7 @@ from transformers import (
 from landmark.data.hub import check_reachable
 from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import convert
+from landmark.hf.gguf import gguf_config, gguf_model, gguf_tokenizer, is_gguf
 from landmark.readers.knn import add_memory_gates, load_with_gates
 from landmark.training.plan import Plan
 from landmark.training.quantized import check_four_bits, four_bits, keep_numbers
@@ -51,8 +52,11 @@ def load_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
     if plan.vocabulary is not None and not (Path(name) / "tokenizer.json").exists():
         train_tokenizer(plan.texts, plan.vocabulary, name)
     try:
-        check_reachable(name, "model")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        if is_gguf(name):
+            tokenizer = gguf_tokenizer(name)
+        else:
+            check_reachable(name, "model")
+            tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"no tokenizer can be loaded from {name}: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -100,6 +104,8 @@ def read_config(plan: Plan) -> PretrainedConfig:
             return AutoConfig.for_model(**plan.config)
         except (ValueError, StrictDataclassError) as error:
             raise ValueError(f"the configuration cannot be used: {error}") from error
+    if is_gguf(str(plan.model)):
+        return gguf_config(str(plan.model))
     try:
         return AutoConfig.from_pretrained(str(plan.model))
     except (OSError, ValueError) as error:
@@ -115,6 +121,8 @@ def _from_scratch(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedM
 
 def _existing(plan: Plan) -> PreTrainedModel:
     name, block_size = str(plan.model), plan.block_size
+    if is_gguf(name):
+        return gguf_model(name, dtype="float32")
     landmark = getattr(read_config(plan), "landmark", None)
     options: dict[str, Any] = {"dtype": "float32"}
     if plan.load_in is not None:

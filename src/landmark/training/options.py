@@ -22,7 +22,7 @@ class TrainOptions:
     hf:NAME[:CONFIG]:SPLIT:COLUMN or corpus:NAME:SPLIT."""
 
     model: str | None = None
-    """Model to start from: a folder or a name on the Hugging Face hub."""
+    """Model to start from: a folder, a GGUF file (dequantized) or a name on the Hugging Face hub."""
 
     config: Path | None = None
     """Start from scratch with this transformers configuration, a JSON file with a model_type."""

@@ -70,6 +70,8 @@ class Plan:
             raise ValueError("the configuration has no model_type; it must be a transformers configuration")
         if self.load_in is not None and self.adapter is None:
             raise ValueError("weights of 4 bits take no gradient steps: give --adapter lora with --load-in 4bit")
+        if self.load_in is not None and str(self.model).lower().endswith(".gguf"):
+            raise ValueError("--load-in 4bit packs weights of a folder or of the hub: leave it out with a GGUF file")
         attentions = {stage.attention for stage in self.recipe.stages}
         if self.gradient_checkpointing and attentions != {"landmark"}:
             others = ", ".join(sorted(attentions - {"landmark"}))

@@ -1,0 +1,107 @@
+"""Models from GGUF files, written here: a tiny Llama with a byte tokenizer."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import landmark
+from landmark.hf.gguf import gguf_config, gguf_model, gguf_tokenizer
+
+gguf = pytest.importorskip("gguf")
+
+WIDTH, ROWS, HEADS = 64, 300, 2
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def written(path, architecture="llama"):
+    """A model of one layer whose matrices are stored in 4 bits."""
+    writer = gguf.GGUFWriter(str(path), architecture)
+    writer.add_block_count(1)
+    writer.add_context_length(512)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(1)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(ROWS)
+    words = ["<unk>", "<|start|>", "<|end|>", "ab", *(chr(33 + n) for n in range(90))]
+    words += [f"<extra{n}>" for n in range(ROWS - len(words))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(words)
+    writer.add_token_types([3] * 3 + [1] * (ROWS - 3))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    rng = np.random.default_rng(0)
+    shapes = {"attn_q": (WIDTH, WIDTH), "attn_k": (WIDTH // 2, WIDTH), "attn_v": (WIDTH // 2, WIDTH)}
+    shapes |= {"attn_output": (WIDTH, WIDTH), "ffn_gate": (WIDTH, WIDTH), "ffn_up": (WIDTH, WIDTH)}
+    shapes |= {"ffn_down": (WIDTH, WIDTH)}
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
+    kind = gguf.GGMLQuantizationType.Q4_1
+    matrices = {"token_embd.weight": (ROWS, WIDTH)} | {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
+    for name, shape in matrices.items():
+        packed = gguf.quants.quantize(rng.normal(0, 0.1, shape).astype(np.float32), kind)
+        writer.add_tensor(name, packed, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_file_gives_an_ordinary_model_that_can_be_converted_saved_and_loaded(file, tmp_path):
+    model = landmark.from_pretrained(file)
+    assert model.dtype == torch.float32
+    assert not hasattr(model.config, "quantization_config")
+    assert getattr(model.config, "landmark", None) is None
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+    model.save_pretrained(tmp_path / "plain")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype="float32")
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, before)
+
+    landmark.convert(model, block_size=7)
+    model.save_pretrained(tmp_path / "converted")
+    loaded = landmark.from_pretrained(tmp_path / "converted")
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_weights_are_those_of_the_file(file):
+    packed = {tensor.name: tensor for tensor in gguf.GGUFReader(str(file)).tensors}["token_embd.weight"]
+    expected = gguf.quants.dequantize(packed.data, packed.tensor_type)
+    found = gguf_model(file, dtype="float32").get_input_embeddings().weight
+    np.testing.assert_array_equal(found.detach().numpy(), expected)
+
+
+def test_configuration_and_tokenizer_come_from_the_same_file(file):
+    config = gguf_config(file)
+    assert (config.vocab_size, config.hidden_size, config.max_position_embeddings) == (ROWS, WIDTH, 512)
+    assert not hasattr(config, "quantization_config")
+    tokenizer = gguf_tokenizer(file)
+    assert tokenizer.convert_tokens_to_ids("<|end|>") == 2
+
+
+def test_what_cannot_be_read_is_told_in_one_line(file, tmp_path, monkeypatch):
+    short = tmp_path / "short.gguf"
+    short.write_bytes(file.read_bytes()[:-20_000])
+    empty = tmp_path / "empty.gguf"
+    empty.write_bytes(b"")
+    strange = written(tmp_path / "strange.gguf", architecture="rwkv6")
+    for broken in (short, empty, strange, tmp_path / "none.gguf"):
+        with pytest.raises(ValueError, match=broken.name) as told:
+            landmark.from_pretrained(broken)
+        assert "\n" not in str(told.value)
+    monkeypatch.setattr("landmark.hf.gguf.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"landmark-attention\[gguf\]"):
+        landmark.from_pretrained(file)
