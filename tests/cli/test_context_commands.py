@@ -65,7 +65,7 @@ def test_append_and_read_again_leave_out_what_is_there(context, files, model_fol
     assert "2 documents" in capsys.readouterr().out
     assert cli.main(["read", "--model", str(model_folder), "--out", str(context), *files, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["new_tokens"] == 0
-    monkeypatch.setattr("sys.stdin", io.StringIO(NOTE * 2))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((NOTE * 2).encode())))
     assert cli.main(["append", str(context), "-", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["documents"], told["new_documents"]) == (3, 1)

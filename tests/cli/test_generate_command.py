@@ -51,8 +51,8 @@ def test_sampling_follows_the_seed(model_folder, book, capsys):
     [
         (["--spans", "-1"], "spans is -1"),
         (["--prompt", ""], "prompt is empty"),
-        (["--max-new-tokens", "0"], "max_new_tokens of 1 or more"),
-        (["--temperature", "-1"], "temperature of 0 or more"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0: give 1 or more"),
+        (["--temperature", "-1"], "temperature is -1.0: give 0 for the most likely"),
         (["--chunk-size", "5000"], "does not fit the trained range"),
         (["--top-k", "-2"], "top_k is -2"),
         (["--file", "/nonexistent.txt"], "does not exist"),

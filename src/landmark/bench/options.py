@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from landmark.limits import FromOne, MaybeFromOne, MaybeFromZero, OutFile, Threads, check_limits
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
@@ -14,23 +16,20 @@ class CommonOptions:
     """Where everything runs."""
     dtype: Dtype | None = None
     """Of weights, keys and values; default: float32 on a CPU, bfloat16 on CUDA."""
-    threads: int | None = None
+    threads: Threads = None
     """Threads torch may use on the CPU; default: torch's own choice. Always reported."""
-    rounds: int = 9
+    rounds: FromOne = 9
     """Measured rounds; in each, every contender runs once. One more warms up and is not counted."""
     json: bool = False
     """Print one JSON object per row instead of a table."""
-    plot: Path | None = None
+    plot: Annotated[Path | None, OutFile()] = None
     """Also draw the rows into this file, .png or .svg (needs matplotlib)."""
 
     def check(self) -> None:
         """Raises ValueError for options that mean nothing, before anything is loaded."""
-        for name in ("threads", "rounds"):
-            at_least_one(name, getattr(self, name))
+        check_limits(self)
         if self.plot is not None and self.plot.suffix not in (".png", ".svg"):
             raise ValueError(f"plot is {self.plot}: name a file that ends in .png or .svg")
-        if self.plot is not None and not self.plot.absolute().parent.is_dir():
-            raise ValueError(f"plot is {self.plot}, in a folder that does not exist: make it, or name another")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +49,21 @@ class OpsOptions(CommonOptions):
 
     lengths: str | None = None
     """Positions, landmarks included, separated by commas; 4096 if another shape option is given."""
-    batch: int | None = None
+    batch: MaybeFromOne = None
     """Rows of the batch; 1."""
-    heads: int | None = None
+    heads: MaybeFromOne = None
     """Query heads; 8."""
-    kv_heads: int | None = None
+    kv_heads: MaybeFromOne = None
     """Heads of keys and values, a divisor of the query heads; as many as those."""
-    head_dim: int | None = None
+    head_dim: MaybeFromOne = None
     """Dimensions of a head; 64."""
-    block_size: int | None = None
+    block_size: MaybeFromOne = None
     """Ordinary tokens in a block, its landmark not counted; 63."""
     contenders: str | None = None
     """Which of them run, separated by commas; default: all that are for the device. sdpa always runs."""
 
     def check(self) -> None:
         super().check()
-        for name in ("batch", "heads", "kv_heads", "head_dim", "block_size"):
-            at_least_one(name, getattr(self, name))
         heads = self.heads or 8
         if heads % (self.kv_heads or heads):
             raise ValueError(f"kv_heads is {self.kv_heads}: give a divisor of the {heads} query heads")
@@ -78,30 +75,26 @@ class ModelOptions(CommonOptions):
 
     model: Path | None = None
     """Folder of a converted model to time; default: random weights in the shape of the options below."""
-    layers: int | None = None
+    layers: MaybeFromOne = None
     """Layers of the random model; default 6 to read, 4 to decode."""
-    heads: int | None = None
+    heads: MaybeFromOne = None
     """Its query heads; default 8."""
-    kv_heads: int | None = None
+    kv_heads: MaybeFromOne = None
     """Its heads of keys and values; default: as many as query heads."""
-    width: int | None = None
+    width: MaybeFromOne = None
     """Its hidden size, a multiple of the heads; default 512."""
-    intermediate: int | None = None
+    intermediate: MaybeFromOne = None
     """Size of its feed-forward layers; default 4 times the width."""
-    block_size: int | None = None
+    block_size: MaybeFromOne = None
     """Ordinary tokens in a block; default: the model's setting, 50 for the random model."""
-    top_k: int | None = None
+    top_k: MaybeFromOne = None
     """Blocks opened per query; default: the model's setting, 4 for the random model."""
-    local_blocks: int | None = None
+    local_blocks: MaybeFromZero = None
     """Newest complete blocks kept in sight; default: the model's setting, 0 for the random model."""
 
     def check(self) -> None:
         super().check()
         shape = ("layers", "heads", "kv_heads", "width", "intermediate", "block_size")
-        for name in (*shape, "top_k"):
-            at_least_one(name, getattr(self, name))
-        if self.local_blocks is not None and self.local_blocks < 0:
-            raise ValueError(f"local_blocks is {self.local_blocks}: give 0 or more")
         given = [name for name in shape if getattr(self, name) is not None]
         if self.model is not None and given:
             raise ValueError(f"{', '.join(given)} shape the random model: leave out either them or --model")
@@ -126,15 +119,10 @@ class ReadOptions(ModelOptions):
 
     contexts: str = "2000,8000,32000"
     """Ordinary tokens before the chunk of the median round, separated by commas."""
-    chunk: int = 250
+    chunk: FromOne = 250
     """Ordinary tokens read at once."""
-    full_limit: int = 32768
+    full_limit: FromOne = 32768
     """Longest context for the contender full; it takes quadratic time."""
-
-    def check(self) -> None:
-        super().check()
-        for name in ("chunk", "full_limit"):
-            at_least_one(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,14 +143,10 @@ class DecodeOptions(ModelOptions):
     """Ordinary tokens before the first step, separated by commas."""
     batch_sizes: str = "1,4"
     """Rows decoded at once, separated by commas."""
-    steps: int = 8
+    steps: FromOne = 8
     """Single-token steps in each round."""
     dense: bool = False
     """Also time the grouped softmax over the whole cache, written densely."""
-
-    def check(self) -> None:
-        super().check()
-        at_least_one("steps", self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +174,3 @@ class IndexSearchOptions(CommonOptions):
             raise ValueError(
                 f"device is {self.device} and dtype {self.dtype}: indexes are compared on a CPU, in float32"
             )
-
-
-def at_least_one(name: str, value: int | None) -> None:
-    """Raises ValueError for a number below 1; None is a default."""
-    if value is not None and value < 1:
-        raise ValueError(f"{name} is {value}: give 1 or more")

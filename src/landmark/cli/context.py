@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from landmark.cli.reading import load, tokens_read
+from landmark.limits import FromOne, FromZero, MaybeFromZero, OutFolder, Seed, Temperature
 
 if TYPE_CHECKING:
     from landmark.contexts.context import Context
 
 SNIPPET = 160
-STDIN = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class ReadOptions(Memory):
 
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")]
     """Texts to read, in this order: UTF-8 files, - for standard input, or the other sources of `landmark train`."""
-    out: Path
+    out: Annotated[Path, OutFolder(makes_parents=False)]
     """Folder of the context. If it exists, the same command goes on with it: documents that it holds are left out."""
     model: Path | None = None
     """Folder of a converted model with its tokenizer; the one in the package when left out."""
@@ -73,15 +73,15 @@ class AskOptions(Memory):
     """What is continued, word for word."""
     model: Path | None = None
     """Folder of the model that read the context; default: where it was then."""
-    max_new_tokens: int = 100
+    max_new_tokens: FromOne = 100
     """Most tokens to generate."""
-    temperature: float = 0.0
+    temperature: Temperature = 0.0
     """0 takes the most likely token each time; above 0 samples."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides what is sampled."""
-    top_k: int | None = None
+    top_k: MaybeFromZero = None
     """Blocks opened per query; default: as when the context was read."""
-    sources: int = 5
+    sources: FromZero = 5
     """Opened blocks to show, the most read first."""
     json: bool = False
     """Print one JSON object instead of text."""
@@ -115,8 +115,6 @@ def run_append(options: AppendOptions) -> int:
 
 def run_ask(options: AskOptions) -> int:
     """Answer, and list what was opened."""
-    if options.sources < 0:
-        raise ValueError(f"sources is {options.sources}: give the number of opened blocks to show, 0 or more")
     import torch
 
     from landmark.contexts.context import Context
@@ -155,13 +153,7 @@ def named_texts(files: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     from landmark.data.text import read_documents
 
     for source in files:
-        if source == STDIN:
-            text = sys.stdin.read()
-            if not text.strip():
-                raise ValueError("standard input is empty: there is nothing to read")
-            yield "stdin", text
-        else:
-            yield from ((document.name, document.text) for document in read_documents(source))
+        yield from ((document.name, document.text) for document in read_documents(source))
 
 
 def model_of(context: Path, model: Path | None) -> Path | None:

@@ -10,6 +10,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from landmark.cli import streams
+from landmark.limits import OutFile
+
 DAMAGED = 1
 
 
@@ -49,7 +52,7 @@ class ExportOptions:
 
     context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
     """Folder of the context."""
-    out: Path
+    out: Annotated[Path, OutFile()]
     """File to write; it must not exist."""
 
 
@@ -108,7 +111,7 @@ def run_delete(options: DeleteOptions) -> int:
 
     found = info(options.context)
     if not options.yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise ValueError(f"{options.context} is not deleted: say --yes where nobody can be asked")
         print(
             f"delete {options.context}: {found['documents']} documents, {found['bytes'] / 1e6:,.1f} MB? [y/N] ", end=""
@@ -134,11 +137,10 @@ def run_export(options: ExportOptions) -> int:
 @contextmanager
 def bytes_done(description: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr that what it gives moves, to so many bytes of so many; only where someone looks."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = streams.console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

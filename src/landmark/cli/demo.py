@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landmark.cli import streams
 from landmark.cli.reading import load, tokens_read
+from landmark.limits import Depth, Seed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,9 +23,9 @@ SHOWN = 5
 class DemoOptions:
     """Hide a key in a book, read the book through memory, ask for the key. Exit code 0: right, 1: wrong."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Decides the key, and the depth unless given."""
-    depth: float | None = None
+    depth: Depth = None
     """Where the key lies, from 0, the start of the book, to 1, its end; random when left out."""
     model: Path | None = None
     """Folder of a converted model with its tokenizer; the one in the package when left out."""
@@ -33,16 +35,11 @@ class DemoOptions:
 
 def run(options: DemoOptions) -> int:
     """Show one pass key being looked up."""
-    if options.depth is not None and not 0 <= options.depth <= 1:
-        raise ValueError(f"depth is {options.depth}: give 0, the start of the book, to 1, its end")
-    if options.seed < 0:
-        raise ValueError(f"seed is {options.seed}: give 0 or more")
     from landmark.assets import book_path
     from landmark.data.text import read_text
 
     book = read_text(options.book or book_path())
     import numpy as np
-    from rich.console import Console
 
     from landmark.data.recall import pass_key_question, random_key
     from landmark.evaluation.passkey import PassKeys, ask
@@ -57,7 +54,7 @@ def run(options: DemoOptions) -> int:
     key, depth = random_key(rng), rng.random() if options.depth is None else options.depth
     prompt = keys.hide(key, keys.haystack, depth)
     reading.check_length(model.config, len(prompt.text) + len(prompt.question) + len(key))
-    console = Console(highlight=False)
+    console = streams.console()
     console.print(f"A book of {len(keys.haystack):,} tokens; at {depth:.1%} of it stands: The pass key is {key}.")
     console.print(f"The model has learnt on windows of {model.config.max_position_embeddings} positions.\n")
 

@@ -1,13 +1,14 @@
 """`landmark eval passkey` and `landmark eval perplexity`: measure a converted model."""
 
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from landmark.cli import streams
 from landmark.cli.reading import load, tokens_read
+from landmark.limits import LARGEST, FromOne, MaybeFromOne, MaybeFromZero, OutFile, Range, Seed, Share
 
 if TYPE_CHECKING:
     from landmark.evaluation.reading import Reading
@@ -24,18 +25,18 @@ class ReadingOptions:
     """Folder of a converted model with its tokenizer; the one in the package when left out."""
     attention: Attention = "landmark"
     """landmark: through memory; local: the last tokens only; full: all at once, at true positions."""
-    top_k: int | None = None
+    top_k: MaybeFromZero = None
     """Blocks opened per query; default: the model's setting."""
-    local_blocks: int | None = None
+    local_blocks: MaybeFromZero = None
     """Newest complete blocks kept in sight; default: the model's setting."""
-    local: int | None = None
+    local: MaybeFromOne = None
     """landmark: ordinary tokens per chunk (default: what fits wherever in a block it begins; in whole blocks it may be
     more); local: last tokens in sight."""
-    max_blocks: int | None = None
+    max_blocks: MaybeFromOne = None
     """Newest blocks that memory keeps; default: all."""
     selection: Selection | None = None
     """Who chooses the blocks to open; default: the model's setting."""
-    miss_threshold: float = 0.0
+    miss_threshold: Share = 0.0
     """Queries whose chosen blocks would get a smaller share of their attention together open none."""
 
 
@@ -45,13 +46,13 @@ class PasskeyOptions(ReadingOptions):
 
     lengths: str = "4096,32768"
     """Lengths of the prompts in ordinary tokens, key and question included, separated by commas."""
-    samples: int = 50
+    samples: Annotated[int, Range(1, 10**6)] = 50
     """Prompts per length; their keys lie evenly spread from the start of the text to its end."""
     haystack: Path | None = None
     """UTF-8 text around the key, from varying offsets and repeated as needed; default: the package's book."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides keys and offsets."""
-    out: Path | None = None
+    out: Annotated[Path | None, OutFile()] = None
     """JSON-lines file of all answers; the same command goes on from it after an interruption."""
     json: bool = False
     """Print one JSON object per length instead of a table."""
@@ -65,13 +66,13 @@ class PerplexityOptions(ReadingOptions):
     """Texts: files, or the other sources that `landmark train --texts` takes."""
     lengths: str = "2048"
     """Ordinary tokens read from scratch, separated by commas; all divide the longest."""
-    windows: int | None = None
+    windows: MaybeFromOne = None
     """At most so many windows of the longest length, spread evenly over the texts; default: all."""
     against: tuple[str, ...] = ()
     """Settings to compare with, token by token: ATTENTION@LENGTH[,top_k=N][,local_blocks=N][,local=N][,max_blocks=N]
     [,selection=NAME][,miss_threshold=X]. What a landmark setting leaves out is as in the one compared; bare
     local@LENGTH sees as many keys."""
-    batch_size: int = 4
+    batch_size: FromOne = 4
     """Windows read side by side; changes speed only."""
     json: bool = False
     """Print one JSON object per setting and per comparison instead of tables."""
@@ -86,7 +87,6 @@ def run_passkey(options: PasskeyOptions) -> int:
     from landmark.evaluation.journal import Journal
     from landmark.hf.tokenizer import encode
 
-    passkey.depths(options.samples)  # a wrong number is told before the model is loaded
     haystack = read_text(options.haystack or book_path())
     model, tokenizer = load(options.model)
     reading = reading_of(options, model)
@@ -136,8 +136,6 @@ def run_perplexity(options: PerplexityOptions) -> int:
     from landmark.evaluation.settings import parse_setting
     from landmark.hf.tokenizer import encode
 
-    if options.batch_size < 1:
-        raise ValueError(f"batch_size is {options.batch_size}: give 1 or more")
     documents = [document for source in options.data for document in read_documents(source)]
     model, tokenizer = load(options.model)
     reading = reading_of(options, model)
@@ -189,8 +187,8 @@ def whole_numbers(name: str, text: str) -> list[int]:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{name} is {text!r}: give whole numbers separated by commas, e.g. 4096,32768") from None
-    if min(numbers) < 1:
-        raise ValueError(f"{name} is {text!r}: give numbers of 1 or more")
+    if not 1 <= min(numbers) <= max(numbers) <= LARGEST:
+        raise ValueError(f"{name} is {text!r}: give numbers of 1 or more, at most {LARGEST}")
     return list(dict.fromkeys(numbers))
 
 
@@ -212,13 +210,12 @@ def reading_of(options: ReadingOptions, model: Any) -> "Reading":
 
 def print_table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Print `rows` as a table on stdout, as wide as it needs to be where nobody's screen limits it."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*columns)
     for row in rows:
         table.add_row(*(shown(row[column]) if column in row else "" for column in columns))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    streams.console().print(table)
 
 
 def shown(value: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from landmark.cli.reading import load, tokens_read
+from landmark.limits import FromOne, FromZero, MaybeFromOne, MaybeFromZero, Seed, Temperature
 
 SNIPPET = 160
 
@@ -21,19 +22,19 @@ class GenerateOptions:
     """What stands after the text and is continued, word for word."""
     model: Path | None = None
     """Folder of a converted model with its tokenizer; the one in the package when left out."""
-    max_new_tokens: int = 100
+    max_new_tokens: FromOne = 100
     """Most tokens to generate."""
-    temperature: float = 0.0
+    temperature: Temperature = 0.0
     """0 takes the most likely token each time; above 0 samples."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides what is sampled."""
-    top_k: int | None = None
+    top_k: MaybeFromZero = None
     """Blocks opened per query; default: the model's setting."""
-    local_blocks: int | None = None
+    local_blocks: MaybeFromZero = None
     """Newest complete blocks kept in sight; default: the model's setting."""
-    chunk_size: int | None = None
+    chunk_size: MaybeFromOne = None
     """Ordinary tokens read at once; default: what fits the trained range."""
-    spans: int = 5
+    spans: FromZero = 5
     """Opened blocks to show, the most read first."""
     json: bool = False
     """Print one JSON object instead of text."""
@@ -41,12 +42,8 @@ class GenerateOptions:
 
 def run(options: GenerateOptions) -> int:
     """Read, answer, and list what was opened."""
-    if options.spans < 0:
-        raise ValueError(f"spans is {options.spans}: give the number of opened blocks to show, 0 or more")
     if not options.prompt:
         raise ValueError("the prompt is empty: say what is to be continued")
-    if options.max_new_tokens < 1 or options.temperature < 0:
-        raise ValueError("give max_new_tokens of 1 or more and a temperature of 0 or more")
     from landmark.data.text import read_text
 
     text = read_text(options.file)

@@ -1,14 +1,15 @@
 """Find the command that was named, read its options, run it, turn what went wrong into an exit code."""
 
 import difflib
-import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, get_type_hints
 
 from landmark import __version__
+from landmark.cli import streams
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what shells report for Ctrl-C
@@ -67,8 +68,11 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``landmark`` with ``argv`` (default: the arguments of the process) and return its exit code."""
     try:
-        code = dispatch(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # here, where a reader that left can still be answered properly
+        streams.prepare()
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        check_arguments(arguments)
+        code = dispatch(arguments)
+        sys.stdout.flush()  # here, where what cannot be written can still be answered properly
         return code
     except KeyboardInterrupt:
         print(
@@ -77,11 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output (head, less) left. Python would complain again while flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.drop_output()  # the reader of our output (head, less) left
         return READER_GONE
     except (ValueError, OSError) as error:
-        return fail(str(error) or type(error).__name__)
+        return fail(streams.lost_output() or str(error) or type(error).__name__)
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -104,13 +107,34 @@ def dispatch(arguments: list[str]) -> int:
     return fail(unknown_command(arguments, group))
 
 
+def check_arguments(arguments: list[str]) -> None:
+    """Raises ValueError for arguments that no command takes: broken text, and options of nothing at all."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{argument!r} is not UTF-8: write it in UTF-8, and rename files that are not") from None
+        name, value = argument.split("=", 1) if argument.startswith("--") and "=" in argument else (before, argument)
+        if not value and name.startswith("--"):
+            raise ValueError(f"the {name[2:]} is empty: say what it is, or leave {name} out")
+
+
 def run_command(command: Command, arguments: list[str]) -> int:
-    """Build the options of ``command`` from ``arguments`` and run it; tyro exits with 2 on bad options."""
-    import tyro  # 0.2 s that ``landmark --help`` and ``--version`` need not wait for
+    """Build the options of ``command`` from ``arguments``, check them and run it."""
+    from landmark.cli.parsing import parse  # 0.2 s that ``landmark --help`` and ``--version`` need not wait for
+    from landmark.limits import check_limits
 
     run, options_type = command.load()
-    config = (tyro.conf.FlagCreatePairsOff,)
-    return run(tyro.cli(options_type, prog=f"landmark {command.name}", args=arguments, config=config))
+    try:
+        options = parse(options_type, f"landmark {command.name}", arguments)
+    except SystemExit as end:
+        sys.stdout.flush()  # help was printed
+        if end.code:
+            fail(str(end.code))
+            raise SystemExit(USAGE_ERROR) from None
+        raise
+    check_limits(options)
+    return run(options)
 
 
 def program_help() -> str:
@@ -152,7 +176,8 @@ def unknown_command(arguments: list[str], group: Sequence[Command]) -> str:
 
 def fail(message: str) -> int:
     """Print ``message`` on one line of stderr, whatever line breaks it has; return the exit code."""
-    print(f"landmark: error: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):  # where nobody can be told, the code tells
+        print(f"landmark: error: {' '.join(message.split())}", file=sys.stderr)
     return USAGE_ERROR
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from landmark.cli import streams
+
 
 def load(path: Path | None) -> tuple[Any, Any]:
     """A converted model and its tokenizer from one folder, that of the package if None; on a GPU if there is one."""
@@ -25,11 +27,10 @@ def load(path: Path | None) -> tuple[Any, Any]:
 @contextmanager
 def tokens_read(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr over `total` tokens, moved by calling what it gives; only where someone looks."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = streams.console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(description, total=total)
         yield lambda tokens: progress.advance(task, tokens)

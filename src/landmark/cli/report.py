@@ -3,7 +3,9 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from landmark.limits import OutFolder, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,7 @@ class ReportOptions:
     where the models they were taken from are gone.
     """
 
-    out: Path
+    out: Annotated[Path, OutFolder()]
     """Folder of trainings, measurements (results.jsonl), tables (results.md) and plots."""
     data: Path | None = None
     """Folder with books/ and math/, each with train/, validation/ and test/ of text files. Only --quick goes without:
@@ -24,7 +26,7 @@ class ReportOptions:
     """Pass through every table in minutes with toy step counts, to see that all works; the figures mean nothing."""
     size: Literal["small", "medium"] = "small"
     """Of the models: 0.9 million weights and three seeds, for a CPU too, or 32 million and one seed, for a GPU."""
-    threads: int | None = None
+    threads: Threads = None
     """Threads to compute with. Default: one for each core."""
     tables_only: bool = False
     """Write the tables and plots of the measurements that are there; train and measure nothing."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from landmark.limits import OutFolder, Range
+
 
 @dataclass(frozen=True)
 class TokenizerOptions:
@@ -15,10 +17,10 @@ class TokenizerOptions:
     texts: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Texts to train on: files, or the other sources that `landmark train --texts` takes."""
 
-    out: Path
+    out: Annotated[Path, OutFolder()]
     """Folder to write the tokenizer to."""
 
-    vocab_size: int = 4096
+    vocab_size: Annotated[int, Range(1, 10**7)] = 4096
     """Number of tokens. A converted model has one row more, for the landmark."""
 
 

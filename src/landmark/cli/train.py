@@ -8,6 +8,10 @@ from landmark.training.options import TrainOptions
 
 def run(options: TrainOptions) -> int:
     """Train, and say where the model is."""
+    from landmark.data.text import STDIN
+
+    if STDIN in (*options.texts, *options.validation):
+        raise ValueError("a training reads its texts again when it goes on: name files, not - for standard input")
     from landmark.recipes import catalogue
 
     named = options.recipe is not None and not Path(options.recipe).is_file()

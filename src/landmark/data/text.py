@@ -1,5 +1,6 @@
 """Reading the user's text: plain files, tables on disk and Hugging Face datasets, as named documents."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from landmark.data.corpora import corpus_rows
 from landmark.data.hub import check_reachable, load
 
 TABLE_KINDS = ("json", "csv", "parquet")
+STDIN = "-"  # names standard input, where a text file may be named
 DATASET_FORM = "hf:NAME[:CONFIG]:SPLIT:COLUMN"
 # Tokenizing needs some hundred bytes of memory a token, so long documents go through it in pieces.
 PIECE_CHARACTERS = 1 << 18
@@ -22,11 +24,13 @@ class Document:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, exactly as stored (line ends are not changed).
+    """The text of a UTF-8 file, or of standard input if `path` is "-", exactly as stored (line ends are not changed).
 
     Raises ValueError if the file is missing, a directory, empty, or not UTF-8 (naming the first bad byte).
     """
     path = Path(path)
+    if str(path) == STDIN:
+        return _decoded("standard input", _standard_input())
     if path.is_dir():
         raise ValueError(f"{path} is a directory; name its text files, e.g. {path}/*.txt")
     try:
@@ -35,25 +39,36 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path} does not exist") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    return _decoded(str(path), data)
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: name a file, or pipe a text into the command")
+    return sys.stdin.buffer.read()
+
+
+def _decoded(name: str, data: bytes) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
+            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
             "convert it, e.g. with iconv -t UTF-8"
         ) from None
     if not text.strip():
-        raise ValueError(f"{path} is empty; there is nothing to read in it")
+        raise ValueError(f"{name} is empty; there is nothing to read in it")
     return text
 
 
 def read_documents(source: str) -> Iterator[Document]:
     """The documents of one source, always in the same order.
 
-    A source is the path of a text file (one document), `json:PATH:COLUMN`, `csv:PATH:COLUMN` or
-    `parquet:PATH:COLUMN` (a document a row), `hf:NAME[:CONFIG]:SPLIT:COLUMN` (a document a row of a
-    dataset on the Hugging Face hub, or of one in the folder NAME), or `corpus:NAME:SPLIT` (a corpus of the paper, see
-    `landmark.data.corpora`). Rows with an empty text are left out. All but text files need the `data` extra.
+    A source is the path of a text file (one document), `-` for standard input (one document, `stdin`),
+    `json:PATH:COLUMN`, `csv:PATH:COLUMN` or `parquet:PATH:COLUMN` (a document a row), `hf:NAME[:CONFIG]:SPLIT:COLUMN`
+    (a document a row of a dataset on the Hugging Face hub, or of one in the folder NAME), or `corpus:NAME:SPLIT` (a
+    corpus of the paper, see `landmark.data.corpora`). Rows with an empty text are left out. All but text files need the
+    `data` extra.
 
     Raises ValueError for anything that cannot be read, naming the source and the remedy.
     """
@@ -70,7 +85,7 @@ def read_documents(source: str) -> Iterator[Document]:
     elif colon and kind == "corpus":
         yield from (Document(f"{source}#{row}", text) for row, text in corpus_rows(source) if text.strip())
     else:
-        yield Document(source, read_text(source))
+        yield Document("stdin" if source == STDIN else source, read_text(source))
 
 
 def _hub_rows(source: str, parts: list[str]) -> Iterator[Document]:

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from landmark.limits import SEEDS, LearningRate, MaybeFromOne, MaybeFromZero, OutFolder, Range, Threads
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class TrainOptions:
     Run the same command again to resume an interrupted training; it continues exactly where it stopped.
     """
 
-    out: Path
+    out: Annotated[Path, OutFolder()]
     """Folder for checkpoints, tokenized text and, at the end, the trained model (OUT/model)."""
 
     texts: tuple[str, ...] = ()
@@ -33,7 +35,7 @@ class TrainOptions:
     validation: tuple[str, ...] = ()
     """Texts to measure the loss on; the same forms as --texts."""
 
-    tokens: Path | None = None
+    tokens: Annotated[Path | None, OutFolder()] = None
     """Folder that keeps the tokenized text, to share it between runs. Default: inside OUT."""
 
     recipe: str | None = None
@@ -46,19 +48,19 @@ class TrainOptions:
     attention: str | None = None
     """Attention of a recipe of the package, if it can have several: landmark (the default), full, recurrent, ..."""
 
-    steps: int | None = None
+    steps: Annotated[int | None, Range(1, 10**8)] = None
     """Optimizer steps (default 1000, or those of the recipe)."""
 
-    window_positions: int | None = None
+    window_positions: MaybeFromOne = None
     """Length of a training window, landmarks included (default 512)."""
 
-    batch_size: int | None = None
+    batch_size: MaybeFromOne = None
     """Windows in a micro-batch (default 8)."""
 
-    micro_batches: int | None = None
+    micro_batches: MaybeFromOne = None
     """Micro-batches whose gradients make one step (default 1); processes of torchrun share them evenly."""
 
-    learning_rate: float | None = None
+    learning_rate: LearningRate = None
     """Highest learning rate (default 0.0003)."""
 
     packing: bool = False
@@ -68,10 +70,10 @@ class TrainOptions:
     """Train low-rank adapters and the landmark's embedding, and no other weight of --model. The finished model has
     them merged; OUT/adapter has them alone."""
 
-    lora_rank: int | None = None
+    lora_rank: Annotated[int | None, Range(1, 10**5)] = None
     """Rank of the adapters (default 16)."""
 
-    lora_alpha: int | None = None
+    lora_alpha: MaybeFromOne = None
     """What adapters add is scaled by alpha / rank (default: twice the rank)."""
 
     lora_targets: tuple[str, ...] = ()
@@ -83,10 +85,10 @@ class TrainOptions:
     gradient_checkpointing: bool = False
     """Compute activations a second time instead of keeping them: less memory, a third more time."""
 
-    block_size: int | None = None
+    block_size: MaybeFromOne = None
     """Ordinary tokens in a block. Default: the model's own if it has landmarks already, else 63."""
 
-    top_k: int | None = None
+    top_k: MaybeFromZero = None
     """Blocks that the finished model opens at once. Default: the model's own, else 4."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None
@@ -95,20 +97,20 @@ class TrainOptions:
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number format of the finished model's weights (default float32)."""
 
-    log_every: int | None = None
+    log_every: MaybeFromOne = None
     """Steps between log lines (default 10)."""
 
-    eval_every: int | None = None
+    eval_every: MaybeFromOne = None
     """Steps between measurements on the validation texts (default 500)."""
 
-    save_every: int | None = None
+    save_every: MaybeFromOne = None
     """Steps between checkpoints (default 200); the newest two are kept."""
 
-    eval_windows: int | None = None
+    eval_windows: MaybeFromOne = None
     """Windows of validation text in a measurement (default 64), and as many recall windows if the last stage has
     any."""
 
-    seed: int | None = None
+    seed: Annotated[int | None, SEEDS] = None
     """Decides the initial weights and every window (default 0)."""
 
     parallel: Literal["ddp", "fsdp", "sequence"] | None = None
@@ -116,7 +118,7 @@ class TrainOptions:
     step's micro-batches. fsdp: the same with weights, gradients and optimizer shared out among them. sequence: as fsdp,
     but all take part in every window, for windows too long for one."""
 
-    threads: int | None = None
+    threads: Threads = None
     """Threads to compute with. Default: one for each core."""
 
     json: str | None = None

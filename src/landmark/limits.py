@@ -1,0 +1,105 @@
+"""What options may be: limits that stand beside their types, and the one place where they are checked.
+
+A dataclass of options annotates a field, `depth: Annotated[float | None, Range(0, 1)] = None`, and `check_limits` tells
+of a value outside before any work starts. None is a default and always allowed. Light to import.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+LARGEST = 10**12  # more than anything countable here; the machine's own numbers end far beyond
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`, and 0 too if `or_zero`. Numbers that are not finite are in none."""
+
+    least: float
+    most: float = LARGEST
+    words: str | None = None
+    """What to give, where the numbers alone do not tell."""
+    or_zero: bool = False
+
+    def check(self, name: str, value: float) -> None:
+        """Raises ValueError, naming what to give, for a number outside."""
+        if self.least <= value <= self.most or (self.or_zero and value == 0):
+            return
+        open_ended = self.most == LARGEST and not value > LARGEST
+        numbers = f"{self.least} or more" if open_ended else f"a number from {self.least} to {self.most}"
+        raise ValueError(f"{name} is {value}: give {self.words or numbers}")
+
+
+@dataclass(frozen=True)
+class OutFolder:
+    """A folder to write to, which need not exist; nor its parents, if the command makes them."""
+
+    makes_parents: bool = True
+
+    def check(self, name: str, path: Path) -> None:
+        """Raises ValueError where it can be seen that such a folder cannot be written."""
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{name} is {path}, which is a file: give a folder")
+        if not self.makes_parents and not path.absolute().parent.exists():
+            raise ValueError(f"{name} is {path}, in a folder that does not exist: make it, or give another")
+        _check_writable(name, path)
+
+
+@dataclass(frozen=True)
+class OutFile:
+    """A file to write, in a folder that exists."""
+
+    def check(self, name: str, path: Path) -> None:
+        """Raises ValueError where it can be seen that such a file cannot be written."""
+        if path.is_dir():
+            raise ValueError(f"{name} is {path}, which is a folder: name a file")
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{name} is {path}, in a folder that does not exist: make it, or give another")
+        _check_writable(name, path)
+
+
+Limit = Range | OutFolder | OutFile
+
+SEEDS = Range(0, 2**32 - 1)  # what every generator of random numbers takes
+Seed = Annotated[int, SEEDS]
+Depth = Annotated[float | None, Range(0, 1, "0, the start of the book, to 1, its end")]
+# Logits are divided by it: below, they exceed what numbers can hold.
+Temperature = Annotated[float, Range(1e-3, 1e3, "0 for the most likely tokens, or 0.001 to 1000 to sample", True)]
+Share = Annotated[float, Range(0, 1 - sys.float_info.epsilon, "a share of attention, 0 or more and less than 1")]
+LearningRate = Annotated[float | None, Range(1e-12, 1e3, "a number above 0, such as 0.0003")]
+Threads = Annotated[int | None, Range(1, 1024)]
+# Counts; None, where a field may be, is a default.
+FromOne = Annotated[int, Range(1)]
+FromZero = Annotated[int, Range(0)]
+MaybeFromOne = Annotated[int | None, Range(1)]
+MaybeFromZero = Annotated[int | None, Range(0)]
+
+
+def limits_of(kind: type) -> dict[str, list[Limit]]:
+    """The limits in the annotations of a dataclass, by field."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        field.name: [limit for limit in getattr(hints[field.name], "__metadata__", ()) if isinstance(limit, Limit)]
+        for field in fields(kind)
+    }
+
+
+def check_limits(options: Any) -> None:
+    """Raises ValueError, naming the option and the remedy, for the first value that is outside its limits."""
+    for name, limits in limits_of(type(options)).items():
+        value = getattr(options, name)
+        for limit in limits:
+            if value is not None:
+                limit.check(name, value)
+
+
+def _check_writable(name: str, path: Path) -> None:
+    there = path.absolute()
+    while not there.exists():
+        there = there.parent
+    if not path.exists() and not there.is_dir():
+        raise ValueError(f"{name} is {path}, but {there} is a file: give another")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{name} is {path}, which cannot be written: {there} is read-only for you")
