@@ -54,7 +54,8 @@ def landmark_attention(
             is never replaced by another.
 
     Returns:
-        [B,H,Tq,D] in query's dtype. Scores and softmax are computed in float32 (float64 for float64 inputs).
+        [B,H,Tq,D] in query's dtype. Scores and softmax are computed in float32 (float64 for float64 inputs). All
+        backends have first derivatives; "reference" alone has second ones, and the others raise RuntimeError for them.
 
     Raises:
         ValueError: arguments that do not fit together, or a backend that cannot do what is asked.

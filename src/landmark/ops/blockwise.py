@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from landmark.ops.derivatives import first_derivatives_only
 from landmark.ops.tiles import Grid, Masks, Rules, Tile
 
 _HIDDEN = -1e30  # finite, so that a block with nothing visible gives finite weights rather than NaN
@@ -112,10 +112,9 @@ class _Blockwise(torch.autograd.Function):
         return out.to(query.dtype), lse
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        out_grad, lse_grad = grad_outputs
-        query, key, value, sinks, out, lse, *masks = ctx.saved_tensors
+    @first_derivatives_only("backend='reference' can be differentiated again, in memory of queries by keys")
+    def backward(ctx: Any, saved: tuple[Any, ...], out_grad: Tensor, lse_grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        query, key, value, sinks, out, lse, *masks = saved
         with torch.autocast(out_grad.device.type, enabled=False):
             grid = Grid(query, key, value, Masks(*masks), ctx.rules)
             return *_gradients(grid, query, key, value, sinks, out, lse, out_grad, lse_grad), None, None

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from landmark.ops.derivatives import first_derivatives_only
 
 # Rows worked on at once: with a vocabulary of 4096 a float32 temporary of 16 MiB, whatever the batch.
 ROWS = 1024
@@ -32,7 +33,8 @@ def weighted_cross_entropy(
     scale = scale / scale.sum().clamp(min=torch.finfo(torch.float32).tiny)
     own = range(labels.shape[1]) if own is None else own
     part = slice(own.start, own.stop)
-    loss, token_losses = _CrossEntropy.apply(logits, targets[:, part].flatten(), scale[:, part].flatten())
+    nothing = logits[:0].sum()  # a function of the logits that can be saved: they themselves are overwritten
+    loss, token_losses = _CrossEntropy.apply(logits, targets[:, part].flatten(), scale[:, part].flatten(), nothing)
     by_position = torch.zeros_like(scale)
     by_position[:, part] = token_losses.view(len(labels), -1)
     by_label = torch.zeros_like(scale)
@@ -44,7 +46,7 @@ class _CrossEntropy(torch.autograd.Function):
     """sum_n scale_n * CE_n over rows of logits; the gradient is built in the logits' own memory."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, scale: Tensor, nothing: Tensor) -> tuple[Tensor, Tensor]:
         wants_gradient = ctx.needs_input_grad[0]
         rows = logits.flatten(0, -2)
         token_losses = torch.zeros_like(scale)
@@ -64,10 +66,14 @@ class _CrossEntropy(torch.autograd.Function):
         if wants_gradient:
             # Autograd's version counter still guards: whoever saved these logits for backward gets an error.
             ctx.gradient, ctx.shape = rows, logits.shape
+            ctx.save_for_backward(nothing)
         ctx.mark_non_differentiable(token_losses)
         return (token_losses * scale).sum(), token_losses
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return ctx.gradient.mul_(grad_outputs[0]).view(ctx.shape), None, None
+    @first_derivatives_only("use torch.nn.functional.cross_entropy for losses of gradients")
+    def backward(ctx: Any, saved: Any, loss_grad: Tensor, _: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if ctx.gradient is None:
+            raise RuntimeError("the logits hold their gradient, which was used: compute the loss anew to go back again")
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(loss_grad).view(ctx.shape), None, None, None

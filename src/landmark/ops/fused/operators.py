@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landmark.ops.derivatives import second_derivatives_refused
 from landmark.ops.fused import launch
 from landmark.ops.fused.launch import Inputs, Rules
 
@@ -64,6 +65,13 @@ def backward(
 @backward.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return launch.like(query), launch.like(key), launch.like(value), launch.rows_like(query)
+
+
+def _refuse(*_: Any) -> Any:
+    raise second_derivatives_refused("backend='reference' can be differentiated again, in memory of queries by keys")
+
+
+backward.register_autograd(_refuse)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -51,11 +51,15 @@ def retrieved_attention(
     Returns:
         Per chosen block the softmax average [B,H,T,k,Dv] of its ordinary tokens' values, and the logit of its
         gate [B,H,T,k]; 0 and -inf where there is no block. In float32, or float64 for float64 queries. `merge`
-        joins them to the local attention.
+        joins them to the local attention. No gradient flows.
 
     Raises:
-        ValueError: a backend that is unknown, or that cannot serve these tensors.
+        ValueError: a backend that is unknown, or that cannot serve these tensors; a gradient is wanted.
     """
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, pages.keys, pages.values)):
+        raise ValueError(
+            "retrieved blocks are read without gradients: call under torch.no_grad(), or use trainable_blocks"
+        )
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}; choose one of {', '.join(BACKENDS)}")
     return _reader(backend, query, pages)(query, pages, distance, rotation, Scores(scale, softcap))
