@@ -34,7 +34,8 @@ class LandmarkCache(Cache):
 
     `config` is that of a converted model. `top_k`, `selection` and `local_blocks` override the model's settings for
     this cache; `max_blocks` keeps only the newest blocks. Length is counted in ordinary tokens (for padded batches, in
-    columns of `input_ids`, as transformers counts).
+    columns of `input_ids`, as transformers counts). `selection` "per_head" looks ahead within a chunk: earlier queries
+    of it read what later ones asked for.
 
     With a `miss_threshold` from 0 to below 1, a query of a head fetches nothing, and attends locally alone, if the
     blocks chosen for it would get a smaller share of its attention together (the context miss of the paper's appendix
@@ -170,7 +171,7 @@ class LandmarkCache(Cache):
         for index, memory in enumerate(self.memories):
             last = memory.last if isinstance(memory, LayerMemory) else None
             if last is not None:
-                opened[index] = (last.blocks, last.gates)
+                opened[index] = last
         self._recording = self._recording.followed_by(opened)
 
     def start_trace(self) -> None:

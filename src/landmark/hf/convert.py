@@ -38,7 +38,9 @@ def convert(
         landmark_id: vocabulary row that serves as the landmark and is never generated; a new row, the mean of all
             others, when None. A converted model keeps its row.
         top_k: blocks opened per query; 0 reads with local attention only.
-        selection: "per_token_and_head", "per_token" or "per_head": who chooses its own blocks.
+        selection: "per_token_and_head", "per_token" or "per_head": who chooses its own blocks. "per_head" looks
+            ahead within a chunk: its queries share what any of them asked for, so that predictions before the end of
+            a chunk depend on later tokens of it; a perplexity read so is not one of predictions.
         local_blocks: newest complete blocks that stay in sight like the tail; 0 is the paper's rule.
         positions: "stingy" places opened blocks within the trained range, "true" where they stood.
 

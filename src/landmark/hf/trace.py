@@ -1,15 +1,21 @@
 """Which blocks were opened, by whom and how far."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from landmark.memory import Opened
+
 
 @dataclass(frozen=True)
 class Span:
-    """One opened block: ordinary tokens `start:stop` of its row, and the mean gate over layers, heads and queries."""
+    """One opened block: ordinary tokens `start:stop` of its row, and its mean gate.
+
+    `weight` is the mean over all layers, heads and queries that found blocks in memory, those of landmarks too and
+    padding never. Who did not open this block, or by a miss threshold no block at all, counts with 0.
+    """
 
     block: int
     start: int
@@ -24,12 +30,14 @@ class Trace:
     For each layer that retrieved anything, `blocks[layer]` is `[B, H, T, k]` long: the numbers of the blocks (0 is the
     first of the text) that each head of each stream position opened, -1 where it opened fewer than k. `gates[layer]`,
     of the same shape, is the weight that the block's landmark received in the joint softmax. Forwards follow each
-    other along T, landmarks' own queries included.
+    other along T, landmarks' own queries included; those with nothing in memory, and native sliding layers, are not
+    among them. `asking[layer]`, long `[B]`, is how many queries of each head found blocks in memory.
     """
 
     block_size: int
     blocks: dict[int, Tensor] = field(default_factory=dict)
     gates: dict[int, Tensor] = field(default_factory=dict)
+    asking: dict[int, Tensor] = field(default_factory=dict)
 
     def spans(self, row: int = 0) -> list[Span]:
         """The opened blocks of one row of the batch, the most read first."""
@@ -39,7 +47,7 @@ class Trace:
             opened = blocks[row].flatten()
             gates = self.gates[layer][row].flatten().double()
             real = opened >= 0
-            queries += blocks[row].shape[0] * int((blocks[row] >= 0).any(-1).any(0).sum())
+            queries += blocks.shape[1] * int(self.asking[layer][row])
             numbers, where = opened[real].unique(return_inverse=True)
             totals = torch.zeros(len(numbers), dtype=torch.float64, device=gates.device)
             totals.index_add_(0, where, gates[real])
@@ -52,21 +60,18 @@ class Trace:
 
 @dataclass(frozen=True)
 class Recording:
-    """What the last forward opened, or with `keep_all` every one so far: per forward and layer, (blocks, gates)."""
+    """What the last forward opened, or with `keep_all` every one so far, per forward and layer."""
 
-    forwards: tuple[dict[int, tuple[Tensor, Tensor]], ...] = ()
+    forwards: tuple[dict[int, Opened], ...] = ()
     keep_all: bool = False
 
-    def followed_by(self, opened: dict[int, tuple[Tensor, Tensor]]) -> "Recording":
+    def followed_by(self, opened: dict[int, Opened]) -> "Recording":
         """The recording after one more forward."""
         return Recording((*self.forwards, opened) if self.keep_all else (opened,), self.keep_all)
 
     def of_rows(self, rows: Tensor) -> "Recording":
         """The recording where row i goes on from what was row `rows[i]`."""
-        taken = [
-            {layer: (b[rows.to(b.device)], g[rows.to(g.device)]) for layer, (b, g) in opened.items()}
-            for opened in self.forwards
-        ]
+        taken = [{layer: _of_rows(one, rows) for layer, one in opened.items()} for opened in self.forwards]
         return Recording(tuple(taken), self.keep_all)
 
     def forgotten(self) -> "Recording":
@@ -77,15 +82,20 @@ class Recording:
         """The forwards one behind the other."""
         trace = Trace(block_size)
         for layer in sorted({layer for opened in self.forwards for layer in opened}):
-            pieces = [opened[layer] for opened in self.forwards if layer in opened]
-            trace.blocks[layer], trace.gates[layer] = _joined(pieces)
+            whole = _joined([opened[layer] for opened in self.forwards if layer in opened])
+            trace.blocks[layer], trace.gates[layer], trace.asking[layer] = whole.blocks, whole.gates, whole.asking
         return trace
 
 
-def _joined(pieces: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Puts the (blocks, gates) of several forwards one behind the other; fewer choices are filled with -1."""
-    pieces = list(pieces)
-    width = max(blocks.shape[-1] for blocks, _ in pieces)
-    blocks = [torch.nn.functional.pad(b, (0, width - b.shape[-1]), value=-1) for b, _ in pieces]
-    gates = [torch.nn.functional.pad(g, (0, width - g.shape[-1])) for _, g in pieces]
-    return torch.cat(blocks, 2), torch.cat(gates, 2)
+def _of_rows(opened: Opened, rows: Tensor) -> Opened:
+    tensors = opened.blocks, opened.gates, opened.asking
+    return Opened(*(x[rows.to(x.device)] for x in tensors))
+
+
+def _joined(pieces: Sequence[Opened]) -> Opened:
+    """Puts what several forwards opened one behind the other; fewer choices are filled with -1."""
+    width = max(one.blocks.shape[-1] for one in pieces)
+    blocks = [torch.nn.functional.pad(x.blocks, (0, width - x.blocks.shape[-1]), value=-1) for x in pieces]
+    gates = [torch.nn.functional.pad(x.gates, (0, width - x.gates.shape[-1])) for x in pieces]
+    asking = torch.stack([x.asking for x in pieces]).sum(0)
+    return Opened(torch.cat(blocks, 2), torch.cat(gates, 2), asking)

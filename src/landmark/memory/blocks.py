@@ -27,11 +27,13 @@ class Opened:
     """What the queries of a chunk opened.
 
     `blocks` long [B,H,T,k]: absolute block numbers by age, -1 for none. `gates` [B,H,T,k]: the weight that
-    each block's landmark got in the joint softmax, 0 for none.
+    each block's landmark got in the joint softmax, 0 for none. Padding opens nothing. `asking` long [B]: the
+    queries of each head for which blocks lay in memory.
     """
 
     blocks: Tensor
     gates: Tensor
+    asking: Tensor
 
 
 class BlockMemory:
@@ -99,12 +101,12 @@ class BlockMemory:
             self.retrievals += Retrievals(skipped=asked - opening)
             blocks, distance = blocks.masked_fill(miss[..., None], -1), distance.expand_as(blocks)
             if not opening:
-                return local[0], Opened(blocks, torch.zeros_like(blocks, dtype=wide.dtype))
+                return local[0], _opened(past, real, blocks, torch.zeros_like(blocks, dtype=wide.dtype))
             pieces = self._opened_pages(choice.blocks, miss)
         else:
             pieces = self._store.pages(choice.blocks)
         out, weights = join_retrieved(*local, query, pieces, distance, rotation=rotation, scale=scale, softcap=softcap)
-        return out, Opened(blocks, weights)
+        return out, _opened(past, real, blocks, weights)
 
     def _opened_pages(self, blocks: Tensor, miss: Tensor) -> Iterator[tuple[slice, Pages]]:
         """Pages of the chosen `blocks` without those of queries that `miss [B,H,T]` them.
@@ -139,3 +141,12 @@ class BlockMemory:
     def nbytes(self) -> int:
         """Bytes of keys, values and landmark keys kept."""
         return self._index.nbytes + self._store.nbytes
+
+
+def _opened(past: Past, real: Tensor, blocks: Tensor, gates: Tensor) -> Opened:
+    """What was opened, without that of padding: `real [B,T]` marks the other queries."""
+    if min(past.valid) < past.width:
+        padding = ~real[:, None, :, None]
+        blocks, gates = blocks.masked_fill(padding, -1), gates.masked_fill(padding, 0.0)
+    asking = [valid if kept else 0 for valid, kept in zip(past.valid, past.kept, strict=True)]
+    return Opened(blocks, gates, torch.tensor(asking))

@@ -4,6 +4,9 @@ from typing import Any, Literal, get_args
 
 from landmark.blocks import check_block_size
 
+# Who chooses the blocks to open: each query of each head; each query, for all heads; each head, for all queries of the
+# chunk. "per_head" looks ahead within a chunk: an earlier query reads what a later one asked for, so that what a model
+# predicts there depends on tokens after it, and on how the text is cut into chunks. Between chunks nothing looks ahead.
 Selection = Literal["per_token_and_head", "per_token", "per_head"]
 SELECTIONS: tuple[str, ...] = get_args(Selection)
 Positions = Literal["stingy", "true"]

@@ -1,0 +1,73 @@
+"""What a trace tells of opened blocks: their mean gates."""
+
+import pytest
+import torch
+from families import family
+
+import landmark
+
+IDS = torch.randint(3, 61, (2, 90), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = family("llama")
+    with torch.no_grad():  # random weights of the usual size attend to everything alike
+        for name, weight in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                weight.mul_(8)
+    return landmark.convert(model, block_size=5, top_k=2, local_blocks=1)
+
+
+def traced(model, threshold, mask=None):
+    """A trace of all but the first 40 columns."""
+    cache = landmark.LandmarkCache(model.config, miss_threshold=threshold)
+    mask = torch.ones_like(IDS) if mask is None else mask
+    with torch.no_grad():
+        for start, stop in ((0, 40), (40, 70), (70, 90)):
+            model(input_ids=IDS[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache)
+            if start == 0:
+                cache.start_trace()
+    return cache.trace()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.6])
+def test_a_weight_is_the_mean_over_all_queries(model, threshold):
+    trace = traced(model, threshold)
+    layers, heads, queries = len(trace.blocks), 4, 50 + 10  # tokens, and landmarks of their blocks
+    opened = torch.stack([(trace.blocks[layer][1] >= 0).any(-1) for layer in trace.blocks])
+    assert opened.shape == (layers, heads, queries)
+    assert opened.all() == (threshold == 0)
+    for span in trace.spans(1):
+        gates = [trace.gates[layer][1][trace.blocks[layer][1] == span.block] for layer in trace.blocks]
+        expected = torch.cat(gates).double().sum().item() / (layers * heads * queries)
+        assert span.weight == pytest.approx(expected)
+        assert (span.start, span.stop) == (5 * span.block, 5 * span.block + 5)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_padding_neither_opens_nor_counts(model, threshold):
+    mask = torch.ones_like(IDS)
+    mask[0, :13] = 0  # its chunks are shorter or, by their landmarks, end elsewhere
+    together = traced(model, threshold, mask)
+    cache = landmark.LandmarkCache(model.config, miss_threshold=threshold)
+    with torch.no_grad():
+        for start, stop in ((13, 40), (40, 70), (70, 90)):
+            model(input_ids=IDS[:1, start:stop], past_key_values=cache)
+            if stop == 40:
+                cache.start_trace()
+    alone = {span.block: span.weight for span in cache.trace().spans()}
+    assert {span.block: span.weight for span in together.spans(0)} == pytest.approx(alone, abs=1e-5)
+
+
+def test_forwards_without_memory_do_not_count(model):
+    cache = landmark.LandmarkCache(model.config)
+    cache.start_trace()
+    with torch.no_grad():
+        model(input_ids=IDS[:, :10], past_key_values=cache)
+        assert cache.trace().spans() == []
+        for start in (10, 40):
+            model(input_ids=IDS[:, start : start + 30], past_key_values=cache)
+    trace = cache.trace()
+    assert trace.blocks[0].shape[2] == 2 * 36
+    assert trace.asking[0].tolist() == [2 * 36, 2 * 36]
