@@ -2,6 +2,7 @@
 #   make PYTHON=/path/to/python3.12 test    use this interpreter
 #   make TEST_JOBS=8 test                   run the tests in 8 processes
 #   make test TESTS=tests/ops               run some of the tests
+#   make matrix-newest MATRIX_TESTS=tests/hf    the same in another environment
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,16 +10,26 @@ INSTALLED := $(VENV)/.installed
 TEST_JOBS ?= 2
 TESTS ?= tests
 
-# The first interpreter that is new enough; `python3` is the default and often is.
-ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
-	if $$p -c '$(ENOUGH)' 2>/dev/null; then echo $$p; exit; fi; done; echo python3)
+# What most depends on the releases installed, and what computes and so depends on a processor's instructions.
+MATRIX_TESTS ?= tests/hf tests/memory tests/contexts tests/cli tests/evaluation tests/store tests/data tests/readers \
+	tests/test_package.py
+ISA_TESTS ?= tests/ops tests/index tests/memory tests/readers tests/hf/test_cache.py tests/hf/test_chunks.py \
+	tests/hf/test_generate.py
+
+# The first interpreter that is new enough and can make environments. Each is run, because a name may stand for none
+# (pyenv has a command for every release that it knows of).
+ENOUGH := import sys, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	if $$p -c '$(ENOUGH)' >/dev/null 2>&1; then echo $$p; exit; fi; done; echo python3)
+
+# Else a path to this tree, say, would stand before what an environment has installed.
+unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test check format clean matrix matrix-oldest matrix-newest matrix-avx2 matrix-default
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
 
 install: $(INSTALLED)  ## make .venv and install the package with its development tools
 
@@ -39,17 +50,69 @@ format: $(INSTALLED)  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The stamp is written last, so that an installation that broke off is taken up again by the next `make`.
+# The releases and the instructions that pyproject.toml and docs/releases.md promise. Each leg prints what it runs with.
+matrix: matrix-oldest matrix-newest matrix-avx2 matrix-default  ## all four of these:
+
+matrix-oldest: .venv-oldest/.installed  ## the main tests with the oldest release of everything
+	$(call leg,.venv-oldest,$(MATRIX_TESTS))
+
+# Made anew each time, or it would not be the newest. The package comes first and alone, as its users install it.
+matrix-newest: PLACE := .venv-newest
+matrix-newest:  ## the main tests with the newest release of everything, after a plain `pip install`
+	rm -rf $(PLACE)
+	$(call environment,$(PLACE))
+	cd $(PLACE) && bin/python -m pip install --disable-pip-version-check '$(CURDIR)'
+	$(PLACE)/bin/python -m pip check
+	cd $(PLACE) && bin/landmark demo
+	$(PLACE)/bin/python -m pip install --disable-pip-version-check '.[all,test]'
+	$(call leg,$(PLACE),$(MATRIX_TESTS))
+
+# PyTorch, its libraries and numba, kept from the newer instructions of this processor.
+matrix-avx2: export ATEN_CPU_CAPABILITY := avx2
+matrix-avx2: export MKL_ENABLE_INSTRUCTIONS := AVX2
+matrix-avx2: export ONEDNN_MAX_CPU_ISA := AVX2
+matrix-avx2: export NUMBA_CPU_NAME := haswell
+matrix-avx2: export NUMBA_CPU_FEATURES := +avx2
+matrix-default: export ATEN_CPU_CAPABILITY := default
+matrix-default: export MKL_ENABLE_INSTRUCTIONS := SSE4_2
+matrix-default: export ONEDNN_MAX_CPU_ISA := SSE41
+matrix-default: export NUMBA_CPU_NAME := generic
+matrix-avx2: $(INSTALLED)  ## the tests that compute, with no newer instructions than AVX2
+	$(call leg,$(VENV),$(ISA_TESTS))
+matrix-default: $(INSTALLED)  ## the tests that compute, with the instructions that every processor has
+	$(call leg,$(VENV),$(ISA_TESTS))
+
+# $(call leg,ENVIRONMENT,TESTS): what is installed there, whether it fits together, the demo and the tests.
+SHOW := import sys, torch; from importlib.metadata import distributions; \
+	print("Python", sys.version.split()[0], *sorted(f"{d.name}=={d.version}" for d in distributions())); \
+	print("instructions of PyTorch:", torch.backends.cpu.get_cpu_capability())
+define leg
+	@echo "== $@: $(2)"
+	@$(1)/bin/python -c '$(SHOW)'
+	$(1)/bin/python -m pip check
+	$(1)/bin/landmark demo
+	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n $(TEST_JOBS) $(2)
+endef
+
+# $(call environment,PLACE): an empty environment with the interpreter PYTHON.
+define environment
+	@$(PYTHON) -c '$(ENOUGH)' >/dev/null 2>&1 || { \
+		echo "landmark needs Python 3.11 or newer, with venv; $(PYTHON) is older, lacks it or is missing." \
+			"Name one with: make PYTHON=/path/to/python3.11 (Debian and Ubuntu keep venv in python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(1) || { rm -rf $(1); echo "could not make $(1)" >&2; exit 1; }
+endef
+
+# The stamps are written last, so that an installation that broke off is taken up again by the next `make`.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-$(BIN)/python:
-	@$(PYTHON) -c '$(ENOUGH)' 2>/dev/null || { \
-		echo "landmark needs Python 3.11 or newer; $(PYTHON) is older or missing." \
-			"Name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV) || { \
-		rm -rf $(VENV); echo "could not make $(VENV); Debian and Ubuntu keep venv in the package python3-venv" >&2; exit 1; }
+.venv-oldest/.installed: pyproject.toml constraints-oldest.txt | .venv-oldest/bin/python
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check -c constraints-oldest.txt -e '.[all,test]'
+	@touch $@
 
-clean:  ## remove the virtual environment and all caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+$(BIN)/python .venv-oldest/bin/python:
+	$(call environment,$(@:/bin/python=))
+
+clean:  ## remove the virtual environments and all caches
+	rm -rf $(VENV) .venv-oldest .venv-newest .pytest_cache .ruff_cache .hypothesis .import_linter_cache

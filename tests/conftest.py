@@ -1,7 +1,10 @@
-"""What every test starts from: one thread, fixed seeds, hypothesis examples that never change."""
+"""What every test starts from: no network, one thread, fixed seeds, hypothesis examples that never change."""
 
 import os
 import random
+
+# Read when the libraries are imported, here and in the processes that tests start.
+os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import numpy as np
 import pytest

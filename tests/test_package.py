@@ -1,8 +1,10 @@
 """The package from outside: what importing it costs, and how the command answers."""
 
+import platform
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from types import ModuleType
 
 import pytest
@@ -56,9 +58,24 @@ def test_unknown_public_name():
         landmark.nonsense  # noqa: B018 - the access is what is tested
 
 
-def test_version(capsys: pytest.CaptureFixture[str]):
+def test_version_names_what_it_computes_with(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"landmark {landmark.__version__}\n"
+    beside = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
+    said = f"landmark {landmark.__version__} ({beside}, Python {platform.python_version()})\n"
+    assert capsys.readouterr().out == said
+
+
+def test_version_is_light_and_tells_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert heavy_modules_after("from landmark.cli.main import main; main(['--version'])") == ""
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert cli.main(["--version"]) == 0
+    assert "(no torch, no transformers, Python" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

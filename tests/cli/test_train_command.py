@@ -72,6 +72,7 @@ def test_mistakes_are_told_in_one_line_before_anything_is_written(data, tmp_path
 
 def test_a_corpus_that_cannot_be_had_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     line = refused(capsys, "--recipe", "paper_pg19", "--out", str(tmp_path / "run"))
     assert "the Hugging Face hub does not give openai-community/gpt2" in line

@@ -16,6 +16,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 def answer_at(monkeypatch, port: int) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
 
 
