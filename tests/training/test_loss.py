@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmark.training import loss as loss_module
-from landmark.training.loss import weighted_cross_entropy
+from landmark.training.loss import distillation_loss, weighted_cross_entropy
 
 
 def problem(rows: int, length: int, vocabulary: int, seed: int = 0):
@@ -87,3 +87,65 @@ def test_overwriting_logits_that_another_operation_needs_is_an_error_not_a_wrong
     loss, _ = weighted_cross_entropy(logits, labels, weights)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def divergence(logits, teacher, labels, weights, answers):
+    """What `distillation_loss` computes, with the tensors it does without."""
+    logits = logits[:, :-1, : teacher.shape[-1]].flatten(0, 1)
+    teacher = teacher[:, :-1].flatten(0, 1).log_softmax(-1)
+    targets = labels[:, 1:].flatten()
+    losses = F.kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="none").sum(-1)
+    hard = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
+    losses = torch.where(answers[:, 1:].flatten(), hard, losses)
+    weights = weights[:, 1:].flatten() * (targets != -100)
+    return (losses * weights).sum() / weights.sum().clamp(min=1e-30), losses * (weights > 0)
+
+
+@given(rows=st.integers(1, 3), length=st.integers(2, 20), more=st.integers(0, 1), seed=st.integers(0, 99))
+def test_distillation_and_its_gradients_are_those_of_plain_losses(rows, length, more, seed):
+    hidden, head, labels, weights = problem(rows, length, 21, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    teacher = 2 * torch.randn(rows, length, 21 - more, generator=generator)
+    labels = labels.clamp(max=20 - more)
+    answers = torch.rand(rows, length, generator=generator) < 0.3
+    gradients = []
+    for function in (divergence, distillation_loss):
+        inputs = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
+        loss, token_losses = function(inputs[0] @ inputs[1], teacher, labels, weights, answers)
+        (3 * loss).backward()
+        gradients.append([loss.detach(), *(tensor.grad for tensor in inputs), token_losses.detach()])
+    expected, found = gradients
+    found[3] = found[3][:, 1:].flatten()
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
+
+
+def test_pieces_make_no_difference_to_a_distillation_and_the_teacher_survives(monkeypatch):
+    hidden, head, labels, weights = problem(3, 10, 20)
+    teacher = torch.randn(3, 10, 20, generator=torch.Generator().manual_seed(5))
+    before, answers = teacher.clone(), labels % 3 == 0
+    results = []
+    for numbers in (1 << 20, 70):
+        monkeypatch.setattr(loss_module, "NUMBERS", numbers)
+        leaf = head.clone().requires_grad_()
+        loss, _ = distillation_loss(hidden @ leaf, teacher, labels, weights, answers)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(*results)
+    assert torch.equal(teacher, before)
+
+
+def test_a_column_that_no_token_has_takes_no_part_in_a_distillation():
+    hidden, head, labels, weights = problem(2, 10, 20)
+    logits = hidden @ head
+    lowest = torch.finfo(torch.float32).min
+    masked = torch.cat((logits, torch.full_like(logits[..., :1], lowest)), -1)
+    answers = torch.zeros_like(labels, dtype=torch.bool)
+    for teacher in (logits, masked):
+        leaf = masked.clone().requires_grad_()
+        loss, _ = distillation_loss(leaf.clone(), teacher, labels, weights, answers)
+        loss.backward()
+        assert abs(loss.item()) < 1e-6
+        assert leaf.grad.abs().max() < 1e-6
+    with pytest.raises(ValueError, match="must predict the same tokens"):
+        distillation_loss(logits, masked, labels, weights, answers)

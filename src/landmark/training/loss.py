@@ -1,4 +1,5 @@
-"""Weighted next-token cross entropy that needs no second tensor of the logits' size."""
+"""Weighted losses of next tokens that need no further tensor of the logits' size: cross entropy, and divergence from
+a teacher."""
 
 from typing import Any
 
@@ -9,6 +10,8 @@ from landmark.ops.derivatives import first_derivatives_only
 
 # Rows worked on at once: with a vocabulary of 4096 a float32 temporary of 16 MiB, whatever the batch.
 ROWS = 1024
+# Numbers worked on at once where there are two sets of logits, each with a large vocabulary: 64 MiB in float32.
+NUMBERS = 1 << 24
 
 
 def weighted_cross_entropy(
@@ -25,25 +28,70 @@ def weighted_cross_entropy(
 
     Where a gradient is wanted, the logits are overwritten with it and must not be used afterwards.
     """
-    targets = torch.full_like(labels, -100)
-    targets[:, :-1] = labels[:, 1:]
-    scale = torch.zeros_like(weights)
-    scale[:, :-1] = weights[:, 1:]
-    scale = scale.masked_fill(targets == -100, 0.0).float()
-    scale = scale / scale.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    targets, scale = _next_tokens(labels, weights)
     own = range(labels.shape[1]) if own is None else own
     part = slice(own.start, own.stop)
     nothing = logits[:0].sum()  # a function of the logits that can be saved: they themselves are overwritten
     loss, token_losses = _CrossEntropy.apply(logits, targets[:, part].flatten(), scale[:, part].flatten(), nothing)
     by_position = torch.zeros_like(scale)
     by_position[:, part] = token_losses.view(len(labels), -1)
-    by_label = torch.zeros_like(scale)
-    by_label[:, 1:] = by_position[:, :-1]
-    return loss, by_label
+    return loss, _by_label(by_position)
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """sum_n scale_n * CE_n over rows of logits; the gradient is built in the logits' own memory."""
+def distillation_loss(
+    logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: Tensor, answers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean over next tokens, weighted: cross entropy of `answers`, divergence from the teacher for all others.
+
+    `logits [B, T, V']` at position t is for the token at t + 1, `teacher_logits [B, T, V]` the teacher's; columns of
+    the student behind V belong to no token and take no part. `labels`, `weights` and `answers [B, T]` (bool) belong to
+    the token at their own position, and the loss looks away where a label is -100 or a weight 0. The divergence is
+    KL(teacher || student) over all V tokens, whatever the label.
+
+    Returns the loss (a float32 scalar) and, without gradient, `[B, T]` losses by the position of the *label*. Where a
+    gradient is wanted, the logits are overwritten with it and must not be used afterwards. Raises ValueError for a
+    teacher with more columns.
+    """
+    if teacher_logits.shape[-1] > logits.shape[-1] or teacher_logits.shape[:-1] != logits.shape[:-1]:
+        shapes = f"{tuple(teacher_logits.shape)} and {tuple(logits.shape)}"
+        raise ValueError(f"logits of teacher and student are {shapes}: they must predict the same tokens")
+    targets, scale = _next_tokens(labels, weights)
+    hard = answers.roll(-1, dims=1)
+    nothing = logits[:0].sum()
+    loss, losses = _Divergence.apply(
+        logits, teacher_logits, targets.flatten(), scale.flatten(), hard.flatten(), nothing
+    )
+    return loss, _by_label(losses.view_as(scale))
+
+
+def _next_tokens(labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """By the position that predicts it: the token, and its share of the mean."""
+    targets = torch.full_like(labels, -100)
+    targets[:, :-1] = labels[:, 1:]
+    scale = torch.zeros_like(weights)
+    scale[:, :-1] = weights[:, 1:]
+    scale = scale.masked_fill(targets == -100, 0.0).float()
+    return targets, scale / scale.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _by_label(by_position: Tensor) -> Tensor:
+    return torch.nn.functional.pad(by_position[:, :-1], (1, 0))
+
+
+class _InPlace(torch.autograd.Function):
+    """A loss whose gradient was built in the memory of the logits, its first argument."""
+
+    @staticmethod
+    @first_derivatives_only("use torch.nn.functional.cross_entropy for losses of gradients")
+    def backward(ctx: Any, saved: Any, loss_grad: Tensor, _: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if ctx.gradient is None:
+            raise RuntimeError("the logits hold their gradient, which was used: compute the loss anew to go back again")
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(loss_grad).view(ctx.shape), *ctx.others
+
+
+class _CrossEntropy(_InPlace):
+    """sum_n scale_n * CE_n over rows of logits."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, scale: Tensor, nothing: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,15 +113,44 @@ class _CrossEntropy(torch.autograd.Function):
                     part.copy_(work)
         if wants_gradient:
             # Autograd's version counter still guards: whoever saved these logits for backward gets an error.
-            ctx.gradient, ctx.shape = rows, logits.shape
+            ctx.gradient, ctx.shape, ctx.others = rows, logits.shape, (None,) * 3
             ctx.save_for_backward(nothing)
         ctx.mark_non_differentiable(token_losses)
         return (token_losses * scale).sum(), token_losses
 
+
+class _Divergence(_InPlace):
+    """sum_n scale_n * (CE_n where hard, else KL_n) over rows of logits.
+
+    Where the student's distribution is q, the gradient of both is q minus another: the target's or the teacher's.
+    """
+
     @staticmethod
-    @first_derivatives_only("use torch.nn.functional.cross_entropy for losses of gradients")
-    def backward(ctx: Any, saved: Any, loss_grad: Tensor, _: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if ctx.gradient is None:
-            raise RuntimeError("the logits hold their gradient, which was used: compute the loss anew to go back again")
-        gradient, ctx.gradient = ctx.gradient, None
-        return gradient.mul_(loss_grad).view(ctx.shape), None, None, None
+    def forward(
+        ctx: Any, logits: Tensor, teacher: Tensor, targets: Tensor, scale: Tensor, hard: Tensor, nothing: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        wants_gradient = ctx.needs_input_grad[0]
+        rows, teacher_rows, columns = logits.flatten(0, -2), teacher.flatten(0, -2), teacher.shape[-1]
+        token_losses = torch.zeros_like(scale)
+        size = max(1, NUMBERS // columns)
+        for start in range(0, len(rows), size):
+            stop = start + size
+            part, part_scale, is_hard = rows[start:stop, :columns], scale[start:stop], hard[start:stop]
+            picked = targets[start:stop].clamp(min=0)[:, None]
+            student = part.float().log_softmax(-1)
+            wanted = teacher_rows[start:stop].float().log_softmax(-1)
+            share = wanted.exp()
+            # A token that the teacher rules out has no part in the divergence, whatever the student thinks of it.
+            divergence = torch.where(share > 0, wanted.sub_(student).mul_(share), 0.0).sum(-1)
+            losses = torch.where(is_hard, -student.gather(1, picked)[:, 0], divergence)
+            token_losses[start:stop] = torch.where(part_scale > 0, losses, 0.0)
+            if wants_gradient:
+                share.mul_(~is_hard[:, None])
+                share.scatter_add_(1, picked, is_hard.to(share.dtype)[:, None])
+                part.copy_(student.exp_().sub_(share).mul_(part_scale[:, None]))
+        if wants_gradient:
+            rows[:, columns:] = 0.0
+            ctx.gradient, ctx.shape, ctx.others = rows, logits.shape, (None,) * 5
+            ctx.save_for_backward(nothing)
+        ctx.mark_non_differentiable(token_losses)
+        return (token_losses * scale).sum(), token_losses

@@ -19,9 +19,11 @@ from landmark.data.hub import check_reachable
 from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import convert
 from landmark.hf.gguf import gguf_config, gguf_model, gguf_tokenizer, is_gguf
+from landmark.hf.settings import layer_kinds
 from landmark.readers.knn import add_memory_gates, load_with_gates
 from landmark.training.plan import Plan
 from landmark.training.quantized import check_four_bits, four_bits, keep_numbers
+from landmark.training.teachers import AdaptersOff, FrozenCopy, Teacher
 
 
 def check_packages(plan: Plan) -> None:
@@ -80,6 +82,20 @@ def load_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
     if any(stage.attention == "knn" for stage in plan.recipe.stages):
         add_memory_gates(model)
     return model
+
+
+def load_teacher(plan: Plan, model: PreTrainedModel) -> Teacher | None:
+    """The teacher of a training that distils into the converted `model`; None for any other.
+
+    Raises ValueError for a model that had landmarks before the training.
+    """
+    if not plan.distill:
+        return None
+    if getattr(read_config(plan), "landmark", None) is not None:
+        raise ValueError(f"--distill compares with the model before conversion, and {plan.model} has landmarks already")
+    if plan.adapter is not None and "sliding" not in layer_kinds(model.config):
+        return AdaptersOff()
+    return FrozenCopy(_existing(plan))
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:

@@ -79,6 +79,10 @@ class TrainOptions:
     lora_targets: tuple[str, ...] = ()
     """Names of the linear modules that get adapters, such as q_proj. Default: all but the head."""
 
+    distill: bool = False
+    """Teach landmarks and nothing else: on text the loss is the divergence from --model as it was, with full attention
+    over the same window; answers of recall tasks keep their own. Adapters need no second copy of the weights for it."""
+
     load_in: Literal["4bit"] | None = None
     """Keep the weights of --model in 4 bits while adapters are trained (QLoRA); needs bitsandbytes."""
 

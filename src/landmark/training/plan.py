@@ -50,6 +50,7 @@ class Plan:
     block_size: int | None = None
     top_k: int | None = None
     adapter: Lora | None = None
+    distill: bool = False
     load_in: str | None = None
     gradient_checkpointing: bool = False
     precision: str = "auto"
@@ -78,6 +79,8 @@ class Plan:
             raise ValueError(f"attention {others} carries states: leave --gradient-checkpointing out")
         if self.adapter is not None:
             self._check_adapter(attentions)
+        if self.distill:
+            self._check_distillation(attentions)
 
     def _check_adapter(self, attentions: set[str]) -> None:
         if self.model is None:
@@ -87,6 +90,19 @@ class Plan:
         if self.parallel not in (None, "ddp"):
             raise ValueError(f"--adapter cannot be sharded yet: leave --parallel {self.parallel} out")
 
+    def _check_distillation(self, attentions: set[str]) -> None:
+        if self.model is None:
+            raise ValueError("--distill keeps what a model knows: give --model, not --config")
+        if self.parallel not in (None, "ddp"):
+            raise ValueError(f"--distill cannot be sharded yet: leave --parallel {self.parallel} out")
+        if others := attentions - {"landmark", "landmark_distractors"}:
+            raise ValueError(
+                f"--distill compares whole windows, and a stage has attention {', '.join(sorted(others))}: choose "
+                "landmark or landmark_distractors"
+            )
+        if any(stage.packing for stage in self.recipe.stages):
+            raise ValueError("--distill has a teacher that sees its whole window: leave packing out")
+
     def identity(self) -> dict[str, Any]:
         """All that decides about the weights, as JSON keeps it."""
         settings = {name: value for name, value in asdict(self).items() if name not in FREE}
@@ -94,6 +110,8 @@ class Plan:
             for later in ("packing", "distractors"):
                 if not stage[later]:
                     del stage[later]  # so that trainings that began before there was such a thing can be resumed
+        if not self.distill:
+            del settings["distill"]
         return json.loads(json.dumps(settings, default=str))
 
 

@@ -19,10 +19,11 @@ from landmark.data.tokens import TokenFile, tokenize
 from landmark.data.windows import StageBatches, check_length, tokens_per_step
 from landmark.training.callbacks import Report, StopOnSignal
 from landmark.training.claim import check_claim, claim, only_one
-from landmark.training.models import arithmetic, check_packages, load_model, load_tokenizer
+from landmark.training.models import arithmetic, check_packages, load_model, load_teacher, load_tokenizer
 from landmark.training.options import TrainOptions
 from landmark.training.parallel import check_processes
 from landmark.training.plan import Plan, plan_of
+from landmark.training.teachers import Teacher
 from landmark.training.trainer import LandmarkTrainer
 
 FINAL = "model"
@@ -79,11 +80,12 @@ def _train(
 ) -> None:
     """From the last checkpoint, or the beginning, to the model in `final`."""
     model: Any = load_model(plan, tokenizer)
+    teacher = load_teacher(plan, model)
     if plan.adapter is not None:
         from landmark.training.adapters import adapt  # peft is an extra
 
         model = adapt(model, plan.adapter, base=str(plan.model))
-    trainer, report = _trainer(plan, model, tokenizer, texts, validation)
+    trainer, report = _trainer(plan, model, teacher, tokenizer, texts, validation)
     try:
         with StopOnSignal() as stop:
             trainer.add_callback(stop)
@@ -143,6 +145,7 @@ def _kind(plan: Plan) -> type[LandmarkTrainer]:
 def _trainer(
     plan: Plan,
     model: Any,
+    teacher: Teacher | None,
     tokenizer: PreTrainedTokenizerFast,
     texts: TokenFile,
     validation: TokenFile | None,
@@ -161,6 +164,7 @@ def _trainer(
     )
     trainer = _kind(plan)(
         model=model,
+        teacher=teacher,
         args=arguments,
         train_dataset=batches,
         eval_dataset=_validation_batches(plan, validation, backend, block_size),

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 
-from landmark.data.recall import ANSWER, HIDDEN, TEXT
+from landmark.data.recall import ANSWER, COPY, HIDDEN, TEXT
 from landmark.readers.distracted import Distractors
 from landmark.training.attending import attending
-from landmark.training.loss import weighted_cross_entropy
+from landmark.training.loss import distillation_loss, weighted_cross_entropy
 from landmark.training.plan import Plan
+from landmark.training.teachers import Teacher
 
 NO_LABEL = -100
 
@@ -72,8 +73,9 @@ class LandmarkTrainer(Trainer):
             "gradient_checkpointing": plan.gradient_checkpointing or None,  # newer versions warn of the name if False
         }
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, teacher: Teacher | None = None, **arguments: Any) -> None:
         super().__init__(data_collator=only_item, **arguments)
+        self.teacher = teacher
         # The loss here is a mean over the micro-batch, so the Trainer has to divide by their number.
         self.model_accepts_loss_kwargs = False
         self.model_config: Any = self.model.config  # type: ignore[union-attr]
@@ -91,7 +93,7 @@ class LandmarkTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Weighted cross entropy of the micro-batch; its logits do not survive the call."""
+        """The weighted loss of the micro-batch; its logits do not survive the call."""
         inputs = dict(inputs)
         labels, weights, kinds = (inputs.pop(name) for name in ("labels", "loss_weights", "token_kinds"))
         rules = [inputs.pop(name) for name in ("stage", "phase", "jumps", "segments")]
@@ -104,6 +106,10 @@ class LandmarkTrainer(Trainer):
             distractors=self.distractors,
         )
         own = self.own_tokens(labels.shape[1], phase=rules[1])
+        taught = None
+        if self.teacher is not None:
+            with self.accelerator.autocast():
+                taught = self.teacher.logits(self.accelerator.unwrap_model(model), inputs["input_ids"])
         outputs = model(**inputs, use_cache=False)
         # Only what these logits predict is measured here.
         others = torch.ones(labels.shape[1], dtype=torch.bool, device=labels.device)
@@ -111,7 +117,11 @@ class LandmarkTrainer(Trainer):
         kinds = kinds.masked_fill(others, HIDDEN)
         row, place = answer_places(kinds).nonzero(as_tuple=True)
         right = outputs.logits[row, place - 1 - own.start].argmax(-1) == labels[row, place]
-        loss, token_losses = weighted_cross_entropy(outputs.logits, labels, weights, own)
+        if taught is None:
+            loss, token_losses = weighted_cross_entropy(outputs.logits, labels, weights, own)
+        else:
+            answers = (kinds == ANSWER) | (kinds == COPY)
+            loss, token_losses = distillation_loss(outputs.logits, taught, labels, weights, answers)
         self.tallies[model.training].add(token_losses, labels, kinds, right)
         return (loss, outputs) if return_outputs else loss
 
