@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from transformers import AutoTokenizer
 
 import landmark
 from landmark import Context
+from landmark.contexts.manifest import publish, read_manifest
+from landmark.hf.sampled_fingerprint import sampled_fingerprint
 from landmark.hf.tokenizer import encode
 from landmark.index.choose import IndexOptions
 
@@ -250,3 +253,73 @@ def test_mistakes_harm_nothing(path, model, call, said):
     with pytest.raises(ValueError, match=said):
         call(context)
     assert torch.equal(logits(Context.open(path, model)), in_memory(model, BOOK))
+
+
+def with_adapter(folder):
+    from peft import LoraConfig, get_peft_model
+
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False)
+    tuned = get_peft_model(landmark.from_pretrained(folder), adapter)
+    tuned.add_adapter("other", adapter)
+    tuned.set_adapter("default")
+    return tuned, tuned.base_model.model
+
+
+def other_adapter(tuned):
+    tuned.set_adapter("other")
+
+
+def no_adapter(tuned):
+    tuned.base_model.disable_adapter_layers()
+
+
+def other_scaling(tuned):
+    tuned.base_model.model.model.layers[0].self_attn.k_proj.scaling["default"] *= 0.5
+
+
+@pytest.mark.parametrize("change", [other_adapter, no_adapter, other_scaling])
+def test_a_context_read_with_an_adapter_is_refused_without_it(change, folder, tmp_path):
+    tuned, inner = with_adapter(folder)
+    with Context.create(tmp_path / "context", inner) as context:
+        context.append(BOOK, "book")
+    expected = logits(context)
+    assert torch.equal(logits(Context.open(tmp_path / "context", inner)), expected)
+    opened = Context.open(tmp_path / "context", inner, write=True)
+    change(tuned)
+    with pytest.raises(ValueError, match="read with other adapters: 1 active"):
+        Context.open(tmp_path / "context", inner)
+    # Nor does a context that was open before go on with another model.
+    for use in (lambda: opened.generate(PROMPT), lambda: opened.append(NOTE), opened.fork):
+        with pytest.raises(ValueError, match="other adapters"):
+            use()
+    opened.close()
+
+
+def test_a_context_that_is_open_does_not_go_on_with_a_trained_model(path, folder):
+    trained = landmark.from_pretrained(folder)
+    context = Context.open(path, trained)
+    context.generate(PROMPT, max_new_tokens=1)
+    with torch.no_grad():
+        trained.model.norm.weight.mul_(1.01)
+    with pytest.raises(ValueError, match="other weights"):
+        context.generate(PROMPT, max_new_tokens=1)
+
+
+def test_a_field_of_the_configuration_that_differs_is_named(path, folder):
+    changed = landmark.from_pretrained(folder)
+    changed.config.rms_norm_eps = 0.125
+    with pytest.raises(ValueError, match=r"read with other rms_norm_eps: \S+, now 0.125"):
+        Context.open(path, changed)
+
+
+def test_a_context_with_a_sampled_fingerprint_opens_with_its_model(path, folder, model):
+    manifest = read_manifest(path)
+    tokenizer = manifest.header["fingerprint"]["tokenizer"]
+    sampled = {"fingerprint": sampled_fingerprint(model) | {"tokenizer": tokenizer}}
+    publish(path, replace(manifest, header=manifest.header | sampled))
+    assert torch.equal(logits(Context.open(path, landmark.from_pretrained(folder))), in_memory(model, BOOK))
+    changed = landmark.from_pretrained(folder)
+    with torch.no_grad():
+        changed.get_input_embeddings().weight.add_(1e-3)
+    with pytest.raises(ValueError, match="other weights"):
+        Context.open(path, changed)

@@ -17,6 +17,7 @@ from landmark.contexts.reading import Snapshot, open_reader
 from landmark.contexts.segments import Document
 from landmark.contexts.writing import Writer, create, open_writer
 from landmark.hf import LandmarkCache, read
+from landmark.hf.fingerprint import model_mark
 from landmark.hf.generation import TextTo, answer
 from landmark.hf.state import cache_state
 from landmark.hf.tokenizer import encode
@@ -67,6 +68,7 @@ class Context:
         self._memory = memory
         self._growing = growing
         self._interrupted = False
+        self._mark = model_mark(model)  # of the model whose fingerprint was compared
 
     @classmethod
     def create(
@@ -103,7 +105,7 @@ class Context:
         which blocks are opened (by default as when it was read).
 
         Raises ValueError if this is no context, if another process writes to it, if it was read by another model,
-        tokenizer or block size (naming the difference), or if it is damaged.
+        other adapters or scaling of them, another tokenizer or block size (naming the difference), or if it is damaged.
         """
         tokenizer = opening.tokenizer_of(model) if tokenizer is None else tokenizer
         snapshot = open_writer(Path(path)) if write else open_reader(Path(path))
@@ -219,10 +221,17 @@ class Context:
         if self._interrupted:
             raise ValueError(f"{self.path}: reading was interrupted; open it again, it is as it was committed last")
 
+    def _check_model(self) -> None:
+        """Raises ValueError if the model changed since it was last compared: trained on, or other adapters in use."""
+        if (mark := model_mark(self.model)) != self._mark:
+            opening.check_header(self._library.snapshot, self.model, self.tokenizer)
+            self._mark = mark
+
     def _check_growing(self) -> None:
         self._check_whole()
         if not self._growing:
             raise ValueError(f"{self.path} is open for reading: open it with write=True, or fork it")
+        self._check_model()
 
     # Asking.
 
@@ -239,9 +248,10 @@ class Context:
 
         The most likely tokens, or samples at a `temperature` above 0; `write` gets the text word by word. The answer
         lists the `sources` blocks that the prompt and the answer opened most. Raises ValueError for an empty prompt, a
-        negative temperature, and less than one token to generate.
+        negative temperature, less than one token to generate, and a model that is not as it was when it was opened.
         """
         self._check_whole()
+        self._check_model()
         ids = encode(self.tokenizer, prompt).ids
         if not len(ids):
             raise ValueError("the prompt is empty: say what is to be continued")
@@ -263,6 +273,7 @@ class Context:
             fork(self.path, Path(path))
             return Context.open(path, self.model, self.tokenizer, write=True, **self._memory)
         self._check_whole()
+        self._check_model()
         library, cache = self._library.fork(), self.cache.fork()
         return Context(self.model, self.tokenizer, library, cache, self._memory, growing=True)
 

@@ -13,7 +13,7 @@ from landmark.contexts.storage import ContextStorage, made_prefix
 from landmark.data.text import pieces
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
-from landmark.hf.fingerprint import model_fingerprint
+from landmark.hf.fingerprint import differences, fingerprint_by_the_rule_of, model_fingerprint
 from landmark.hf.settings import Settings, layer_budgets, layer_kinds, text_config
 from landmark.hf.state import resume_cache
 from landmark.hf.tokenizer import encode, load_tokenizer, opening
@@ -36,24 +36,28 @@ def tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
 
 def header(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """What a context remembers of the model and the tokenizer that read it."""
-    text_to_ids: Any = tokenizer.backend_tokenizer
     return {
         "landmark": landmark.__version__,
         "model": model.name_or_path,
         "settings": Settings.of(text_config(model.config)).to_dict(),
-        "fingerprint": model_fingerprint(model) | {"tokenizer": tokenizer_fingerprint(text_to_ids)},
+        "fingerprint": model_fingerprint(model) | _fingerprint_of_tokenizer(tokenizer),
     }
 
 
 def check_header(snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises ValueError, naming the difference, if another model or tokenizer read the context."""
-    now = header(model, tokenizer)["fingerprint"]
-    for name, value in snapshot.header["fingerprint"].items():
-        if now.get(name) != value:
-            raise ValueError(
-                f"{snapshot.path} was read with other {name}: {value}, now {now.get(name)}; open it with the model and "
-                f"the tokenizer that read it ({snapshot.header['model'] or 'not named'}), or read the text again"
-            )
+    kept = snapshot.header["fingerprint"]
+    now = fingerprint_by_the_rule_of(kept, model) | _fingerprint_of_tokenizer(tokenizer)
+    for name, before, after in differences(kept, now):
+        raise ValueError(
+            f"{snapshot.path} was read with other {name}: {before}, now {after}; open it with the model and "
+            f"the tokenizer that read it ({snapshot.header['model'] or 'not named'}), or read the text again"
+        )
+
+
+def _fingerprint_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    text_to_ids: Any = tokenizer.backend_tokenizer
+    return {"tokenizer": tokenizer_fingerprint(text_to_ids)}
 
 
 def layout(model: "PreTrainedModel") -> Layout:

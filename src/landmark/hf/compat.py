@@ -4,15 +4,27 @@ Releases rename arguments and move decisions; code that knew one name would read
 nothing. So the names are looked up on the model at hand, and what is in use is checked in every forward (hf/calls.py).
 """
 
+import json
+import re
 from importlib.metadata import version
 from inspect import signature
 from typing import Any
 
 from torch import nn
-from transformers import Cache
+from transformers import Cache, PretrainedConfig
 
 # What a forward calls its cache: the first until transformers 5.23, the second from 5.24 on.
 CACHE_NAMES = ("past_key_values", "cache")
+
+# Of a configuration, what changes no key and no value: training, generation, what a release keeps for itself.
+_NO_MATTER = re.compile(
+    r"_.*|use_cache|.*_token_id|initializer_.*|init_std|.*dropout.*|.*pdrop|output_router_logits|router_aux_loss_coef"
+    r"|router_jitter_noise|pretraining_tp|tie_word_embeddings|num_logits_to_keep|gradient_checkpointing|auto_map"
+    r"|tokenizer_class|base_model_.*_plan|landmark"
+)
+# Fields that later releases have, as far as they say what earlier ones did without them.
+_LATER_FIELDS = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
+_WHOLE = ("partial_rotary_factor", 1.0)  # of rope parameters: all dimensions turn, as they do without it
 
 
 class UnsupportedRelease(RuntimeError):
@@ -51,3 +63,26 @@ def renamed_cache(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{' and '.join(given)} are the same argument: give one of them")
     others = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
     return others | ({cache_argument(model): kwargs[given[0]]} if given else {})
+
+
+def config_fields(config: PretrainedConfig) -> dict[str, Any]:
+    """All fields of a text model's configuration that can change keys and values, JSON-able.
+
+    The same for one saved model under every supported release: what all configurations have is left out, and so are
+    fields without a value.
+    """
+    common = PretrainedConfig().to_dict().keys() | {"torch_dtype", "name_or_path"}
+    fields = json.loads(json.dumps(config.to_dict(), default=str), parse_constant=str)  # inf as a word
+    rope = fields.get("rope_parameters")
+    if rope:
+        # Releases before 5.20 said this twice, and some where it says nothing.
+        fields.pop("partial_rotary_factor", None)
+        fields["rope_parameters"] = {name: value for name, value in rope.items() if (name, value) != _WHOLE}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in common
+        and not _NO_MATTER.fullmatch(name)
+        and value is not None
+        and (name, value) not in _LATER_FIELDS.items()
+    }
