@@ -6,6 +6,7 @@ of a value outside before any work starts. None is a default and always allowed.
 
 import os
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -13,8 +14,16 @@ from typing import Annotated, Any, get_type_hints
 LARGEST = 10**12  # more than anything countable here; the machine's own numbers end far beyond
 
 
+class Limit(ABC):
+    """What stands in an annotation."""
+
+    @abstractmethod
+    def check(self, name: str, value: Any) -> None:
+        """Raises ValueError, naming the option and the remedy, for a value outside."""
+
+
 @dataclass(frozen=True)
-class Range:
+class Range(Limit):
     """Numbers from `least` to `most`, and 0 too if `or_zero`. Numbers that are not finite are in none."""
 
     least: float
@@ -33,34 +42,32 @@ class Range:
 
 
 @dataclass(frozen=True)
-class OutFolder:
+class OutFolder(Limit):
     """A folder to write to, which need not exist; nor its parents, if the command makes them."""
 
     makes_parents: bool = True
 
-    def check(self, name: str, path: Path) -> None:
+    def check(self, name: str, value: Path) -> None:
         """Raises ValueError where it can be seen that such a folder cannot be written."""
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{name} is {path}, which is a file: give a folder")
-        if not self.makes_parents and not path.absolute().parent.exists():
-            raise ValueError(f"{name} is {path}, in a folder that does not exist: make it, or give another")
-        _check_writable(name, path)
+        if value.exists() and not value.is_dir():
+            raise ValueError(f"{name} is {value}, which is a file: give a folder")
+        if not self.makes_parents and not value.absolute().parent.exists():
+            raise ValueError(f"{name} is {value}, in a folder that does not exist: make it, or give another")
+        _check_writable(name, value)
 
 
 @dataclass(frozen=True)
-class OutFile:
+class OutFile(Limit):
     """A file to write, in a folder that exists."""
 
-    def check(self, name: str, path: Path) -> None:
+    def check(self, name: str, value: Path) -> None:
         """Raises ValueError where it can be seen that such a file cannot be written."""
-        if path.is_dir():
-            raise ValueError(f"{name} is {path}, which is a folder: name a file")
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"{name} is {path}, in a folder that does not exist: make it, or give another")
-        _check_writable(name, path)
+        if value.is_dir():
+            raise ValueError(f"{name} is {value}, which is a folder: name a file")
+        if not value.absolute().parent.is_dir():
+            raise ValueError(f"{name} is {value}, in a folder that does not exist: make it, or give another")
+        _check_writable(name, value)
 
-
-Limit = Range | OutFolder | OutFile
 
 SEEDS = Range(0, 2**32 - 1)  # what every generator of random numbers takes
 Seed = Annotated[int, SEEDS]
@@ -80,10 +87,8 @@ MaybeFromZero = Annotated[int | None, Range(0)]
 def limits_of(kind: type) -> dict[str, list[Limit]]:
     """The limits in the annotations of a dataclass, by field."""
     hints = get_type_hints(kind, include_extras=True)
-    return {
-        field.name: [limit for limit in getattr(hints[field.name], "__metadata__", ()) if isinstance(limit, Limit)]
-        for field in fields(kind)
-    }
+    notes = {field.name: getattr(hints[field.name], "__metadata__", ()) for field in fields(kind)}
+    return {name: [note for note in notes[name] if isinstance(note, Limit)] for name in notes}
 
 
 def check_limits(options: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from landmark.cli.reading import load, tokens_read
-from landmark.limits import FromOne, FromZero, MaybeFromZero, OutFolder, Seed, Temperature
+from landmark.limits import FromOne, FromZero, Limit, MaybeFromZero, OutFolder, Seed, Temperature
 
 if TYPE_CHECKING:
     from landmark.contexts.context import Context
@@ -19,19 +19,44 @@ if TYPE_CHECKING:
 SNIPPET = 160
 
 
+class Bytes(Limit):
+    """Bytes, as text such as 256MB."""
+
+    def check(self, name: str, value: str) -> None:
+        from landmark.store.budget import parse_bytes
+
+        parse_bytes(name, value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """How much of a context stays in memory, and how its landmarks are searched."""
 
-    host_budget: str | None = None
+    host_budget: Annotated[str | None, Bytes()] = None
     """Most bytes of keys and values kept in main memory, e.g. 256MB; landmark keys come on top. Default: 256MB."""
-    device_budget: str | None = None
+    device_budget: Annotated[str | None, Bytes()] = None
     """The same for a GPU's memory."""
     index: Literal["auto", "exact", "hierarchical", "faiss_flat", "faiss_ivf", "faiss_hnsw"] = "auto"
     """How the landmarks are searched: docs/indexes.md."""
 
     def keywords(self) -> dict[str, Any]:
+        """What they are to `Context`."""
         return {"host_budget": self.host_budget, "device_budget": self.device_budget, "index": self.index}
+
+    def check(self, config: Any, context: Path | None = None, **settings: Any) -> None:
+        """Raises ValueError for what does not go with a context, and a model with this `config`, not loaded yet."""
+        import torch
+
+        from landmark.contexts.manifest import read_manifest
+        from landmark.contexts.opening import check_memory
+        from landmark.hf import LandmarkCache
+
+        if self.device_budget is not None and not torch.cuda.is_available():
+            raise ValueError("device_budget is for GPUs, and torch sees none here: give host_budget")
+        LandmarkCache(config, **self.keywords(), **settings)
+        if context is not None:
+            manifest = read_manifest(context)
+            check_memory(manifest.header, manifest.layout, config, **self.keywords(), **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +118,14 @@ def run_read(options: ReadOptions) -> int:
         raise ValueError("there is nothing to read: name at least one file, or - for standard input")
     documents = list(named_texts(options.files))
     from landmark.contexts.context import Context
+    from landmark.contexts.manifest import read_manifest
 
-    model, tokenizer = load(options.model)
+    known = options.out if options.out.exists() else None
+    if known is not None:
+        read_manifest(known)  # tells that it is no context before a model is loaded
+    model, tokenizer = load(options.model, lambda config: options.check(config, known))
     keywords = options.keywords()
-    if options.out.exists():
+    if known is not None:
         context = Context.open(options.out, model, tokenizer, write=True, **keywords)
     else:
         context = Context.create(options.out, model, tokenizer, **keywords)
@@ -108,7 +137,8 @@ def run_append(options: AppendOptions) -> int:
     documents = list(named_texts(options.files))
     from landmark.contexts.context import Context
 
-    model, tokenizer = load(model_of(options.context, options.model))
+    folder = model_of(options.context, options.model)
+    model, tokenizer = load(folder, lambda config: options.check(config, options.context))
     context = Context.open(options.context, model, tokenizer, write=True, **options.keywords())
     return grow(context, documents, as_json=options.json)
 
@@ -119,7 +149,10 @@ def run_ask(options: AskOptions) -> int:
 
     from landmark.contexts.context import Context
 
-    model, tokenizer = load(model_of(options.context, options.model))
+    if not options.prompt:
+        raise ValueError("the prompt is empty: say what is to be continued")
+    folder = model_of(options.context, options.model)
+    model, tokenizer = load(folder, lambda config: options.check(config, options.context, top_k=options.top_k))
     context = Context.open(options.context, model, tokenizer, top_k=options.top_k, **options.keywords())
     torch.manual_seed(options.seed)
     started = time.perf_counter()

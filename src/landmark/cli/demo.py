@@ -47,7 +47,7 @@ def run(options: DemoOptions) -> int:
     from landmark.evaluation.reading import Reading
     from landmark.hf.tokenizer import encode
 
-    model, tokenizer = load(options.model)
+    model, tokenizer = load(options.model, Reading.of)
     reading = Reading.of(model.config)
     keys = PassKeys(tokenizer, encode(tokenizer, book).ids)
     rng = np.random.default_rng(options.seed)

@@ -88,12 +88,16 @@ def run_passkey(options: PasskeyOptions) -> int:
     from landmark.hf.tokenizer import encode
 
     haystack = read_text(options.haystack or book_path())
-    model, tokenizer = load(options.model)
-    reading = reading_of(options, model)
+
+    def check(config: Any) -> None:
+        for length in lengths:
+            reading_of(options, config).check_length(config, length + passkey.DIGITS)
+
+    model, tokenizer = load(options.model, check)
+    reading = reading_of(options, model.config)
     keys = passkey.PassKeys(tokenizer, encode(tokenizer, haystack).ids, seed=options.seed)
     for length in lengths:
         keys.check_length(length)
-        reading.check_length(model.config, length + passkey.DIGITS)
     told = {name: value for name, value in asdict(options).items() if name not in ("lengths", "out", "json")}
     settings = json.loads(json.dumps(told | asdict(reading), default=str))
     journal = Journal(options.out, settings) if options.out else None
@@ -137,14 +141,18 @@ def run_perplexity(options: PerplexityOptions) -> int:
     from landmark.hf.tokenizer import encode
 
     documents = [document for source in options.data for document in read_documents(source)]
-    model, tokenizer = load(options.model)
-    reading = reading_of(options, model)
-    asked = [perplexity.Setting(reading, length) for length in lengths]
-    pairs = [(one, parse_setting(text, model.config, one)) for one in asked for text in options.against]
-    settings = list(dict.fromkeys([*asked, *(other for _, other in pairs)]))
-    for setting in settings:
-        setting.reading.check_length(model.config, setting.length)
-    span = perplexity.check_lengths([setting.length for setting in settings])
+
+    def plan(config: Any) -> tuple[list[perplexity.Setting], list[tuple[perplexity.Setting, perplexity.Setting]], int]:
+        """The settings to score, the pairs to compare, and the length of a window."""
+        asked = [perplexity.Setting(reading_of(options, config), length) for length in lengths]
+        pairs = [(one, parse_setting(text, config, one)) for one in asked for text in options.against]
+        settings = list(dict.fromkeys([*asked, *(other for _, other in pairs)]))
+        for setting in settings:
+            setting.reading.check_length(config, setting.length)
+        return settings, pairs, perplexity.check_lengths([setting.length for setting in settings])
+
+    model, tokenizer = load(options.model, plan)
+    settings, pairs, span = plan(model.config)
     ids = [encode(tokenizer, document.text).ids.numpy() for document in documents]
     windows = perplexity.cut_windows(ids, span, options.windows)
 
@@ -192,12 +200,12 @@ def whole_numbers(name: str, text: str) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def reading_of(options: ReadingOptions, model: Any) -> "Reading":
+def reading_of(options: ReadingOptions, config: Any) -> "Reading":
     """How the options say to read."""
     from landmark.evaluation.reading import Reading
 
     return Reading.of(
-        model.config,
+        config,
         options.attention,
         top_k=options.top_k,
         local_blocks=options.local_blocks,

@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from landmark.cli.reading import load, tokens_read
 from landmark.limits import FromOne, FromZero, MaybeFromOne, MaybeFromZero, Seed, Temperature
@@ -55,8 +56,11 @@ def run(options: GenerateOptions) -> int:
     from landmark.hf.generation import TextTo, answer
     from landmark.hf.tokenizer import encode, opening
 
-    model, tokenizer = load(options.model)
-    reading = Reading.of(model.config, top_k=options.top_k, local_blocks=options.local_blocks, local=options.chunk_size)
+    def reading_of(config: Any) -> Reading:
+        return Reading.of(config, top_k=options.top_k, local_blocks=options.local_blocks, local=options.chunk_size)
+
+    model, tokenizer = load(options.model, reading_of)
+    reading = reading_of(model.config)
     cache = reading.cache(model.config)
     assert cache is not None
     before = opening(tokenizer) + encode(tokenizer, text)

@@ -9,17 +9,27 @@ from typing import Any
 from landmark.cli import streams
 
 
-def load(path: Path | None) -> tuple[Any, Any]:
-    """A converted model and its tokenizer from one folder, that of the package if None; on a GPU if there is one."""
+def load(path: Path | None, check: Callable[[Any], object] = lambda config: None) -> tuple[Any, Any]:
+    """A converted model and its tokenizer from one folder, that of the package if None; on a GPU if there is one.
+
+    `check` gets the configuration before the weights are read, to tell of options that do not go with the model.
+    Raises ValueError where a file is missing or damaged.
+    """
     from landmark.assets import model_path
     from landmark.hf import from_pretrained
     from landmark.hf.device import placed
+    from landmark.hf.loading import read_config, read_tokenizer
+    from landmark.hf.settings import Settings, text_config
     from landmark.hf.tokenizer import load_tokenizer, only_errors
 
     folder = model_path() if path is None else path
     if not folder.is_dir():
         raise ValueError(f"no model at {folder}: give the folder that `landmark train` or save_pretrained wrote")
     only_errors()
+    config = read_config(folder)
+    Settings.of(text_config(config))
+    check(config)
+    read_tokenizer(folder)  # before the weights, which may take minutes
     model = placed(from_pretrained(folder))
     return model, load_tokenizer(folder, model)
 

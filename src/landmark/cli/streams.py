@@ -1,5 +1,6 @@
 """Standard input, output and error as the shell left them: perhaps closed, full, or narrow."""
 
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ def prepare() -> None:
     if sys.stdout is None:
         raise ValueError("standard output is closed: give the result a place, such as a file or /dev/null")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an answer may have letters that the locale has not
 
 

@@ -85,7 +85,9 @@ class Context:
         """
         tokenizer = opening.tokenizer_of(model) if tokenizer is None else tokenizer
         LandmarkCache(model.config, **memory)  # tells of settings that mean nothing before anything is made
-        writer = create(Path(path), opening.header(model, tokenizer), opening.layout(model))
+        header, layout = opening.header(model, tokenizer), opening.layout(model)
+        opening.check_memory(header, layout, model.config, **memory)
+        writer = create(Path(path), header, layout)
         return cls._opened(writer, model, tokenizer, memory)
 
     @classmethod

@@ -19,6 +19,7 @@ from landmark.hf.state import resume_cache
 from landmark.hf.tokenizer import encode, load_tokenizer, opening
 from landmark.index.choose import IndexKind, IndexOptions
 from landmark.memory import LayerMemory, Selection
+from landmark.memory.storage import Budgets
 from landmark.store.records import BlockShape
 
 if TYPE_CHECKING:
@@ -91,12 +92,10 @@ def cache_of(
     """A cache that goes on where the context ends; settings that are given override those with which it was read."""
     options = IndexOptions(index) if isinstance(index, str) else index
     given = {"top_k": top_k, "selection": selection, "local_blocks": local_blocks}
-    kept = snapshot.header["settings"]
-    settings: dict[str, Any] = {name: kept[name] if value is None else value for name, value in given.items()}
+    settings = _settings(snapshot.header, given)
     config = text_config(model.config)
     layers = [layer for layer, kind in enumerate(layer_kinds(config)) if kind == "landmark"]
-    host_budget = DEFAULT_HOST_BUDGET if host_budget is None else host_budget
-    budgets = layer_budgets(replace(Settings.of(config), **settings), config, host_budget, device_budget)
+    budgets = _budgets(config, settings, host_budget, device_budget)
     keys = snapshot.landmarks()
     tensors, metadata = snapshot.state()
     storages = {
@@ -110,6 +109,39 @@ def cache_of(
     if metadata:
         resume_cache(cache, tensors, metadata, snapshot.blocks, model.device)
     return cache
+
+
+def check_memory(
+    header: dict[str, Any],
+    layout: Layout,
+    config: Any,
+    *,
+    index: IndexKind | IndexOptions = "auto",
+    host_budget: int | str | None = None,
+    device_budget: int | str | None = None,
+    **given: Any,
+) -> None:
+    """Raises ValueError, without a model, for budgets that mean nothing or are too small, as the first block would.
+
+    `header` and `layout` are those of the context, `config` that of the model.
+    """
+    text = text_config(config)
+    budgets = _budgets(text, _settings(header, given), host_budget, device_budget)
+    for shape in layout.blocks:
+        budgets.check(shape)
+
+
+def _settings(header: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """How the context is read: as it was, but for what is given."""
+    kept = {name: header["settings"][name] for name in ("top_k", "selection", "local_blocks")}
+    return kept | {name: value for name, value in given.items() if value is not None}
+
+
+def _budgets(
+    config: Any, settings: dict[str, Any], host_budget: int | str | None, device_budget: int | str | None
+) -> Budgets:
+    host_budget = DEFAULT_HOST_BUDGET if host_budget is None else host_budget
+    return layer_budgets(replace(Settings.of(config), **settings), config, host_budget, device_budget)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

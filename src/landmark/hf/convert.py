@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from landmark.hf import attention
 from landmark.hf.gguf import gguf_model, is_gguf
 from landmark.hf.hooks import MaskLandmarkLogit, before_base, behind_base, unrotate
+from landmark.hf.loading import read_weights
 from landmark.hf.model import adopt
 from landmark.hf.rope import find_ropes
 from landmark.hf.settings import DEFAULT_LOCAL_BLOCKS, Positions, Settings, chunk_positions, layer_kinds, text_config
@@ -136,5 +137,5 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
     if not Path(path).exists() and Path(path).is_absolute():
         raise ValueError(f"no model at {path}: give the directory that save_pretrained wrote, or a hub name")
     options.setdefault("dtype", torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", **options)
+    model = read_weights(path, attn_implementation="eager", **options)
     return convert(model, **Settings.of(text_config(model.config)).to_dict())

@@ -45,6 +45,8 @@ class Settings:
             raise ValueError(
                 f"this {config.model_type} configuration has no landmark settings: call landmark.convert(model) first"
             )
+        if not isinstance(stored, dict) or not {"block_size", "landmark_id"} <= set(stored):
+            raise ValueError(f"the configuration's landmark settings are damaged: {stored!r}; convert the model again")
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(stored) - known)
         if unknown:

@@ -5,9 +5,10 @@ from os import PathLike
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from landmark.hf.loading import read_tokenizer
 from landmark.hf.settings import Settings, text_config
 
 
@@ -24,8 +25,8 @@ def load_tokenizer(path: str | PathLike[str], model: PreTrainedModel) -> PreTrai
     ordinary tokens has the landmark's row: then text would be read as landmarks.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = read_tokenizer(path)
+    except ValueError as error:
         raise ValueError(f"no tokenizer at {path}: save the model's tokenizer there ({error})") from error
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer at {path} does not tell where tokens stand: a tokenizer.json is needed")

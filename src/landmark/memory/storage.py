@@ -9,10 +9,11 @@ from landmark.index import Index
 from landmark.index.choose import IndexOptions, make_index
 from landmark.store import BlockStore
 from landmark.store.backing import Backing
-from landmark.store.budget import parse_bytes
+from landmark.store.budget import check_budget, parse_bytes
 from landmark.store.chain import Chain
 from landmark.store.cold import ColdStore
 from landmark.store.device import DeviceStore
+from landmark.store.records import BlockShape
 from landmark.store.tiered import TieredStore
 
 
@@ -47,6 +48,12 @@ class Budgets:
             for name, given in (("host_budget", host), ("device_budget", device))
         )
         return cls(host, device, step_blocks)
+
+    def check(self, shape: BlockShape) -> None:
+        """Raises ValueError if one of them holds less than a query of one row needs of blocks of this `shape`."""
+        for budget in (self.host, self.device):
+            if budget is not None:
+                check_budget(budget, shape, 1, self.step_blocks)
 
     def over(self, below: Backing, device: torch.device) -> TieredStore:
         """Slots on `device` over `below`, and where that is a GPU slots of the host between, if it has a budget.

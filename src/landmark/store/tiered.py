@@ -8,7 +8,7 @@ from torch import Tensor
 
 from landmark.ops.retrieved import Pages
 from landmark.store.backing import Backing, Misses, move
-from landmark.store.budget import step_bytes
+from landmark.store.budget import check_budget, step_bytes
 from landmark.store.paging import Paging, Plan
 from landmark.store.records import BlockShape
 from landmark.store.traffic import Traffic
@@ -48,16 +48,8 @@ class TieredStore:
             self._slots = self._fresh_slots(below.shape, below.counts)
 
     def _fresh_slots(self, shape: BlockShape, counts: list[int]) -> "_Slots":
-        needed = step_bytes(shape, len(counts), self._step_blocks)
-        if self.budget < needed:
-            raise ValueError(self._too_small(needed))
+        check_budget(self.budget, shape, len(counts), self._step_blocks)
         return _Slots(shape, counts, self.budget // step_bytes(shape, len(counts), 1), self._device)
-
-    def _too_small(self, needed: int) -> str:
-        return (
-            f"a layer's budget of {self.budget} bytes is too small for a single query, whose blocks take {needed} "
-            "with all rows: raise the budget, or lower top_k, block_size or the number of rows"
-        )
 
     def append(self, row: int, keys: Tensor, values: Tensor) -> None:
         """See `BlockStore.append`. Raises OSError if a file cannot take the blocks; the store then has those before.
@@ -100,8 +92,7 @@ class TieredStore:
         plan = slots.paging.plan(wanted, start)
         if plan.stop == start < wanted.shape[2]:
             groups = wanted.shape[1] // slots.shape.heads
-            needed = step_bytes(slots.shape, len(wanted), groups * wanted.shape[3])
-            raise ValueError(self._too_small(needed))
+            check_budget(self.budget, slots.shape, len(wanted), groups * wanted.shape[3])
         if len(plan.misses.rows) == 0:
             return plan, Traffic()
         try:

@@ -9,7 +9,6 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -17,7 +16,7 @@ from transformers import (
 
 from landmark.data.hub import check_reachable
 from landmark.data.tokenizer import train_tokenizer
-from landmark.hf import convert
+from landmark.hf import convert, loading
 from landmark.hf.gguf import gguf_config, gguf_model, gguf_tokenizer, is_gguf
 from landmark.hf.settings import layer_kinds
 from landmark.readers.knn import add_memory_gates, load_with_gates
@@ -58,8 +57,8 @@ def load_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
             tokenizer = gguf_tokenizer(name)
         else:
             check_reachable(name, "model")
-            tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+            tokenizer = loading.read_tokenizer(name)
+    except ValueError as error:
         raise ValueError(f"no tokenizer can be loaded from {name}: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"the tokenizer of {name} has no tokenizer.json; convert it first")
@@ -122,10 +121,7 @@ def read_config(plan: Plan) -> PretrainedConfig:
             raise ValueError(f"the configuration cannot be used: {error}") from error
     if is_gguf(str(plan.model)):
         return gguf_config(str(plan.model))
-    try:
-        return AutoConfig.from_pretrained(str(plan.model))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no model can be loaded from {plan.model}: {error}") from error
+    return loading.read_config(str(plan.model))
 
 
 def _from_scratch(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -145,7 +141,7 @@ def _existing(plan: Plan) -> PreTrainedModel:
         keep_numbers()
         options["quantization_config"] = four_bits(arithmetic(plan.precision))
     if landmark is None:
-        return AutoModelForCausalLM.from_pretrained(name, **options)
+        return loading.read_weights(name, **options)
     if block_size not in (None, landmark["block_size"]):
         raise ValueError(
             f"{name} was trained with blocks of {landmark['block_size']} tokens, not {block_size}; "

@@ -1,0 +1,279 @@
+"""Whatever is wrong with a command line, its streams or its files: one line on standard error and exit code 2."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from landmark.cli import main as cli
+from landmark.limits import LARGEST, OutFile, OutFolder, Range, limits_of
+
+COMMANDS = {command.name: command for command in cli.COMMANDS}
+
+
+def options_of(name: str) -> type:
+    return COMMANDS[name].load()[1]
+
+
+def kinds_of(hint: object) -> set[object]:
+    """The types that a field may have, without what its annotation says besides."""
+    if hasattr(hint, "__metadata__"):
+        return kinds_of(get_args(hint)[0])
+    if isinstance(hint, types.UnionType):
+        return set().union(*map(kinds_of, get_args(hint)))
+    return {hint}
+
+
+# What a command needs before its options are looked at.
+NEEDED = {
+    "generate": ["--file", "no.txt", "--prompt", "x"],
+    "read": ["no.txt", "--out", "new"],
+    "append": ["no", "no.txt"],
+    "ask": ["no", "x"],
+    "contexts info": ["no"],
+    "contexts verify": ["no"],
+    "contexts delete": ["no"],
+    "contexts export": ["no", "--out", "no.tar"],
+    "train": ["--out", "new"],
+    "tokenizer train": ["no.txt", "--out", "new"],
+    "eval perplexity": ["--data", "no.txt"],
+    "report": ["--out", "new"],
+}
+NUMBERS = [
+    (name, field.name, limit)
+    for name in COMMANDS
+    for field in fields(options_of(name))
+    for limit in limits_of(options_of(name))[field.name]
+    if isinstance(limit, Range)
+]
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """The one line with which a command line is refused."""
+    try:
+        code = cli.main(arguments)
+    except SystemExit as end:  # by the parser
+        code = end.code
+    output = capsys.readouterr()
+    assert (code, output.out) == (cli.USAGE_ERROR, "")
+    (line,) = output.err.splitlines()
+    assert line.startswith("landmark: error: ")
+    return line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_number_has_limits(name):
+    hints, limits = get_type_hints(options_of(name), include_extras=True), limits_of(options_of(name))
+    for field in fields(options_of(name)):
+        if {int, float} & kinds_of(hints[field.name]):
+            assert any(isinstance(limit, Range) for limit in limits[field.name]), f"--{field.name} of {name}"
+
+
+@pytest.mark.parametrize(("name", "option", "limit"), NUMBERS)
+def test_numbers_outside_their_limits(name, option, limit, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = int in kinds_of(get_type_hints(options_of(name), include_extras=True)[option])
+    bad = ["nan", "inf", "-inf", "-1", "1e400"] if not whole else ["-1", str(10**30), "1.5", "nan", ""]
+    if limit.least > 0 and not limit.or_zero:
+        bad.append("0")
+    flag = "--" + option.replace("_", "-")
+    for value in bad:
+        line = refused(capsys, [*name.split(), *NEEDED.get(name, []), flag, value])
+        assert option in line.replace("-", "_")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_parser_errors_are_one_line(name, capsys):
+    assert "nonsense" in refused(capsys, [*name.split(), *NEEDED.get(name, []), "--nonsense", "x"])
+    if name in NEEDED:
+        assert "Missing" in refused(capsys, name.split())
+    assert "'x\\udcff' is not UTF-8" in refused(capsys, [*name.split(), "x\udcff"])
+
+
+def test_an_empty_value_is_no_folder(capsys):
+    assert "the out is empty" in refused(capsys, ["train", "--texts", "a.txt", "--out", ""])
+    assert "the out is empty" in refused(capsys, ["train", "--texts", "a.txt", "--out="])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["read", "BOOK", "--out", "FILE/new"],
+        ["read", "BOOK", "--out", "FILE"],
+        ["read", "BOOK", "--out", "NONE/new"],
+        ["contexts", "export", "NONE", "--out", "FOLDER"],
+        ["contexts", "export", "NONE", "--out", "NONE/x.tar"],
+        ["train", "--texts", "BOOK", "--out", "FILE/new"],
+        ["train", "--texts", "BOOK", "--out", "FOLDER", "--json", "FOLDER"],
+        ["tokenizer", "train", "BOOK", "--out", "FILE"],
+        ["eval", "passkey", "--out", "FOLDER"],
+        ["eval", "passkey", "--out", "NONE/log"],
+        ["report", "--quick", "--out", "FILE"],
+        ["bench", "ops", "--plot", "FOLDER/x.png/x.png"],
+        ["generate", "--file", "FOLDER", "--prompt", "x"],
+        ["demo", "--book", "FOLDER"],
+        ["demo", "--model", "FILE"],
+        ["eval", "perplexity", "--data", "FOLDER"],
+        ["read", "FOLDER", "--out", "NEW"],
+        ["tokenizer", "train", "FOLDER", "--out", "NEW"],
+    ],
+)
+def test_files_and_folders_in_each_others_place(arguments, tmp_path, capsys, monkeypatch):
+    (tmp_path / "FILE").write_text("a text")
+    (tmp_path / "BOOK").write_text("a text of a few words. " * 100)
+    (tmp_path / "FOLDER").mkdir()
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, arguments)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["BOOK", "FILE", "FOLDER"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    for limit in (OutFolder(), OutFile()):
+        with pytest.raises(ValueError, match="cannot be written"):
+            limit.check("out", tmp_path / "a")
+
+
+def test_limits_say_what_to_give():
+    for limit, value, said in [
+        (Range(1), 0, "x is 0: give 1 or more"),
+        (Range(0, 1), float("nan"), "x is nan: give a number from 0 to 1"),
+        (Range(1), LARGEST + 1, f"give a number from 1 to {LARGEST}"),
+        (Range(2, 3, "two or three"), 4, "x is 4: give two or three"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            limit.check("x", value)
+    Range(2, 3, or_zero=True).check("x", 0)
+
+
+# Damaged models.
+
+
+@pytest.fixture
+def damaged(model_folder, tmp_path) -> Path:
+    return shutil.copytree(model_folder, tmp_path / "model")
+
+
+def configured(folder: Path, **changes: object) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changes))
+
+
+DAMAGES = {
+    "weights cut": lambda folder: os.truncate(folder / "model.safetensors", 5000),
+    "weights empty": lambda folder: os.truncate(folder / "model.safetensors", 0),
+    "weights garbage": lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 3000),
+    "weights gone": lambda folder: (folder / "model.safetensors").unlink(),
+    "weights missing": lambda folder: configured(folder, num_hidden_layers=3),
+    "weights of other shapes": lambda folder: configured(folder, hidden_size=64),
+    "config not JSON": lambda folder: (folder / "config.json").write_text("{nope"),
+    "config a list": lambda folder: (folder / "config.json").write_text("[1]"),
+    "config gone": lambda folder: (folder / "config.json").unlink(),
+    "config of another type": lambda folder: configured(folder, hidden_size="wide"),
+    "config of no activation": lambda folder: configured(folder, hidden_act="zork"),
+    "config without heads": lambda folder: configured(folder, num_attention_heads=0),
+    "not converted": lambda folder: configured(folder, landmark=None),
+    "landmark settings lost": lambda folder: configured(folder, landmark={}),
+    "tokenizer not JSON": lambda folder: (folder / "tokenizer.json").write_text("{nope"),
+    "tokenizer a list": lambda folder: (folder / "tokenizer.json").write_text("[]"),
+    "tokenizer gone": lambda folder: (folder / "tokenizer.json").unlink(),
+    "tokenizer settings a list": lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model(damage, damaged, tmp_path, capsys):
+    DAMAGES[damage](damaged)
+    (tmp_path / "book.txt").write_text("a text of a few words. " * 100)
+    arguments = ["read", str(tmp_path / "book.txt"), "--model", str(damaged), "--out", str(tmp_path / "new")]
+    line = refused(capsys, arguments)
+    assert str(damaged) in line or "landmark" in line
+    assert not (tmp_path / "new").exists()
+    if "tokenizer" in damage or "landmark" in damage or "converted" in damage:
+        return  # training takes such a model, or a tokenizer beside it
+    with pytest.raises(ValueError, match=r"(cannot|can) be loaded"):
+        train_on(damaged, tmp_path)
+
+
+def train_on(model: Path, tmp_path: Path) -> None:
+    from landmark.training.models import load_model
+    from landmark.training.options import TrainOptions
+    from landmark.training.plan import plan_of
+
+    load_model(plan_of(TrainOptions(out=tmp_path / "run", texts=("a.txt",), model=str(model), steps=1)), None)
+
+
+def test_options_are_held_against_the_model_before_its_weights_are_read(model_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("landmark.hf.loading.AutoModelForCausalLM", None)
+    (tmp_path / "book.txt").write_text("a text of a few words. " * 100)
+    book, model = str(tmp_path / "book.txt"), ["--model", str(model_folder)]
+    for arguments, said in [
+        (["generate", *model, "--file", book, "--prompt", "x", "--chunk-size", "5000"], "does not fit"),
+        (["generate", *model, "--file", book, "--prompt", "x", "--top-k", "1000"], "nothing fits"),
+        (["eval", "passkey", *model, "--haystack", book, "--local", "1000"], "does not fit"),
+        (["eval", "passkey", *model, "--haystack", book, "--attention", "full", "--top-k", "2"], "leave out top_k"),
+        (["eval", "perplexity", *model, "--data", book, "--lengths", "300,400"], "divide the longest"),
+        (["eval", "perplexity", *model, "--data", book, "--against", "full"], "no setting to compare with"),
+        (["eval", "perplexity", *model, "--data", book, "--lengths", "1"], "give 2 or more"),
+        (["read", book, *model, "--out", str(tmp_path / "new"), "--host-budget", "much"], "host_budget is 'much'"),
+        (["read", book, *model, "--out", str(tmp_path / "new"), "--device-budget", "nan"], "device_budget is 'nan'"),
+        (["ask", str(tmp_path), "x", "--host-budget", "inf"], "host_budget is 'inf'"),
+    ]:
+        assert said in refused(capsys, arguments)
+
+
+# Streams, which a process of its own can lose.
+
+
+def shell(script: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    command = f'landmark() {{ {sys.executable} -m landmark.cli.main "$@"; }}; ulimit -v 8000000; {script}'
+    variables = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), **environment}
+    return subprocess.run(["bash", "-c", command], capture_output=True, env=variables, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("landmark recipes >&-", "standard output is closed"),
+        ("landmark recipes > /dev/full", "No space left on device"),
+        ("landmark ask --help > /dev/full", "No space left on device"),
+        ("landmark tokenizer train - --out /dev/null/x <&-", "out is /dev/null/x"),
+        ("landmark tokenizer train - --out $TARGET/new <&-", "standard input is closed"),
+        ("landmark contexts delete $TARGET <&-", "not a context"),
+        (r"printf 'a \xff b' | landmark tokenizer train - --out $TARGET/new", "standard input is not UTF-8: byte 0xff"),
+        (r"printf 'a \xff b' | landmark read - --out $TARGET/new", "standard input is not UTF-8: byte 0xff"),
+        (r"landmark ask $TARGET $'x\xff'", "is not UTF-8"),
+    ],
+)
+def test_streams_that_are_closed_full_or_not_text(script, said, tmp_path):
+    for locale in ("C.UTF-8", "C"):
+        ended = shell(script, TARGET=str(tmp_path), LC_ALL=locale)
+        (line,) = ended.stderr.decode().splitlines()
+        assert said in line
+        assert (ended.returncode, ended.stdout) == (cli.USAGE_ERROR, b"")
+    assert not list(tmp_path.iterdir())
+
+
+def test_closed_input_and_error_harm_nothing_that_does_not_need_them(tmp_path):
+    ended = shell("landmark recipes <&- 2>&-")
+    assert (ended.returncode, b"small_books" in ended.stdout) == (0, True)
+    assert shell("landmark nonsense <&- >&- 2>&-").returncode == cli.USAGE_ERROR
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "5", "20", "-3", "abc", "1000000"])
+def test_help_ends_at_every_width(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as end:
+            cli.main([*name.split(), "--help"])
+        assert end.value.code == 0
+        assert len(capsys.readouterr().out.splitlines()) < 400
+    assert os.environ["COLUMNS"] == columns
