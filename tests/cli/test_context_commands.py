@@ -168,3 +168,28 @@ def test_another_text_under_a_known_name_is_refused(context, files, tmp_path, ca
     (tmp_path / "book.txt").write_text(NOTE, encoding="utf-8")
     assert cli.main(["append", str(context), files[0]]) == 2
     assert "holds another text named" in capsys.readouterr().err
+
+
+def test_standard_input_is_another_document_every_time(context, capsys, monkeypatch):
+    def append(text):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        assert cli.main(["append", str(context), "-", "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["new_documents"]
+
+    # The last is what an interrupted command gives when it is repeated.
+    assert [append(text) for text in (NOTE, NOTE * 2, NOTE * 2)] == [1, 1, 0]
+    assert cli.main(["contexts", "info", str(context), "--json"]) == 0
+    names = [document["name"] for document in json.loads(capsys.readouterr().out)["documents"]]
+    assert names[1:] == ["stdin", "stdin 2"]
+
+
+def test_documents_of_one_command_are_compared_before_the_model_is_loaded(tmp_path, files, model_folder, capsys):
+    out = ["--model", str(model_folder), "--out", str(tmp_path / "new"), "--json"]
+    assert cli.main(["read", *out, files[0], files[1], files[0]]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 2
+    texts = iter((BOOK, NOTE))  # as a named pipe gives
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("landmark.data.text.read_text", lambda path: next(texts))
+        patch.setattr("landmark.cli.context.load", None)
+        assert cli.main(["append", str(tmp_path / "new"), files[0], files[0]]) == 2
+    assert f"two different texts are named {files[0]}" in capsys.readouterr().err

@@ -1,16 +1,18 @@
 """Contexts of tiny blocks whose content follows from numbers, and a check that one holds just that."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from landmark.contexts import writing
-from landmark.contexts.manifest import Layout
+from landmark.contexts.manifest import Extent, Layout, extended, publish, read_manifest, segment_file
 from landmark.contexts.reading import Snapshot
 from landmark.contexts.writing import Writer
 from landmark.store.records import BlockShape
@@ -128,3 +130,17 @@ def short_segments(blocks: int) -> Iterator[None]:
 def names(folder: Path) -> set[str]:
     """Names of all files below a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def as_version_1(path: Path) -> None:
+    """Rewrites a context of one segment as the first version of the format had it."""
+    manifest = read_manifest(path)
+    (entry,) = manifest.segments
+    file = segment_file(path, 1, "documents")
+    lines = [json.loads(line) for line in file.read_bytes()[: entry.documents.bytes].splitlines()]
+    data = b"".join(json.dumps({k: v for k, v in line.items() if k != "sha256"}).encode() + b"\n" for line in lines)
+    file.write_bytes(data)
+    entry = replace(entry, documents=extended(Extent(), data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("landmark.contexts.manifest.VERSION", 1)
+        publish(path, replace(manifest, segments=(entry,)))

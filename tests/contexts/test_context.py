@@ -1,13 +1,16 @@
 """`landmark.Context`: what was read is asked, reopened, grown and forked, with the same answers to the last bit."""
 
+import hashlib
 import json
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from made import as_version_1
 from transformers import AutoTokenizer
 
 import landmark
@@ -195,6 +198,56 @@ def test_nothing_is_added_if_one_document_is_empty(path, model):
             context.add([("note", NOTE), ("blank", " ")])
         context.append(NOTE, "other")
         assert [document.name for document in context.documents] == ["book", "other"]
+
+
+def test_documents_of_one_call_are_compared_with_each_other_before_work_starts(path, model):
+    with Context.open(path, model, write=True) as context:
+        for use in (context.missing, context.add, context.fork().add):
+            with pytest.raises(ValueError, match="two different texts are named note: rename one"):
+                use([("note", NOTE), ("note", BOOK)])
+        assert [document.name for document in context.documents] == ["book"]
+        twice = [("note", NOTE), ("book", BOOK), ("note", NOTE)]
+        assert context.missing(twice) == [("note", NOTE)]
+        context.add([("note", NOTE), ("note", NOTE)])
+        context.read()
+        assert [document.name for document in context.documents] == ["book", "note"]
+        assert context.missing(twice) == []
+
+
+# Texts with the same CRC-32.
+NORTH, SOUTH = "Meet at the north gate at nine. " * 3, "Meet at the south gate at ten, code y3NacvD"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_documents_are_the_same_by_their_text_not_by_a_checksum_of_32_bits(version, model, tmp_path):
+    path = tmp_path / "context"
+    assert zlib.crc32(NORTH.encode()) == zlib.crc32(SOUTH.encode())
+    with Context.create(path, model) as context:
+        context.append(NORTH, "note")
+    if version == 1:
+        as_version_1(path)
+    context = Context.open(path, model)
+    assert context.documents[0].sha256 == (None if version == 1 else hashlib.sha256(NORTH.encode()).hexdigest())
+    branch = context.fork()
+    branch.append(BOOK, "book")
+    for held in (context, branch):
+        assert held.missing([("note", NORTH)]) == []
+        assert held.missing([("other", NORTH)]) == [("other", NORTH)]
+        with pytest.raises(ValueError, match="holds another text named note"):
+            held.missing([("note", SOUTH)])
+    assert branch.missing([("book", BOOK)]) == []
+    with pytest.raises(ValueError, match="holds another text named book"):
+        branch.missing([("book", NOTE)])
+
+
+def test_texts_without_a_name_get_one_that_is_free(path, model):
+    with Context.open(path, model, write=True) as context:
+        for text in (NOTE, NORTH, SOUTH):
+            context.append(text, context.name_for("stdin", text))
+        assert [document.name for document in context.documents] == ["book", "stdin", "stdin 2", "stdin 3"]
+        assert context.name_for("stdin", NORTH) == "stdin 2"
+        assert context.name_for("stdin", "new") == "stdin 4"
+        assert context.name_for("note", NOTE) == "note"
 
 
 def test_an_empty_context_can_be_opened(tmp_path, model):

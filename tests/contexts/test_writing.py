@@ -1,14 +1,16 @@
 """What a writer refuses, and that a refusal changes nothing."""
 
 import errno
+import hashlib
+import json
 import os
-from dataclasses import replace
 
 import pytest
 import torch
-from made import HEADER, HELD, LAYOUT, Content, add, check, commit, short_segments
+from made import HEADER, HELD, LAYOUT, Content, add, as_version_1, check, commit, short_segments
 
 from landmark.contexts import disk, lock
+from landmark.contexts.checking import verify
 from landmark.contexts.manifest import Layout, publish, read_manifest
 from landmark.contexts.reading import open_reader
 from landmark.contexts.writing import create, open_writer
@@ -175,19 +177,13 @@ def test_a_folder_that_may_not_be_written(path, monkeypatch):
     check(open_reader(path), HELD)
 
 
-@pytest.mark.parametrize(("version", "age"), [(0, "older"), (2, "newer")])
+@pytest.mark.parametrize(("version", "age"), [(0, "older than 1"), (3, "newer than 2")])
 def test_other_format_versions(path, monkeypatch, version, age):
     with monkeypatch.context() as patched:
         patched.setattr("landmark.contexts.manifest.VERSION", version)
-        publish(path, replace(read_manifest_of_any_version(path)))
-    with pytest.raises(ValueError, match=f"has format version {version}, {age} than 1, which this program reads"):
+        publish(path, read_manifest(path))
+    with pytest.raises(ValueError, match=f"has format version {version}, {age}, which this program reads"):
         open_reader(path)
-
-
-def read_manifest_of_any_version(path):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("landmark.contexts.manifest.VERSION", 1)
-        return read_manifest(path)
 
 
 def test_what_is_no_context(tmp_path):
@@ -197,3 +193,19 @@ def test_what_is_no_context(tmp_path):
     (tmp_path / "manifest.json").write_text('{"name": "an extension"}')
     with pytest.raises(ValueError, match="is not the manifest of a context"):
         open_reader(tmp_path)
+
+
+def test_documents_of_version_1_have_no_sha256(path):
+    with open_writer(path) as writer:
+        writer.add_document("new", "text", [1], [(0, 4)])
+        commit(writer, HELD)
+    told = open_reader(path).documents()
+    assert told[-1].sha256 == hashlib.sha256(b"text").hexdigest()
+    as_version_1(path)
+    assert [document.sha256 for document in open_reader(path).documents()] == [None] * 3
+    with open_writer(path) as writer:
+        writer.add_document("newer", "text", [1], [(0, 4)])
+        commit(writer, HELD)
+    assert [document.sha256 for document in open_reader(path).documents()][2:] == [None, told[-1].sha256]
+    assert json.loads((path / "manifest.json").read_bytes())["version"] == 2
+    assert verify(path) == []

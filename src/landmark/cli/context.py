@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from landmark.cli.reading import load, tokens_read
+from landmark.contexts.documents import distinct
 from landmark.limits import FromOne, FromZero, Limit, MaybeFromZero, OutFolder, Seed, Temperature
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class AppendOptions(Memory):
     context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
     """Folder of the context."""
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")]
-    """Texts to add, as for `landmark read`; the ones that the context holds already are left out. Without any, what was
-    added and not read is read."""
+    """Texts to add, as for `landmark read`; the ones that the context holds already are left out. Standard input is
+    named stdin, another time stdin 2 and so on. Without any, what was added and not read is read."""
     model: Path | None = None
     """Folder of the model that read the context; default: where it was then."""
     json: bool = False
@@ -116,7 +117,7 @@ def run_read(options: ReadOptions) -> int:
     """Make or open the context, add what it lacks, read."""
     if not options.files and not options.out.exists():
         raise ValueError("there is nothing to read: name at least one file, or - for standard input")
-    documents = list(named_texts(options.files))
+    documents = distinct(named_texts(options.files))
     from landmark.contexts.context import Context
     from landmark.contexts.manifest import read_manifest
 
@@ -134,7 +135,7 @@ def run_read(options: ReadOptions) -> int:
 
 def run_append(options: AppendOptions) -> int:
     """Open the context, add, read."""
-    documents = list(named_texts(options.files))
+    documents = distinct(named_texts(options.files))
     from landmark.contexts.context import Context
 
     folder = model_of(options.context, options.model)
@@ -182,11 +183,15 @@ def run_ask(options: AskOptions) -> int:
 
 
 def named_texts(files: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Names and texts of all documents of the sources; what cannot be read is told before work starts."""
-    from landmark.data.text import read_documents
+    """Names and texts of all documents of the sources; what cannot be read is told before work starts.
+
+    Standard input is named `-`, until the context is open and knows which names are free.
+    """
+    from landmark.data.text import STDIN, read_documents
 
     for source in files:
-        yield from ((document.name, document.text) for document in read_documents(source))
+        for document in read_documents(source):
+            yield STDIN if source == STDIN else document.name, document.text
 
 
 def model_of(context: Path, model: Path | None) -> Path | None:
@@ -202,8 +207,11 @@ def model_of(context: Path, model: Path | None) -> Path | None:
 
 def grow(context: "Context", documents: list[tuple[str, str]], *, as_json: bool) -> int:
     """Add the documents that the context does not hold, read all that is unread, and tell the figures."""
+    from landmark.data.text import STDIN
+
     with context:
-        new = context.missing(documents)
+        named = ((context.name_for("stdin", text) if name == STDIN else name, text) for name, text in documents)
+        new = context.missing(named)
         before, started = context.tokens_read, time.perf_counter()
         context.add(new)
         with tokens_read(f"reading into {context.path.name}", context.tokens - before) as progress:

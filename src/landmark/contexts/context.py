@@ -11,6 +11,7 @@ import torch
 
 from landmark.allocator import return_freed_pages
 from landmark.contexts import opening
+from landmark.contexts.documents import distinct
 from landmark.contexts.forking import fork
 from landmark.contexts.library import Library, Source
 from landmark.contexts.reading import Snapshot, open_reader
@@ -176,16 +177,28 @@ class Context:
         self.read(progress=progress)
 
     def missing(self, documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Those of the documents, pairs of a name and a text, that are not in it.
+        """Those of the documents, pairs of a name and a text, that are not in it, each once.
 
-        Raises ValueError for another text under a name that is.
+        Documents are the same if their names and their texts are, by SHA-256. Raises ValueError for another text under
+        a name that is in it, and for two texts under one name.
         """
         return self._library.missing(documents)
 
+    def name_for(self, name: str, text: str) -> str:
+        """A name for a text that has none: `name`, `name 2`, `name 3` and so on, the first that no document has.
+
+        A text that is in it under one of these names keeps that.
+        """
+        return self._library.name_for(name, text)
+
     def add(self, documents: Iterable[tuple[str, str]]) -> None:
-        """Adds documents, pairs of a name and a text, in one commit, to be read by `read`; errors as of `append`."""
+        """Adds documents, pairs of a name and a text, in one commit, to be read by `read`.
+
+        A document that is given twice is added once. Raises ValueError where `append` does, and for two texts under one
+        name, before anything is added.
+        """
         self._check_growing()
-        documents, empty = list(documents), self._library.tokens == 0
+        documents, empty = distinct(documents), self._library.tokens == 0
         for name, text in documents:
             if not text.strip():
                 raise ValueError(f"document {name!r} is empty: there is nothing to read in it")

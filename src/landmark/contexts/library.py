@@ -4,9 +4,11 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, count
 
 import numpy as np
 
+from landmark.contexts.documents import digest, distinct, encoded
 from landmark.contexts.reading import Snapshot
 from landmark.contexts.segments import Document
 from landmark.contexts.writing import Writer
@@ -55,27 +57,52 @@ class Library:
         return self.snapshot.manifest.token_count + sum(len(tokens) for _, _, tokens in self._added)
 
     def missing(self, documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """The documents, names and texts, that are not there; ValueError for another text under a known name."""
-        known = {document.name: document.crc32 for document in self.documents}
-        new = []
-        for name, text in documents:
+        """The documents, names and texts, that are not there, each once.
+
+        Raises ValueError for another text under a known name, and for two texts under one name.
+        """
+        known, new = self._by_name(), []
+        for name, text in distinct(documents):
             if name not in known:
                 new.append((name, text))
-            elif known[name] != zlib.crc32(text.encode("utf-8")):
+            elif not self._has(known[name], text):
                 raise ValueError(
                     f"{self.snapshot.path} holds another text named {name}: rename the file, or read into another "
                     "context"
                 )
         return new
 
+    def name_for(self, name: str, text: str) -> str:
+        """`name`, `name 2`, `name 3` and so on: the first that no document has, or that this very text has already."""
+        known = self._by_name()
+        names = chain([name], (f"{name} {number}" for number in count(2)))
+        return next(name for name in names if name not in known or self._has(known[name], text))
+
+    def _by_name(self) -> dict[str, list[Document]]:
+        known: dict[str, list[Document]] = {}
+        for document in self.documents:
+            known.setdefault(document.name, []).append(document)
+        return known
+
+    def _has(self, documents: list[Document], text: str) -> bool:
+        """Whether one of `documents` has this text."""
+        return any(self._is(document, text) for document in documents)
+
+    def _is(self, document: Document, text: str) -> bool:
+        data = encoded(document.name, text)
+        if document.sha256 is not None:
+            return document.sha256 == digest(data)
+        # Format version 1 kept a CRC-32 alone, which other texts may share: there the text itself decides.
+        return (document.bytes, document.crc32) == (len(data), zlib.crc32(data)) and self.text(document) == text
+
     def add(self, name: str, text: str, tokens: np.ndarray, source: str | None = None) -> None:
         """Adds a document with its `tokens`, uint32 [n,3]; one that goes to the writer is there after its commit."""
         if self.writer is not None:
             self.writer.add_document(name, text, tokens[:, 0], tokens[:, 1:], source)
             return
-        data = text.encode("utf-8")
-        document = Document(name, len(tokens), len(text), len(data), zlib.crc32(data), source, self.tokens, -1, 0)
-        self._added.append((document, text, tokens))
+        data = encoded(name, text)
+        size, sums = (len(tokens), len(text), len(data)), (zlib.crc32(data), digest(data))
+        self._added.append((Document(name, *size, *sums, source, self.tokens, -1, 0), text, tokens))
 
     def slice(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start:stop` of the context, uint32 [n,3]. Their bytes are not checked: that is for `verify`."""

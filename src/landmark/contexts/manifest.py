@@ -17,7 +17,8 @@ from landmark.contexts.damage import Damage
 from landmark.store.records import BlockShape
 
 FORMAT = "landmark context"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # documents of version 1 have no SHA-256
 
 MANIFEST = "manifest.json"
 NEW_MANIFEST = "manifest.json.tmp"
@@ -188,10 +189,10 @@ def _parse(data: bytes, path: Path) -> Manifest:
     if first is None or int(first[1], 16) != zlib.crc32(data[first.end() :]):
         raise Damage(path, "is damaged: its checksum does not fit")
     fields = json.loads(data)
-    if fields["version"] != VERSION:
-        age = "newer" if fields["version"] > VERSION else "older"
+    if fields["version"] not in READABLE:
+        age, nearest = ("newer", READABLE[-1]) if fields["version"] > VERSION else ("older", READABLE[0])
         raise ValueError(
-            f"{path} has format version {fields['version']}, {age} than {VERSION}, which this program reads: "
+            f"{path} has format version {fields['version']}, {age} than {nearest}, which this program reads: "
             f"use the version of the package that wrote it, or read the text again"
         )
     return Manifest(

@@ -26,6 +26,7 @@ class Document:
     characters: int
     bytes: int
     crc32: int
+    sha256: str | None  # None in contexts of format version 1
     source: str | None
     first_token: int
     segment: int  # of the context's, from 0
@@ -117,11 +118,9 @@ class Segment:
 
     def documents(self, index: int, first_token: int) -> list[Document]:
         """Its documents, where it is the `index`-th segment and its tokens begin at `first_token`."""
-        found, start = [], 0
+        found, start, may_miss = [], 0, {"source": None, "sha256": None}
         for line in read_extent(OpenFile(self.path("documents")), self.entry.documents).splitlines():
-            document = Document(
-                **{"source": None, **json.loads(line)}, first_token=first_token, segment=index, start=start
-            )
+            document = Document(**{**may_miss, **json.loads(line)}, first_token=first_token, segment=index, start=start)
             found.append(document)
             first_token += document.tokens
             start += document.bytes

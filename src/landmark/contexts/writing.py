@@ -15,6 +15,7 @@ from torch import Tensor
 
 from landmark.contexts import disk
 from landmark.contexts.disk import OpenFile
+from landmark.contexts.documents import digest, encoded
 from landmark.contexts.folders import founding, stray_files
 from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard
 from landmark.contexts.lock import take_lock
@@ -113,13 +114,14 @@ class Writer(Snapshot):
         Raises ValueError if these do not fit each other, and OSError if they cannot be written.
         """
         tokens = _token_records(name, text, ids, offsets)
-        data = _utf8(name, text)
+        data = encoded(name, text)
         told = {
             "name": name,
             "tokens": len(tokens),
             "characters": len(text),
             "bytes": len(data),
             "crc32": zlib.crc32(data),
+            "sha256": digest(data),
         }
         if source is not None:
             told["source"] = source
@@ -220,10 +222,3 @@ def _token_records(name: str, text: str, ids: ArrayLike, offsets: ArrayLike) -> 
             f"document {name!r} has an id or an offset out of range: offsets lie in its {len(text)} characters"
         )
     return records.astype("<u4")
-
-
-def _utf8(name: str, text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text of document {name!r} cannot be written as UTF-8: {error}") from error
