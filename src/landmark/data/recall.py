@@ -9,8 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
+from landmark.data.spoken import INTRODUCTIONS, LEADS, Fact, Facts, Voice, marked
+
+ATTEMPTS = 100  # to draw facts that fit a window
+# The share of spoken questions that the text does not answer.
+UNANSWERABLE = 0.1
 # What a token of a window is, for the loss and for measuring.
-TEXT, TEMPLATE, HIDDEN, COPY, ANSWER = range(5)
+TEXT, TEMPLATE, HIDDEN, COPY, ANSWER, REPLY = range(6)
 
 FIRST_NAMES = (
     "Alice Arthur Beatrice Benjamin Caroline Charles Clara Daniel Dorothea Edmund Eleanor Ernest Fanny "
@@ -72,12 +77,16 @@ class RecallTask:
     `keys` and `questions` are the numbers drawn from for each window, both ends included. A key is asked for
     at a random place after its statement, possibly several times. `answer_weight` is the weight in the loss
     of digits that can be known (in answers, and where a statement repeats its key); other tokens weigh 1.
+
+    `spoken` is the share of windows that are a conversation in the model's chat template, about `keys` facts of many
+    kinds with `questions` turns, a tenth of them about what is not there (`landmark.data.spoken`).
     """
 
     keys: tuple[int, int] = (1, 1)
     questions: tuple[int, int] = (1, 1)
     digits: int = 5
     answer_weight: float = 5.0
+    spoken: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("keys", "questions"):
@@ -88,6 +97,8 @@ class RecallTask:
             raise ValueError(f"digits must be at least 1, not {self.digits}")
         if self.answer_weight <= 0:
             raise ValueError(f"answer_weight must be above 0, not {self.answer_weight}")
+        if not 0 <= self.spoken <= 1:
+            raise ValueError(f"spoken must be from 0 to 1, not {self.spoken}")
 
 
 @dataclass(frozen=True)
@@ -99,14 +110,18 @@ class Piece:
 
 
 class RecallWindows:
-    """Makes windows of a `RecallTask` with a tokenizer.
+    """Makes windows of a `RecallTask` with a tokenizer, and with the `voice` of its chat template for spoken ones.
 
-    Raises ValueError if the most keys and questions of the task do not fit `length` ordinary tokens.
+    Raises ValueError if the most keys and questions of the task do not fit `length` ordinary tokens, or if there is no
+    voice for spoken windows.
     """
 
-    def __init__(self, task: RecallTask, tokenizer: Tokenizer, length: int) -> None:
+    def __init__(self, task: RecallTask, tokenizer: Tokenizer, length: int, voice: Voice | None = None) -> None:
         self.task = task
         self.tokenizer = tokenizer
+        self.voice = voice
+        if task.spoken and voice is None:
+            raise ValueError("spoken recall windows need a tokenizer with a chat template: leave `spoken` out")
         # A made-up name of middling length; a window that does not fit for its longer names is drawn again.
         name, key = "Romori", "9" * task.digits
         statement = len(self.statement(name, key).ids)
@@ -130,6 +145,8 @@ class RecallWindows:
 
     def window(self, filler: np.ndarray, rng: np.random.Generator) -> Piece:
         """A window of `len(filler)` tokens: the start of `filler` with statements and questions in it."""
+        if self.task.spoken and rng.random() < self.task.spoken:
+            return self._conversation(filler, rng)
         while True:
             placed = self._draw(rng)
             if sum(len(piece.ids) for _, piece in placed) <= len(filler):
@@ -148,6 +165,60 @@ class RecallWindows:
             place, name, key = stated[rng.integers(len(stated))]
             placed.append((float(rng.uniform(place, 1.0)), self.question(name, key)))
         return placed
+
+    def _conversation(self, filler: np.ndarray, rng: np.random.Generator) -> Piece:
+        """A message with the text, and turns about it; fewer facts where those drawn do not fit."""
+        voice = self._voice()
+        keys, questions = (
+            int(rng.integers(*numbers, endpoint=True)) for numbers in (self.task.keys, self.task.questions)
+        )
+        for _ in range(ATTEMPTS):
+            facts = Facts(rng, random_name)
+            stated = [facts.draw() for _ in range(keys)]
+            begin = self._spoken(voice.begin + INTRODUCTIONS[rng.integers(len(INTRODUCTIONS))])
+            placed = [
+                (place, self._spoken(_set_off(statement, rng), HIDDEN))
+                for fact in stated
+                for place, statement in zip(sorted(rng.random(len(fact.statements))), fact.statements, strict=True)
+            ]
+            turns = self._turns(facts, stated, questions, rng)
+            room = len(filler) - len(begin.ids) - sum(len(turn.ids) for turn in turns)
+            if room >= 2 * sum(len(piece.ids) for _, piece in placed):
+                text = _insert(filler[:room], placed)
+                return _joined([begin, text, *turns])
+            keys, questions = max(1, keys - 1), max(1, questions - 1)
+        raise ValueError(f"a window of {len(filler)} tokens is too short for a conversation: make windows longer")
+
+    def _voice(self) -> Voice:
+        assert self.voice is not None, "tasks with spoken windows were checked"
+        return self.voice
+
+    def _turns(self, facts: Facts, stated: list[Fact], questions: int, rng: np.random.Generator) -> list[Piece]:
+        """Questions about facts in random order, each with its answer."""
+        voice = self._voice()
+        order = rng.permutation(len(stated))[:questions]
+        asked = [facts.unanswerable() if rng.random() < UNANSWERABLE else stated[number] for number in order]
+        pieces, between = [], "\n\n" + LEADS[rng.integers(len(LEADS))]
+        for fact in asked:
+            pieces.append(self._spoken(between + fact.question + voice.reply))
+            if fact.statements:
+                pieces.append(self._spoken(fact.answer, ANSWER, others=REPLY))
+            else:
+                pieces.append(self._spoken("{" + fact.answer + "}", ANSWER))
+            pieces.append(self._spoken(voice.end, others=REPLY))
+            between = voice.again.removeprefix(voice.end)
+        return pieces
+
+    def _spoken(self, text: str, value: int = TEMPLATE, others: int = TEMPLATE) -> Piece:
+        """Tokens of `text`, of the kind `value` where it stands in braces and `others` elsewhere."""
+        plain, values = marked(text)
+        encoding = self.tokenizer.encode(plain, add_special_tokens=False)
+        kinds = np.full(len(encoding.ids), others, np.uint8)
+        for start, stop in values:
+            for token, (left, right) in enumerate(encoding.offsets):
+                if left < stop and right > start:
+                    kinds[token] = value
+        return Piece(np.asarray(encoding.ids, np.int64), kinds)
 
     def _names(self, rng: np.random.Generator, count: int) -> list[str | None]:
         """`count` names without repetition; None, the pass key, is one of them in half of the windows."""
@@ -168,6 +239,15 @@ class RecallWindows:
                 if left < stop and right > start:
                     kinds[token] = kind
         return Piece(np.asarray(encoding.ids, np.int64), kinds)
+
+
+def _set_off(statement: str, rng: np.random.Generator) -> str:
+    """A statement as a paragraph of its own, or in the middle of one."""
+    return f"\n\n{statement}\n\n" if rng.random() < 0.5 else f" {statement} "
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    return Piece(np.concatenate([piece.ids for piece in pieces]), np.concatenate([piece.kinds for piece in pieces]))
 
 
 def _insert(filler: np.ndarray, placed: list[tuple[float, Piece]]) -> Piece:

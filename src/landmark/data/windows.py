@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from landmark.blocks import tokens_that_fit
 from landmark.data.recall import ANSWER, COPY, HIDDEN, TEXT, Piece, RecallTask, RecallWindows
+from landmark.data.spoken import Voice
 
 IGNORED = -100
 # How a stage attends, and whether its windows hold landmarks and are read in several segments.
@@ -108,7 +109,7 @@ class StageBatches(Dataset):
     (int), `jumps [B, N]` (long, None without) and `segments [B, N]` (long, the documents of a row numbered from 0, None
     without packing). The phase is uniform over 0 .. block_size - 1 and common to the micro-batch, and N is the largest
     number of ordinary tokens that fits `window_positions` with it. `document_stops`, where each document of `ids` ends,
-    is what packing needs to know.
+    is what packing needs to know, and `voice` what spoken recall windows do.
 
     Raises ValueError if the text is shorter than a window, recall tasks do not fit theirs, or a stage packs documents
     that nobody named.
@@ -124,7 +125,9 @@ class StageBatches(Dataset):
         seed: int,
         micro_batches: int = 1,
         document_stops: Sequence[int] | None = None,
+        voice: Voice | None = None,
     ) -> None:
+        self.voice = voice
         self.ids = ids
         self.stages = list(stages)
         self.block_size = block_size
@@ -182,7 +185,7 @@ class StageBatches(Dataset):
                 f"a window of {stage.window_positions} positions has no room for two tokens and their "
                 "landmarks; make windows longer"
             )
-        return RecallWindows(stage.recall, tokenizer, shortest) if stage.recall_fraction > 0 else None
+        return RecallWindows(stage.recall, tokenizer, shortest, self.voice) if stage.recall_fraction > 0 else None
 
 
 def check_length(ids: np.ndarray, stages: Sequence[Stage], name: str) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainingArgum
 from transformers.utils.logging import disable_progress_bar
 
 from landmark.allocator import keep_freed_pages
+from landmark.data.spoken import Voice
 from landmark.data.tokens import TokenFile, tokenize
 from landmark.data.windows import StageBatches, check_length, tokens_per_step
 from landmark.training.callbacks import Report, StopOnSignal
@@ -153,6 +154,8 @@ def _trainer(
     block_size = model.config.landmark["block_size"]
     arguments = _arguments(plan, has_validation=validation is not None)
     backend = tokenizer.backend_tokenizer
+    speaking = any(stage.recall.spoken for stage in plan.recipe.stages)
+    voice = Voice.of(tokenizer) if speaking else None
     batches = StageBatches(
         texts.ids,
         backend,
@@ -161,13 +164,14 @@ def _trainer(
         seed=plan.seed,
         micro_batches=plan.recipe.micro_batches,
         document_stops=_document_stops(texts),
+        voice=voice,
     )
     trainer = _kind(plan)(
         model=model,
         teacher=teacher,
         args=arguments,
         train_dataset=batches,
-        eval_dataset=_validation_batches(plan, validation, backend, block_size),
+        eval_dataset=_validation_batches(plan, validation, backend, block_size, voice),
     )
     trainer.remove_callback(PrinterCallback)
     step_tokens: list[int] = []
@@ -180,7 +184,7 @@ def _trainer(
 
 
 def _validation_batches(
-    plan: Plan, validation: TokenFile | None, tokenizer: Any, block_size: int
+    plan: Plan, validation: TokenFile | None, tokenizer: Any, block_size: int, voice: Voice | None
 ) -> StageBatches | None:
     """Plain windows as long as the last stage's, then recall windows if that stage has any."""
     if validation is None:
@@ -194,7 +198,9 @@ def _validation_batches(
     if last.recall_fraction > 0:
         stages.append(replace(plain, recall_fraction=1.0))
     stops = _document_stops(validation)
-    return StageBatches(validation.ids, tokenizer, stages, block_size=block_size, seed=EVAL_SEED, document_stops=stops)
+    return StageBatches(
+        validation.ids, tokenizer, stages, block_size=block_size, seed=EVAL_SEED, document_stops=stops, voice=voice
+    )
 
 
 def _document_stops(texts: TokenFile) -> list[int]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 
-from landmark.data.recall import ANSWER, COPY, HIDDEN, TEXT
+from landmark.data.recall import ANSWER, COPY, HIDDEN, REPLY, TEXT
 from landmark.readers.distracted import Distractors
 from landmark.training.attending import attending
 from landmark.training.loss import distillation_loss, weighted_cross_entropy
@@ -120,7 +120,7 @@ class LandmarkTrainer(Trainer):
         if taught is None:
             loss, token_losses = weighted_cross_entropy(outputs.logits, labels, weights, own)
         else:
-            answers = (kinds == ANSWER) | (kinds == COPY)
+            answers = (kinds == ANSWER) | (kinds == COPY) | (kinds == REPLY)
             loss, token_losses = distillation_loss(outputs.logits, taught, labels, weights, answers)
         self.tallies[model.training].add(token_losses, labels, kinds, right)
         return (loss, outputs) if return_outputs else loss
