@@ -51,30 +51,27 @@ def test_models_that_cannot_work_are_refused_with_the_reason_and_left_alone(name
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
 
 
-def test_adds_one_row_the_mean_of_the_others_and_never_predicts_it():
+def test_adds_one_row_the_mean_of_the_others_that_no_logits_have():
     model = family("llama")
     mean = model.get_input_embeddings().weight.detach().mean(0)
     landmark.convert(model, block_size=7)
-    assert model.config.vocab_size == 62
+    assert model.config.vocab_size == 61
     assert model.config.landmark["landmark_id"] == 61
     torch.testing.assert_close(model.get_input_embeddings().weight[61].detach(), mean)
-    assert (logits(model)[..., 61] == torch.finfo(torch.float32).min).all()
+    assert logits(model).shape == (2, 50, 61)
 
 
-def test_an_existing_row_can_serve():
-    model = landmark.convert(family("llama"), block_size=7, landmark_id=5)
-    assert model.config.vocab_size == 61
-    assert (logits(model)[..., 5] == torch.finfo(torch.float32).min).all()
-
-
-def test_converting_twice_changes_nothing_but_settings():
-    model = landmark.convert(family("llama"), block_size=7)
-    once = logits(model)
-    landmark.convert(model, block_size=7)
+def test_converting_again_changes_what_is_named_and_nothing_else():
+    model = landmark.convert(family("llama"), block_size=7, top_k=3, selection="per_token", local_blocks=2)
+    once, settings = logits(model), dict(model.config.landmark)
+    landmark.convert(model)
     torch.testing.assert_close(logits(model), once, rtol=0, atol=0)
-    assert model.config.vocab_size == 62
-    landmark.convert(model, block_size=7, top_k=2)
-    assert model.config.landmark["top_k"] == 2
+    assert model.config.landmark == settings
+    landmark.convert(model, top_k=2)
+    assert model.config.landmark == settings | {"top_k": 2}
+    with pytest.raises(ValueError, match="this model's landmark is row 61"):
+        landmark.convert(model, landmark_id=5)
+    assert model.config.vocab_size == 61
 
 
 def test_pickle_and_deepcopy_keep_the_model_whole():

@@ -13,6 +13,7 @@ from landmark.bench.floors import Sizes
 from landmark.bench.machine import Machine
 from landmark.bench.options import ModelOptions
 from landmark.hf import convert, from_pretrained
+from landmark.hf.model import saved_rows
 from landmark.hf.settings import MAX_CHUNK, Settings, layer_kinds, text_config
 from landmark.hf.tokenizer import only_errors
 
@@ -96,6 +97,7 @@ def _twin(model: PreTrainedModel) -> PreTrainedModel:
     """The model as it was before conversion, on the same tensors of weights."""
     config: Any = deepcopy(model.config)
     text: Any = text_config(config)
+    text.vocab_size = saved_rows(text)
     del text.landmark
     config._attn_implementation = _PLAIN
     twin = type(model)(config).to(model.device, model.dtype)  # pyright: ignore[reportArgumentType]

@@ -1,52 +1,68 @@
 """Making a Hugging Face decoder read with landmarks."""
 
+from copy import deepcopy
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from landmark.hf import attention
 from landmark.hf.gguf import gguf_model, is_gguf
-from landmark.hf.hooks import MaskLandmarkLogit, before_base, behind_base, unrotate
-from landmark.hf.loading import read_weights
-from landmark.hf.model import adopt
+from landmark.hf.hooks import before_base, behind_base, unrotate
+from landmark.hf.loading import read_config, read_weights
+from landmark.hf.model import adopt, saved_rows, settle
 from landmark.hf.rope import find_ropes
-from landmark.hf.settings import DEFAULT_LOCAL_BLOCKS, Positions, Settings, chunk_positions, layer_kinds, text_config
+from landmark.hf.settings import DEFAULT_BLOCK_SIZE, Positions, Settings, chunk_positions, layer_kinds, text_config
 from landmark.memory import Selection
+
+# What says where on the hub, or in which cache, a configuration lies.
+_HUB = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
 
 
 def convert(
     model: PreTrainedModel,
     *,
-    block_size: int = 63,
+    block_size: int | None = None,
     landmark_id: int | None = None,
-    top_k: int = 4,
-    selection: Selection = "per_token_and_head",
-    local_blocks: int = DEFAULT_LOCAL_BLOCKS,
-    positions: Positions = "stingy",
+    top_k: int | None = None,
+    selection: Selection | None = None,
+    local_blocks: int | None = None,
+    positions: Positions | None = None,
 ) -> PreTrainedModel:
     """Makes `model`, any rotary decoder, read with landmarks; returns the same object.
 
     Afterwards a forward without a cache is the grouped softmax of Mohtashami & Jaggi (2023), section 3.1, over the
     whole input, and a forward with a `LandmarkCache` (made by itself in `generate()`) reads through memory, section
-    3.2. Callers pass and get ordinary tokens only.
+    3.2. Callers pass and get ordinary tokens only: the landmark's row comes last, and neither `config.vocab_size` nor
+    logits have it.
 
     Args:
-        block_size: ordinary tokens per block; a landmark follows each block.
+        block_size: ordinary tokens per block, 63 by default; a landmark follows each block.
         landmark_id: vocabulary row that serves as the landmark and is never generated; a new row, the mean of all
-            others, when None. A converted model keeps its row.
-        top_k: blocks opened per query; 0 reads with local attention only.
-        selection: "per_token_and_head", "per_token" or "per_head": who chooses its own blocks. "per_head" looks
-            ahead within a chunk: its queries share what any of them asked for, so that predictions before the end of
-            a chunk depend on later tokens of it; a perplexity read so is not one of predictions.
-        local_blocks: newest complete blocks that stay in sight like the tail; 0 is the paper's rule.
-        positions: "stingy" places opened blocks within the trained range, "true" where they stood.
+            others, by default. A row that is not the last keeps its logit, 100 nats below all others together.
+        top_k: blocks opened per query, 4 by default; 0 reads with local attention only.
+        selection: "per_token_and_head" (default), "per_token" or "per_head": who chooses its own blocks. "per_head"
+            looks ahead within a chunk: its queries share what any of them asked for, so that predictions before the
+            end of a chunk depend on later tokens of it; a perplexity read so is not one of predictions.
+        local_blocks: newest complete blocks that stay in sight like the tail, 1 by default; 0 is the paper's rule.
+        positions: "stingy" (default) places opened blocks within the trained range, "true" where they stood.
 
-    Converting twice only changes the settings. Raises ValueError, naming the reason, for models that cannot work
-    (no rotary positions, latent attention, dropped keyword arguments) and settings that leave no room for a chunk.
+    Converting twice changes the settings named and nothing else, and takes an attention implementation back that was
+    set in between. Raises ValueError, naming the reason, for models that cannot work (no rotary positions, latent
+    attention, dropped keyword arguments) and settings that leave no room for a chunk.
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"convert takes a transformers model, not {type(model).__name__}")
@@ -55,21 +71,45 @@ def convert(
         raise ValueError(f"{name} is not a decoder with a language-model head: landmarks need a causal language model")
     base: Any = model.base_model
     kinds = layer_kinds(config)
-    stored = getattr(config, "landmark", None)
-    if landmark_id is None and stored is not None:
-        landmark_id = stored["landmark_id"]
     rows = len(base.get_input_embeddings().weight)  # adapters around embeddings have no num_embeddings
-    if landmark_id is not None and not 0 <= landmark_id < rows:
-        raise ValueError(f"landmark_id is {landmark_id}: the vocabulary has rows 0 to {rows - 1}")
-    new_row = rows if landmark_id is None else landmark_id
-    settings = Settings(block_size, new_row, top_k, selection, local_blocks, positions)
+    given = {
+        "block_size": block_size,
+        "landmark_id": landmark_id,
+        "top_k": top_k,
+        "selection": selection,
+        "local_blocks": local_blocks,
+        "positions": positions,
+    }
+    settings = _settings(config, rows, {name: value for name, value in given.items() if value is not None})
     chunk_positions(settings, config)
-    if not hasattr(base, "landmark_ropes"):
-        _attach(model, base, name, kinds, add_row=landmark_id is None)
+    if hasattr(base, "landmark_ropes"):
+        model.set_attn_implementation(attention.NAME)
+    else:
+        _attach(model, base, name, kinds, add_row=settings.landmark_id == rows)
+    settle(model, settings)
     adopt(model)
-    _mask_logit(model, settings.landmark_id)
-    config.landmark = settings.to_dict()
     return model
+
+
+def _settings(config: PretrainedConfig, rows: int, given: dict[str, Any]) -> Settings:
+    """What is `given` over what the model has, or over the defaults where it has nothing yet."""
+    if getattr(config, "landmark", None) is None:
+        _check_row(given.get("landmark_id", 0), rows - 1)
+        defaults: dict[str, Any] = {"block_size": DEFAULT_BLOCK_SIZE, "landmark_id": rows}
+        return Settings(**defaults | given)
+    stored = Settings.of(config)
+    if given.get("landmark_id", stored.landmark_id) != stored.landmark_id:
+        raise ValueError(
+            f"landmark_id is {given['landmark_id']}, and this model's landmark is row {stored.landmark_id}: convert a"
+            " model without landmarks to choose another"
+        )
+    _check_row(stored.landmark_id, rows)  # a model that was built from the configuration alone lacks the row
+    return replace(stored, **given)
+
+
+def _check_row(landmark_id: Any, last: int) -> None:
+    if not isinstance(landmark_id, int) or isinstance(landmark_id, bool) or not 0 <= landmark_id <= last:
+        raise ValueError(f"landmark_id is {landmark_id!r}: the vocabulary has rows 0 to {last}")
 
 
 def _attach(model: PreTrainedModel, base: Any, name: str, kinds: list[str], add_row: bool) -> None:
@@ -116,15 +156,6 @@ def _add_mean_row(model: PreTrainedModel) -> None:
                 embeddings.bias[rows] = embeddings.bias[:rows].mean()
 
 
-def _mask_logit(model: PreTrainedModel, landmark_id: int) -> None:
-    """One mask on the output embeddings, however often the model is converted or its head replaced."""
-    head: Any = model.get_output_embeddings()
-    for key, hook in list(head._forward_hooks.items()):
-        if isinstance(hook, MaskLandmarkLogit):
-            del head._forward_hooks[key]
-    head.register_forward_hook(MaskLandmarkLogit(landmark_id))
-
-
 def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
     """Loads a model that was converted and saved with `save_pretrained`, landmarks in place.
 
@@ -136,6 +167,12 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
         return gguf_model(path, **{"dtype": torch.float32} | options)
     if not Path(path).exists() and Path(path).is_absolute():
         raise ValueError(f"no model at {path}: give the directory that save_pretrained wrote, or a hub name")
-    options.setdefault("dtype", torch.float32)
-    model = read_weights(path, attn_implementation="eager", **options)
-    return convert(model, **Settings.of(text_config(model.config)).to_dict())
+    if "attn_implementation" in options:
+        raise ValueError(f"the attention of a converted model is {attention.NAME!r}: leave attn_implementation out")
+    config = options.get("config") or read_config(path, **{n: options[n] for n in _HUB if n in options})
+    Settings.of(text_config(config))
+    options = {"dtype": torch.float32, "vocab_size": saved_rows(text_config(config))} | options
+    if "config" in options:  # which takes no changes by name
+        options["config"] = deepcopy(config)
+        text_config(options["config"]).vocab_size = options.pop("vocab_size")
+    return convert(read_weights(path, attn_implementation="eager", **options))

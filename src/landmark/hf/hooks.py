@@ -6,7 +6,6 @@ checkpointing sees the same.
 """
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from landmark.blocks import Stream, check_phase
 from landmark.hf.attention import WholeCall, jumping_positions, segments_of_stream
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import cache_argument, renamed_cache, through
+from landmark.hf.model import check_tokens
 from landmark.hf.reading_call import ReadingCall
 from landmark.hf.rope import Rope, identity, rotation
 from landmark.hf.segments import Reader, SegmentCall, lay_out
@@ -37,17 +37,6 @@ def unrotate(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
     return args, kwargs | {"position_embeddings": identity(kwargs["position_embeddings"])}
 
 
-@dataclass(frozen=True)
-class MaskLandmarkLogit:
-    """Behind the output embeddings: the landmark can never be predicted, so it is never generated."""
-
-    landmark_id: int
-
-    def __call__(self, head: nn.Module, args: tuple, logits: Tensor) -> Tensor:
-        logits[..., self.landmark_id] = torch.finfo(logits.dtype).min
-        return logits
-
-
 def before_base(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Turns ordinary tokens into a stream with landmarks and decides how this forward attends."""
     if kwargs.get("landmark_call") is not None:
@@ -65,6 +54,8 @@ def before_base(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[t
     if tokens is None:
         raise ValueError("pass input_ids or inputs_embeds")
     real = _real_tokens(inputs["attention_mask"], tokens)
+    if inputs["input_ids"] is not None:
+        check_tokens(text_config(base.config), tokens, real)  # type: ignore[arg-type]
     cache = None if reader is not None else _cache_of(base, inputs["past"], inputs["use_cache"])
     if rules and (cache is not None or reader is not None):
         raise ValueError(f"{', '.join('landmark_' + name for name in rules)}: for forwards without a cache or a reader")

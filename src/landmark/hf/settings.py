@@ -10,6 +10,8 @@ from landmark.memory import Positions, Selection
 from landmark.memory.rules import check_rules
 from landmark.memory.storage import Budgets
 
+# With its landmark a block fills a tile of 64.
+DEFAULT_BLOCK_SIZE = 63
 # Measured on the model in the package (docs/shipped_model.md): one block keeps a question in sight while it is
 # answered, and leaves more room for the chunk than two.
 DEFAULT_LOCAL_BLOCKS = 1
@@ -47,6 +49,7 @@ class Settings:
             )
         if not isinstance(stored, dict) or not {"block_size", "landmark_id"} <= set(stored):
             raise ValueError(f"the configuration's landmark settings are damaged: {stored!r}; convert the model again")
+        stored = {name: value for name, value in stored.items() if name != "rows"}  # see `model.saved_rows`
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(stored) - known)
         if unknown:
