@@ -17,7 +17,6 @@ from landmark.training.run import train
 
 IDS = torch.randint(3, 300, (2, 40), generator=torch.Generator().manual_seed(1))
 LANDMARK = 300
-LOWEST = torch.finfo(torch.float32).min
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
@@ -110,14 +109,16 @@ def test_the_adapter_alone_gives_what_the_finished_model_gives(adapting, base, t
 
 def test_the_landmark_is_never_predicted_while_adapters_are_trained(base):
     adapted = adapt(converted(base), Lora(rank=2), base=base)
-    assert (logits(adapted)[..., LANDMARK] == LOWEST).all()
+    assert logits(adapted).shape[-1] == LANDMARK
     torch.testing.assert_close(logits(adapted), logits(converted(base)), atol=1e-6, rtol=0)  # adapters begin at nothing
 
 
 def test_a_model_with_landmarks_learns_on_with_adapters(adapting, tied_base, tmp_path):
     first = train(adapting(tied_base, adapter=None, lora_rank=None, out=tmp_path / "first"))
     second = adapting(str(first), out=tmp_path / "second", block_size=None)
-    assert from_pretrained(train(second)).config.landmark == from_pretrained(first).config.landmark
+    before = from_pretrained(first).config.landmark
+    count = {"trained_tokens": 2 * before["trained_tokens"]}
+    assert from_pretrained(train(second)).config.landmark == before | count
 
 
 def test_gradient_checkpointing_computes_twice_and_changes_no_weight(adapting, tied_base, tmp_path, monkeypatch):
@@ -147,7 +148,7 @@ def test_four_bits_are_trained_and_finished_as_they_were_trained(adapting, tied_
     model = convert(four, block_size=7)
     before = logits(model)
     adapted = PeftModel.from_pretrained(model, tmp_path / "run" / "adapter")
-    torch.testing.assert_close(logits(finished)[..., :LANDMARK], logits(adapted)[..., :LANDMARK], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits(finished), logits(adapted), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(logits(finished), before, atol=1e-3)
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 

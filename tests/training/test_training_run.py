@@ -3,6 +3,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from landmark.hf import from_pretrained
@@ -59,7 +60,7 @@ def check_log(events: list[dict]) -> None:
 
 def test_a_finished_training_says_so_and_is_left_alone(options, monkeypatch, capsys):
     final = train(options(steps=2, window_positions=48, batch_size=2, recipe=None, save_dtype="float16"))
-    assert next(AutoModelForCausalLM.from_pretrained(final).parameters()).dtype == torch.float16
+    assert {tensor.dtype for tensor in load_file(final / "model.safetensors").values()} == {torch.float16}
     assert AutoTokenizer.from_pretrained(final).eos_token == "<eos>"
     monkeypatch.setattr(run_module, "load_model", None)
     train(options(steps=2, window_positions=48, batch_size=2, recipe=None, save_dtype="float16", log_every=5))
@@ -77,7 +78,10 @@ def test_an_existing_model_learns_landmarks_and_then_more(options, material, tmp
     assert from_pretrained(first).config.landmark["block_size"] == 7
     assert from_pretrained(first).config.use_cache
     second = options(**short, model=str(first), tokenizer=None, block_size=None, top_k=2, out=tmp_path / "second")
+    taught = from_pretrained(first).config.landmark["trained_tokens"]
+    assert 2 * 2 * 35 <= taught <= 2 * 2 * 48, "two steps of two windows"
     landmark = from_pretrained(train(second)).config.landmark
+    assert landmark["trained_tokens"] == 2 * taught
     assert (landmark["block_size"], landmark["top_k"], landmark["landmark_id"]) == (7, 2, 300)
     with pytest.raises(ValueError, match="blocks of 7 tokens, not 9"):
         train(options(**short, model=str(first), block_size=9, out=tmp_path / "third"))

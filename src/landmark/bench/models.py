@@ -90,7 +90,9 @@ def _random(options: ModelOptions, layers: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
-    return convert(model, block_size=block_size, landmark_id=VOCABULARY - 1, top_k=top_k, local_blocks=local_blocks)
+    convert(model, block_size=block_size, landmark_id=VOCABULARY - 1, top_k=top_k, local_blocks=local_blocks)
+    text_config(model.config).landmark["trained_tokens"] = None  # nobody asks what it says
+    return model
 
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -66,7 +66,8 @@ def layout(model: "PreTrainedModel") -> Layout:
 
     Raises ValueError if the model keeps no blocks at all.
     """
-    cache = read(model, [0], LandmarkCache(model.config))
+    token = int(Settings.of(text_config(model.config)).landmark_id == 0)  # any but the landmark
+    cache = read(model, [token], LandmarkCache(model.config))
     stride, blocks = cache.settings.stride, []
     if not cache.settings.top_k:
         raise ValueError("top_k is 0: no blocks are kept, so that there is nothing to save; convert with 1 or more")

@@ -41,6 +41,7 @@ def convert(
     selection: Selection | None = None,
     local_blocks: int | None = None,
     positions: Positions | None = None,
+    trained_tokens: int | None = None,
 ) -> PreTrainedModel:
     """Makes `model`, any rotary decoder, read with landmarks; returns the same object.
 
@@ -59,6 +60,8 @@ def convert(
             end of a chunk depend on later tokens of it; a perplexity read so is not one of predictions.
         local_blocks: newest complete blocks that stay in sight like the tail, 1 by default; 0 is the paper's rule.
         positions: "stingy" (default) places opened blocks within the trained range, "true" where they stood.
+        trained_tokens: ordinary tokens that the model was trained on with landmarks, 0 by default; `landmark train`
+            counts them itself. Reading through memory with a model of 0 is warned of once.
 
     Converting twice changes the settings named and nothing else, and takes an attention implementation back that was
     set in between. Raises ValueError, naming the reason, for models that cannot work (no rotary positions, latent
@@ -79,6 +82,7 @@ def convert(
         "selection": selection,
         "local_blocks": local_blocks,
         "positions": positions,
+        "trained_tokens": trained_tokens,
     }
     settings = _settings(config, rows, {name: value for name, value in given.items() if value is not None})
     chunk_positions(settings, config)
@@ -95,7 +99,7 @@ def _settings(config: PretrainedConfig, rows: int, given: dict[str, Any]) -> Set
     """What is `given` over what the model has, or over the defaults where it has nothing yet."""
     if getattr(config, "landmark", None) is None:
         _check_row(given.get("landmark_id", 0), rows - 1)
-        defaults: dict[str, Any] = {"block_size": DEFAULT_BLOCK_SIZE, "landmark_id": rows}
+        defaults: dict[str, Any] = {"block_size": DEFAULT_BLOCK_SIZE, "landmark_id": rows, "trained_tokens": 0}
         return Settings(**defaults | given)
     stored = Settings.of(config)
     if given.get("landmark_id", stored.landmark_id) != stored.landmark_id:
@@ -104,6 +108,8 @@ def _settings(config: PretrainedConfig, rows: int, given: dict[str, Any]) -> Set
             " model without landmarks to choose another"
         )
     _check_row(stored.landmark_id, rows)  # a model that was built from the configuration alone lacks the row
+    if stored.landmark_id == rows:
+        stored = replace(stored, trained_tokens=0)
     return replace(stored, **given)
 
 

@@ -16,7 +16,7 @@ from landmark.blocks import Stream, check_phase
 from landmark.hf.attention import WholeCall, jumping_positions, segments_of_stream
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import cache_argument, renamed_cache, through
-from landmark.hf.model import check_tokens
+from landmark.hf.model import check_tokens, warn_untrained
 from landmark.hf.reading_call import ReadingCall
 from landmark.hf.rope import Rope, identity, rotation
 from landmark.hf.segments import Reader, SegmentCall, lay_out
@@ -70,6 +70,7 @@ def before_base(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[t
         if window_slice is not None:
             tokens, stream, call = cut(window_slice, tokens, stream, call)
     else:
+        warn_untrained(base)
         tokens, real, earlier = _read_all_but_the_last_chunk(base, cache, tokens, real, kwargs)
         stream, call = _chunk(base, cache, tokens, real, earlier)
     return (), kwargs | _stream_inputs(base, stream, call, tokens) | {

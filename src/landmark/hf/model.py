@@ -1,10 +1,12 @@
 """The class of a converted model: its own, with the few methods that landmarks change."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, wraps
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -278,6 +280,23 @@ def check_tokens(config: PretrainedConfig, ids: Tensor, real: Tensor) -> None:
         torch._assert_async(~foreign.any(), message)  # type: ignore[attr-defined]
     elif foreign.any():
         raise ValueError(message)
+
+
+_TOLD: WeakSet[nn.Module] = WeakSet()  # base models whose readers were warned
+
+
+def warn_untrained(base: nn.Module) -> None:
+    """Says once, of a model that was not trained with landmarks, that it does not know what to do with memory."""
+    config: Any = text_config(base.config)  # type: ignore[arg-type]
+    if config.landmark.get("trained_tokens") != 0 or base in _TOLD:
+        return
+    _TOLD.add(base)
+    warnings.warn(
+        f"this {config.model_type} model has not learnt landmarks, so what it says of a text read through memory is"
+        " worth little: train it with `landmark train --model MODEL --texts FILES --out RUN` (docs/finetuning.md); if"
+        " it was trained otherwise, say so with landmark.convert(model, trained_tokens=N)",
+        stacklevel=3,
+    )
 
 
 def _rows_of_tokens(model: PreTrainedModel) -> list[Tensor]:

@@ -21,7 +21,10 @@ MAX_CHUNK = 2048
 
 @dataclass(frozen=True)
 class Settings:
-    """The `landmark` entry of a converted model's configuration."""
+    """The `landmark` entry of a converted model's configuration.
+
+    `trained_tokens` is how many ordinary tokens the model was trained on with landmarks; None where nobody counted.
+    """
 
     block_size: int
     landmark_id: int
@@ -29,6 +32,7 @@ class Settings:
     selection: Selection = "per_token_and_head"
     local_blocks: int = DEFAULT_LOCAL_BLOCKS
     positions: Positions = "stingy"
+    trained_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_rules(
@@ -38,6 +42,9 @@ class Settings:
             local_blocks=self.local_blocks,
             positions=self.positions,
         )
+        count = self.trained_tokens
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
+            raise ValueError(f"trained_tokens is {count!r}: give a number of tokens, 0 or more")
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "Settings":

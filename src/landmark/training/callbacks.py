@@ -28,6 +28,24 @@ SHOWN = {
 }
 
 
+class TrainedTokens(TrainerCallback):
+    """Keeps account of how many tokens taught a converted model landmarks, in the configuration that is saved with it.
+
+    `step_tokens[s]` is the number of ordinary tokens that step s teaches with; a model that came without a count gets
+    none.
+    """
+
+    def __init__(self, config: Any, step_tokens: Sequence[int]) -> None:
+        self.config, self.before, self.step_tokens = config, config.landmark["trained_tokens"], step_tokens
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *others: Any, **more: Any) -> None:
+        self.on_step_end(args, state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *others: Any, **more: Any) -> None:
+        if self.before is not None:
+            self.config.landmark["trained_tokens"] = self.before + sum(self.step_tokens[: state.global_step])
+
+
 class Report(TrainerCallback):
     """A bar on standard error (a line for each log event where that is no terminal), and lines of JSON.
 

@@ -18,7 +18,7 @@ from landmark.allocator import keep_freed_pages
 from landmark.data.spoken import Voice
 from landmark.data.tokens import TokenFile, tokenize
 from landmark.data.windows import StageBatches, check_length, tokens_per_step
-from landmark.training.callbacks import Report, StopOnSignal
+from landmark.training.callbacks import Report, StopOnSignal, TrainedTokens
 from landmark.training.claim import check_claim, claim, only_one
 from landmark.training.models import arithmetic, check_packages, load_model, load_teacher, load_tokenizer
 from landmark.training.options import TrainOptions
@@ -175,8 +175,12 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     step_tokens: list[int] = []
+    teaching: list[int] = []  # those of them that are read with landmarks
     for stage in plan.recipe.stages:
-        step_tokens += [tokens_per_step(stage, block_size, plan.recipe.micro_batches)] * stage.steps
+        tokens = tokens_per_step(stage, block_size, plan.recipe.micro_batches)
+        step_tokens += [tokens] * stage.steps
+        teaching += [tokens if stage.has_landmarks and stage.gates else 0] * stage.steps
+    trainer.add_callback(TrainedTokens(model.config, teaching))
     report = Report(step_tokens, plan.json)
     if arguments.process_index == 0:
         trainer.add_callback(report)
