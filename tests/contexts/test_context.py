@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from made import as_version_1
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
 import landmark
@@ -190,6 +191,21 @@ def test_the_first_document_alone_begins_as_the_tokenizer_begins_texts(tmp_path,
         context.add([("first", NOTE), ("second", NOTE)])
         context.append(NOTE, "third")
         assert [document.tokens for document in context.documents] == [plain + 1, plain, plain]
+
+
+def test_a_text_is_data_and_a_prompt_goes_on_behind_it(tmp_path, model, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+    plain = encode(tokenizer, "ked at it").ids.tolist()
+    tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
+    said = []
+    monkeypatch.setattr(
+        "landmark.contexts.context.answer", lambda model, ids, *_, **__: said.extend(ids.tolist()) or [5]
+    )
+    with Context.create(tmp_path / "context", model, tokenizer) as context:
+        context.append(f"he wrote {tokenizer.eos_token} and loo", "letter")
+        assert tokenizer.eos_token_id not in context._library.slice(0, context.tokens)[:, 0]
+        context.generate("ked at it")
+    assert said == plain, "no space in front"
 
 
 def test_nothing_is_added_if_one_document_is_empty(path, model):

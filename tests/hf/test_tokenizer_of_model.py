@@ -46,3 +46,19 @@ def test_no_tokenizer(tmp_path):
     model = landmark.convert(family("llama"), block_size=5)
     with pytest.raises(ValueError, match="no tokenizer at"):
         load_tokenizer(tmp_path, model)
+
+
+def test_unknown_characters_are_no_landmarks(tmp_path):
+    model = landmark.convert(family("llama"), block_size=5, landmark_id=3)
+    with pytest.raises(ValueError, match="makes the landmark's token 'w3' out of texts"):
+        load_tokenizer(saved(tmp_path, 61, additional_special_tokens=["w3"]), model)
+
+
+def test_what_a_text_names_is_text(tmp_path):
+    model = landmark.convert(family("llama"), block_size=5, landmark_id=60)
+    tokenizer = load_tokenizer(saved(tmp_path, 61, additional_special_tokens=["w60"], eos_token="w2"), model)
+    tokenizer.backend_tokenizer.enable_truncation(2)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    text = encode(tokenizer, "w5 w2 w60 w7")
+    assert text.ids.tolist() == [5, 3, 3, 7], "the token for unknown words, not the special ones"
+    assert text.offsets == [(0, 2), (3, 5), (6, 9), (10, 12)]

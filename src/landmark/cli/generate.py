@@ -64,7 +64,7 @@ def run(options: GenerateOptions) -> int:
     cache = reading.cache(model.config)
     assert cache is not None
     before = opening(tokenizer) + encode(tokenizer, text)
-    whole = before + encode(tokenizer, options.prompt)
+    whole = before + encode(tokenizer, options.prompt, continues=True)
     reading.check_length(model.config, len(whole) + options.max_new_tokens)
     started = time.perf_counter()
     with tokens_read(f"reading {options.file.name}", len(before)) as progress:

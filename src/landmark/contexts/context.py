@@ -267,7 +267,7 @@ class Context:
         """
         self._check_whole()
         self._check_model()
-        ids = encode(self.tokenizer, prompt).ids
+        ids = encode(self.tokenizer, prompt, continues=self.tokens > 0).ids
         if not len(ids):
             raise ValueError("the prompt is empty: say what is to be continued")
         branch = self.cache.fork()

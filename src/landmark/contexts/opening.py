@@ -10,13 +10,12 @@ import landmark
 from landmark.contexts.manifest import Layout
 from landmark.contexts.reading import Snapshot
 from landmark.contexts.storage import ContextStorage, made_prefix
-from landmark.data.text import pieces
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
 from landmark.hf.fingerprint import differences, fingerprint_by_the_rule_of, model_fingerprint
 from landmark.hf.settings import Settings, layer_budgets, layer_kinds, text_config
 from landmark.hf.state import resume_cache
-from landmark.hf.tokenizer import encode, load_tokenizer, opening
+from landmark.hf.tokenizer import load_tokenizer, opening, text_encoder
 from landmark.index.choose import IndexKind, IndexOptions
 from landmark.memory import LayerMemory, Selection
 from landmark.memory.storage import Budgets
@@ -155,11 +154,7 @@ def tokenized(tokenizer: "PreTrainedTokenizerBase", text: str, *, first: bool) -
 
     The `first` document of a context begins with what the tokenizer puts in front of every text.
     """
-    found = [opening(tokenizer)] if first else []
-    found += [encode(tokenizer, piece) for piece in pieces(text)]
-    shift, columns = 0, []
-    for encoded in found:
-        places = np.array(encoded.offsets, np.uint32).reshape(-1, 2) + np.uint32(shift)
-        columns.append(np.column_stack((encoded.ids.numpy().astype(np.uint32), places)))
-        shift += len(encoded.text)
-    return np.concatenate(columns)
+    starts = opening(tokenizer).ids.numpy() if first else np.empty(0, np.int64)
+    found = [np.column_stack((starts, np.zeros((len(starts), 2))))]
+    found += [np.column_stack((tokens.ids, tokens.offsets)) for tokens in text_encoder(tokenizer).pieces(text)]
+    return np.concatenate([columns.astype(np.uint32) for columns in found])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
+from landmark.data.encoder import TextEncoder
 from landmark.data.spoken import INTRODUCTIONS, LEADS, Fact, Facts, Voice, marked
 
 ATTEMPTS = 100  # to draw facts that fit a window
@@ -118,7 +119,8 @@ class RecallWindows:
 
     def __init__(self, task: RecallTask, tokenizer: Tokenizer, length: int, voice: Voice | None = None) -> None:
         self.task = task
-        self.tokenizer = tokenizer
+        self.texts = TextEncoder(tokenizer)
+        self.templates = TextEncoder(tokenizer, template=True)
         self.voice = voice
         if task.spoken and voice is None:
             raise ValueError("spoken recall windows need a tokenizer with a chat template: leave `spoken` out")
@@ -212,13 +214,11 @@ class RecallWindows:
     def _spoken(self, text: str, value: int = TEMPLATE, others: int = TEMPLATE) -> Piece:
         """Tokens of `text`, of the kind `value` where it stands in braces and `others` elsewhere."""
         plain, values = marked(text)
-        encoding = self.tokenizer.encode(plain, add_special_tokens=False)
-        kinds = np.full(len(encoding.ids), others, np.uint8)
+        tokens = self.templates.encode(plain, continues=True)
+        kinds = np.full(len(tokens), others, np.uint8)
         for start, stop in values:
-            for token, (left, right) in enumerate(encoding.offsets):
-                if left < stop and right > start:
-                    kinds[token] = value
-        return Piece(np.asarray(encoding.ids, np.int64), kinds)
+            kinds[(tokens.offsets[:, 0] < stop) & (tokens.offsets[:, 1] > start)] = value
+        return Piece(tokens.ids, kinds)
 
     def _names(self, rng: np.random.Generator, count: int) -> list[str | None]:
         """`count` names without repetition; None, the pass key, is one of them in half of the windows."""
@@ -230,15 +230,13 @@ class RecallWindows:
         return names
 
     def _piece(self, text: str, keys: dict[int, int]) -> Piece:
-        """Tokens of `text`; those of the keys, given by their first characters, are of the kinds given."""
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        kinds = np.full(len(encoding.ids), TEMPLATE, np.uint8)
+        """Tokens of `text` in the midst of another; those of the keys, given by their first characters, as given."""
+        tokens = self.texts.encode(text, continues=True)
+        kinds = np.full(len(tokens), TEMPLATE, np.uint8)
         for start, kind in keys.items():
             stop = start + self.task.digits
-            for token, (left, right) in enumerate(encoding.offsets):
-                if left < stop and right > start:
-                    kinds[token] = kind
-        return Piece(np.asarray(encoding.ids, np.int64), kinds)
+            kinds[(tokens.offsets[:, 0] < stop) & (tokens.offsets[:, 1] > start)] = kind
+        return Piece(tokens.ids, kinds)
 
 
 def _set_off(statement: str, rng: np.random.Generator) -> str:

@@ -11,7 +11,7 @@ from landmark.data.hub import check_reachable, load
 TABLE_KINDS = ("json", "csv", "parquet")
 STDIN = "-"  # names standard input, where a text file may be named
 DATASET_FORM = "hf:NAME[:CONFIG]:SPLIT:COLUMN"
-# Tokenizing needs some hundred bytes of memory a token, so long documents go through it in pieces.
+# Tokenizing needs some hundred bytes of memory a token, so long documents go through it in pieces (see `encoder`).
 PIECE_CHARACTERS = 1 << 18
 
 
@@ -105,13 +105,3 @@ def _rows(source: str, column: str, *args: str, **kwargs: str) -> Iterator[Docum
             raise ValueError(f"{source!r}, row {row}: column {column!r} holds {type(text).__name__}, not text")
         if text.strip():
             yield Document(f"{source}#{row}", text)
-
-
-def pieces(text: str) -> Iterator[str]:
-    """The text cut after line ends, at least `PIECE_CHARACTERS` apart, to be tokenized one after the other."""
-    start = 0
-    while start < len(text):
-        line_end = text.find("\n", start + PIECE_CHARACTERS)
-        stop = len(text) if line_end < 0 else line_end + 1
-        yield text[start:stop]
-        start = stop

@@ -17,9 +17,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from landmark.data.corpora import is_fixed
-from landmark.data.text import Document, pieces, read_documents
+from landmark.data.encoder import TextEncoder
+from landmark.data.text import Document, read_documents
 
-VERSION = 1
+VERSION = 2
+# What was made before texts were data: the tokens may lack most of a text.
+NOT_AS_DATA = 1
 DATA, JOURNAL, MANIFEST = "tokens.bin", "documents.jsonl", "manifest.json"
 
 
@@ -54,6 +57,7 @@ class TokenFile:
         if not (folder / MANIFEST).is_file():
             raise ValueError(f"{folder} holds no complete tokenized text ({MANIFEST} is missing); tokenize again")
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        _check_read_as_data(folder, manifest)
         if manifest["version"] != VERSION:
             raise ValueError(f"{folder} has format version {manifest['version']}, this library reads {VERSION}")
         if tokenizer is not None and manifest["tokenizer"] != tokenizer_fingerprint(tokenizer):
@@ -143,6 +147,7 @@ def _claim(out: Path, settings: dict) -> None:
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         return
     earlier = json.loads(path.read_text(encoding="utf-8"))
+    _check_read_as_data(out, earlier)
     for item, value in settings.items():
         if earlier[item] != value:
             what, before, now = f"another {item}", earlier[item], value
@@ -151,6 +156,15 @@ def _claim(out: Path, settings: dict) -> None:
             raise ValueError(
                 f"{out} was made with {what} ({before!r}, now {now!r}); delete it or choose another folder"
             )
+
+
+def _check_read_as_data(folder: Path, settings: dict) -> None:
+    if settings["version"] == NOT_AS_DATA:
+        raise ValueError(
+            f"{folder} was tokenized by an earlier release, which took special tokens named in texts for such, and cut "
+            "texts short where a tokenizer.json says so: delete the folder and tokenize again; a training that began "
+            "with it goes on where the tokens are the same"
+        )
 
 
 def _first_difference(before: list[str], now: list[str]) -> tuple[str | None, str | None]:
@@ -180,6 +194,7 @@ def _append(
     """Tokenize what is left of `documents`, then write the manifest."""
     start = finished[-1].stop if finished else 0
     dtype = np.dtype(settings["dtype"])
+    encoder = TextEncoder(tokenizer)
     _write_journal(out, finished)
     with open(out / DATA, "ab") as data, open(out / JOURNAL, "a", encoding="utf-8") as journal:
         # What an interrupted document left behind goes away: the journal names the last whole one.
@@ -187,7 +202,7 @@ def _append(
             raise ValueError(f"{out / DATA} is shorter than {JOURNAL} says; delete {out} and tokenize again")
         data.truncate(start * dtype.itemsize)
         for document in documents:
-            stop = start + _write_document(data, document.text, tokenizer, dtype, settings["eos_id"])
+            stop = start + _write_document(data, document.text, encoder, dtype, settings["eos_id"])
             size, digest = _digest(document)
             line = TokenizedDocument(document.name, size, digest, start, stop)
             data.flush()
@@ -202,11 +217,11 @@ def _append(
     partial.replace(out / MANIFEST)
 
 
-def _write_document(data: BinaryIO, text: str, tokenizer: Tokenizer, dtype: np.dtype, eos_id: int | None) -> int:
+def _write_document(data: BinaryIO, text: str, encoder: TextEncoder, dtype: np.dtype, eos_id: int | None) -> int:
     count = 0
-    for encoding in tokenizer.encode_batch_fast(list(pieces(text)), add_special_tokens=False):
-        data.write(np.asarray(encoding.ids, dtype).tobytes())
-        count += len(encoding.ids)
+    for tokens in encoder.pieces(text):
+        data.write(tokens.ids.astype(dtype).tobytes())
+        count += len(tokens)
     if eos_id is not None:
         data.write(np.asarray([eos_id], dtype).tobytes())
         count += 1

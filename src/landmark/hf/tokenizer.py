@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from landmark.data.encoder import TextEncoder
 from landmark.hf.loading import read_tokenizer
 from landmark.hf.settings import Settings, text_config
 
@@ -22,7 +24,7 @@ def load_tokenizer(path: str | PathLike[str], model: PreTrainedModel) -> PreTrai
     """The tokenizer saved at `path`, a directory or hub name, for the converted `model`.
 
     Raises ValueError when there is none, when it has ids that the model has no row for, or when one of its
-    ordinary tokens has the landmark's row: then text would be read as landmarks.
+    ordinary tokens, or the one for unknown characters, has the landmark's row: then text would be read as landmarks.
     """
     try:
         tokenizer = read_tokenizer(path)
@@ -45,7 +47,20 @@ def load_tokenizer(path: str | PathLike[str], model: PreTrainedModel) -> PreTrai
             f"the landmark's row {landmark} is the token {tokenizer.convert_ids_to_tokens(landmark)!r} of the"
             f" tokenizer at {path}: use the tokenizer that the model was trained with"
         )
+    if reserved:
+        _check_never_text(tokenizer, landmark)
     return tokenizer
+
+
+def _check_never_text(tokenizer: PreTrainedTokenizerBase, landmark: int) -> None:
+    """Raises ValueError if some text would be read as the special token `landmark`."""
+    name: str = tokenizer.convert_ids_to_tokens(landmark)  # type: ignore[assignment]
+    begins = landmark in opening(tokenizer).ids
+    if begins or any(landmark in encode(tokenizer, text).ids for text in (name, f"a {name} b", "\U0010ffff")):
+        raise ValueError(
+            f"the tokenizer makes the landmark's token {name!r} out of texts: convert the model with a landmark_id"
+            " that is no part of any text"
+        )
 
 
 @dataclass(frozen=True)
@@ -70,10 +85,20 @@ class EncodedText:
         return (covered[0][0], covered[-1][1]) if covered else (len(self.text), len(self.text))
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> EncodedText:
-    """`text` without special tokens."""
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return EncodedText(text, torch.tensor(encoding["input_ids"], dtype=torch.long), encoding["offset_mapping"])
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, continues: bool = False) -> EncodedText:
+    """`text` without special tokens, also where it names them: what a text says is text.
+
+    A text that `continues` another, like a prompt behind what was read, gets no space in front where the tokenizer puts
+    one in front of every text.
+    """
+    tokens = text_encoder(tokenizer).encode(text, continues=continues)
+    return EncodedText(text, torch.from_numpy(tokens.ids), [(first, last) for first, last in tokens.offsets.tolist()])
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase) -> TextEncoder:
+    """What tokenizes texts as `tokenizer` does now."""
+    backend: Any = tokenizer.backend_tokenizer
+    return TextEncoder(backend)
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> EncodedText:
