@@ -58,7 +58,7 @@ class Stream:
         count = real.long().cumsum(1)
         tokens = count[:, -1] if real.shape[1] else torch.zeros_like(seen)
         lengths = tokens + (phase + tokens) // block_size
-        width = int(lengths.max()) if lengths.numel() else 0
+        width = max(1, int(lengths.max())) if lengths.numel() else 0  # a batch of padding alone is one landmark wide
         before = count - 1
         place = before + (phase[:, None] + before) // block_size
         return cls(torch.where(real, place, width), lengths, tokens, width)

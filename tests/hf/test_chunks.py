@@ -90,15 +90,17 @@ def test_after_a_tail_the_next_chunk_is_shorter(first, cuts):
     assert not torch.allclose(found, read_in_pieces(IDS[:, :110], other), atol=1e-3), "where it is cut does not show"
 
 
-def test_the_row_with_the_longest_tail_shortens_the_chunk():
-    model, mask = model_of(), torch.ones(2, 110, dtype=torch.long)
-    mask[0, :3] = 0
-    # Rows hold 27 and 30 tokens, then 55 and 58, 82 and 85: tails of 2 and 0, 0 and 3, 2 and 0.
-    cuts = [30, 58, 85]
-    found = logits(model, landmark.LandmarkCache(model.config, chunk_size=30), IDS[:, :110], attention_mask=mask)
-    expected = read_in_pieces(IDS[:, :110], cuts, mask)
-    torch.testing.assert_close(found[0, 3:], expected[0, 3:], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("chunk_size", [7, 30])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_every_row_is_cut_as_if_it_were_alone(name, chunk_size):
+    model, mask = model_of(name=name), torch.ones(2, 110, dtype=torch.long)
+    mask[0, :3], mask[0, 40:47], mask[1, 90:] = 0, 0, 0
+    found = logits(model, landmark.LandmarkCache(model.config, chunk_size=chunk_size), IDS[:, :110], attention_mask=mask)
+    for row in range(2):
+        real = mask[row] == 1
+        alone = landmark.LandmarkCache(model.config, chunk_size=chunk_size)
+        expected = logits(model, alone, IDS[row : row + 1, :110][:, real])
+        torch.testing.assert_close(found[row, real], expected[0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_size_that_is_no_multiple_cuts_pieces_of_that_size():

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from landmark.bench.models import Subject
-from landmark.blocks import Stream, stream_length
+from landmark.blocks import stream_length
 from landmark.hf import LandmarkCache
 from landmark.hf.rope import rotation
 from landmark.hf.settings import Settings
@@ -63,9 +63,8 @@ def _piece_blocks(settings: Settings, reach: int, blocks: int) -> int:
 
 def _count(cache: LandmarkCache, batch: int, tokens: int, device: torch.device) -> None:
     """Makes the cache know how much its layers hold."""
-    counts = cache.tokens(batch, device) + tokens
-    nowhere = torch.empty(batch, 0, dtype=torch.long, device=device)
-    cache.advance(Stream(nowhere, lengths=counts, tokens=counts, width=0), tokens)
+    cache.resume(cache.tokens(batch, device) + tokens)
+    cache.count_columns(None, torch.ones(batch, tokens, dtype=torch.bool, device=device))
 
 
 def blocks_in_memory(settings: Settings, tokens: int) -> int:

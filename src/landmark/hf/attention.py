@@ -1,6 +1,6 @@
 """The attention function of converted models, and the call that a forward without a cache makes of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from landmark.blocks import Stream
+from landmark.hf.compat import UnsupportedRelease, installed
 from landmark.hf.rope import AttentionCall, Rope, Scoring
 from landmark.hf.sliding import sliding_attention
 from landmark.ops import landmark_attention
@@ -37,9 +38,11 @@ def attention_forward(
     """
     if landmark_call is None:
         raise ValueError(
-            "the attention implementation 'landmark' was called outside a converted model:"
-            " call landmark.convert(model), or choose another attn_implementation"
+            "the attention implementation 'landmark' was called without a word of how to attend: call"
+            " landmark.convert(model), or choose another attn_implementation; if the model is converted, the installed"
+            f" transformers drops keyword arguments on the way to attention ({installed()})"
         )
+    landmark_call.calls.append(module.layer_idx)  # type: ignore[arg-type]
     # Under autocast a model's rotation, the identity too, leaves queries and keys in float32 beside 16-bit values.
     query, key = query.to(value.dtype), key.to(value.dtype)
     scoring = Scoring(scaling, dropout, sliding_window, softcap, s_aux)
@@ -53,15 +56,50 @@ AttentionInterface.register(NAME, attention_forward)
 
 @dataclass(frozen=True)
 class StreamCall:
-    """What every forward over a stream of tokens and landmarks knows of it."""
+    """What every forward over a stream of tokens and landmarks knows of it.
+
+    `calls` lists the layers that attended by this call so far.
+    """
 
     stream: Stream
     ropes: list[Rope]
     rotations: dict[Rope, Rotation]
     kinds: list[str]
+    calls: list[int] = field(default_factory=list, kw_only=True)
 
     def unrotated(self, layer: int) -> bool:
         return self.kinds[layer] == "landmark" and self.ropes[layer].style != "none"
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        """The attention of one layer, see `AttentionCall`."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises UnsupportedRelease unless each layer attended by this call exactly once."""
+        for layer in range(len(self.kinds)):
+            if self.calls.count(layer) != 1:
+                raise UnsupportedRelease(
+                    f"layer {layer} attended {self.calls.count(layer)} times through landmark attention in one forward"
+                    " instead of once (was set_attn_implementation() called after conversion? landmark.convert(model)"
+                    " puts that right)"
+                )
+
+    @property
+    def start(self) -> int | Tensor:
+        """Stream position of the first token, or of each row's `[B, 1]`."""
+        return 0
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What the base model gave for the parts of the same input that were read before this one."""
+        return []
+
+    def join(self, last: Tensor, earlier: list[Tensor]) -> Tensor:
+        """Of hidden states `last [B, T, C]` of this stream, and those of the earlier parts, those of the input."""
+        return torch.cat([*earlier, self.stream.strip(last)], 1)
+
+    def finish(self) -> None:
+        """Counts what was read, once every layer has attended."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from landmark.blocks import Stream, stream_length
 from landmark.hf.cache_layer import LandmarkLayer
+from landmark.hf.columns import Columns
 from landmark.hf.rope import Rope
 from landmark.hf.settings import (
     Settings,
@@ -87,8 +88,10 @@ class LandmarkCache(Cache):
             storage = dict.fromkeys(range(len(self._kinds)), shared)
         self._storage = storage
         super().__init__(layers=[*self._fresh_layers()])
-        self._columns = 0
+        self._columns = Columns(self.chunk_tokens + (self.settings.local_blocks + 1) * self.settings.block_size)
         self._tokens: Tensor | None = None
+        self._under_way = False
+        self._forwards = self._expected = 0
         self._recording = Recording()
         self._rotations: tuple[int, dict[Rope, Rotation]] | None = None
 
@@ -125,10 +128,15 @@ class LandmarkCache(Cache):
     @property
     def next_chunk(self) -> int:
         """Ordinary tokens (in padded batches, columns) that the next forward may read at once."""
-        if not self._whole_blocks:
-            return self.chunk_tokens
-        tail = max((tokens % self.settings.block_size for tokens in self.tokens_read()), default=0)
-        return self.chunk_tokens - tail
+        return min(self._next_chunks(self.tokens_read()), default=self.chunk_tokens)
+
+    def next_chunks(self, rows: int, device: torch.device) -> list[int]:
+        """Ordinary tokens that the next forward may read at once in each row."""
+        return self._next_chunks(self.tokens(rows, device).tolist())
+
+    def _next_chunks(self, read: list[int]) -> list[int]:
+        size = self.settings.block_size if self._whole_blocks else 1
+        return [self.chunk_tokens - tokens % size for tokens in read]
 
     @property
     def nbytes(self) -> int:
@@ -162,17 +170,72 @@ class LandmarkCache(Cache):
             self._rotations = positions, make(positions)
         return self._rotations[1]
 
-    def advance(self, stream: Stream, columns: int) -> None:
+    def positions_needed(self, stream: Stream) -> int:
+        """Rotary positions that reading the chunk `stream` takes; ValueError where the trained range ends before."""
+        if self.settings.positions == "stingy":
+            strides = self.settings.top_k + 1 + self.settings.local_blocks + 1
+            return strides * self.settings.stride + stream.width
+        needed = int(self.stream_positions(stream).max()) + stream.width
+        if needed > self.trained_positions:
+            raise ValueError(
+                f'positions="true" carries {self.trained_positions} positions, the trained range, and this text'
+                f' reaches {needed}, landmarks included: use positions="stingy" or a shorter text'
+            )
+        return needed
+
+    def begin(self) -> None:
+        """A chunk is about to be read by all layers; `advance` says that it was.
+
+        Raises ValueError if an earlier one broke off: then layers have read different parts of the text.
+        """
+        self.check_whole()
+        self._under_way = True
+
+    def check_whole(self) -> None:
+        """Raises ValueError if a forward through this cache broke off half way."""
+        if self._under_way:
+            raise ValueError(
+                "a forward through this cache broke off, and its layers have read different parts of the text: read"
+                " into a new cache, or go on from a fork made before"
+            )
+
+    def advance(self, stream: Stream) -> None:
         """Counts a chunk that all layers have read, and keeps what they opened."""
         assert self._tokens is not None
+        self._under_way = False
         self._tokens = self._tokens + stream.tokens
-        self._columns += columns
         opened = {}
         for index, memory in enumerate(self.memories):
             last = memory.last if isinstance(memory, LayerMemory) else None
             if last is not None:
                 opened[index] = last
         self._recording = self._recording.followed_by(opened)
+
+    def count_columns(self, ids: Tensor | None, real: Tensor) -> None:
+        """Counts an input of which every chunk was read: `ids [B, S]`, None for embeddings, `real` where no padding."""
+        self._columns = self._columns.followed_by(ids, real)
+        self._forwards += 1
+
+    def expect_forward(self) -> None:
+        """Notes that one input is about to be read; `was_read` tells whether it was."""
+        self._expected = self._forwards + 1
+
+    def was_read(self) -> bool:
+        return self._forwards >= self._expected
+
+    def check_continues(self, input_ids: Tensor) -> None:
+        """Raises ValueError unless `input_ids [B, S]` begin with the columns that were read, and go on."""
+        count = self._columns.count
+        if input_ids.shape[1] <= count:
+            raise ValueError(
+                f"the prompt has {input_ids.shape[1]} tokens and the cache has read {count}: pass all of them and at"
+                " least one new token, or only new tokens with past_key_values=cache.fork()"
+            )
+        if not self._columns.begin(input_ids):
+            raise ValueError(
+                f"the prompt does not begin with the {count} tokens that the cache has read: pass those first, or only"
+                " new tokens with past_key_values=cache.fork()"
+            )
 
     def start_trace(self) -> None:
         """Forgets what was recorded and keeps every forward from here on; otherwise only the last one is kept."""
@@ -195,16 +258,17 @@ class LandmarkCache(Cache):
 
     def resume(self, tokens: Tensor) -> None:
         """Goes on after `tokens [B]` ordinary tokens, which the memories hold already; its length counts from 0."""
-        self._tokens, self._columns = tokens, 0
+        self._tokens, self._columns = tokens, Columns(self._columns.keep)
 
     def fork(self) -> "LandmarkCache":
         """A cache that goes on from here by itself and, where its storage can, shares the blocks read so far.
 
         Its length counts from 0: pass `generate` only what is new.
         """
+        self.check_whole()
         branch = copy.copy(self)
         branch.layers = [LandmarkLayer(memory.fork()) for memory in self.memories]
-        branch._columns, branch._recording = 0, self._recording.forgotten()
+        branch._columns, branch._recording = Columns(self._columns.keep), self._recording.forgotten()
         branch._tokens = None if self._tokens is None else self._tokens.clone()
         return branch
 
@@ -221,20 +285,21 @@ class LandmarkCache(Cache):
     # What transformers asks of a cache.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._columns
+        return self._columns.count
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self._columns + query_length, 0
+        return self._columns.count + query_length, 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        return self._columns
+        return self._columns.count
 
     def reset(self) -> None:
         self.layers = self._fresh_layers()
-        self._columns, self._tokens, self._rotations = 0, None, None
+        self._columns, self._tokens, self._rotations = Columns(self._columns.keep), None, None
+        self._under_way = False
         self._recording = self._recording.forgotten()
 
     def _take_rows(self, rows: Tensor) -> None:
@@ -242,6 +307,7 @@ class LandmarkCache(Cache):
             return
         rows = rows.to(self._tokens.device)
         self._tokens = self._tokens[rows]
+        self._columns = self._columns.of_rows(rows)
         for memory in self.memories:
             memory.reorder(rows)
         self._recording = self._recording.of_rows(rows)
@@ -261,15 +327,17 @@ class LandmarkCache(Cache):
 
         (Assisted decoding passes the former; transformers before 5.18 passed the latter.)
 
-        Raises ValueError when they have left the local window: raise `local_blocks` then.
+        Columns are counted as transformers counts; of rows that end in padding only the tokens among them are taken
+        back. Raises ValueError, and changes nothing, when they have left the local window: raise `local_blocks` then.
         """
-        dropped = self._columns - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
+        dropped = self._columns.count - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
         if self._tokens is None or dropped <= 0:
             return
-        if dropped > self._columns:
-            raise ValueError(f"cannot drop {dropped} tokens of {self._columns}")
-        tokens = self._tokens - dropped
-        size = self.settings.block_size
+        columns, tokens_dropped = self._columns.cropped(dropped)
+        tokens = self._tokens - tokens_dropped.to(self._tokens.device)
+        lengths = tokens + tokens // self.settings.block_size
         for memory in self.memories:
-            memory.crop(tokens + tokens // size)
-        self._tokens, self._columns = tokens, self._columns - dropped
+            memory.check_crop(lengths)
+        for memory in self.memories:
+            memory.crop(lengths)
+        self._tokens, self._columns = tokens, columns

@@ -4,24 +4,53 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from landmark.hf.attention import StreamCall
 from landmark.hf.cache import LandmarkCache
+from landmark.hf.chunks import Chunk
+from landmark.hf.inputs import Inputs
 from landmark.hf.rope import Scoring
 from landmark.hf.sliding import SlidingWindow
 
 
 @dataclass(frozen=True)
 class ReadingCall(StreamCall):
-    """Attention of one chunk that reads through a cache (design: chunks, memory, retrieval)."""
+    """Attention of one chunk that reads through a cache (design: chunks, memory, retrieval).
+
+    `chunk` is None where the whole input is one chunk. The last chunk of an input has what came of the `earlier` ones:
+    (chunk, output) each; for those it is None.
+    """
 
     cache: LandmarkCache
-    earlier: list[Any]  # outputs of the chunks of the same input that were read before this one
+    inputs: Inputs
+    chunk: Chunk | None
+    earlier: list[tuple[Chunk, Any]] | None
 
-    def advance(self) -> None:
-        """Counts the chunk as read."""
-        self.cache.advance(self.stream, self.stream.place.shape[1])
+    @property
+    def start(self) -> Tensor:
+        return self.cache.stream_positions(self.stream)
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [output for _, output in self.earlier or ()]
+
+    def join(self, last: Tensor, earlier: list[Tensor]) -> Tensor:
+        part = self.stream.strip(last)
+        if self.chunk is None or self.earlier is None:
+            return part
+        whole = part.new_zeros(*self.inputs.real.shape, part.shape[-1])
+        chunks = [chunk for chunk, _ in self.earlier]
+        for chunk, states in zip([*chunks, self.chunk], [*earlier, part], strict=True):
+            chunk.put(states, whole)
+        return whole
+
+    def finish(self) -> None:
+        self.cache.advance(self.stream)
+        if self.earlier is not None:
+            tokens = self.inputs.tokens
+            self.cache.count_columns(tokens if tokens.dim() == 2 else None, self.inputs.real)
 
     @cached_property
     def _lengths(self) -> list[int]:
@@ -32,7 +61,7 @@ class ReadingCall(StreamCall):
         memory = self.cache.memories[layer]
         if isinstance(memory, SlidingWindow):
             return memory.attend(query, key, value, self.stream.lengths, scoring)
-        return memory.attend(
+        out = memory.attend(
             query,
             key,
             value,
@@ -41,4 +70,20 @@ class ReadingCall(StreamCall):
             scale=scoring.scale,
             softcap=scoring.softcap,
             sinks=scoring.sinks,
+        )
+        return _NoGradient.apply(out, query, key, value) if torch.is_grad_enabled() else out
+
+
+class _NoGradient(torch.autograd.Function):
+    """The output of a memory: whoever asks for its gradient gets an error, not one that lacks queries and keys."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, *inputs: Tensor) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        raise ValueError(
+            "reading through a LandmarkCache has no gradients: train without a cache (use_cache=False and no"
+            " past_key_values), or with a landmark_reader"
         )

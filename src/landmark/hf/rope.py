@@ -75,6 +75,8 @@ class Scoring(NamedTuple):
 class AttentionCall(Protocol):
     """What travels through the model as the keyword argument `landmark_call` and answers each layer's attention."""
 
+    calls: list[int]  # the layers that have attended, noted by the attention function
+
     def unrotated(self, layer: int) -> bool:
         """Whether this layer's attention module must be given the identity rotation."""
         ...
@@ -89,6 +91,7 @@ class Probe:
     """Records what each layer hands to attention; its answer does not depend on rotation."""
 
     identity: bool
+    calls: list[int] = field(default_factory=list)
     seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     modules: dict[int, nn.Module] = field(default_factory=dict)
 
@@ -124,6 +127,12 @@ def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] |
     missing = sorted(set(range(layers)) - set(native.seen))
     if missing:
         raise ValueError(f"{name} drops keyword arguments on the way to attention (layers {missing}): not supported")
+    twice = sorted({layer for layer in native.calls if native.calls.count(layer) > 1})
+    if twice:
+        raise ValueError(
+            f"{name} calls its attention function more than once a layer (layers {twice}): its keys cannot be told"
+            " apart in a cache, not supported"
+        )
     ropes = []
     for layer in range(layers):
         kind = layer_types[layer] if typed and layer_types else None

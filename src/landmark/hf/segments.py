@@ -58,8 +58,11 @@ class SegmentCall(StreamCall):
         rotation = self.rotations[self.ropes[module.layer_idx]]  # type: ignore[index]
         return self.reader.attend(module, query, key, value, rotation, scoring)
 
-    def advance(self) -> None:
-        """Counts the segment as read."""
+    @property
+    def outputs(self) -> list[Any]:
+        return self.earlier
+
+    def finish(self) -> None:
         self.reader.seen += self.stream.place.shape[1]
 
 

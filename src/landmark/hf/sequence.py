@@ -81,17 +81,16 @@ class SlicedCall(WholeCall):
         return _exchange(out.unflatten(2, (slices, -1)).movedim(2, 0)).movedim(0, 1).flatten(1, 2)
 
 
-def cut(
-    window_slice: WindowSlice, tokens: Tensor, stream: Stream, call: WholeCall
-) -> tuple[Tensor, Stream, SlicedCall]:
-    """This process's part of ordinary tokens `[B, S]` or their embeddings, of their stream and of the call over it."""
+def cut(window_slice: WindowSlice, tokens: Tensor, call: WholeCall) -> tuple[Tensor, SlicedCall]:
+    """This process's part of ordinary tokens `[B, S]`, or their embeddings, and of the call over them."""
+    stream = call.stream
     places = window_slice.positions(stream.width)
     own = window_slice.tokens(tokens.shape[1], call.block_size, call.phase)
     part = Stream(stream.place[:, own.start : own.stop] - places.start, stream.lengths, stream.tokens, len(places))
     settings: dict[str, Any] = {field.name: getattr(call, field.name) for field in fields(call)}
     settings["stream"] = part
     sliced = SlicedCall(**settings, window_slice=window_slice, width=stream.width)
-    return tokens[:, own.start : own.stop], part, sliced
+    return tokens[:, own.start : own.stop], sliced
 
 
 def _exchange(parts: Tensor) -> Tensor:

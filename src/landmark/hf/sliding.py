@@ -97,14 +97,16 @@ class SlidingWindow:
             self.keys, self.values = self.keys[rows], self.values[rows]
             self.kept, self.seen = self.kept[rows], self.seen[rows]
 
-    def crop(self, lengths: Tensor) -> None:
-        """Forgets the newest positions; raises ValueError when older ones would be needed again."""
-        if self.kept is None or self.seen is None:
-            return
-        dropped = self.seen - lengths
-        if bool((dropped > 0).any() and (self.seen >= self.window).any()):
+    def check_crop(self, lengths: Tensor) -> None:
+        """Raises ValueError if positions that have left the window would be needed again by a `crop`."""
+        if self.seen is not None and bool(((self.seen > lengths) & (self.seen >= self.window)).any()):
             raise ValueError("a sliding-window layer cannot be cropped once its window has moved on")
-        self.kept, self.seen = self.kept - dropped, lengths
+
+    def crop(self, lengths: Tensor) -> None:
+        """Forgets the newest positions, until each row has `lengths [B]`; raises ValueError as `check_crop` does."""
+        self.check_crop(lengths)
+        if self.kept is not None and self.seen is not None:
+            self.kept, self.seen = self.kept - (self.seen - lengths), lengths
 
     @property
     def nbytes(self) -> int:

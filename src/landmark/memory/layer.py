@@ -279,14 +279,10 @@ class LayerMemory:
             if part is not None:
                 part.reorder(wanted)
 
-    def crop(self, length: int | Tensor) -> None:
-        """Takes back the newest stream positions until each row has at most `length` (int, or long [B]).
-
-        The newest chunk can always be taken back whole, as if it had never been read. Raises ValueError if blocks
-        would have to come back from memory.
-        """
+    def check_crop(self, length: int | Tensor) -> list[int]:
+        """How many positions a `crop` to `length` takes from each row; ValueError where it would be refused."""
         if self._window is None:
-            return
+            return []
         targets = [length] * len(self._seen) if isinstance(length, int) else length.tolist()
         drops = [max(0, seen - target) for seen, target in zip(self._seen, targets, strict=True)]
         for drop, local in zip(drops, self._window.lengths, strict=True):
@@ -295,5 +291,15 @@ class LayerMemory:
                     f"cannot take back {drop} stream positions: only the newest {local} are still in the "
                     "local window; raise local_blocks to keep more in reach"
                 )
-        self._seen = [seen - drop for seen, drop in zip(self._seen, drops, strict=True)]
-        self._window.lengths = [local - drop for local, drop in zip(self._window.lengths, drops, strict=True)]
+        return drops
+
+    def crop(self, length: int | Tensor) -> None:
+        """Takes back the newest stream positions until each row has at most `length` (int, or long [B]).
+
+        The newest chunk can always be taken back whole, as if it had never been read. Raises ValueError, and changes
+        nothing, if blocks would have to come back from memory.
+        """
+        drops = self.check_crop(length)
+        if self._window is not None:
+            self._seen = [seen - drop for seen, drop in zip(self._seen, drops, strict=True)]
+            self._window.lengths = [local - drop for local, drop in zip(self._window.lengths, drops, strict=True)]
