@@ -95,7 +95,9 @@ def test_after_a_tail_the_next_chunk_is_shorter(first, cuts):
 def test_every_row_is_cut_as_if_it_were_alone(name, chunk_size):
     model, mask = model_of(name=name), torch.ones(2, 110, dtype=torch.long)
     mask[0, :3], mask[0, 40:47], mask[1, 90:] = 0, 0, 0
-    found = logits(model, landmark.LandmarkCache(model.config, chunk_size=chunk_size), IDS[:, :110], attention_mask=mask)
+    found = logits(
+        model, landmark.LandmarkCache(model.config, chunk_size=chunk_size), IDS[:, :110], attention_mask=mask
+    )
     for row in range(2):
         real = mask[row] == 1
         alone = landmark.LandmarkCache(model.config, chunk_size=chunk_size)

@@ -114,8 +114,8 @@ def test_phase_starts_the_window_inside_a_block(monkeypatch):
         seen.append((kwargs["block_size"], kwargs["phase"]))
         return landmark_attention(*args, **kwargs)
 
-    monkeypatch.setattr("landmark.hf.attention.landmark_attention", spy)
     model = landmark.convert(family("llama"), block_size=7)
+    monkeypatch.setattr("landmark.hf.attention.landmark_attention", spy)
     shifted = logits(model, landmark_phase=3)
     assert set(seen) == {(7, 3)}
     assert not torch.allclose(shifted, logits(model))

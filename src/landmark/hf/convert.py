@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from landmark.hf import attention
+from landmark.hf.check import check_attention, hidden_states
 from landmark.hf.gguf import gguf_model, is_gguf
-from landmark.hf.hooks import before_base, behind_base, unrotate
+from landmark.hf.hooks import before_base, before_model, behind_base, behind_model, unrotate
 from landmark.hf.loading import read_config, read_weights
 from landmark.hf.model import adopt, saved_rows, settle
 from landmark.hf.rope import find_ropes
@@ -121,27 +122,30 @@ def _check_row(landmark_id: Any, last: int) -> None:
 def _attach(model: PreTrainedModel, base: Any, name: str, kinds: list[str], add_row: bool) -> None:
     """Proves that the model works before anything of it is changed for good."""
     config = text_config(model.config)
+    if config._attn_implementation == attention.NAME:  # from the configuration of another converted model
+        model.set_attn_implementation("eager")
     before: Any = config._attn_implementation
+    untouched = hidden_states(base, use_cache=False)
+    handles: list[Any] = []
     try:
         model.set_attn_implementation(attention.NAME)
-        handles = [module.register_forward_pre_hook(unrotate, with_kwargs=True) for module in _attentions(base)]
-        try:
-            ropes = find_ropes(base, name, len(kinds), getattr(config, "layer_types", None))
-        except BaseException:
-            for handle in handles:
-                handle.remove()
-            raise
-    except TypeError as error:
+        handles += [module.register_forward_pre_hook(unrotate, with_kwargs=True) for module in _attentions(base)]
+        base.landmark_ropes = find_ropes(base, name, len(kinds), getattr(config, "layer_types", None))
+        for module, ahead, behind in ((base, before_base, behind_base), (model, before_model, behind_model)):
+            handles.append(module.register_forward_pre_hook(ahead, with_kwargs=True))
+            handles.append(module.register_forward_hook(behind, with_kwargs=True))
+        check_attention(model, untouched, landmark_id=0)
+    except BaseException as error:
+        for handle in handles:
+            handle.remove()
+        if hasattr(base, "landmark_ropes"):
+            del base.landmark_ropes
         model.set_attn_implementation(before)
-        raise ValueError(f"{name} does not pass keyword arguments on to its attention: {error}") from error
-    except ValueError:
-        model.set_attn_implementation(before)
+        if isinstance(error, TypeError):
+            raise ValueError(f"{name} does not pass keyword arguments on to its attention: {error}") from error
         raise
     if add_row:
         _add_mean_row(model)
-    base.landmark_ropes = ropes
-    base.register_forward_pre_hook(before_base, with_kwargs=True)
-    base.register_forward_hook(behind_base, with_kwargs=True)
 
 
 def _attentions(base: nn.Module) -> list[nn.Module]:

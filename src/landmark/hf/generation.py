@@ -1,6 +1,8 @@
 """Answering after reading: `generate()` with the caller's settings alone, whatever the model has stored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,11 +45,22 @@ def answer(
     )
     ids = input_ids.to(model.device)[None]
     reading = {} if cache is None else through(model, cache)
-    with torch.no_grad():
+    with torch.no_grad(), _settings_of_caller(model):
         out = model.generate(  # type: ignore[operator]
             ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer, **reading
         )
     return out[0, len(input_ids) :].tolist()
+
+
+@contextmanager
+def _settings_of_caller(model: PreTrainedModel) -> Iterator[None]:
+    """The model without stored settings of generation: transformers fills in whatever the caller left open."""
+    stored: Any = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = stored
 
 
 class TextTo(TextStreamer):

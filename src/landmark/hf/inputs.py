@@ -53,9 +53,7 @@ class Inputs:
         real = _real_tokens(mask, tokens)
         documents = None if positions is None or tokens.shape[1] == 1 else _documents(positions, real)
         _refuse(base, options, positions is not None)
-        inputs = cls(
-            tokens, real, mask is not None, documents, past, use_cache, rules, reader, window_slice, options
-        )
+        inputs = cls(tokens, real, mask is not None, documents, past, use_cache, rules, reader, window_slice, options)
         inputs._check_combination()
         return inputs
 

@@ -10,9 +10,11 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from landmark.hf.attention import NAME
+from landmark.hf.cache import LandmarkCache
+from landmark.hf.compat import cache_argument, renamed_cache
 from landmark.hf.settings import Settings, text_config
 
 
@@ -121,10 +123,23 @@ class LandmarkMixin:
             config.vocab_size, config.landmark = rows, settings
 
     def prepare_inputs_for_generation(self, *args: Any, **options: Any) -> dict[str, Any]:
-        return super().prepare_inputs_for_generation(*args, **options)  # type: ignore[misc]
+        # Not the class's own: some decide about the cache (Phi-3 drops it beyond the range of its first training).
+        return GenerationMixin.prepare_inputs_for_generation(self, *args, **options)  # type: ignore[arg-type]
 
-    def generate(self, *args: Any, **options: Any) -> Any:
-        return super().generate(*args, **options)  # type: ignore[misc]
+    def generate(self, inputs: Tensor | None = None, **options: Any) -> Any:
+        """As every model's; the cache may be called `past_key_values` or `cache`, whatever the release.
+
+        Raises ValueError for a prompt that does not begin with the tokens which the cache counts as read.
+        """
+        model: Any = self
+        options = renamed_cache(model, options)
+        # A stored wish for another kind of cache (Gemma has one) cannot be met.
+        model.generation_config.cache_implementation = None
+        prompt = options.get("input_ids") if inputs is None else inputs
+        cache = options.get(cache_argument(model))
+        if isinstance(cache, LandmarkCache) and isinstance(prompt, Tensor):
+            cache.check_continues(prompt)
+        return super().generate(inputs, **options)  # type: ignore[misc]
 
 
 def adopt(model: PreTrainedModel) -> None:

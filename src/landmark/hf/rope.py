@@ -121,7 +121,7 @@ def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] |
     device = next(base.parameters()).device
     ids = torch.arange(2, 9, device=device)[None] % base.get_input_embeddings().num_embeddings  # type: ignore[operator]
     native, plain = Probe(False), Probe(True)
-    with torch.no_grad(), _evaluating(base):
+    with torch.no_grad(), evaluating(base):
         for probe in (native, plain):
             base(input_ids=ids, use_cache=False, landmark_call=probe)
     missing = sorted(set(range(layers)) - set(native.seen))
@@ -164,7 +164,8 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module as in evaluation: without dropout."""
     training = module.training
     module.eval()
     try:
