@@ -90,8 +90,8 @@ def ask(model: Any, tokenizer: Any, context: Context, key: str, blocks: Tensor, 
     """Adds the margins of one key; whether every digit would have been answered rightly."""
     cache = context.cache.fork()
     watched = [memory for memory in cache.memories if isinstance(memory, LayerMemory)][1:]
-    digits = encode(tokenizer, key).ids
-    asked, right = encode(tokenizer, pass_key_question()).ids, True
+    digits = encode(tokenizer, key, continues=True).ids
+    asked, right = encode(tokenizer, pass_key_question(), continues=True).ids, True
     of_key: dict[tuple[int, int], list[float]] = defaultdict(list)
     for digit in digits:
         right &= bool(model(input_ids=asked[None], past_key_values=cache).logits[0, -1].argmax() == digit)

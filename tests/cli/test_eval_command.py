@@ -1,9 +1,12 @@
 """`landmark eval`: fields, files, and errors on one line."""
 
 import json
+import shutil
 
 import pytest
+import torch
 
+import landmark
 from landmark.cli import main as cli
 from landmark.cli.eval import whole_numbers
 
@@ -46,6 +49,20 @@ def test_passkey_prints_a_line_per_length(model_folder, book, capsys, tmp_path):
     assert log.read_text() == before
     assert cli.main([*arguments, "--lengths", "150", "--seed", "1"]) == 2
     assert "another seed" in capsys.readouterr().err
+    # At the same paths, another text or other weights.
+    with open(book, "a", encoding="utf-8") as text:
+        text.write("of it")
+    assert cli.main([*arguments, "--lengths", "150"]) == 2
+    assert "another haystack" in capsys.readouterr().err
+    model = landmark.from_pretrained(model_folder)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(-1)
+    other = tmp_path / "other"
+    shutil.copytree(model_folder, other)
+    model.save_pretrained(other)
+    arguments[arguments.index(str(model_folder))] = str(other)
+    assert cli.main([*arguments, "--lengths", "150"]) == 2
+    assert "another model" in capsys.readouterr().err
 
 
 def test_passkey_table(model_folder, book, capsys):
@@ -105,12 +122,15 @@ def test_perplexity_reads_as_the_options_say(model_folder, book, capsys):
     arguments += ["--local", "190", "--selection", "per_head", "--max-blocks", "20", "--miss-threshold", "0.5"]
     arguments += ["--against", "landmark@200,miss_threshold=0"]
     assert cli.main([*arguments, "--json"]) == 0
-    one, other, _ = lines(capsys)
+    one, other, difference = lines(capsys)
     assert (one["chunk"], one["selection"], one["max_blocks"], one["miss_threshold"]) == (190, "per_head", 20, 0.5)
+    assert [row["looks_ahead"] for row in (one, other, difference)] == [True] * 3
     assert 0 <= one["retrievals_skipped"] <= 1
     assert (other["selection"], other["miss_threshold"], "retrievals_skipped" in other) == ("per_head", 0.0, False)
     assert cli.main(arguments) == 0
-    assert "retrievals_skipped" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "retrievals_skipped" in printed
+    assert printed.count("looks_ahead") == 2, "in both tables"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
 """Prompts, answers and the log of the pass-key task."""
 
+import copy
 import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from landmark.evaluation import passkey
-from landmark.evaluation.journal import Journal
+from landmark.evaluation.journal import Journal, contents
 from landmark.evaluation.passkey import PassKeys, Sample, ask, by_depth, depths, run, summary
 from landmark.evaluation.process import PeakMemory
 from landmark.evaluation.reading import Reading
+from landmark.hf.tokenizer import encode
 
 SETTINGS = {"model": "m", "seed": 0}
 
@@ -162,11 +166,64 @@ def test_log_of_something_else(tmp_path):
         Journal(path, SETTINGS | {"seed": 1})
     for text in ("Call me Ishmael.\n", "Call me Ishmael.", "{}\nIshmael", "[1]\n"):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"not a log|another model"):
+        with pytest.raises(ValueError, match=r"not a log|does not say with which model"):
             Journal(path, SETTINGS)
         assert path.read_text() == text
     with pytest.raises(ValueError, match="does not exist"):
         Journal(tmp_path / "nowhere" / "log.jsonl", SETTINGS)
+
+
+def llama_like() -> PreTrainedTokenizerFast:
+    """Puts a space in front of every text, and reads numbers digit by digit."""
+    bare = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    bare.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bare.pre_tokenizer = pre_tokenizers.Digits(individual_digits=True)
+    bare.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    lesson = ["The pass key is 0123456789. Remember it. What is the pass key?\n\nSome words of a story that goes on."]
+    bare.train_from_iterator(lesson, trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>"], show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=bare, unk_token="<unk>")
+
+
+def test_who_makes_no_mistake_is_right_whatever_the_tokenizer(tokenizer, monkeypatch):
+    for one in (tokenizer, llama_like()):
+        keys = PassKeys(one, encode(one, "Some words of a story that goes on. " * 30).ids)
+        for index in range(4):
+            prompt = keys.prompt(300, index, 4)
+            together = encode(one, "a" + passkey.pass_key_question() + prompt.key + ". Remember it.").ids.tolist()
+            asked = prompt.question.tolist()
+            start = next(i for i in range(len(together)) if together[i : i + len(asked)] == asked) + len(asked)
+            ideal = together[start:]
+            monkeypatch.setattr(passkey, "answer", lambda *_, max_new_tokens, ideal=ideal: ideal[:max_new_tokens])
+            assert ask(None, one, prompt, None) == prompt.key
+
+
+def test_prompts_join_without_extra_spaces():
+    tokenizer = llama_like()
+    keys = PassKeys(tokenizer, encode(tokenizer, "Some words of a story that goes on. " * 30).ids)
+    for length in range(150, 160):
+        keys.check_length(length)
+        prompt = keys.prompt(length, 1, 3)
+        read = tokenizer.decode(torch.cat((prompt.text, prompt.question)))
+        assert f"\n\nThe pass key is {prompt.key}. Remember it." in read
+        assert " \n\n" not in read.replace(". \n\n", ".\n\n").replace("on. ", "on.")
+
+
+def test_log_names_model_tokenizer_and_text_by_their_contents(model, keys, tokenizer):
+    told = contents(model, keys)
+    assert contents(copy.deepcopy(model), PassKeys(tokenizer, keys.haystack.clone())) == told
+    with torch.no_grad():
+        other = copy.deepcopy(model)
+        other.get_output_embeddings().weight.view(-1)[-1] += 1  # one number of one weight
+    changed = keys.haystack.clone()
+    changed[-1] += 1
+    adding = copy.deepcopy(tokenizer)
+    adding.add_tokens(["whale-boat"])
+    for now, name in (
+        (contents(other, keys), "model"),
+        (contents(model, PassKeys(tokenizer, changed)), "haystack"),
+        (contents(model, PassKeys(adding, keys.haystack)), "tokenizer"),
+    ):
+        assert {key for key in told if told[key] != now[key]} == {name}
 
 
 def test_peak_memory_notices_what_was_there_for_a_while():

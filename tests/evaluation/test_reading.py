@@ -66,6 +66,13 @@ def test_the_cache_reads_as_the_reading_says(model):
     assert (blocks.min(), blocks.max(), reading.blocks_in_memory(4 * 190)[-1]) == (110, 112, 3)
 
 
+def test_choosing_together_looks_ahead():
+    assert Reading("landmark", 5, 3, 2, 20, selection="per_head").looks_ahead
+    assert not Reading("landmark", 5, 3, 2, 20).looks_ahead
+    for alone in (Reading("landmark", 5, 0, 2, 20, selection="per_head"), Reading("local", 5, 0, 2, 5)):
+        assert not alone.looks_ahead
+
+
 def test_full_attention_sees_all():
     assert Reading("full", 5).attended_keys(4).tolist() == [1, 2, 3, 4]
 

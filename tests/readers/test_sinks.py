@@ -1,12 +1,16 @@
 """The sliding window with sinks against masks and positions written out for every pair of tokens."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from reader_cases import random_layer, read, sharp, turn
 from torch import Tensor
 
+from landmark.evaluation.segments import SegmentReading
+from landmark.hf.rope import Scoring
+from landmark.ops.rotary import Rotation
 from landmark.readers.sinks import Sinks
 
 
@@ -81,3 +85,20 @@ def test_a_window_over_everything_is_the_model_itself():
 def test_bad_settings_are_named(settings, word):
     with pytest.raises(ValueError, match=word):
         Sinks(*settings)
+
+
+@pytest.mark.parametrize(("segment", "window", "sinks"), [(8, 12, 4), (16, 5, 2), (4, 20, 0)])
+def test_keys_are_counted_as_they_are_weighed(segment, window, sinks):
+    length, seen = 70, []
+    reader = Sinks(segment, window, sinks)
+    rotation = Rotation(torch.ones(length, 4), torch.zeros(length, 4), "half")
+    values = torch.eye(length)[None, None]  # what comes out for a query is its row of weights
+    for start in range(0, length, segment):
+        value = values[:, :, start : start + segment]
+        reader.seen = start
+        zeros = torch.zeros_like(value)
+        out = reader.attend(SimpleNamespace(layer_idx=0), zeros, zeros, value, rotation, Scoring(1.0, 0.0))
+        seen += (out[0, 0] > 0).sum(-1).tolist()
+    told = SegmentReading("sinks", segment, lambda: reader, keep=window, sinks=sinks).attended(length)
+    assert told == pytest.approx(sum(seen) / length)
+    assert max(seen) == window + sinks

@@ -35,7 +35,8 @@ class ReadingOptions:
     max_blocks: MaybeFromOne = None
     """Newest blocks that memory keeps; default: all."""
     selection: Selection | None = None
-    """Who chooses the blocks to open; default: the model's setting."""
+    """Who chooses the blocks to open; default: the model's setting. per_head looks ahead: tokens of a chunk choose
+    together, so that scores before its end know of later tokens; results say so."""
     miss_threshold: Share = 0.0
     """Queries whose chosen blocks would get a smaller share of their attention together open none."""
 
@@ -53,7 +54,8 @@ class PasskeyOptions(ReadingOptions):
     seed: Seed = 0
     """Decides keys and offsets."""
     out: Annotated[Path | None, OutFile()] = None
-    """JSON-lines file of all answers; the same command goes on from it after an interruption."""
+    """JSON-lines file of all answers; the same command goes on from it after an interruption. Answers of other weights,
+    another tokenizer or another haystack, at whatever paths, are refused."""
     json: bool = False
     """Print one JSON object per length instead of a table."""
 
@@ -84,7 +86,7 @@ def run_passkey(options: PasskeyOptions) -> int:
     from landmark.assets import book_path
     from landmark.data.text import read_text
     from landmark.evaluation import passkey
-    from landmark.evaluation.journal import Journal
+    from landmark.evaluation.journal import Journal, contents
     from landmark.hf.tokenizer import encode
 
     haystack = read_text(options.haystack or book_path())
@@ -98,9 +100,10 @@ def run_passkey(options: PasskeyOptions) -> int:
     keys = passkey.PassKeys(tokenizer, encode(tokenizer, haystack).ids, seed=options.seed)
     for length in lengths:
         keys.check_length(length)
-    told = {name: value for name, value in asdict(options).items() if name not in ("lengths", "out", "json")}
-    settings = json.loads(json.dumps(told | asdict(reading), default=str))
-    journal = Journal(options.out, settings) if options.out else None
+    journal = None
+    if options.out is not None:
+        told = contents(model, keys) | {"samples": options.samples, "seed": options.seed}
+        journal = Journal(options.out, told | asdict(reading))
 
     rows = []
     for length in lengths:
@@ -125,7 +128,7 @@ def run_passkey(options: PasskeyOptions) -> int:
             "tokens_per_s",
             "seconds",
         )
-        print_table(rows, (*columns, "peak_rss_mb"))
+        print_table(rows, (*columns, "peak_rss_mb", *marks(rows)))
         for row in rows:
             spread = ", ".join(f"{place}: {right:.0%}" for place, right in row["by_depth"].items())
             print(f"{row['length']:,} tokens by depth: {spread}")
@@ -183,9 +186,10 @@ def run_perplexity(options: PerplexityOptions) -> int:
             "tokens",
         )
         skipping = ("miss_threshold", "retrievals_skipped") if any("retrievals_skipped" in row for row in rows) else ()
-        print_table(rows, (*columns, *skipping, "attended", "seconds"))
+        print_table(rows, (*columns, *skipping, "attended", "seconds", *marks(rows)))
         if comparisons:
-            print_table(comparisons, ("setting", "against", "difference", "difference_se", "tokens", "windows"))
+            named = ("setting", "against", "difference", "difference_se", "tokens", "windows")
+            print_table(comparisons, (*named, *marks(comparisons)))
     return 0
 
 
@@ -214,6 +218,11 @@ def reading_of(options: ReadingOptions, config: Any) -> "Reading":
         selection=options.selection,
         miss_threshold=options.miss_threshold,
     )
+
+
+def marks(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """A column for what needs to be known of some of the figures, if there are such."""
+    return ("looks_ahead",) if any("looks_ahead" in row for row in rows) else ()
 
 
 def print_table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> None:

@@ -62,12 +62,12 @@ class PassKeys:
         self.haystack = haystack
         self.seed = seed
         self.opening = opening(tokenizer).ids
-        self.question = encode(tokenizer, pass_key_question()).ids
+        self.question = encode(tokenizer, pass_key_question(), continues=True).ids
 
     def check_length(self, length: int) -> None:
         """Raises ValueError when `length` tokens have no room for a key, its question and a token of text."""
-        # The key stands there twice and takes at most a token a digit.
-        stated = len(encode(self.tokenizer, pass_key_statement("")).ids) + 2 * DIGITS
+        # The key stands there twice, and each further digit takes at most a token.
+        stated = len(encode(self.tokenizer, pass_key_statement("0"), continues=True)) + 2 * (DIGITS - 1)
         least = len(self.opening) + stated + len(self.question) + 1
         if length < least:
             raise ValueError(f"length {length} is too short for a key and its question: give {least} tokens or more")
@@ -76,7 +76,7 @@ class PassKeys:
         """Prompt `index` of `samples`, `length` tokens in all; the same whatever was asked before."""
         rng = np.random.default_rng([self.seed, length, index])
         key, offset = random_key(rng, DIGITS), int(rng.integers(len(self.haystack)))
-        stated = len(encode(self.tokenizer, pass_key_statement(key)))
+        stated = len(encode(self.tokenizer, pass_key_statement(key), continues=True))
         room = length - len(self.opening) - stated - len(self.question)
         assert room > 0, "check_length was called before"
         filler = self.haystack[(offset + torch.arange(room)) % len(self.haystack)]
@@ -84,7 +84,7 @@ class PassKeys:
 
     def hide(self, key: str, filler: Tensor, depth: float) -> Prompt:
         """The prompt that states `key` at `depth` of `filler [F]`."""
-        statement = encode(self.tokenizer, pass_key_statement(key)).ids
+        statement = encode(self.tokenizer, pass_key_statement(key), continues=True).ids
         cut = round(depth * len(filler))
         text = torch.cat((self.opening, filler[:cut], statement, filler[cut:]))
         start = len(self.opening) + cut
@@ -98,6 +98,11 @@ def depths(samples: int) -> list[float]:
     return [index / (samples - 1) for index in range(samples)] if samples > 1 else [0.5]
 
 
+def answer_tokens(tokenizer: Any, key: str) -> int:
+    """How many tokens of this tokenizer the key takes behind the question, where no space belongs in front of it."""
+    return len(encode(tokenizer, key, continues=True))
+
+
 def ask(
     model: Any,
     tokenizer: Any,
@@ -109,12 +114,12 @@ def ask(
 ) -> str:
     """What the model takes the key to be: it reads the text into `cache` and answers the question greedily.
 
-    As many tokens are generated as the key has. Without a cache all is attended to at once, in each step.
+    As many tokens are generated as `answer_tokens` says. Without a cache all is attended to at once, in each step.
     """
     if cache is not None:
         read(model, prompt.text, cache, chunk_size=chunk_size, progress=progress)
     ids = torch.cat((prompt.text, prompt.question))
-    digits = answer(model, ids, cache, max_new_tokens=len(encode(tokenizer, prompt.key)))
+    digits = answer(model, ids, cache, max_new_tokens=answer_tokens(tokenizer, prompt.key))
     return tokenizer.decode(digits, skip_special_tokens=True).strip()
 
 
@@ -152,7 +157,7 @@ def run(
 def summary(reading: Reading, length: int, samples: Sequence[Sample]) -> dict[str, Any]:
     """What is reported for one length."""
     seconds = sum(sample.seconds for sample in samples)
-    return {
+    figures = {
         "length": length,
         "accuracy": accuracy(samples),
         "samples": len(samples),
@@ -165,6 +170,7 @@ def summary(reading: Reading, length: int, samples: Sequence[Sample]) -> dict[st
         "seconds": seconds,
         "peak_rss_mb": max(sample.peak_rss_mb for sample in samples),
     }
+    return figures | {"looks_ahead": True} if reading.looks_ahead else figures
 
 
 def accuracy(samples: Sequence[Sample]) -> float:

@@ -22,6 +22,11 @@ class Setting:
     length: int
 
     @property
+    def looks_ahead(self) -> bool:
+        """Whether tokens are scored with some knowledge of later ones; readers of segments never do that."""
+        return getattr(self.reading, "looks_ahead", False)
+
+    @property
     def name(self) -> str:
         reading = self.reading
         if reading.attention == "full":
@@ -67,7 +72,11 @@ class Scored:
             "attended": reading.attended(self.setting.length),
             "seconds": self.seconds,
         }
-        return figures if self.skipped is None else figures | {"retrievals_skipped": self.skipped}
+        if self.skipped is not None:
+            figures["retrievals_skipped"] = self.skipped
+        if self.setting.looks_ahead:
+            figures["looks_ahead"] = True
+        return figures
 
 
 def cut_windows(documents: Sequence[np.ndarray], span: int, limit: int | None) -> np.ndarray:
@@ -174,7 +183,7 @@ def paired(one: Scored, other: Scored) -> dict[str, Any]:
     difference = one.nll - other.nll
     mean, error = mean_and_error(difference)
     both = np.isfinite(difference)
-    return {
+    figures = {
         "setting": one.setting.name,
         "against": other.setting.name,
         "difference": mean,
@@ -186,3 +195,4 @@ def paired(one: Scored, other: Scored) -> dict[str, Any]:
         "tokens": int(both.sum()),
         "windows": len(difference),
     }
+    return figures | {"looks_ahead": True} if one.setting.looks_ahead or other.setting.looks_ahead else figures

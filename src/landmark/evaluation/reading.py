@@ -22,6 +22,7 @@ class Reading:
       by `selection` among the newest `max_blocks` (all if None), and keeps `local_blocks` in sight (section 3.2 of
       the paper). A query whose blocks would get less than `miss_threshold` of its attention opens none (appendix D).
     - `local`: the same with `top_k` 0 and chunks of one block: a window sliding over `local_blocks` blocks.
+      With `per_head`, all tokens of a chunk choose together, so that what a token attends to depends on later ones.
     - `full`: the attention of training over the whole text at once (section 3.1); the counts are 0.
     """
 
@@ -118,6 +119,11 @@ class Reading:
         """Keyword arguments of every forward over one text, chunk by chunk; they remember what was read."""
         cache = self.cache(config)
         return {"use_cache": False} if cache is None else {"past_key_values": cache}
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether what a token attends to depends on later tokens of its chunk."""
+        return self.attention == "landmark" and self.selection == "per_head" and self.top_k > 0 and self.chunk_size > 1
 
     def attended(self, length: int) -> float:
         """Ordinary keys, its own included, that a token attends to on average over `length` tokens."""

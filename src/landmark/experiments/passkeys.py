@@ -90,7 +90,7 @@ def answers(
 def ask(model: Any, tokenizer: Any, prompt: passkey.Prompt, reading: Reading | SegmentReading) -> str:
     """What the model takes the key to be: as many most likely tokens behind the question as the key has."""
     ids = torch.cat((prompt.text, prompt.question))
-    digits = len(encode(tokenizer, prompt.key))
+    digits = passkey.answer_tokens(tokenizer, prompt.key)
     return tokenizer.decode(continuation(model, ids, reading, digits), skip_special_tokens=True).strip()
 
 

@@ -98,7 +98,7 @@ def transformer_xl(table: str, length: int, window: int = 256) -> Row:
 def sinks(table: str, length: int, count: int = 4) -> Row:
     """A sliding window with attention sinks, as large as the windows of training."""
     window = WINDOW - count
-    one = SegmentReading("sinks", 256, lambda: Sinks(256, window, count), keep=window)
+    one = SegmentReading("sinks", 256, lambda: Sinks(256, window, count), keep=window, sinks=count)
     return Row(table, "sliding window with sinks", length, lambda config: one, {"local": window})
 
 
