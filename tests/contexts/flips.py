@@ -20,6 +20,7 @@ REGIONS = (
     "tokens",
     "text",
     "documents",
+    "parts",
 )
 
 
@@ -31,7 +32,7 @@ def committed_byte(snapshot: Snapshot, region: str, draw: random.Random) -> tupl
         return snapshot.path / MANIFEST, draw.randrange(22, len(snapshot.manifest.to_bytes()))
     if region == "state":
         return snapshot.path / snapshot.manifest.state_name, draw.randrange(snapshot.manifest.state.bytes)
-    kind = region if region in ("blocks", "tokens", "text", "documents") else "landmarks"
+    kind = region if region in ("blocks", "tokens", "text", "documents", "parts") else "landmarks"
     segment = draw.choice([segment for segment in snapshot.segments if segment.entry.sizes(snapshot.layout)[kind]])
     if kind != "landmarks":
         return segment.path(kind), draw.randrange(segment.entry.sizes(snapshot.layout)[kind])
@@ -66,3 +67,5 @@ def read_all(path: Path) -> None:
     snapshot.state()
     for document in snapshot.documents():
         snapshot.text(document)
+    for segment in snapshot.segments:
+        list(segment.parts())

@@ -140,7 +140,8 @@ def as_version_1(path: Path) -> None:
     lines = [json.loads(line) for line in file.read_bytes()[: entry.documents.bytes].splitlines()]
     data = b"".join(json.dumps({k: v for k, v in line.items() if k != "sha256"}).encode() + b"\n" for line in lines)
     file.write_bytes(data)
-    entry = replace(entry, documents=extended(Extent(), data))
+    segment_file(path, 1, "parts").unlink()
+    entry = replace(entry, documents=extended(Extent(), data), parts=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("landmark.contexts.manifest.VERSION", 1)
         publish(path, replace(manifest, segments=(entry,)))

@@ -72,7 +72,8 @@ def test_what_is_not_committed_is_not_looked_at(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["000001.blocks", "000002.landmarks", "000001.tokens", "000001.text", "000001.documents"]
+    "name",
+    ["000001.blocks", "000002.landmarks", "000001.tokens", "000001.text", "000001.documents", "000001.parts"],
 )
 def test_missing_and_short_files(path, name):
     file = path / "segments" / name
@@ -111,3 +112,29 @@ def test_progress_reaches_the_end(path):
 def test_what_is_no_context_cannot_be_verified(tmp_path):
     with pytest.raises(ValueError, match="is not a context"):
         verify(tmp_path)
+
+
+@pytest.mark.parametrize("region", ["tokens", "text", "parts"])
+def test_what_sources_are_made_of_is_checked(path, region):
+    draw, snapshot = random.Random(region), open_reader(path)
+    for _ in range(20):
+        file, place = committed_byte(snapshot, region, draw)
+        segment = snapshot.segments[int(file.stem) - 1]
+        with flipped(file, place, draw.randrange(8)), pytest.raises(Damage, match=file.name):
+            every_quote(segment)
+    every_quote(segment)
+
+
+def test_the_name_that_a_source_gives_is_checked(path):
+    segment = open_reader(path).segments[0]
+    part = next(part for part in segment.parts() if part.token < part.token_stop)
+    with (
+        flipped(segment.path("documents"), part.line + len('{"name": "'), 0),
+        pytest.raises(Damage, match=f"between bytes {part.line} and"),
+    ):
+        every_quote(segment)
+
+
+def every_quote(segment):
+    list(segment.parts())
+    list(segment.parts().quotes(0, segment.entry.token_count))

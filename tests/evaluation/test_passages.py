@@ -1,8 +1,10 @@
 """Opened blocks as places in the text."""
 
+import torch
+
 from landmark.evaluation.passages import passages
 from landmark.hf import Span
-from landmark.hf.tokenizer import encode
+from landmark.hf.tokenizer import EncodedText, encode
 
 
 def test_passages_name_tokens_and_characters(tokenizer):
@@ -24,3 +26,23 @@ def test_characters_go_on_over_joined_texts(tokenizer):
     assert both.characters(len(first), len(both)) == (7, 16)
     assert both.characters(len(both), len(both) + 5) == (16, 16)
     assert len(both) == len(first) + len(second)
+
+
+def test_passages_look_at_their_own_tokens_alone():
+    class Counting(list):
+        looked = 0
+
+        def __getitem__(self, places):
+            found = super().__getitem__(places)
+            Counting.looked += len(found) if isinstance(places, slice) else 1
+            return found
+
+        def __iter__(self):
+            raise AssertionError("all tokens are looked at")
+
+    text = "the sea " * 10_000
+    offsets = Counting((start, start + 4) for start in range(0, len(text), 4))
+    encoded = EncodedText(text, torch.zeros(len(offsets), dtype=torch.long), offsets)
+    (found,) = passages([Span(9, 15_000, 15_008, 0.5)] * 2, encoded, 1)
+    assert found.text == "the sea " * 4
+    assert Counting.looked == 8

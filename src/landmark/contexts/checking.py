@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from landmark.contexts.checksums import unsound
 from landmark.contexts.damage import Damage
 from landmark.contexts.disk import OpenFile
 from landmark.contexts.manifest import Layout, read_manifest
 from landmark.contexts.reading import segments_of, with_state
-from landmark.contexts.segments import Segment, open_committed, read_extent, unsound
+from landmark.contexts.segments import Segment, open_committed, read_extent
 
 Progress = Callable[[int, int], object]
 
@@ -63,13 +64,14 @@ class _Check:
 
 
 def _check_documents(segment: Segment, check: _Check) -> None:
-    entry = segment.entry
-    for kind, extent in (("tokens", entry.tokens), ("documents", entry.documents)):
+    extents = segment.entry.extents
+    text = extents.pop("text")
+    for kind, extent in extents.items():
         with check.of(segment.path(kind), extent.bytes):
             read_extent(open_committed(segment.path(kind), extent.bytes), extent)
-    with check.of(segment.path("text"), entry.text.bytes):
+    with check.of(segment.path("text"), text.bytes):
         try:
-            read_extent(open_committed(segment.path("text"), entry.text.bytes), entry.text)
+            read_extent(open_committed(segment.path("text"), text.bytes), text)
         except Damage as whole:
             check.found += _damaged_documents(segment) or [whole]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from landmark.contexts import disk
 from landmark.contexts.folders import founding
-from landmark.contexts.manifest import KINDS, publish, segment_file
+from landmark.contexts.manifest import publish, segment_file
 from landmark.contexts.reading import open_reader, with_state
 
 
@@ -22,8 +22,8 @@ def fork(path: str | Path, to: str | Path) -> None:
         manifest, _ = with_state(path, lambda state: _share(state, to / state.name))
         # A power cut could take a new manifest back; its writer would then cut files that the fork counts on.
         disk.sync_folder(path)
-        for number in range(1, len(manifest.segments) + 1):
-            for kind in KINDS:
+        for number, entry in enumerate(manifest.segments, start=1):
+            for kind in entry.sizes(manifest.layout):
                 _share(segment_file(path, number, kind), segment_file(to, number, kind))
         disk.sync_folder(segment_file(to, 1, "blocks").parent)
         publish(to, replace(manifest, segments=tuple(replace(entry, owned=False) for entry in manifest.segments)))

@@ -10,9 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from landmark.contexts import disk
+from landmark.contexts.checksums import checksums
 from landmark.contexts.disk import OpenFile
 from landmark.contexts.manifest import KINDS, Layout, SegmentEntry, extended, segment_file
-from landmark.contexts.segments import ContextBlocks, checksums, open_committed
+from landmark.contexts.segments import ContextBlocks, open_committed
 
 
 class Guard:
@@ -72,7 +73,7 @@ class GrowingSegment:
         self.first = entry.first
         self._layout = layout
         self._count = entry.blocks  # committed
-        self._extents = {"tokens": entry.tokens, "text": entry.text, "documents": entry.documents}
+        self._extents = entry.extents
         self._files = {}
         for kind, size in entry.sizes(layout).items():
             path = segment_file(folder, number, kind)
@@ -82,11 +83,13 @@ class GrowingSegment:
         self._placed = [entry.blocks] * len(layout.blocks)
         self._keys: list[list[np.ndarray]] = [[] for _ in layout.landmarks]  # [m,Hkv,D] of blocks beyond the commit
 
-    def append(self, kind: str, data: bytes) -> None:
-        """Adds to the tokens, the text or the documents."""
-        disk.write(self._files[kind], data, self._extents[kind].bytes)
+    def append(self, kind: str, data: bytes) -> int:
+        """Adds to the tokens, the text, the documents or their parts; the byte where that begins."""
+        start = self._extents[kind].bytes
+        disk.write(self._files[kind], data, start)
         self._extents[kind] = extended(self._extents[kind], data)
         self._touched.add(kind)
+        return start
 
     def place(self, layer: int, number: int, count: int) -> int:
         """The record of block `number`, from which on `count` blocks of a layer are going to be written.

@@ -2,15 +2,16 @@
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, islice
 
 import numpy as np
 
 from landmark.contexts.documents import digest, distinct, encoded
+from landmark.contexts.parts import characters_of
 from landmark.contexts.reading import Snapshot
-from landmark.contexts.segments import Document
+from landmark.contexts.segments import Document, Segment
 from landmark.contexts.writing import Writer
 from landmark.hf import Span
 
@@ -54,7 +55,10 @@ class Library:
     @property
     def tokens(self) -> int:
         """Tokens of all documents together."""
-        return self.snapshot.manifest.token_count + sum(len(tokens) for _, _, tokens in self._added)
+        if not self._added:
+            return self.snapshot.manifest.token_count
+        last = self._added[-1][0]
+        return last.first_token + last.tokens
 
     def missing(self, documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """The documents, names and texts, that are not there, each once.
@@ -105,18 +109,14 @@ class Library:
         self._added.append((Document(name, *size, *sums, source, self.tokens, -1, 0), text, tokens))
 
     def slice(self, start: int, stop: int) -> np.ndarray:
-        """Tokens `start:stop` of the context, uint32 [n,3]. Their bytes are not checked: that is for `verify`."""
-        found, first = [], 0
-        for segment in self.snapshot.segments:
-            count = segment.entry.token_count
-            low, high = max(0, start - first), min(count, stop - first)
-            if low < high:
-                found.append(segment.token_slice(low, high))
-            first += count
-        for document, _, tokens in self._added:
+        """Tokens `start:stop` of the context, uint32 [n,3]; Damage if they are damaged."""
+        found = [np.empty((0, 3), np.uint32)]
+        for segment, first, low, high in self._segments_between(start, stop):
+            found.append(segment.parts().tokens(low - first, high - first))
+        for document, _, tokens in self._added_between(start, stop):
             first = document.first_token
-            found.append(tokens[max(0, start - first) : max(0, stop - first)])
-        return np.concatenate(found) if found else np.empty((0, 3), np.uint32)
+            found.append(tokens[max(0, start - first) : stop - first])
+        return np.concatenate(found)
 
     def text(self, document: Document) -> str:
         """The text of one document, as it was given."""
@@ -126,24 +126,39 @@ class Library:
         return self.snapshot.text(document)
 
     def sources(self, spans: Iterable[Span], limit: int) -> list[Source]:
-        """Where the first `limit` of `spans` come from; a question, which lies behind the documents, is left out."""
-        documents = [document for document in self.documents if document.tokens]
-        firsts = [document.first_token for document in documents]
-        known = [span for span in spans if span.start < self.tokens][:limit]
-        texts: dict[int, str] = {}  # of documents that several spans are of
-        found = []
-        for span in known:
-            place = max(0, bisect_right(firsts, span.start) - 1)
-            while place < len(documents) and firsts[place] < span.stop:
-                if place not in texts:
-                    texts[place] = self.text(documents[place])
-                found.append(self._source(span, documents[place], texts[place]))
-                place += 1
-        return found
+        """Where the first `limit` of `spans` come from; a question, which lies behind the documents, is left out.
 
-    def _source(self, span: Span, document: Document, text: str) -> Source:
-        start = max(span.start, document.first_token)
-        stop = min(span.stop, document.first_token + document.tokens)
-        places = self.slice(start, stop)[:, 1:]
-        first, last = int(places[0, 0]), int(places[-1, 1])
-        return Source(document.name, first, last, span.block, start, stop, span.weight, text[first:last])
+        What this reads follows from the lengths of the spans, not from those of documents or from their number.
+        """
+        tokens = self.tokens
+        known = islice((span for span in spans if span.start < tokens), limit)
+        return [source for span in known for source in self._sources(span)]
+
+    def _sources(self, span: Span) -> Iterator[Source]:
+        block, weight = span.block, span.weight
+        for segment, first, low, high in self._segments_between(span.start, span.stop):
+            for q in segment.parts().quotes(low - first, high - first):
+                yield Source(q.document, q.first, q.last, block, first + q.start, first + q.stop, weight, q.text)
+        for document, text, tokens in self._added_between(span.start, span.stop):
+            start = max(span.start, document.first_token)
+            stop = min(span.stop, document.first_token + document.tokens)
+            begin, end = characters_of(tokens[start - document.first_token : stop - document.first_token])
+            yield Source(document.name, begin, end, block, start, stop, weight, text[begin:end])
+
+    def _segments_between(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int, int]]:
+        """Segments with some of the tokens `start:stop`: number of the first token in each, and which of them."""
+        first = 0
+        for segment in self.snapshot.segments:
+            end = first + segment.entry.token_count
+            if max(start, first) < min(stop, end):
+                yield segment, first, max(start, first), min(stop, end)
+            first = end
+
+    def _added_between(self, start: int, stop: int) -> Iterator[tuple[Document, str, np.ndarray]]:
+        """Documents of this process with some of the tokens `start:stop`."""
+        place = max(0, bisect_right(self._added, start, key=lambda added: added[0].first_token) - 1)
+        while place < len(self._added) and self._added[place][0].first_token < stop:
+            document = self._added[place][0]
+            if max(start, document.first_token) < min(stop, document.first_token + document.tokens):
+                yield self._added[place]
+            place += 1

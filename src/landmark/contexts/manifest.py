@@ -18,14 +18,14 @@ from landmark.store.records import BlockShape
 
 FORMAT = "landmark context"
 VERSION = 2
-READABLE = (1, 2)  # documents of version 1 have no SHA-256
+READABLE = (1, 2)  # documents of version 1 have no SHA-256 and no parts
 
 MANIFEST = "manifest.json"
 NEW_MANIFEST = "manifest.json.tmp"
 LOCK = "lock"
 SEGMENTS = "segments"
 TOKEN = np.dtype(("<u4", 3))  # id, start and stop character in its document
-KINDS = ("blocks", "landmarks", "tokens", "text", "documents")
+KINDS = ("blocks", "landmarks", "tokens", "text", "documents", "parts")
 
 _FIRST_LINE = re.compile(rb'\{"crc32": "([0-9a-f]{8})",\n')
 
@@ -72,20 +72,25 @@ class SegmentEntry:
     tokens: Extent = Extent()
     text: Extent = Extent()
     documents: Extent = Extent()
+    parts: Extent | None = Extent()  # None in segments of format version 1, which have no such file
 
     @property
     def token_count(self) -> int:
         """Tokens of its documents."""
         return self.tokens.bytes // TOKEN.itemsize
 
+    @property
+    def extents(self) -> dict[str, Extent]:
+        """What is committed of the files that hold documents."""
+        found = {"tokens": self.tokens, "text": self.text, "documents": self.documents}
+        return found if self.parts is None else {**found, "parts": self.parts}
+
     def sizes(self, layout: Layout) -> dict[str, int]:
         """Committed bytes of each of the segment's files."""
         return {
             "blocks": self.blocks * layout.block_bytes,
             "landmarks": self.blocks * layout.landmark_record.itemsize,
-            "tokens": self.tokens.bytes,
-            "text": self.text.bytes,
-            "documents": self.documents.bytes,
+            **{kind: extent.bytes for kind, extent in self.extents.items()},
         }
 
 
@@ -211,4 +216,7 @@ def _shape(fields: Sequence[Any]) -> BlockShape:
 
 def _segment(fields: dict[str, Any]) -> SegmentEntry:
     extents = {kind: Extent(**fields[kind]) for kind in ("tokens", "text", "documents")}
-    return SegmentEntry(fields["first"], fields["blocks"], fields["owned"], **extents)
+    parts = fields.get("parts")
+    return SegmentEntry(
+        fields["first"], fields["blocks"], fields["owned"], **extents, parts=None if parts is None else Extent(**parts)
+    )

@@ -12,6 +12,7 @@ import numpy as np
 from landmark.contexts.damage import Damage
 from landmark.contexts.disk import OpenFile
 from landmark.contexts.manifest import TOKEN, Extent, Layout, SegmentEntry, segment_file
+from landmark.contexts.parts import PART, Parts, parts_of
 from landmark.store.records import BlockFile
 
 _PIECE_BYTES = 16 << 20  # landmark records are loaded in pieces, so that a long segment takes little memory twice
@@ -52,6 +53,7 @@ class Segment:
         self._folder = folder
         self._layout = layout
         self._blocks = blocks
+        self._made_parts: np.ndarray | None = None
 
     @property
     def blocks(self) -> ContextBlocks:
@@ -97,10 +99,23 @@ class Segment:
         """Id, start and stop character of each token, uint32 `[n,3]`."""
         return np.frombuffer(read_extent(OpenFile(self.path("tokens")), self.entry.tokens), TOKEN)
 
-    def token_slice(self, start: int, stop: int) -> np.ndarray:
-        """Some of its tokens, uint32 `[n,3]`, unchecked: the checksum is of all of them."""
-        data = OpenFile(self.path("tokens")).read((stop - start) * TOKEN.itemsize, start * TOKEN.itemsize)
-        return np.frombuffer(data, TOKEN)
+    def parts(self) -> Parts:
+        """The parts of its documents. A segment of format version 1 has none: there all of it is read once."""
+        kinds = ("tokens", "text", "documents", *(("parts",) if self.entry.parts is not None else ()))
+        if self.entry.parts is None and self._made_parts is None:
+            self._made_parts = self._make_parts()
+        return Parts(self.entry, {kind: self.path(kind) for kind in kinds}, self._made_parts)
+
+    def _make_parts(self) -> np.ndarray:
+        lines = read_extent(OpenFile(self.path("documents")), self.entry.documents).splitlines(keepends=True)
+        tokens, line_start, made = self.tokens(), 0, [np.zeros(0, PART)]
+        for document, line in zip(self.documents(0, 0), lines, strict=True):
+            token, byte = document.first_token, document.start
+            of_it = tokens[token : token + document.tokens]
+            text = self.text(document)
+            made.append(parts_of(text, of_it, bytes(line), token=token, byte=byte, line_start=line_start))
+            line_start += len(line)
+        return np.concatenate(made)
 
     def text(self, document: Document) -> str:
         """The text of one of its documents."""
@@ -144,19 +159,6 @@ def read_extent(file: OpenFile, extent: Extent) -> bytearray:
     if zlib.crc32(data) != extent.crc32:
         raise Damage(file.path, "is damaged: its checksum does not fit")
     return data
-
-
-def checksums(records: np.ndarray) -> np.ndarray:
-    """What the checksum of each landmark record must be, uint32 `[n]`: that of all its bytes before it."""
-    size = records.dtype.itemsize
-    data = records.view(np.uint8).data
-    ends = range(size - 4, len(data), size)
-    return np.fromiter((zlib.crc32(data[end - size + 4 : end]) for end in ends), np.uint32, len(records))
-
-
-def unsound(records: np.ndarray) -> np.ndarray:
-    """Which landmark records are not as their checksums say."""
-    return np.flatnonzero(checksums(records) != records["crc32"])
 
 
 def _check_size(file: OpenFile, committed: int) -> None:

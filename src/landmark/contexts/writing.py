@@ -21,6 +21,7 @@ from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard
 from landmark.contexts.lock import take_lock
 from landmark.contexts.manifest import (
     SEGMENTS,
+    TOKEN,
     Extent,
     Layout,
     Manifest,
@@ -30,6 +31,7 @@ from landmark.contexts.manifest import (
     read_manifest,
     state_name,
 )
+from landmark.contexts.parts import parts_of
 from landmark.contexts.reading import Snapshot, encode_state, open_reader, to_json
 from landmark.contexts.segments import Segment
 
@@ -103,7 +105,7 @@ class Writer(Snapshot):
         self._guard = Guard(self.path)
         self._also_kept: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._growing: GrowingSegment | None = None
-        if self.segments and self.segments[-1].entry.owned and not self._is_full(self.segments[-1].entry):
+        if self.segments and self._may_grow(self.segments[-1].entry):
             last = self.segments[-1]
             self._growing = GrowingSegment(self.path, last.number, last.entry, self.layout, self._guard)
             self.segments[-1] = Segment(self.path, last.number, last.entry, self.layout, self._growing.blocks)
@@ -125,11 +127,14 @@ class Writer(Snapshot):
         }
         if source is not None:
             told["source"] = source
+        line = json.dumps(told).encode() + b"\n"
         growing = self.growing()
         with self._guard.changing():
-            growing.append("text", data)
-            growing.append("tokens", tokens.tobytes())
-            growing.append("documents", json.dumps(told).encode() + b"\n")
+            byte = growing.append("text", data)
+            token = growing.append("tokens", tokens.tobytes()) // TOKEN.itemsize
+            line_start = growing.append("documents", line)
+            parts = parts_of(text, tokens, line, token=token, byte=byte, line_start=line_start)
+            growing.append("parts", parts.tobytes())
 
     def target(self, layer: int) -> BlockTarget:
         """Where new blocks of a layer go."""
@@ -204,6 +209,9 @@ class Writer(Snapshot):
         self.manifest, self.segments, self.state_file = manifest, segments, state_file
         if before.state is not None:
             disk.remove(self.path / before.state_name)
+
+    def _may_grow(self, entry: SegmentEntry) -> bool:
+        return entry.owned and entry.parts is not None and not self._is_full(entry)
 
     def _is_full(self, entry: SegmentEntry) -> bool:
         return entry.blocks * self.layout.block_bytes >= SEGMENT_BYTES

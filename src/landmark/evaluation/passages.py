@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from landmark.hf import Span
 from landmark.hf.tokenizer import EncodedText
@@ -21,9 +22,9 @@ class Passage:
 
 
 def passages(spans: Iterable[Span], encoded: EncodedText, limit: int) -> list[Passage]:
-    """The first `limit` of `spans`, with what `encoded` says there."""
+    """The first `limit` of `spans`, with what `encoded` says there; the rest of the text is not looked at."""
     found = []
-    for span in list(spans)[:limit]:
+    for span in islice(spans, limit):
         first, last = encoded.characters(span.start, span.stop)
         text = encoded.text[first:last]
         found.append(Passage(span.block, span.start, span.stop, first, last, span.weight, text))
