@@ -90,6 +90,7 @@ def test_configuration_and_tokenizer_come_from_the_same_file(file):
     assert not hasattr(config, "quantization_config")
     tokenizer = gguf_tokenizer(file)
     assert tokenizer.convert_tokens_to_ids("<|end|>") == 2
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|start|>", "<|end|>")
 
 
 def test_what_cannot_be_read_is_told_in_one_line(file, tmp_path, monkeypatch):

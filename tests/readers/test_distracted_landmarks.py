@@ -100,3 +100,29 @@ def test_refuses_settings_that_mean_nothing():
         Distractors(0)
     with pytest.raises(ValueError, match="top_k is 0: give 1 or more"):
         reader(Distractors(5), 9, top_k=0)
+
+
+@pytest.mark.parametrize("phase", [0, 2])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_only_the_queries_that_ask_lose_weight(softcap, phase):
+    tokens, asked = 14, [3, 4, 12]
+    width = stream_length(tokens, SIZE, phase)
+    places = [token + (token + phase) // SIZE for token in asked]
+    qkv = random_layer(width)
+    asking = torch.zeros(2, tokens, dtype=torch.bool)
+    asking[:, asked] = True  # in the plain row to no effect
+    results = []
+    for given in (None, asking, torch.zeros_like(asking)):
+        kept = Distractors(7)
+        kept.keys[1] = torch.randn(2, 7, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 2
+        one = DistractedLandmarks(tokens, 2, SIZE, kept, PLAIN, phase, given)
+        results.append((read(one, qkv, [tokens], scale=0.4, softcap=softcap), kept.keys[1]))
+    (all_ask, expected_kept), (some_ask, kept_now), (none_ask, _) = results
+    wanted = none_ask.clone()
+    wanted[1, :, places] = all_ask[1, :, places]
+    assert not torch.allclose(wanted, none_ask, atol=1e-3)
+    torch.testing.assert_close(some_ask, wanted, atol=1e-10, rtol=0)
+    torch.testing.assert_close(kept_now, expected_kept, atol=0, rtol=0)
+    upstream = torch.randn_like(wanted)
+    for mine, theirs in zip(*(torch.autograd.grad(out, qkv, upstream) for out in (some_ask, wanted)), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=0)

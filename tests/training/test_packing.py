@@ -32,6 +32,7 @@ def test_documents_reach_the_attention(material):
     segments = torch.tensor([[0, 0, 1]])
     stage = Stage(1, 48, 1, packing=True)
     rest = {"tokens": 3, "training": False, "plain": torch.tensor([True]), "distractors": {}}
+    rest["answers"] = torch.zeros(1, 3, dtype=torch.bool)
     given = attending(None, stage, 2, None, segments, **rest)
     assert given["landmark_segments"] is segments
 

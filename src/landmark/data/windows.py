@@ -40,9 +40,9 @@ class Stage:
     `attention` is one of `ATTENTIONS`: "landmark" (section 3.1 of the paper), the same over `segments` of a window
     with the segment before as a recurrent window ("landmark_recurrent") or read through its landmarks, `top_k`
     blocks a query ("landmark_retrieval"), among the newest `distractors` landmarks of plain windows where a window asks
-    ("landmark_distractors"), or without landmarks "full", "recurrent" (Transformer-XL) or "knn"
-    (Memorizing Transformer, `top_k` keys a query). `jumps` is the largest distance put between two blocks,
-    `block_dropout` the probability that a layer closes a block.
+    ("landmark_distractors"; with `distract_answers` only where it answers), or without landmarks "full", "recurrent"
+    (Transformer-XL) or "knn" (Memorizing Transformer, `top_k` keys a query). `jumps` is the largest distance put
+    between two blocks, `block_dropout` the probability that a layer closes a block.
 
     With `packing` a window knows its documents: no query sees another document, and no first token of a document is
     predicted from the one before. A recall window counts as one document, for its questions ask across it.
@@ -58,6 +58,7 @@ class Stage:
     jumps: int = 0
     block_dropout: float = 0.0
     distractors: int = 0
+    distract_answers: bool = False
     packing: bool = False
     recall_fraction: float = 0.0
     recall: RecallTask = field(default_factory=RecallTask)
@@ -86,6 +87,8 @@ class Stage:
                 "distractors are landmarks of plain windows that recall windows weigh: give a recall_fraction between "
                 f"0 and 1, not {self.recall_fraction}"
             )
+        if self.distract_answers and not self.distractors:
+            raise ValueError("a stage's distract_answers is for attention 'landmark_distractors': leave it out")
         changed = {"gates": not self.gates, "jumps": self.jumps, "block_dropout": self.block_dropout}
         changed["packing"] = self.packing
         if self.attention != "landmark" and any(changed.values()):

@@ -31,7 +31,13 @@ def gguf_config(file: str | PathLike[str]) -> PretrainedConfig:
 
 def gguf_tokenizer(file: str | PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer in `file`; raises ValueError where it cannot be read."""
-    return _read(AutoTokenizer.from_pretrained, file)
+    tokenizer = _read(AutoTokenizer.from_pretrained, file)
+    config = gguf_config(file)
+    for name in ("bos", "eos", "pad", "unk"):  # which some releases of transformers take from elsewhere
+        token_id = getattr(config, f"{name}_token_id", None)
+        if token_id is not None:
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token_id))
+    return tokenizer
 
 
 def gguf_model(file: str | PathLike[str], **options: Any) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from landmark.blocks import check_block_size, check_phase
 from landmark.hf.rope import Scoring
 from landmark.hf.segments import Reader
-from landmark.ops import blockwise_attention, complete_first_block
+from landmark.ops import blockwise_attention, complete_first_block, landmark_attention
 from landmark.ops.rotary import Rotation
 from landmark.ops.tiles import working_dtype
 
@@ -58,10 +58,21 @@ class DistractedLandmarks(Reader):
     `plain [B]` weighs all `distractors`, scored as old blocks in memory are, as if in slot 0 (Mohtashami & Jaggi 2023,
     section 3.2): gates without a block, whose weight is lost. Gradients flow into the queries. The landmarks of plain
     rows, text alone, are the distractors of later windows; those of other rows could answer the same questions. The
-    first layer goes without: all its landmark keys are the same. Raises ValueError for settings that mean nothing.
+    first layer goes without: all its landmark keys are the same. With `asking [B, segment]` (bool) only the queries of
+    these tokens weigh them, so that all else of a row stays what it is. Raises ValueError for settings that mean
+    nothing.
     """
 
-    def __init__(self, segment: int, top_k: int, block_size: int, distractors: Distractors, plain: Tensor, phase: int):
+    def __init__(
+        self,
+        segment: int,
+        top_k: int,
+        block_size: int,
+        distractors: Distractors,
+        plain: Tensor,
+        phase: int,
+        asking: Tensor | None = None,
+    ):
         super().__init__(segment, phase=phase)
         check_block_size(block_size)
         check_phase(phase, block_size)
@@ -72,6 +83,10 @@ class DistractedLandmarks(Reader):
         self.distractors = distractors
         self.plain = plain
         self.phase = phase
+        self.asked: list[tuple[int, Tensor]] | None = None  # rows, and the stream positions of their queries that ask
+        if asking is not None:
+            found = [(row, places.nonzero()[:, 0]) for row, places in enumerate(asking & ~plain[:, None])]
+            self.asked = [(row, token + (token + phase) // block_size) for row, token in found if len(token)]
 
     def reach(self, width: int) -> int:
         return self.slots + width
@@ -79,6 +94,11 @@ class DistractedLandmarks(Reader):
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
         scale = 1 / math.sqrt(query.shape[-1]) if s.scale is None else s.scale
         places = torch.arange(key.shape[2], device=key.device)
+        layer: int = module.layer_idx
+        if self.asked is not None:
+            out = self._among_answers(layer, query, key, value, rotation, s)
+            self._add(layer, key, rotation)
+            return out
         keys, values, mask = rotation.apply(key, places), value, None
         if self.phase:
             keys, values, mask, _ = complete_first_block(keys, values, None, None, self.phase)
@@ -94,7 +114,6 @@ class DistractedLandmarks(Reader):
             sinks=s.sinks,
             dropout=s.dropout,
         )
-        layer: int = module.layer_idx
         if layer == 0:
             return out
         asking = ~self.plain
@@ -104,9 +123,63 @@ class DistractedLandmarks(Reader):
             lost = torch.full_like(lse, -torch.inf)
             lost[asking] = _weight(standing, self.distractors.keys[layer], s.softcap)
             out = out * (lse - lost).sigmoid()[..., None].to(out.dtype)
-        landmarks = key[self.plain, :, self.block_size - self.phase :: self.block_size + 1].to(working_dtype(key))
-        self.distractors.add(layer, rotation.apply(landmarks, places.new_tensor([self.block_size])))
+        self._add(layer, key, rotation)
         return out
+
+    def _add(self, layer: int, key: Tensor, rotation: Rotation) -> None:
+        """Makes the landmarks of plain rows distractors of later windows."""
+        if layer == 0:
+            return
+        landmarks = key[self.plain, :, self.block_size - self.phase :: self.block_size + 1].to(working_dtype(key))
+        offset = torch.tensor([self.block_size], device=key.device)
+        self.distractors.add(layer, rotation.apply(landmarks, offset))
+
+    def _among_answers(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring
+    ) -> Tensor:
+        """The attention of the window, in which the few queries that ask lose what distractors take."""
+        places = torch.arange(key.shape[2], device=key.device)
+        rotated, keys = rotation.apply(query, places), rotation.apply(key, places)
+        out = landmark_attention(
+            rotated,
+            keys,
+            value,
+            block_size=self.block_size,
+            phase=self.phase,
+            scale=s.scale,
+            softcap=s.softcap,
+            sinks=s.sinks,
+            dropout=s.dropout,
+        )
+        if layer not in self.distractors.keys or not self.asked:
+            return out
+        scale = 1 / math.sqrt(query.shape[-1]) if s.scale is None else s.scale
+        shares = torch.ones(query.shape[:3], dtype=working_dtype(query), device=query.device)
+        for row, where in self.asked:
+            seen = self._seen(where, places)
+            kept = _sum(rotated[row, :, where].to(shares) * scale, keys[row].to(shares), seen, s)
+            standing = rotation.apply(query[row, :, where].to(shares), where + self.slots) * scale
+            lost = _weight(standing[None], self.distractors.keys[layer], s.softcap)[0]
+            shares = shares.index_put(
+                (torch.tensor(row), torch.arange(len(kept))[:, None], where), (kept - lost).sigmoid()
+            )
+        return out * shares[..., None].to(out.dtype)
+
+    def _seen(self, where: Tensor, places: Tensor) -> Tensor:
+        """What queries at `where [n]` weigh in the joint softmax, `[n, T]`: their own block, and earlier landmarks."""
+        stride = self.block_size + 1
+        block, own = (places + self.phase) // stride, ((where + self.phase) // stride)[:, None]
+        landmark = (places + self.phase) % stride == self.block_size
+        return (block == own) & (places <= where[:, None]) & ~landmark | (block < own) & landmark
+
+
+def _sum(query: Tensor, keys: Tensor, seen: Tensor, s: Scoring) -> Tensor:
+    """The logarithm of the joint softmax's denominator of queries `[H,n,D]`, scaled, over the keys `[Hkv,T,D]` seen."""
+    with torch.autocast(query.device.type, enabled=False):
+        scores = (query.unflatten(0, (len(keys), -1)).flatten(1, 2) @ keys.mT).view(*query.shape[:2], -1)
+        scores = scores if s.softcap is None else s.softcap * torch.tanh(scores / s.softcap)
+        total = scores.masked_fill(~seen, -torch.inf).logsumexp(-1)
+        return total if s.sinks is None else torch.logaddexp(total, s.sinks[:, None].to(total))
 
 
 def _weight(query: Tensor, landmarks: Tensor, softcap: float | None) -> Tensor:

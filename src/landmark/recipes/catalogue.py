@@ -39,6 +39,12 @@ RECIPES = (
         "the model in the package, on books of yours",
         "3.8 M weights, 11.7 M tokens; minutes of a GPU",
     ),
+    Entry(
+        "smollm2_135m",
+        "landmark.recipes.smollm2:smollm2_135m",
+        "SmolLM2-135M-Instruct by self-distillation, on books of yours",
+        "135 M weights, 4.9 M trained, 23 M tokens; minutes of a GPU",
+    ),
 )
 
 

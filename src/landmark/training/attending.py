@@ -22,12 +22,14 @@ def attending(
     tokens: int,
     training: bool,
     plain: Tensor,
+    answers: Tensor,
     distractors: dict[int, Distractors],
 ) -> dict[str, Any]:
     """Keyword arguments of a forward over windows of `tokens` ordinary tokens that begin at `phase` of a block.
 
-    Positions jump and blocks are dropped in training only. `plain [B]` says which windows are
-    text alone; `distractors` are those that earlier windows left, by the number that is kept of them.
+    Positions jump and blocks are dropped in training only. `plain [B]` says which windows are text alone,
+    `answers [B, T]` which tokens answer a question; `distractors` are those that earlier windows left, by the number
+    that is kept of them.
     """
     if stage.attention == "landmark":
         given = {"landmark_phase": phase, "landmark_gates": stage.gates, "landmark_segments": segments}
@@ -43,7 +45,9 @@ def attending(
     block_size = Settings.of(text_config(config)).block_size
     if stage.attention == "landmark_distractors":
         kept = distractors.setdefault(stage.distractors, Distractors(stage.distractors))
-        return {"landmark_reader": DistractedLandmarks(tokens, stage.top_k, block_size, kept, plain, phase=phase)}
+        asking = answers.roll(-1, dims=1) if stage.distract_answers else None
+        reader = DistractedLandmarks(tokens, stage.top_k, block_size, kept, plain, phase=phase, asking=asking)
+        return {"landmark_reader": reader}
     if stage.attention == "landmark_retrieval":
         return {"landmark_reader": RetrievedLandmarks(segment, stage.top_k, block_size, phase=phase)}
     assert stage.attention == "landmark_recurrent", "every attention of a stage stands here"

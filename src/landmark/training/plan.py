@@ -107,7 +107,7 @@ class Plan:
         """All that decides about the weights, as JSON keeps it."""
         settings = {name: value for name, value in asdict(self).items() if name not in FREE}
         for stage in settings["recipe"]["stages"]:
-            for later in ("packing", "distractors"):
+            for later in ("packing", "distractors", "distract_answers"):
                 if not stage[later]:
                     del stage[later]  # so that trainings that began before there was such a thing can be resumed
             if not stage["recall"]["spoken"]:

@@ -103,6 +103,7 @@ class LandmarkTrainer(Trainer):
             tokens=labels.shape[1],
             training=model.training,
             plain=(kinds == TEXT).all(1),
+            answers=answer_places(kinds),
             distractors=self.distractors,
         )
         own = self.own_tokens(labels.shape[1], phase=rules[1])

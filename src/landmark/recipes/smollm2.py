@@ -1,0 +1,72 @@
+"""SmolLM2-135M-Instruct taught to read with landmarks, by self-distillation.
+
+Windows grow from 512 to 8,192 positions, its trained range. Answers through landmarks are learnt in the first minutes
+of a GPU on short windows; what takes longer is to come near the original on text, which is most of every window. Tasks
+come in the model's own voice as well as plain. Landmarks of other windows take part in the later stages, in answers
+alone: what they take from text would count as divergence, and say nothing about finding things.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from landmark.data.recall import RecallTask
+from landmark.data.windows import Stage
+from landmark.recipes.corpus import text_files
+from landmark.training.plan import Lora, Plan
+from landmark.training.recipe import Recipe
+
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SETTINGS: dict[str, Any] = {"block_size": 63, "top_k": 4, "local_blocks": 1}
+LORA = Lora(rank=16, alpha=32)
+LEARNING_RATE = 1e-3
+WARMUP = 30
+
+
+def _task(keys: int, questions: int, weight: float) -> RecallTask:
+    return RecallTask(keys=(1, keys), questions=(1, questions), answer_weight=weight, spoken=0.6)
+
+
+def _among(distractors: int, stage: Stage) -> Stage:
+    return replace(
+        stage,
+        attention="landmark_distractors",
+        distractors=distractors,
+        distract_answers=True,
+        top_k=SETTINGS["top_k"],
+    )
+
+
+# Some 25,000 tokens a step each; steps as a GPU of 80 GB makes them in minutes.
+STAGES = (
+    Stage(200, 512, 48, recall_fraction=0.6, recall=_task(3, 3, 5.0)),
+    Stage(350, 2048, 12, recall_fraction=0.6, recall=_task(8, 6, 5.0)),
+    _among(2048, Stage(250, 4096, 6, recall_fraction=0.6, recall=_task(12, 8, 3.0))),
+    _among(4096, Stage(150, 8192, 3, recall_fraction=0.5, recall=_task(16, 10, 3.0))),
+)
+# What part of a training that goes by the clock each stage gets.
+SHARES = (0.22, 0.38, 0.25, 0.15)
+
+
+def smollm2_135m(out: Path, data: Path, model: str = MODEL, *, seed: int = 0) -> Plan:
+    """The conversion with the text files in `data`/books/train; `model` is a folder, a GGUF file or the hub's name."""
+    steps = sum(stage.steps for stage in STAGES)
+    return Plan(
+        texts=text_files(data / "books" / "train"),
+        validation=text_files(data / "books" / "validation"),
+        out=out,
+        model=model,
+        recipe=Recipe(
+            STAGES,
+            learning_rate=LEARNING_RATE,
+            final_learning_rate=LEARNING_RATE / 30,
+            warmup_steps=min(WARMUP, steps - 1),
+            weight_decay=0.0,
+        ),
+        block_size=SETTINGS["block_size"],
+        top_k=SETTINGS["top_k"],
+        adapter=LORA,
+        distill=True,
+        eval_windows=8,
+        seed=seed,
+    )

@@ -1,0 +1,31 @@
+from pathlib import Path
+
+from landmark.recipes.catalogue import find, plan_of
+from landmark.recipes.smollm2 import SHARES, STAGES, smollm2_135m
+from landmark.training.options import TrainOptions
+
+
+def folder(tmp_path: Path) -> Path:
+    for part in ("train", "validation", "test"):
+        (tmp_path / "books" / part).mkdir(parents=True)
+        (tmp_path / "books" / part / "a.txt").write_text("text")
+    return tmp_path
+
+
+def test_the_plan_distils_with_adapters(tmp_path):
+    plan = smollm2_135m(tmp_path / "out", folder(tmp_path))
+    assert plan.distill
+    assert plan.adapter is not None
+    assert len(SHARES) == len(STAGES)
+    assert all(stage.window_positions <= 8192 for stage in STAGES)
+
+
+def test_a_gguf_file_can_stand_in_for_the_hub(tmp_path):
+    data = folder(tmp_path)
+    options = TrainOptions(out=tmp_path / "out", recipe="smollm2_135m", data=data, model="a.gguf")
+    assert plan_of(find("smollm2_135m"), options).model == "a.gguf"
+
+
+def test_most_of_a_step_is_text_and_answers_are_asked_for_in_every_stage():
+    assert all(0.4 <= stage.recall_fraction <= 0.6 and stage.recall.spoken for stage in STAGES)
+    assert all(stage.attention == "landmark" or stage.distract_answers for stage in STAGES)
