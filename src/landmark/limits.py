@@ -58,10 +58,15 @@ class OutFolder(Limit):
 
 @dataclass(frozen=True)
 class OutFile(Limit):
-    """A file to write, in a folder that exists."""
+    """A file to write, in a folder that exists, or `-` for standard output if the command takes that."""
 
-    def check(self, name: str, value: Path) -> None:
+    or_stdout: bool = False
+
+    def check(self, name: str, value: Path | str) -> None:
         """Raises ValueError where it can be seen that such a file cannot be written."""
+        if self.or_stdout and value == "-":
+            return
+        value = Path(value)
         if value.is_dir():
             raise ValueError(f"{name} is {value}, which is a folder: name a file")
         if not value.absolute().parent.is_dir():
@@ -76,7 +81,7 @@ Depth = Annotated[float | None, Range(0, 1, "0, the start of the book, to 1, its
 Temperature = Annotated[float, Range(1e-3, 1e3, "0 for the most likely tokens, or 0.001 to 1000 to sample", True)]
 Share = Annotated[float, Range(0, 1 - sys.float_info.epsilon, "a share of attention, 0 or more and less than 1")]
 LearningRate = Annotated[float | None, Range(1e-12, 1e3, "a number above 0, such as 0.0003")]
-Threads = Annotated[int | None, Range(1, 1024)]
+Threads = Annotated[int | None, Range(1, 512)]
 # Counts; None, where a field may be, is a default.
 FromOne = Annotated[int, Range(1)]
 FromZero = Annotated[int, Range(0)]

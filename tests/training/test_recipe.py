@@ -41,6 +41,8 @@ def test_a_recipe_says_what_its_file_says(tmp_path):
         (STAGE + "keys = [3, 1]", "low <= high"),
         (STAGE + "recall_fraction = 2", "from 0 to 1"),
         ("learning_rate = 'high'\n" + STAGE, "learning_rate must be float"),
+        ("learning_rate = nan\n" + STAGE, "learning_rate must be float and finite, not nan"),
+        ("betas = [0.9, inf]\n" + STAGE, "betas must be float and finite, not inf"),
         ("learning_rate = 0\nwarmup_steps = 0\n" + STAGE, "learning_rate must be above 0"),
         ("micro_batches = 0\n" + STAGE, "micro_batches"),
         ("warmup_steps = 4\n" + STAGE, "warmup_steps must be from 0 to 3"),

@@ -18,6 +18,7 @@ from landmark.bench.options import DecodeOptions
 from landmark.bench.read import opened_blocks
 from landmark.blocks import stream_length
 from landmark.hf import LandmarkCache
+from landmark.hf.compat import through
 
 BASE = "full"
 LAYERS = 4
@@ -79,10 +80,12 @@ def _through(
 ) -> Contender:
     """Steps of the converted model through a cache with so many blocks, of which a query opens `top_k`."""
 
+    cached = through(subject.model, cache)
+
     @torch.no_grad()
     def steps() -> None:
         for _ in range(options.steps):
-            subject.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            subject.model(input_ids=ids, **cached)
 
     def work() -> Work:
         return memory_work(
@@ -132,10 +135,12 @@ def _over_everything(
     make = full.growing_cache if growing else partial(full.fixed_cache, room=room)
     cache: Any = make(subject.sizes, batch=batch, past=past, like=like)
 
+    cached = through(subject.plain, cache)
+
     @torch.no_grad()
     def steps() -> None:
         for _ in range(options.steps):
-            subject.plain(input_ids=ids, past_key_values=cache, use_cache=True, bench_attend=attend)
+            subject.plain(input_ids=ids, **cached, bench_attend=attend)
 
     kept = full.fixed_cache_bytes(subject.sizes, batch=batch, tokens=past)
     work = full_work(subject.sizes, batch=batch, tokens=1, past=past, logits=True)

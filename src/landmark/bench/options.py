@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from landmark.limits import FromOne, MaybeFromOne, MaybeFromZero, OutFile, Threads, check_limits
+from landmark.limits import FromOne, MaybeFromOne, MaybeFromZero, OutFile, Range, Threads, check_limits
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
@@ -75,7 +75,7 @@ class ModelOptions(CommonOptions):
 
     model: Path | None = None
     """Folder of a converted model to time; default: random weights in the shape of the options below."""
-    layers: MaybeFromOne = None
+    layers: Annotated[int | None, Range(1, 1000)] = None
     """Layers of the random model; default 6 to read, 4 to decode."""
     heads: MaybeFromOne = None
     """Its query heads; default 8."""

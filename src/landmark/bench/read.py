@@ -16,6 +16,7 @@ from landmark.bench.models import Subject
 from landmark.bench.options import ReadOptions
 from landmark.blocks import stream_length
 from landmark.hf import LandmarkCache
+from landmark.hf.compat import through
 
 BASE = "no memory"
 LAYERS = 6
@@ -108,7 +109,8 @@ def _full(machine: Machine, subject: Subject, options: ReadOptions, context: int
 
 @torch.no_grad()
 def _into(subject: Subject, ids: Tensor, cache: LandmarkCache) -> None:
-    subject.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    base: Any = subject.model.base_model
+    base(input_ids=ids, **through(base, cache))
 
 
 @torch.no_grad()
@@ -119,7 +121,8 @@ def _alone(subject: Subject, ids: Tensor) -> None:
 @torch.no_grad()
 def _over(subject: Subject, ids: Tensor, cache: Any) -> None:
     attend = full.chunk_over_past(cache.get_seq_length(), ids.shape[1], ids.device)
-    subject.plain.base_model(input_ids=ids, past_key_values=cache, use_cache=True, bench_attend=attend)
+    base: Any = subject.plain.base_model
+    base(input_ids=ids, **through(base, cache), bench_attend=attend)
 
 
 def chunk_work(subject: Subject, context: int, tokens: int, blocks: int, top_k: int, opened: int) -> Work:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from landmark.limits import SEEDS, LearningRate, MaybeFromOne, MaybeFromZero, OutFolder, Range, Threads
+from landmark.limits import SEEDS, LearningRate, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range, Threads
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class TrainOptions:
     threads: Threads = None
     """Threads to compute with. Default: one for each core."""
 
-    json: str | None = None
+    json: Annotated[str | None, OutFile(or_stdout=True)] = None
     """Write each log event as a line of JSON to this file, or to standard output if it is -."""
 
     def given(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from landmark.limits import check_limits
 from landmark.training.options import TrainOptions, flags
 from landmark.training.recipe import Recipe, recipe_of
 
@@ -119,6 +120,7 @@ class Plan:
 
 def plan_of(options: TrainOptions) -> Plan:
     """The plan that options describe; raises ValueError, naming the file or the option, where they make none."""
+    check_limits(options)
     given = options.given()
     of_recipes = given.keys() & {"data", "attention"}
     if of_recipes:

@@ -1,5 +1,6 @@
 """A training recipe: the optimizer's settings and the stages of the curriculum, read from TOML."""
 
+import math
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -104,7 +105,7 @@ def _checked(table: dict[str, Any], kind: type) -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    if kind is float and type(value) in (int, float):
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if kind in (int, bool, str) and type(value) is kind:
         return value
@@ -112,4 +113,6 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if element is not None and isinstance(value, list) and len(value) == 2:
         return tuple(_typed(name, part, element) for part in value)
     expected = f"a list of two {element.__name__}" if element is not None else kind.__name__
+    if kind is float:
+        expected = "float and finite"
     raise ValueError(f"{name} must be {expected}, not {value!r}")
