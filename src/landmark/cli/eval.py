@@ -13,6 +13,8 @@ from landmark.limits import LARGEST, FromOne, MaybeFromOne, MaybeFromZero, OutFi
 if TYPE_CHECKING:
     from landmark.evaluation.reading import Reading
 
+LONGEST = 10**9  # tokens of a text
+
 Attention = Literal["landmark", "full", "local"]
 Selection = Literal["per_token_and_head", "per_token", "per_head"]
 
@@ -82,7 +84,7 @@ class PerplexityOptions(ReadingOptions):
 
 def run_passkey(options: PasskeyOptions) -> int:
     """Measure pass-key retrieval at each length."""
-    lengths = whole_numbers("lengths", options.lengths)
+    lengths = whole_numbers("lengths", options.lengths, LONGEST)
     from landmark.assets import book_path
     from landmark.data.text import read_text
     from landmark.evaluation import passkey
@@ -137,7 +139,7 @@ def run_passkey(options: PasskeyOptions) -> int:
 
 def run_perplexity(options: PerplexityOptions) -> int:
     """Measure perplexity at each length, then the paired differences asked for."""
-    lengths = whole_numbers("lengths", options.lengths)
+    lengths = whole_numbers("lengths", options.lengths, LONGEST)
     from landmark.data.text import read_documents
     from landmark.evaluation import perplexity
     from landmark.evaluation.settings import parse_setting
@@ -193,14 +195,14 @@ def run_perplexity(options: PerplexityOptions) -> int:
     return 0
 
 
-def whole_numbers(name: str, text: str) -> list[int]:
+def whole_numbers(name: str, text: str, most: int = LARGEST) -> list[int]:
     """The numbers of "4096,32768"; raises ValueError for anything else."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{name} is {text!r}: give whole numbers separated by commas, e.g. 4096,32768") from None
-    if not 1 <= min(numbers) <= max(numbers) <= LARGEST:
-        raise ValueError(f"{name} is {text!r}: give numbers of 1 or more, at most {LARGEST}")
+    if not 1 <= min(numbers) <= max(numbers) <= most:
+        raise ValueError(f"{name} is {text!r}: give numbers of 1 or more, at most {most}")
     return list(dict.fromkeys(numbers))
 
 

@@ -86,6 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return READER_GONE
     except (ValueError, OSError) as error:
         return fail(streams.lost_output() or str(error) or type(error).__name__)
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        return fail(f"there is not enough memory for that: give smaller numbers ({error})")
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -106,6 +110,12 @@ def dispatch(arguments: list[str]) -> int:
         print(group_help(group) if group else program_help(), file=sys.stderr)
         return USAGE_ERROR
     return fail(unknown_command(arguments, group))
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch has no error of its own for that on a CPU."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def check_arguments(arguments: list[str]) -> None:
