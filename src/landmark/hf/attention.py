@@ -17,6 +17,10 @@ from landmark.ops.rotary import Rotation
 NAME = "landmark"
 
 
+class CalledOutside(ValueError):
+    """A layer called the attention without the keyword argument that a converted model hands on to it."""
+
+
 def attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -37,7 +41,7 @@ def attention_forward(
     The model around it says through `landmark_call` what the forward is: training, reading, or a probe.
     """
     if landmark_call is None:
-        raise ValueError(
+        raise CalledOutside(
             "the attention implementation 'landmark' was called without a word of how to attend: call"
             " landmark.convert(model), or choose another attn_implementation; if the model is converted, the installed"
             f" transformers drops keyword arguments on the way to attention ({installed()})"

@@ -16,6 +16,7 @@ from landmark.hf.gguf import gguf_model, is_gguf
 from landmark.hf.hooks import before_base, before_model, behind_base, behind_model, unrotate
 from landmark.hf.loading import read_config, read_weights
 from landmark.hf.model import adopt, saved_rows, settle
+from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
 from landmark.hf.rope import find_ropes
 from landmark.hf.settings import DEFAULT_BLOCK_SIZE, Positions, Settings, chunk_positions, layer_kinds, text_config
 from landmark.memory import Selection
@@ -68,13 +69,13 @@ def convert(
     set in between. Raises ValueError, naming the reason, for models that cannot work (no rotary positions, latent
     attention, dropped keyword arguments) and settings that leave no room for a chunk.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"convert takes a transformers model, not {type(model).__name__}")
+    check_model(model)
     config, name = text_config(model.config), type(model).__name__
-    if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
-        raise ValueError(f"{name} is not a decoder with a language-model head: landmarks need a causal language model")
     base: Any = model.base_model
     kinds = layer_kinds(config)
+    attached = hasattr(base, "landmark_ropes")
+    if not attached:
+        check_parts(model)
     rows = len(base.get_input_embeddings().weight)  # adapters around embeddings have no num_embeddings
     given = {
         "block_size": block_size,
@@ -87,7 +88,7 @@ def convert(
     }
     settings = _settings(config, rows, {name: value for name, value in given.items() if value is not None})
     chunk_positions(settings, config)
-    if hasattr(base, "landmark_ropes"):
+    if attached:
         model.set_attn_implementation(attention.NAME)
     else:
         _attach(model, base, name, kinds, add_row=settings.landmark_id == rows)
@@ -121,6 +122,8 @@ def _check_row(landmark_id: Any, last: int) -> None:
 
 def _attach(model: PreTrainedModel, base: Any, name: str, kinds: list[str], add_row: bool) -> None:
     """Proves that the model works before anything of it is changed for good."""
+    if add_row:
+        check_rows_can_be_added(model)
     config = text_config(model.config)
     if config._attn_implementation == attention.NAME:  # from the configuration of another converted model
         model.set_attn_implementation("eager")
@@ -141,8 +144,8 @@ def _attach(model: PreTrainedModel, base: Any, name: str, kinds: list[str], add_
         if hasattr(base, "landmark_ropes"):
             del base.landmark_ropes
         model.set_attn_implementation(before)
-        if isinstance(error, TypeError):
-            raise ValueError(f"{name} does not pass keyword arguments on to its attention: {error}") from error
+        if isinstance(error, TypeError | attention.CalledOutside):
+            raise ValueError(f"{name} does not hand keyword arguments on to its attention, which needs them") from error
         raise
     if add_row:
         _add_mean_row(model)

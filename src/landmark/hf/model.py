@@ -15,6 +15,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from landmark.hf.attention import NAME
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import cache_argument, renamed_cache
+from landmark.hf.refusals import check_rows_can_be_added
 from landmark.hf.settings import Settings, text_config
 
 
@@ -329,13 +330,7 @@ def _check_resizable(model: PreTrainedModel, settings: Settings, wanted: Any) ->
         raise ValueError(
             f"{wanted} rows would leave out the landmark's, {settings.landmark_id}: keep at least one more"
         )
-    parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    for part in parts:
-        if not isinstance(part, nn.Embedding | nn.Linear):
-            raise ValueError(
-                f"embeddings wrapped in a {type(part).__name__} cannot be resized: resize the model first, then add"
-                " adapters"
-            )
+    check_rows_can_be_added(model)
 
 
 @contextmanager
