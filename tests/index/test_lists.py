@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from landmark.index import coarse, head_lists
+from landmark.index import coarse, evidence
 from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
 
@@ -98,8 +98,8 @@ def test_few_queries_look_into_every_list_until_enough_is_known():
         found, wanted = (one.search(query, 2, [5000])[1] for one in (index, exact))
         if step < 2:  # 4 and then 8 best blocks of a head: no evidence for 0.85 of them
             assert share(found, wanted) >= 0.8
-    head = index._coarse._heads[0][0]
-    assert head_lists._ENOUGH <= len(head._ranks) < head_lists._ENOUGH + 4
+    known = index._coarse._evidence[0][0]
+    assert evidence._ENOUGH <= len(known._ranks) < evidence._ENOUGH + 4
 
 
 @pytest.mark.parametrize("recall", [0.9, 1.0])
@@ -150,3 +150,107 @@ def test_rows_that_are_repeated_go_on_by_themselves():
     assert (found == 3000).all()
     assert (scores == 100).all()
     assert index.nbytes > 2 * 3000 * HEADS * DIM * 4
+
+
+def about(points: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Vectors `[*shape,DIM]` around some of `points [n,DIM]`."""
+    return points[torch.randint(len(points), shape)] + torch.randn(*shape, DIM)
+
+
+def found_while_reading(topics: list[torch.Tensor], asked: list[torch.Tensor], forks: bool) -> list[float]:
+    """The shares of the best 2 found as blocks come, 200 of each of `topics`, and queries about what is `asked`."""
+    exact, index = ExactIndex(1), HierarchicalIndex(1, recall=0.9)
+    shares, count = [], 0
+    for topic, question in zip(topics, asked, strict=True):
+        keys, query = about(topic, 1, 200), about(question, 1, 2, 40)
+        for one in (exact, index):
+            one.append(0, keys)
+        count += 200
+        searched = index.fork() if forks else index
+        shares.append(share(*(one.search(query, 2, [count])[1] for one in (searched, exact))))
+        if forks:
+            index.search(query[:, :, :8], 2, [count])
+    return shares
+
+
+def _topics(count: int) -> list[torch.Tensor]:
+    return [2.5 * torch.randn(20, DIM) for _ in range(count)]
+
+
+def _documents(size: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    topics = [topic for topic in _topics(-(-12000 // size)) for _ in range(size // 200)][:60]
+    return topics, topics
+
+
+def _return() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    first, second, third = _topics(3)
+    topics = [topic for topic in (first, second, first, third, second) for _ in range(12)]
+    return topics, topics
+
+
+def _slowly() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    first, second = _topics(2)
+    topics = [first.lerp(second, step / 60) for step in range(60)]
+    return topics, topics
+
+
+def _other_questions() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    (topic,) = _topics(1)
+    return [topic] * 60, [topic[:2] if step < 25 else topic for step in range(60)]
+
+
+def _old_questions() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Of each document, questions about the one before."""
+    topics, _ = _documents(1600)
+    return topics, [topics[max(0, step - 8)] for step in range(60)]
+
+
+@pytest.mark.parametrize("forks", [False, True])
+@pytest.mark.parametrize(
+    "drift",
+    [lambda: _documents(3000), lambda: _documents(600), _return, _slowly, _other_questions, _old_questions],
+    ids=["documents", "short documents", "one topic returns", "slowly", "queries alone", "old documents"],
+)
+def test_the_share_is_found_whatever_changes(drift, forks):
+    shares = found_while_reading(*drift(), forks)[15:]  # lists begin at 2,048 blocks
+    assert sum(shares) / len(shares) > 0.9
+
+
+def test_queries_that_change_are_noticed_without_new_blocks():
+    (points,) = _topics(1)
+    keys = about(points, 1, 4000)
+    exact, index = made_one(ExactIndex(1), keys), made_one(HierarchicalIndex(1, recall=0.9), keys)
+    usual, harder = about(points[:2], 1, 2, 300), 3 * torch.randn(1, 2, 300, DIM)
+    for query in (usual, harder, harder, harder):
+        found, wanted = (one.search(query, 2, [4000])[1] for one in (index, exact))
+    assert share(found, wanted) > 0.85
+
+
+def made_one(index, keys: torch.Tensor):
+    index.append(0, keys)
+    return index
+
+
+def test_branches_find_the_same_whatever_others_ask():
+    keys, query = alike(4000), queries(400)
+    index = made(keys, 0.8)
+    index.search(query, 2, [4000])
+    first, second = index.fork(), index.fork()
+    for _ in range(3):
+        second.search(3 * torch.randn_like(query), 2, [4000])
+    third = first.fork()
+    for start in range(0, 400, 50):
+        some = query[:, :, start : start + 50]
+        wanted = index.search(some, 2, [4000])
+        for one in (first, third):
+            assert all(map(torch.equal, one.search(some, 2, [4000]), wanted))
+
+
+def test_evidence_of_before_it_was_watched_is_gathered_anew():
+    keys, query = alike(3000), queries(100)
+    index = made(keys, 0.8)
+    wanted = index.search(query, 2, [3000])[1]
+    kept = {name: tensor for name, tensor in index.tensors().items() if not name.endswith("watch")}
+    again = made(keys, 0.8)
+    again.resume(kept)
+    assert torch.equal(again.search(query, 2, [3000])[1], wanted)

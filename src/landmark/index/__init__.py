@@ -61,6 +61,10 @@ class Index(Protocol):
         """An index of its own that shares these blocks; both may grow, and neither sees what comes to the other."""
         ...
 
+    def apart(self) -> "Index":
+        """The same blocks, those to come too; what is found does not depend on searches elsewhere from here on."""
+        ...
+
     @property
     def nbytes(self) -> int:
         """Bytes of the keys kept."""

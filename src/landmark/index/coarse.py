@@ -78,6 +78,10 @@ class Coarse:
         )
         return best, found, read
 
+    def apart(self) -> "Coarse":
+        """The same codes: what is found by them does not depend on other searches."""
+        return self
+
     def reorder(self, rows: list[int]) -> None:
         """Makes row i what row `rows[i]` was."""
         self._made = [self._made[row] for row in rows]

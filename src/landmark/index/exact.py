@@ -111,7 +111,10 @@ class ExactIndex:
     def fork(self) -> Index:
         if self._ring.max_blocks is not None:  # what the ring drops a branch may still want
             return copy.deepcopy(self)
-        return ForkedIndex(self, self._ring.counts, self._empty(len(self._ring.counts)))
+        return ForkedIndex(self.apart(), self._ring.counts, self._empty(len(self._ring.counts)))
+
+    def apart(self) -> "ExactIndex":
+        return self
 
     def _empty(self, rows: int) -> "ExactIndex":
         """An index of the same kind, without blocks."""

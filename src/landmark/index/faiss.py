@@ -104,6 +104,9 @@ class FaissIndex:
     def fork(self) -> Index:
         return ForkedIndex(self, self._counts, FaissIndex(len(self._counts), kind=self._kind))
 
+    def apart(self) -> Index:
+        return self
+
     @property
     def nbytes(self) -> int:
         """Bytes of the keys kept and of what leads to them."""

@@ -78,9 +78,14 @@ class ForkedIndex:
         self._counts = [self._counts[row] for row in rows]
 
     def fork(self) -> Index:
-        branch = ForkedIndex(self._base, self._shared, self._own.fork())
+        branch = ForkedIndex(self._base.apart(), self._shared, self._own.fork())
         branch._alone, branch._counts = self._alone, list(self._counts)
         return branch
+
+    def apart(self) -> Index:
+        other = copy.copy(self)
+        other._base, other._own = self._base.apart(), self._own.apart()
+        return other
 
     @property
     def nbytes(self) -> int:

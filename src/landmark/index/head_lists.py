@@ -18,6 +18,7 @@ from landmark.index.basis import Array
 from landmark.index.clusters import means_of, nearest, spreads
 from landmark.index.coarse import Coding, coding_for
 from landmark.index.coarse_loops import CODES, encode
+from landmark.index.evidence import Evidence
 from landmark.index.key_ring import KeyRing
 from landmark.index.list_loops import LANES, Tiles, search_lists
 from landmark.index.tiles import Blocks, blocks_of, put_newest, tiles_of
@@ -27,7 +28,6 @@ _NEWEST = 1024  # blocks in the last list, at most
 _PER_ROOT = 2  # lists, by the square root of the number of blocks
 _SAMPLE = 32  # keys of each list that its mean is made from
 _DEVIATIONS = 2.0
-_ENOUGH = 64  # best blocks of which it is known what it takes to find them
 _TRIED = 128  # queries of one search that they are sought for, at most
 _FIRST = 2  # lists that every query looks into before any query looks further: later ones then rule out more
 _QUERIES = 1 << 10  # that are searched for at once
@@ -75,19 +75,17 @@ class HeadLists:
     Half of what may be missed may lie in lists without a look, and the other half where codes leave too little for what
     has none: the bound by Cauchy and Schwarz is far from what is there. How many lists, and how much of the bound, it
     takes to find the best, queries tell themselves: for some of them all lists are searched, with the whole bound, and
-    what it would have taken is remembered.
+    what it would have taken is `landmark.index.evidence`. It is gathered anew whenever blocks were laid into the lists,
+    and whenever a query that is searched for in full, one of many, shows that it holds no longer.
     """
 
     def __init__(self, recall: float, made: int, weighed: Tensor, coding: Coding, laid: _Laid) -> None:
         self.made = made  # blocks that had come when the lists were made
-        self._share = (1 + recall) / 2
+        self._recall = recall
         self._weighed = weighed  # [lists,D + 1]: means, and the deviations that come on top for each unit of a query
         self._means = weighed[:, :-1].contiguous()
         self._coding = coding
         self._laid = laid
-        # Of the best blocks of some queries, in order: ranks of their lists, and cosines of what has no code.
-        self._ranks: list[float] = []
-        self._cosines: list[float] = []
 
     @classmethod
     def over(cls, keys: HeadKeys, query: Tensor, recall: float) -> "HeadLists":
@@ -112,9 +110,7 @@ class HeadLists:
         coding = Coding._make(arrays[name] for name in Coding._fields)
         tiles = Tiles._make(arrays[name] for name in Tiles._fields)
         count, listed, end = tensors["counts"].tolist()
-        made = cls(recall, count, tensors["weighed"], coding, _Laid(tiles, listed, end))
-        made._ranks, made._cosines = tensors["ranks"].tolist(), tensors["cosines"].tolist()
-        return made
+        return cls(recall, count, tensors["weighed"], coding, _Laid(tiles, listed, end))
 
     def tensors(self) -> dict[str, Tensor]:
         """All there is to know, by name."""
@@ -122,8 +118,6 @@ class HeadLists:
         arrays = {**self._coding._asdict(), **tiles._asdict()}
         return {name: torch.from_numpy(array) for name, array in arrays.items()} | {
             "weighed": self._weighed,
-            "ranks": torch.tensor(self._ranks, dtype=torch.float64),
-            "cosines": torch.tensor(self._cosines, dtype=torch.float64),
             "counts": torch.tensor([self.made, listed, end]),
         }
 
@@ -139,15 +133,27 @@ class HeadLists:
             put_newest(laid.tiles, new, laid.listed)
             self._laid = laid._replace(end=keys.count)
 
-    def search(self, keys: HeadKeys, query: Tensor, end: int, best: Tensor, found: Tensor, read: Tensor) -> None:
+    def search(
+        self, keys: HeadKeys, evidence: Evidence, query: Tensor, end: int, best: Tensor, found: Tensor, read: Tensor
+    ) -> None:
         """Fills `best` and `found [R,k]` with scores and numbers of the best blocks before `end` for `query [R,D]`.
 
-        Where there are fewer, -inf and -1. `read [R]` becomes how many keys were scored.
+        Where there are fewer, -inf and -1. `read [R]` becomes how many keys were scored. `evidence` of earlier queries
+        says how far to look, and learns from these.
         """
-        if len(self._ranks) < _ENOUGH:
-            self._learn(keys, query, end, best.shape[1])
-        lists = 1 + int(_enough(self._ranks, self._share, len(self._means) - 1))
-        shrink = max(0.0, _enough(self._cosines, self._share, 1.0))
+        evidence.is_of(self.made, self._laid.listed)
+        share, k = (1 + self._recall) / 2, best.shape[1]
+        lists, shrink = evidence.enough(share, len(self._means))
+        tried = evidence.to_try(len(query))
+        if evidence.suffices and len(tried):
+            ranks, cosines = self._needed(keys, query[tried], end, k)
+            missed = sum(rank >= lists or cosine > shrink for rank, cosine in zip(ranks, cosines, strict=True))
+            if evidence.surprised_by(missed, len(ranks), self._recall):
+                evidence.forget()  # only then: as long as it holds, what is found depends on no other queries
+        if not evidence.suffices:
+            some = min(len(query), _TRIED)
+            evidence.add(*self._needed(keys, query[torch.arange(some) * len(query) // some], end, k))
+            lists, shrink = evidence.enough(share, len(self._means))
         for start in range(0, len(query), _QUERIES):
             some = slice(start, start + _QUERIES)
             self._look(keys, end, lists, shrink, query[some], best[some], found[some], read[some])
@@ -161,23 +167,22 @@ class HeadLists:
         """What each query may score in each list, `[R,lists]`."""
         return torch.cat((query, torch.linalg.vector_norm(query, dim=1, keepdim=True)), 1) @ self._weighed.T
 
-    def _learn(self, keys: HeadKeys, query: Tensor, end: int, k: int) -> None:
-        """Remembers what it takes to find the best blocks of some of the queries."""
-        some = query[torch.arange(min(len(query), _TRIED)) * len(query) // min(len(query), _TRIED)]
-        best = some.new_full((len(some), k), -torch.inf)
+    def _needed(self, keys: HeadKeys, query: Tensor, end: int, k: int) -> tuple[list[float], list[float]]:
+        """What it takes to find the best blocks of `query [R,D]`: ranks of their lists, cosines of what has no code."""
+        best = query.new_full((len(query), k), -torch.inf)
         found = torch.full(best.shape, -1)
-        self._look(keys, end, len(self._means), 1.0, some, best, found, torch.empty(len(some), dtype=torch.long))
+        self._look(keys, end, len(self._means), 1.0, query, best, found, torch.empty(len(query), dtype=torch.long))
         of_query, place = (found >= 0).nonzero(as_tuple=True)
         numbers = found[of_query, place]
-        own, likely = keys.at(numbers).to(query.dtype), self._likely(some)[of_query]
+        own, likely = keys.at(numbers).to(query.dtype), self._likely(query)[of_query]
         ranks = (likely > likely.gather(1, nearest(own, self._means)[:, None])).sum(1)
         ranks = torch.where(numbers < self._laid.listed, ranks, 0)  # the newest are looked at in any case
         mean, key_basis, query_basis, *_ = self._coding
         keys_rest = (own.double().numpy() - mean) @ key_basis[CODES:].T
-        rests = some[of_query].double().numpy() @ query_basis[CODES:].T
+        rests = query[of_query].double().numpy() @ query_basis[CODES:].T
         most = np.linalg.norm(keys_rest, axis=1) * np.linalg.norm(rests, axis=1)
         cosines = (keys_rest * rests).sum(1) / np.maximum(most, np.finfo(np.float64).tiny)
-        self._ranks, self._cosines = sorted(self._ranks + ranks.tolist()), sorted(self._cosines + cosines.tolist())
+        return ranks.tolist(), cosines.tolist()
 
     def _look(
         self, keys: HeadKeys, end: int, lists: int, shrink: float, query: Tensor, best: Tensor, found: Tensor,
@@ -214,12 +219,6 @@ class HeadLists:
         found = [nearest(keys.at(some).to(self._means.dtype), self._means).numpy() for some in numbers]
         belongs[late] = np.concatenate(found)
         self._laid = _Laid(tiles_of(belongs, blocks, lists, _NEWEST), keys.count, keys.count)
-
-
-def _enough(needed: list[float], share: float, most: float) -> float:
-    """What was enough for `share` of those who `needed` so much, in order, and for one more; `most` if nothing was."""
-    place = math.ceil((len(needed) + 1) * share) - 1
-    return needed[place] if place < len(needed) else most
 
 
 def _highest(likely: Array, count: int) -> Array:

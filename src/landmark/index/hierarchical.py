@@ -1,5 +1,6 @@
 """Exact search that first looks at a few bytes of every landmark key and reads only keys that may be among the best."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -64,6 +65,11 @@ class HierarchicalIndex(ExactIndex):
     def reorder(self, rows: list[int]) -> None:
         super().reorder(rows)
         self._coarse.reorder(rows)
+
+    def apart(self) -> "HierarchicalIndex":
+        other = copy.copy(self)
+        other._coarse = self._coarse.apart()
+        return other
 
     def _empty(self, rows: int) -> "HierarchicalIndex":
         return HierarchicalIndex(rows, keys=self._keys.form, recall=self._recall)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from landmark.index.basis import Array
+from landmark.index.evidence import Evidence
 from landmark.index.head_lists import HeadKeys, HeadLists
 from landmark.index.key_ring import KeyRing
 
@@ -19,6 +20,7 @@ class Lists:
     def __init__(self, rows: int, recall: float) -> None:
         self._recall = recall
         self._heads: list[list[HeadLists]] = [[] for _ in range(rows)]
+        self._evidence: list[list[Evidence]] = [[] for _ in range(rows)]
 
     def search(self, keys: KeyRing, query: Tensor, k: int, upto: list[int]) -> tuple[Array, Array, Array]:
         """Scores and numbers `[B,H,T,k]` as `Index.search` gives them, and how many keys were read `[B,H,T]`."""
@@ -32,13 +34,25 @@ class Lists:
                 some = slice(head * group, (head + 1) * group)
                 # The heads of a group lie side by side, so that these are views to write to.
                 queries, *out = (x[row, some].flatten(0, 1) for x in (query, best, found, read))
-                lists.search(HeadKeys(keys, row, head), queries, end, *out)
+                lists.search(HeadKeys(keys, row, head), self._evidence_of(row, head), queries, end, *out)
         return best.numpy(), found.numpy(), read.numpy()
 
     def reorder(self, rows: list[int]) -> None:
         """Makes row i what row `rows[i]` was."""
         if rows != list(range(len(self._heads))):
             self._heads = [copy.deepcopy(self._heads[row]) for row in rows]
+            self._evidence = [copy.deepcopy(self._evidence[row]) for row in rows]
+
+    def apart(self) -> "Lists":
+        """The same lists, with evidence that goes on from here by itself."""
+        other = copy.copy(self)
+        other._evidence = copy.deepcopy(self._evidence)
+        return other
+
+    def _evidence_of(self, row: int, head: int) -> Evidence:
+        known = self._evidence[row]
+        known += [Evidence() for _ in range(head + 1 - len(known))]
+        return known[head]
 
     def tensors(self) -> dict[str, Tensor]:
         """What was made of the keys, by name, to `resume` from."""
@@ -46,7 +60,7 @@ class Lists:
             f"{row}.{head}.{name}": tensor
             for row, heads in enumerate(self._heads)
             for head, lists in enumerate(heads)
-            for name, tensor in lists.tensors().items()
+            for name, tensor in (lists.tensors() | self._evidence_of(row, head).tensors()).items()
         }
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
@@ -57,6 +71,7 @@ class Lists:
             heads.setdefault((int(row), int(head)), {})[own] = tensor
         for row, head in sorted(heads):
             self._heads[row].append(HeadLists.resume(self._recall, heads[row, head]))
+            self._evidence[row].append(Evidence.resume(heads[row, head]))
 
     @property
     def nbytes(self) -> int:

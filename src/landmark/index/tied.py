@@ -80,6 +80,9 @@ class TiedIndex:
     def fork(self) -> Index:
         return copy.deepcopy(self)  # a key a row
 
+    def apart(self) -> Index:
+        return self
+
     @property
     def nbytes(self) -> int:
         return 0 if self._key is None else self._key[0].nbytes * sum(count > 0 for count in self._counts)
