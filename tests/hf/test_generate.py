@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from families import family
+from families import build, family
 from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
 import landmark
+from landmark.hf.compat import through
+from landmark.hf.generation import answer
 
 IDS = torch.randint(3, 61, (2, 70), generator=torch.Generator().manual_seed(5))
 
@@ -138,3 +140,44 @@ def test_streamer_and_pipeline(tmp_path):
     answers = talk(prompts, batch_size=2, max_new_tokens=5, return_full_text=False)
     alone = [talk(p, max_new_tokens=5, return_full_text=False) for p in prompts]
     assert [a[0]["generated_text"] for a in answers] == [a[0]["generated_text"] for a in alone]
+
+
+STORED = {
+    "repetition_penalty": 1.5,
+    "no_repeat_ngram_size": 1,
+    "forced_eos_token_id": 5,
+    "guidance_scale": 2.0,
+    "max_time": 1e-9,
+    "num_beams": 3,
+    "cache_implementation": "static",
+    "stop_strings": ["x"],
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_answers_know_no_stored_settings(name):
+    model = converted()
+    ids = IDS[0]
+    expected = answer(model, ids, landmark.read(model, ids[:-1]), max_new_tokens=8)
+    setattr(model.generation_config, name, STORED[name])
+    assert answer(model, ids, landmark.read(model, ids[:-1]), max_new_tokens=8) == expected
+    assert getattr(model.generation_config, name) == STORED[name] or name == "cache_implementation"
+
+
+@pytest.mark.parametrize("name", ["phi3", "phimoe"])
+def test_a_class_of_its_own_does_not_drop_the_cache(name):
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope |= {"original_max_position_embeddings": 64, "short_mscale": 1.0, "long_mscale": 1.0}
+    changes = {"original_max_position_embeddings": 64, "rope_parameters": rope, "num_local_experts": 4}
+    model = landmark.convert(build(name, changes), block_size=5, top_k=2)
+    text, question = IDS[:1], torch.randint(3, 61, (1, 70), generator=torch.Generator().manual_seed(8))
+    cache = landmark.read(model, text)
+    branch = cache.fork()
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    found = model.generate(question, past_key_values=branch, **options)[:, 70:]
+    ids, by_hand, branch = question, [], cache.fork()
+    with torch.no_grad():
+        for _ in range(5):
+            ids = model(input_ids=ids, **through(model, branch)).logits[:, -1:].argmax(-1)
+            by_hand.append(ids)
+    assert torch.equal(found, torch.cat(by_hand, 1))
