@@ -59,6 +59,29 @@ def test_interrupted_tokenization_continues_and_ends_the_same(sources, tokenizer
     assert resumed.checksum == whole.checksum
 
 
+def test_what_failed_is_in_nobodys_way(sources, tokenizer, tmp_path):
+    out = tmp_path / "out"
+    for wrong in (["typo.txt"], [sources[0], "typo.txt"], [sources[0], sources[1], "typo.txt"]):
+        with pytest.raises(ValueError, match=r"typo\.txt does not exist"):
+            tokenize(wrong, tokenizer, out, eos_id=EOS_ID)
+    # Of the two documents that are finished the first is still the same.
+    right = [sources[0], sources[2]]
+    found = tokenize(right, tokenizer, out, eos_id=EOS_ID)
+    whole = tokenize(right, tokenizer, tmp_path / "whole", eos_id=EOS_ID)
+    assert (found.documents, found.checksum) == (whole.documents, whole.checksum)
+
+
+def test_folders_of_earlier_releases_are_refused_with_the_remedy(sources, tokenizer, tmp_path):
+    out = tmp_path / "out"
+    tokenize(sources, tokenizer, out)
+    for name in ("settings.json", tokens.MANIFEST):
+        path = out / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}))
+    for attempt in (lambda: tokenize(sources, tokenizer, out), lambda: TokenFile.open(out)):
+        with pytest.raises(ValueError, match=r"earlier release.*delete the folder and tokenize again"):
+            attempt()
+
+
 def test_a_complete_folder_is_reused(sources, tokenizer, tmp_path, monkeypatch):
     first = tokenize(sources, tokenizer, tmp_path / "out")
     monkeypatch.setattr(tokens, "_write_document", None)

@@ -14,6 +14,7 @@ SETTINGS = {
 @pytest.fixture
 def out(tmp_path):
     claim(tmp_path / "run", SETTINGS)
+    (tmp_path / "run" / "checkpoint-4").mkdir()
     return tmp_path / "run"
 
 
@@ -55,6 +56,16 @@ def test_what_differs_is_named(out, change, message):
         with pytest.raises(ValueError, match="holds a training with other settings") as error:
             ask(out, SETTINGS | change)
         assert message in str(error.value)
+
+
+def test_a_training_without_a_checkpoint_is_in_nobodys_way(tmp_path):
+    claim(tmp_path, SETTINGS)
+    with only_one(tmp_path), pytest.raises(ValueError, match="another process"):
+        claim(tmp_path, SETTINGS | {"block_size": 9})
+    claim(tmp_path, SETTINGS | {"block_size": 9})
+    (tmp_path / "model.partial").mkdir()
+    with pytest.raises(ValueError, match=r"block_size was 9, is 7"):
+        claim(tmp_path, SETTINGS)
 
 
 def test_a_training_is_carried_out_by_one_process_at_a_time(tmp_path):

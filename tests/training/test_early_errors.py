@@ -1,8 +1,12 @@
 """Mistakes that show before any work is done, or before a model is built."""
 
+from dataclasses import replace
+
 import pytest
 
 from landmark.training import run as run_module
+from landmark.training.models import load_tokenizer
+from landmark.training.plan import plan_of
 from landmark.training.run import train
 
 
@@ -23,6 +27,7 @@ def test_other_settings_are_found_before_a_text_is_read(options, material, tmp_p
         patch.setattr(run_module, "load_model", None)
         with pytest.raises(TypeError):
             train(options())  # claims the folder
+    (tmp_path / "run" / "checkpoint-4").mkdir()
     monkeypatch.setattr(run_module, "load_tokenizer", None)
     other = tmp_path / "other.toml"
     other.write_text((material / "recipe.toml").read_text().replace("steps = 4", "steps = 5", 1))
@@ -32,12 +37,52 @@ def test_other_settings_are_found_before_a_text_is_read(options, material, tmp_p
         train(options(block_size=9))
 
 
+def works(options, monkeypatch) -> bool:
+    """Whether the training gets as far as to its model."""
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "load_model", None)
+        with pytest.raises(TypeError):
+            train(options)
+    return True
+
+
+@pytest.mark.parametrize(
+    "wrong", ["texts", "more texts", "validation", "short", "encoding", "empty", "recipe", "model"]
+)
+def test_a_command_that_failed_does_not_block_the_corrected_one(options, material, tmp_path, monkeypatch, wrong):
+    text = str(material / "text.txt")
+    for name, data in (("short", b"the whale"), ("encoding", b"\xff\xfe"), ("empty", b"")):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "recipe.toml").write_text((material / "recipe.toml").read_text().replace("[1, 2]", "[99, 99]"))
+    mistake, right = {
+        "texts": ({"texts": ("typo.txt",)}, {}),
+        "more texts": ({"texts": (text, "typo.txt")}, {"texts": (text, str(material / "held_out.txt"))}),
+        "validation": ({"validation": ("typo.txt",)}, {"validation": (str(material / "held_out.txt"),)}),
+        "short": ({"validation": (str(tmp_path / "short"),)}, {"validation": (str(material / "held_out.txt"),)}),
+        "encoding": ({"texts": (text, str(tmp_path / "encoding"))}, {"texts": (text,)}),
+        "empty": ({"texts": (str(tmp_path / "empty"),)}, {}),
+        "recipe": ({"recipe": tmp_path / "recipe.toml"}, {}),
+        "model": ({"config": None, "model": str(tmp_path / "typo")}, {}),
+    }[wrong]
+    with pytest.raises(ValueError, match=r".+"):
+        train(options(**mistake))
+    assert works(options(**right), monkeypatch)
+
+
+def test_a_text_that_is_too_short_leaves_neither_tokens_nor_tokenizer(options, tmp_path, monkeypatch):
+    (tmp_path / "short.txt").write_text("the whale said 7\n" * 5)
+    plan = replace(plan_of(options(tokenizer=str(tmp_path / "new"))), vocabulary=262)
+    with pytest.raises(ValueError, match="fewer than a window"):
+        run_module.carry_out(replace(plan, texts=(str(tmp_path / "short.txt"),)))
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "run" / "tokens").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "load_model", None)
+        with pytest.raises(TypeError):
+            run_module.carry_out(plan)
+
+
 def test_a_tokenizer_is_trained_where_there_is_none(options, material, tmp_path):
-    from dataclasses import replace
-
-    from landmark.training.models import load_tokenizer
-    from landmark.training.plan import plan_of
-
     plan = replace(plan_of(options(tokenizer=str(tmp_path / "new"))), vocabulary=290)
     assert len(load_tokenizer(plan)) == 290
     assert len(load_tokenizer(replace(plan, vocabulary=280))) == 290, "the one that is there serves"

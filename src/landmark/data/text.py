@@ -1,7 +1,7 @@
 """Reading the user's text: plain files, tables on disk and Hugging Face datasets, as named documents."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,23 @@ def _decoded(name: str, data: bytes) -> str:
     return text
 
 
+def check_files(sources: Iterable[str]) -> None:
+    """Raises ValueError for the first of `sources` that names a file which is not there, before any is read."""
+    for source in sources:
+        kind, colon, rest = source.partition(":")
+        if colon and kind in TABLE_KINDS:
+            _check_table(source, kind, *rest.rpartition(":")[::2])
+        elif not (colon and kind in ("hf", "corpus")) and source != STDIN and not Path(source).exists():
+            raise ValueError(f"{source} does not exist")
+
+
+def _check_table(source: str, kind: str, path: str, column: str) -> None:
+    if not path or not column:
+        raise ValueError(f"{source!r} does not say which column to read; write {kind}:PATH:COLUMN")
+    if not Path(path).is_file():
+        raise ValueError(f"{path} does not exist or is not a file")
+
+
 def read_documents(source: str) -> Iterator[Document]:
     """The documents of one source, always in the same order.
 
@@ -77,10 +94,7 @@ def read_documents(source: str) -> Iterator[Document]:
         yield from _hub_rows(source, rest.split(":"))
     elif colon and kind in TABLE_KINDS:
         path, _, column = rest.rpartition(":")
-        if not path or not column:
-            raise ValueError(f"{source!r} does not say which column to read; write {kind}:PATH:COLUMN")
-        if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist or is not a file")
+        _check_table(source, kind, path, column)
         yield from _rows(source, column, kind, data_files=path, split="train")
     elif colon and kind == "corpus":
         yield from (Document(f"{source}#{row}", text) for row, text in corpus_rows(source) if text.strip())

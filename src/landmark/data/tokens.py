@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
@@ -86,9 +86,10 @@ def tokenize(
 ) -> TokenFile:
     """Tokenize `sources` (see `read_documents`) into the folder `out`, each document followed by `eos_id`.
 
-    Documents finished by an earlier, interrupted call are kept; a complete folder is only checked. Either
-    way the sources must still be the same; those that cannot change are not read again for a complete folder.
-    `on_document` is called after each document that was read, old or new.
+    Documents finished by an earlier call that was interrupted or failed are kept, as far as the sources begin with
+    them; what else it began is in nobody's way. A complete folder is only checked: its sources must still be the same,
+    and those that cannot change are not read again. `on_document` is called after each document that was read, old or
+    new.
 
     Raises ValueError if `out` holds other text or was made with another tokenizer, naming the difference.
     """
@@ -100,13 +101,19 @@ def tokenize(
     _claim(out, settings)
     if (out / MANIFEST).exists() and all(is_fixed(source) for source in sources):
         return TokenFile.open(out, tokenizer=tokenizer)
+    complete = (out / MANIFEST).exists()
     finished = _read_journal(out)
     documents = (document for source in sources for document in read_documents(source))
-    for old in finished:
-        _check_unchanged(out, old, next(documents, None))
+    for number, old in enumerate(finished):
+        now = next(documents, None)
+        if not complete and not _is_same(old, now):
+            finished = finished[:number]
+            documents = chain(() if now is None else (now,), documents)
+            break
+        _check_unchanged(out, old, now)
         if on_document is not None:
             on_document(old)
-    if (out / MANIFEST).exists():
+    if complete:
         extra = next(documents, None)
         if extra is not None:
             raise ValueError(f"{out} does not hold {extra.name}; tokenize into another folder")
@@ -139,14 +146,19 @@ def _settings(sources: Sequence[str], tokenizer: Tokenizer, eos_id: int | None) 
 
 
 def _claim(out: Path, settings: dict) -> None:
-    """Write down what `out` is for, or find that it is for something else."""
+    """Write down what `out` is for, or find that it is for something else.
+
+    An unfinished folder can still be for other sources, and for anything while no document is finished.
+    """
     path = out / "settings.json"
     if not path.exists():
-        if any(out.iterdir()):
+        if any(file.name != path.name + ".partial" for file in out.iterdir()):
             raise ValueError(f"{out} holds other files; choose an empty folder for the tokenized text")
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        _write_settings(path, settings)
         return
     earlier = json.loads(path.read_text(encoding="utf-8"))
+    if not (out / MANIFEST).exists():
+        earlier = earlier | {"sources": settings["sources"]} if _read_journal(out) else settings
     _check_read_as_data(out, earlier)
     for item, value in settings.items():
         if earlier[item] != value:
@@ -156,6 +168,13 @@ def _claim(out: Path, settings: dict) -> None:
             raise ValueError(
                 f"{out} was made with {what} ({before!r}, now {now!r}); delete it or choose another folder"
             )
+    _write_settings(path, settings)
+
+
+def _write_settings(path: Path, settings: dict) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def _check_read_as_data(folder: Path, settings: dict) -> None:
@@ -172,13 +191,16 @@ def _first_difference(before: list[str], now: list[str]) -> tuple[str | None, st
     return next(pair for pair in zip_longest(before, now) if pair[0] != pair[1])
 
 
+def _is_same(old: TokenizedDocument, now: Document | None) -> bool:
+    return now is not None and (now.name, *_digest(now)) == (old.name, old.bytes, old.sha256)
+
+
 def _check_unchanged(out: Path, old: TokenizedDocument, now: Document | None) -> None:
     if now is None:
         raise ValueError(f"{out} holds {old.name}, which the sources no longer have; use another folder")
-    size, digest = _digest(now)
-    if (now.name, size, digest) != (old.name, old.bytes, old.sha256):
+    if not _is_same(old, now):
         raise ValueError(
-            f"{old.name} has changed since {out} was made ({old.bytes} bytes then, {size} bytes now); "
+            f"{old.name} has changed since {out} was made ({old.bytes} bytes then, {_digest(now)[0]} bytes now); "
             "delete the folder or choose another"
         )
 

@@ -191,11 +191,15 @@ class StageBatches(Dataset):
         return RecallWindows(stage.recall, tokenizer, shortest, self.voice) if stage.recall_fraction > 0 else None
 
 
+class TooShort(ValueError):
+    """A text has fewer tokens than a window."""
+
+
 def check_length(ids: np.ndarray, stages: Sequence[Stage], name: str) -> None:
-    """Raise ValueError, calling the text `name`, if it is shorter than a window of one of the stages."""
+    """Raise TooShort, calling the text `name`, if it is shorter than a window of one of the stages."""
     longest = max(stage.window_positions for stage in stages)
     if len(ids) < longest:
-        raise ValueError(f"the {name} has {len(ids)} tokens, fewer than a window of {longest}; give more text")
+        raise TooShort(f"the {name} has {len(ids)} tokens, fewer than a window of {longest}; give more text")
 
 
 def lengths(stage: Stage, block_size: int) -> list[int]:

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 RUN_FILE = "run.json"
+KEPT = ("checkpoint-*", "model*", "adapter")  # what a training writes that cost work
 SHOWN = 3  # differences named in a message
 
 
 def claim(out: Path, settings: dict[str, Any]) -> None:
-    """Write `settings` down in `out`, or find that they are those it was begun with; raises ValueError otherwise."""
+    """Write `settings` down in `out`, or find that they are those it was begun with; raises ValueError otherwise.
+
+    Those of a training that failed before it had anything to keep are replaced.
+    """
     check_claim(out, settings)
     path = out / RUN_FILE
-    if not path.exists():
+    if not path.exists() or _changes(path, settings):
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -37,21 +41,31 @@ def only_one(out: Path) -> Iterator[None]:
 
 
 def check_claim(out: Path, settings: dict[str, Any]) -> None:
-    """Raise ValueError, naming what differs, if `out` holds a training for which one of `settings` was another."""
+    """Raise ValueError, naming what differs, if `out` holds a training for which one of `settings` was another.
+
+    It holds one from its first checkpoint on: what failed before that is in nobody's way.
+    """
     path = out / RUN_FILE
-    if not path.exists():
+    changes = _changes(path, settings) if path.exists() else []
+    if not changes:
         return
+    if not any(any(out.glob(kept)) for kept in KEPT):
+        with only_one(out):
+            return
+    rest = [f"{len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
+    raise ValueError(
+        f"{out} holds a training with other settings ({'; '.join(changes[:SHOWN] + rest)}): "
+        "give the same ones to resume it, or another --out"
+    )
+
+
+def _changes(path: Path, settings: dict[str, Any]) -> list[str]:
+    """What in `settings` is not as it was written down in `path`, each as a few words."""
     begun = json.loads(path.read_text(encoding="utf-8"))
     then, now = (dict(_leaves({name: all.get(name) for name in settings})) for all in (begun, settings))
     # A setting that did not exist yet counts as one that is not given.
     changed = [name for name in {**now, **then} if then.get(name) != now.get(name)]
-    if changed:
-        shown = [f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in changed[:SHOWN]]
-        rest = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
-        raise ValueError(
-            f"{out} holds a training with other settings ({'; '.join(shown + rest)}): "
-            "give the same ones to resume it, or another --out"
-        )
+    return [f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in changed]
 
 
 def _leaves(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,10 @@
 """A whole training: text to tokens, model, stages, checkpoints, the finished model."""
 
 import json
+import shutil
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from landmark.allocator import keep_freed_pages
 from landmark.data.spoken import Voice
-from landmark.data.tokens import TokenFile, tokenize
-from landmark.data.windows import StageBatches, check_length, tokens_per_step
+from landmark.data.text import check_files
+from landmark.data.tokens import MANIFEST, TokenFile, tokenize
+from landmark.data.windows import Stage, StageBatches, TooShort, check_length, tokens_per_step
 from landmark.training.callbacks import Report, StopOnSignal, TrainedTokens
 from landmark.training.claim import check_claim, claim, only_one
 from landmark.training.models import arithmetic, check_packages, load_model, load_teacher, load_tokenizer
@@ -58,12 +61,14 @@ def carry_out(plan: Plan) -> Path:
     check_claim(plan.out, plan.identity())
     validation = None
     with processes.main_process_first():  # the others find done what it did
+        check_files((*plan.texts, *plan.validation))
+        new = _new_tokenizer(plan)
         tokenizer = load_tokenizer(plan)
-        texts = _tokenized(plan.texts, tokenizer, plan.tokens or plan.out / "tokens")
+        with _removed_on_error(new):
+            texts = _tokenized(plan.texts, tokenizer, plan.tokens or plan.out / "tokens", recipe.stages, "text")
         if plan.validation:
-            validation = _tokenized(plan.validation, tokenizer, plan.out / "validation_tokens")
-            check_length(validation.ids, recipe.stages[-1:], "validation text")
-        check_length(texts.ids, recipe.stages, "text")
+            folder, last = plan.out / "validation_tokens", recipe.stages[-1:]
+            validation = _tokenized(plan.validation, tokenizer, folder, last, "validation text")
         claim(plan.out, plan.identity() | {"tokens_sha256": texts.checksum})
     final = plan.out / FINAL
     if (final / "config.json").exists():
@@ -120,17 +125,42 @@ def last_checkpoint(out: Path) -> str | None:
     return str(steps[max(steps)]) if steps else None
 
 
-def _tokenized(sources: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, folder: Path) -> TokenFile:
+def _new_tokenizer(plan: Plan) -> Path | None:
+    """The folder that is to be made for a tokenizer, if one is."""
+    folder = Path(str(plan.tokenizer))
+    return None if plan.vocabulary is None or folder.exists() else folder
+
+
+@contextmanager
+def _removed_on_error(folder: Path | None) -> Iterator[None]:
+    """Removes `folder`, made by this attempt of texts that are too short, so that the next does not take it up."""
+    try:
+        yield
+    except TooShort:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _tokenized(
+    sources: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, folder: Path, stages: Sequence[Stage], what: str
+) -> TokenFile:
+    """The tokens of `sources`, enough for the windows of `stages`."""
     eos_id: Any = tokenizer.eos_token_id
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        task = progress.add_task("tokenizing", total=None)
-        return tokenize(
+    progress = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    task = progress.add_task("tokenizing", total=None)
+    complete = (folder / MANIFEST).exists()
+    with progress:
+        tokens = tokenize(
             sources,
             tokenizer.backend_tokenizer,
             folder,
             eos_id=eos_id,
             on_document=lambda done: progress.update(task, description=f"tokenizing: {done.stop:,} tokens"),
         )
+    with _removed_on_error(None if complete else folder):
+        check_length(tokens.ids, stages, what)
+    return tokens
 
 
 def _kind(plan: Plan) -> type[LandmarkTrainer]:
