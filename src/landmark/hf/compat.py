@@ -16,11 +16,12 @@ from transformers import Cache, PretrainedConfig
 # What a forward calls its cache: the first until transformers 5.23, the second from 5.24 on.
 CACHE_NAMES = ("past_key_values", "cache")
 
-# Of a configuration, what changes no key and no value: training, generation, what a release keeps for itself.
+# Of a configuration, what changes no key and no value: training, generation, what a release keeps for itself, and
+# what the weights say anyway.
 _NO_MATTER = re.compile(
-    r"_.*|use_cache|.*_token_id|initializer_.*|init_std|.*dropout.*|.*pdrop|output_router_logits|router_aux_loss_coef"
-    r"|router_jitter_noise|pretraining_tp|tie_word_embeddings|num_logits_to_keep|gradient_checkpointing|auto_map"
-    r"|tokenizer_class|base_model_.*_plan|landmark"
+    r"_.*|vocab_size|use_cache|.*_token_id|initializer_.*|init_std|.*dropout.*|.*pdrop|output_router_logits|auto_map"
+    r"|router_aux_loss_coef|router_jitter_noise|pretraining_tp|tie_word_embeddings|num_logits_to_keep|tokenizer_class"
+    r"|gradient_checkpointing|base_model_.*_plan|landmark"
 )
 # Fields that later releases have, as far as they say what earlier ones did without them.
 _LATER_FIELDS = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
