@@ -64,7 +64,8 @@ def run(options: GenerateOptions) -> int:
     cache = reading.cache(model.config)
     assert cache is not None
     before = opening(tokenizer) + encode(tokenizer, text)
-    whole = before + encode(tokenizer, options.prompt, continues=True)
+    prompt = encode(tokenizer, options.prompt, continues=True)
+    whole = before + prompt
     reading.check_length(model.config, len(whole) + options.max_new_tokens)
     started = time.perf_counter()
     with tokens_read(f"reading {options.file.name}", len(before)) as progress:
@@ -76,7 +77,7 @@ def run(options: GenerateOptions) -> int:
     streamer = None if options.json else TextTo(tokenizer, lambda piece: print(piece, end="", flush=True))
     new = answer(
         model,
-        whole.ids,
+        prompt.ids,
         cache,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,

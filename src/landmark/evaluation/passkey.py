@@ -118,7 +118,7 @@ def ask(
     """
     if cache is not None:
         read(model, prompt.text, cache, chunk_size=chunk_size, progress=progress)
-    ids = torch.cat((prompt.text, prompt.question))
+    ids = prompt.question if cache is not None else torch.cat((prompt.text, prompt.question))
     digits = answer(model, ids, cache, max_new_tokens=answer_tokens(tokenizer, prompt.key))
     return tokenizer.decode(digits, skip_special_tokens=True).strip()
 

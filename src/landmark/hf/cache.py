@@ -260,6 +260,10 @@ class LandmarkCache(Cache):
         """Goes on after `tokens [B]` ordinary tokens, which the memories hold already; its length counts from 0."""
         self._tokens, self._columns = tokens, Columns(self._columns.keep)
 
+    def count_anew(self) -> None:
+        """Counts its length from 0 from here on: pass `generate` only what is new."""
+        self._columns = Columns(self._columns.keep)
+
     def fork(self) -> "LandmarkCache":
         """A cache that goes on from here by itself and, where its storage can, shares the blocks read so far.
 

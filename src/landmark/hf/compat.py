@@ -28,7 +28,7 @@ _LATER_FIELDS = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
 _WHOLE = ("partial_rotary_factor", 1.0)  # of rope parameters: all dimensions turn, as they do without it
 
 
-class UnsupportedRelease(RuntimeError):
+class UnsupportedRelease(ValueError):
     """A forward did not go the way landmark attention needs: the installed transformers calls the model otherwise."""
 
     def __init__(self, what: str) -> None:

@@ -23,8 +23,8 @@ def answer(
 ) -> list[int]:
     """Ordinary tokens that continue `input_ids [N]`, most likely ones, or sampled at a `temperature` above 0.
 
-    `cache` holds the beginning of `input_ids`, all but one or more tokens; without one every step is the
-    attention of training over all of it. Raises ValueError for a negative temperature and for less than one
+    `input_ids` are what `cache` has not read yet, one token or more, and go on where it stands; without one every step
+    is the attention of training over all of them. Raises ValueError for a negative temperature and for less than one
     token to generate.
     """
     if temperature < 0:
@@ -44,6 +44,8 @@ def answer(
         use_cache=cache is not None,
     )
     ids = input_ids.to(model.device)[None]
+    if cache is not None:
+        cache.count_anew()
     reading = {} if cache is None else through(model, cache)
     with torch.no_grad(), _settings_of_caller(model):
         out = model.generate(  # type: ignore[operator]

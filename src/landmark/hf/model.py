@@ -42,7 +42,7 @@ class LandmarkMixin:
     def forward(self, *args: Any, **options: Any) -> Any:
         model: Any = self
         guard_head(model)
-        return _finite_losses(model, super().forward(*args, **options))  # type: ignore[misc]
+        return _finite_losses(model, super().forward(*args, **renamed_cache(model, options)))  # type: ignore[misc]
 
     def resize_token_embeddings(
         self,

@@ -25,8 +25,7 @@ def read(
     Goes on where the cache stands: pass only what it has not read. No logits are computed, and memory beyond the
     keys and values kept does not grow with N. `chunk_size` is in ordinary tokens, by default that of the cache,
     which it may not exceed; a new cache is made to take it. `progress` is called with the number of tokens of each
-    chunk. To ask, call `model.generate(all_ids, past_key_values=cache)` with everything read and at least one new
-    token.
+    chunk. To ask, call `model.generate(question_ids, past_key_values=cache.fork())` with what is new alone.
 
     Raises ValueError for a `chunk_size` that does not fit.
     """
