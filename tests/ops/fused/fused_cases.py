@@ -77,12 +77,37 @@ def plain_half(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Ten
     return (weights @ value).to(query.dtype)
 
 
+def rounding(inputs: list[Tensor], options: dict[str, Any], upstream: Tensor) -> list[float]:
+    """How far results move, in float64, where every number of the inputs moves by up to its rounding in float32.
+
+    That is what arithmetic in float32 may do to them, whatever the order of its sums, up to a small factor: a sum of n
+    terms that are each off by a random share of eps is off by about as much as one that was rounded n times, and
+    intermediate results are off by about as much as what they are made of.
+    """
+    generator = torch.Generator().manual_seed(0)
+    eps = torch.finfo(torch.float32).eps
+
+    def moved(x: Tensor, by: float) -> Tensor:
+        noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+        return (x.detach().double() * (1 + by * (2 * noise - 1))).requires_grad_()
+
+    exact, *others = (
+        results(dense, [moved(x, by) for x in inputs], options, moved(upstream, by).detach())
+        for by in (0.0, eps, eps, eps)
+    )
+    return [max((x[i] - truth).abs().max().item() for x in others) for i, truth in enumerate(exact)]
+
+
 def assert_errs_at_most_twice(
-    found: list[Tensor], plain: list[Tensor], exact: list[Tensor], dtype: torch.dtype
+    found: list[Tensor], plain: list[Tensor], exact: list[Tensor], allowed: list[float]
 ) -> None:
-    for x, comparison, truth in zip(found, plain, exact, strict=True):
-        assert x.dtype == dtype
+    """At most twice the error of `plain`, or what rounding is `allowed`, for that may have luck on one processor.
+
+    Operands and sums are rounded, in two products one after the other: four times what rounding the inputs does.
+    """
+    for x, comparison, truth, by_rounding in zip(found, plain, exact, allowed, strict=True):
+        assert x.dtype == comparison.dtype
         # A GPU's exponential alone errs by two, and scores go through it twice.
-        few_ulp = (8 if DEVICE == "cuda" else 4) * torch.finfo(dtype).eps * truth.abs().max().clamp(min=1.0)
+        few_ulp = (8 if DEVICE == "cuda" else 4) * torch.finfo(x.dtype).eps * truth.abs().max().clamp(min=1.0)
         error, plain_error = ((y - truth).abs().max().item() for y in (x, comparison))
-        assert error <= 2 * plain_error + few_ulp
+        assert error <= max(2 * plain_error, 4 * by_rounding) + few_ulp

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fused_cases import DEVICE, Case, assert_errs_at_most_twice, dense, fused, plain_half, results
+from fused_cases import DEVICE, Case, assert_errs_at_most_twice, dense, fused, plain_half, results, rounding
 
 from landmark.ops.fused import launch, tuning
 
@@ -94,7 +94,8 @@ def check(case, dtype):
     exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
     exact = results(dense, exact_inputs, options, upstream)
     plain = results(dense if dtype == torch.float32 else plain_half, inputs, options, upstream)
-    assert_errs_at_most_twice(results(fused, inputs, options, upstream), plain, exact, dtype)
+    found = results(fused, inputs, options, upstream)
+    assert_errs_at_most_twice(found, plain, exact, rounding(inputs, options, upstream))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in _GOLDEN.glob("*.npz")))
