@@ -132,7 +132,9 @@ class LandmarkCache(Cache):
 
     def next_chunks(self, rows: int, device: torch.device) -> list[int]:
         """Ordinary tokens that the next forward may read at once in each row."""
-        return self._next_chunks(self.tokens(rows, device).tolist())
+        read = self.tokens(rows, device)
+        # Where tails do not matter, a device need not be waited for.
+        return self._next_chunks(read.tolist() if self._whole_blocks else [0] * rows)
 
     def _next_chunks(self, read: list[int]) -> list[int]:
         size = self.settings.block_size if self._whole_blocks else 1
