@@ -6,6 +6,7 @@ from families import family
 
 import landmark
 from landmark.hf.sequence import WindowSlice
+from landmark.training.group import leave_group_at_exit
 
 BLOCK_SIZE = 7
 # Norms compute in float32, whatever the model does.
@@ -61,6 +62,7 @@ def check(case: str, checkpointing: bool) -> None:
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
+    leave_group_at_exit()
     for number, case in enumerate(CASES):
         check(case, checkpointing=number % 2 == 0)
     print(f"{len(CASES)} cases agree")

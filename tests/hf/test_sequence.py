@@ -31,7 +31,8 @@ def test_every_token_is_in_one_slice(slices, phase):
 def test_slices_compute_the_whole_window():
     here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
+    path = os.pathsep.join([str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     run = subprocess.run(
         [*command, str(here / "sliced_windows.py")], env=environment, capture_output=True, text=True, timeout=240
     )

@@ -23,6 +23,7 @@ from landmark.data.tokens import MANIFEST, TokenFile, tokenize
 from landmark.data.windows import Stage, StageBatches, TooShort, check_length, tokens_per_step
 from landmark.training.callbacks import Report, StopOnSignal, TrainedTokens
 from landmark.training.claim import check_claim, claim, only_one
+from landmark.training.group import leave_group_at_exit, stay_in_group_at_exit
 from landmark.training.models import arithmetic, check_packages, load_model, load_teacher, load_tokenizer
 from landmark.training.options import TrainOptions
 from landmark.training.parallel import check_processes
@@ -50,6 +51,7 @@ def carry_out(plan: Plan) -> Path:
     check_packages(plan)
     # One, unless torchrun started more. It does not look for a GPU by itself.
     processes = PartialState(cpu=not torch.cuda.is_available())
+    leave_group_at_exit()
     check_processes(plan, processes.num_processes)
     if not torch.cuda.is_available():
         keep_freed_pages()
@@ -76,7 +78,11 @@ def carry_out(plan: Plan) -> Path:
         return final
 
     with only_one(plan.out) if processes.is_main_process else nullcontext():
-        _train(plan, tokenizer, texts, validation, final)
+        try:
+            _train(plan, tokenizer, texts, validation, final)
+        except Exception:
+            stay_in_group_at_exit()
+            raise
         processes.wait_for_everyone()
     return final
 
