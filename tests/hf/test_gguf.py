@@ -30,13 +30,13 @@ def written(path, architecture="llama"):
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(ROWS)
-    words = ["<unk>", "<|start|>", "<|end|>", "ab", *(chr(33 + n) for n in range(90))]
+    words = ["<unk>", "<|start|>", "<|end|>", "ab", "cd", *(chr(33 + n) for n in range(90))]
     words += [f"<extra{n}>" for n in range(ROWS - len(words))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(words)
     writer.add_token_types([3] * 3 + [1] * (ROWS - 3))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     rng = np.random.default_rng(0)

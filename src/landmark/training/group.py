@@ -14,16 +14,16 @@ PATIENCE = 30.0  # seconds
 def leave_group_at_exit() -> None:
     """Have this process leave its group in order before the interpreter ends.
 
-    A thread of gloo lets go of the tensors of an exchange only after it has told that the exchange is done. If Python has ended by
-    then, the thread cannot take its lock, and aborts the process ("terminate called without an active exception") whose work was
-    done and saved. On a busy machine one process in twenty was seen to end so.
+    A thread of gloo lets go of the tensors of an exchange only after it has told that the exchange is done. If Python
+    has ended by then, the thread cannot take its lock and aborts the process ("terminate called without an active
+    exception"), whose work was done and saved.
     """
     atexit.unregister(_leave_group)
     atexit.register(_leave_group)
 
 
 def stay_in_group_at_exit() -> None:
-    """Have this process end as it is: others may wait for it in the middle of an exchange, and leaving would wait for them."""
+    """Have this process end as it is: leaving would wait for processes that wait for it amid an exchange."""
     atexit.unregister(_leave_group)
 
 
