@@ -57,6 +57,11 @@ def test_copies_are_of_the_same_class(way):
         assert torch.equal(twin(IDS).logits, model(IDS).logits)
 
 
+def test_a_replica_for_another_device_is_of_the_same_class():
+    model = converted()
+    assert type(model._replicate_for_data_parallel()) is type(model)
+
+
 def test_a_new_model_of_the_class_knows_nothing_of_landmarks():
     model = converted()
     assert type(type(model)(family("llama").config)) is type(family("llama"))
