@@ -93,3 +93,13 @@ def test_text_and_recipe_options_go_together(options):
         train(options(texts=()))
     with pytest.raises(ValueError, match="--attention: for recipes of the package"):
         train(options(attention="full"))
+
+
+def test_windows_without_room_for_a_block_and_its_landmark(options, tmp_path, monkeypatch):
+    short = {"recipe": None, "steps": 2, "batch_size": 2, "block_size": 7}
+    with pytest.raises(ValueError, match="a window of 7 positions is shorter than a block of 7 tokens"):
+        train(options(window_positions=7, **short))
+    with pytest.raises(ValueError, match="a window of 63 positions is shorter than a block of 63 tokens"):
+        train(options(window_positions=63, **short | {"block_size": None}))
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert works(options(window_positions=8, **short), monkeypatch)

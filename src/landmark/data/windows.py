@@ -195,6 +195,16 @@ class TooShort(ValueError):
     """A text has fewer tokens than a window."""
 
 
+def check_blocks(stages: Sequence[Stage], block_size: int) -> None:
+    """Raise ValueError if the windows of a stage that trains landmarks are shorter than a block and its landmark."""
+    for stage in stages:
+        if stage.has_landmarks and stage.window_positions <= block_size:
+            raise ValueError(
+                f"a window of {stage.window_positions} positions is shorter than a block of {block_size} tokens and "
+                "its landmark: make windows longer, or blocks shorter (--block-size)"
+            )
+
+
 def check_length(ids: np.ndarray, stages: Sequence[Stage], name: str) -> None:
     """Raise TooShort, calling the text `name`, if it is shorter than a window of one of the stages."""
     longest = max(stage.window_positions for stage in stages)

@@ -1,5 +1,6 @@
 """Low-rank adapters through peft: a model gets them to be trained, and takes them in when it is finished."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def adapt(model: PreTrainedModel, lora: Lora, *, base: str) -> AdaptedModel:
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
     )
-    adapted = AdaptedModel(model, config)
+    with warnings.catch_warnings():  # peft asks under a name that transformers renames
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        adapted = AdaptedModel(model, config)
     convert(model, **settings)  # a head tied to the embeddings is another module now, and must predict no landmark
     return adapted
 

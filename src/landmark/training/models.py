@@ -18,7 +18,7 @@ from landmark.data.hub import check_reachable
 from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import convert, loading
 from landmark.hf.gguf import gguf_config, gguf_model, gguf_tokenizer, is_gguf
-from landmark.hf.settings import layer_kinds
+from landmark.hf.settings import DEFAULT_BLOCK_SIZE, layer_kinds, text_config
 from landmark.readers.knn import add_memory_gates, load_with_gates
 from landmark.training.plan import Plan
 from landmark.training.quantized import check_four_bits, four_bits, keep_numbers
@@ -40,6 +40,14 @@ def arithmetic(precision: str) -> torch.dtype:
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def block_size_of(plan: Plan) -> int:
+    """Ordinary tokens in a block of the model that `plan` trains, before there is one."""
+    if plan.block_size is not None:
+        return plan.block_size
+    settings = getattr(text_config(read_config(plan)), "landmark", None)
+    return settings["block_size"] if settings else DEFAULT_BLOCK_SIZE
 
 
 def load_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:

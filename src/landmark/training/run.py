@@ -20,11 +20,18 @@ from landmark.allocator import keep_freed_pages
 from landmark.data.spoken import Voice
 from landmark.data.text import check_files
 from landmark.data.tokens import MANIFEST, TokenFile, tokenize
-from landmark.data.windows import Stage, StageBatches, TooShort, check_length, tokens_per_step
+from landmark.data.windows import Stage, StageBatches, TooShort, check_blocks, check_length, tokens_per_step
 from landmark.training.callbacks import Report, StopOnSignal, TrainedTokens
 from landmark.training.claim import check_claim, claim, only_one
 from landmark.training.group import leave_group_at_exit, stay_in_group_at_exit
-from landmark.training.models import arithmetic, check_packages, load_model, load_teacher, load_tokenizer
+from landmark.training.models import (
+    arithmetic,
+    block_size_of,
+    check_packages,
+    load_model,
+    load_teacher,
+    load_tokenizer,
+)
 from landmark.training.options import TrainOptions
 from landmark.training.parallel import check_processes
 from landmark.training.plan import Plan, plan_of
@@ -67,6 +74,7 @@ def carry_out(plan: Plan) -> Path:
         new = _new_tokenizer(plan)
         tokenizer = load_tokenizer(plan)
         with _removed_on_error(new):
+            check_blocks(recipe.stages, block_size_of(plan))
             texts = _tokenized(plan.texts, tokenizer, plan.tokens or plan.out / "tokens", recipe.stages, "text")
         if plan.validation:
             folder, last = plan.out / "validation_tokens", recipe.stages[-1:]
