@@ -30,6 +30,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loaders' process
 
 import numpy as np
 import torch
+from chat_prompts import TEST_PROMPTS, training_prompts
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -72,11 +73,9 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
-QUESTIONS = (
-    "What is the capital of France?",
-    "Write one sentence about the sea.",
-    "Why is the sky blue?",
-)
+CHATS = 384  # conversations that the teacher makes up to be taught on
+CHAT_TOKENS = 160  # of an answer
+CHAT_SHARE = 0.2  # of the text that windows are cut from
 
 
 def now() -> float:
@@ -205,6 +204,44 @@ class Conversion:
             "right": right + zero,
             "asked": zero + len(row),
         }
+
+
+@torch.no_grad()
+def conversations(model: Any, tokenizer: Any, count: int, tokens: int, batch: int = 128) -> np.ndarray:
+    """Ids of `count` conversations, answered by the model itself: what it says it is to go on saying."""
+    ids: list[int] = []
+    end = tokenizer.eos_token_id
+    prompts = training_prompts(count)
+    for start in range(0, count, batch):
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+            )
+            for prompt in prompts[start : start + batch]
+        ]
+        tokenizer.padding_side = "left"
+        given = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(DEVICE)
+        out = model.generate(
+            **given, max_new_tokens=tokens, do_sample=True, temperature=0.8, top_p=0.95, pad_token_id=end
+        )
+        for row, text in zip(out[:, given["input_ids"].shape[1] :].tolist(), texts, strict=True):
+            said = row[: row.index(end)] if end in row else row
+            ids += [*encode(tokenizer, text).ids.tolist(), *said, end, *encode(tokenizer, "\n").ids.tolist()]
+    return np.asarray(ids, np.uint16)
+
+
+def with_chats(ids: np.ndarray, work: Conversion, tokenizer: Any, small: bool) -> np.ndarray:
+    """The text to train on, a part of it conversations; without them where they fail."""
+    began = now()
+    try:
+        chats = conversations(work.teacher.model, tokenizer, *((2, 8) if small else (CHATS, CHAT_TOKENS)))
+    except Exception:
+        work.say(traceback.format_exc())
+        return ids
+    times = max(1, round(CHAT_SHARE / (1 - CHAT_SHARE) * len(ids) / len(chats)))
+    work.say(f"{len(chats):,} tokens of conversations, {times} times, made in {now() - began:.0f} s")
+    work.say(tokenizer.decode(chats[:200].tolist())[-500:])
+    return np.concatenate((ids, np.tile(chats, times)))
 
 
 def batches(ids: np.ndarray, tokenizer: Any, stage: Stage, seed: int, workers: int) -> Iterator[dict[str, Any]]:
@@ -424,7 +461,7 @@ def spoken(model: Any, tokenizer: Any, book: Tensor, length: int, samples: int, 
 @torch.no_grad()
 def chat(original: Any, model: Any, tokenizer: Any) -> list[dict[str, str]]:
     told = []
-    for question in QUESTIONS:
+    for question in TEST_PROMPTS[:3]:
         message = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
         ids = encode(tokenizer, text).ids
@@ -550,6 +587,7 @@ def main() -> int:
     say(f"{len(ids):,} tokens to train on, {[len(text) for text in texts]} to measure on")
     stages = [small_stage(stage) if args.small else stage for stage in STAGES]
     work = Conversion(base, say)
+    ids = with_chats(ids, work, tokenizer, args.small)
     train(work, ids, tokenizer, stages, args.out, until=args.seconds - args.measuring)
     measure(base, work, tokenizer, texts, args.out, args)
     say("done")

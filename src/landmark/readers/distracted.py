@@ -160,9 +160,9 @@ class DistractedLandmarks(Reader):
             kept = _sum(rotated[row, :, where].to(shares) * scale, keys[row].to(shares), seen, s)
             standing = rotation.apply(query[row, :, where].to(shares), where + self.slots) * scale
             lost = _weight(standing[None], self.distractors.keys[layer], s.softcap)[0]
-            shares = shares.index_put(
-                (torch.tensor(row), torch.arange(len(kept))[:, None], where), (kept - lost).sigmoid()
-            )
+            heads = torch.arange(len(kept), device=where.device)[:, None]
+            at = (torch.full_like(where, row), heads, where)
+            shares = shares.index_put(at, (kept - lost).sigmoid())
         return out * shares[..., None].to(out.dtype)
 
     def _seen(self, where: Tensor, places: Tensor) -> Tensor:
