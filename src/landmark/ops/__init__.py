@@ -56,6 +56,8 @@ def landmark_attention(
     Returns:
         [B,H,Tq,D] in query's dtype. Scores and softmax are computed in float32 (float64 for float64 inputs). All
         backends have first derivatives; "reference" alone has second ones, and the others raise RuntimeError for them.
+        NaN and infinities at padding and in the values of landmarks spread nowhere. Elsewhere they spread to rows that
+        see them and to no others; in "fused", also to other rows that share a tile with them.
 
     Raises:
         ValueError: arguments that do not fit together, or a backend that cannot do what is asked.
@@ -66,6 +68,8 @@ def landmark_attention(
     _check_numbers(scale, softcap, dropout)
     backend = _chosen_backend(backend, query, is_landmark)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if key_mask is not None:
+        query, key, value = _without_padding(query, key, value, key_mask)
     if backend == "fused":
         assert block_size is not None
         return fused.fused_attention(
@@ -118,6 +122,16 @@ def landmark_attention(
         dropout=dropout,
     )
     return out
+
+
+def _without_padding(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with nothing at padding that could spread: a weight of 0 times NaN is NaN.
+
+    Queries of padding stay as they are if they are finite: what they see is defined, though of no meaning.
+    """
+    padding = ~key_mask[:, None, :, None]
+    unreal = padding[:, :, key.shape[2] - query.shape[2] :] & ~query.isfinite().all(-1, keepdim=True)
+    return query.masked_fill(unreal, 0.0), key.masked_fill(padding, 0.0), value.masked_fill(padding, 0.0)
 
 
 def complete_first_block(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from landmark.ops.derivatives import first_derivatives_only
+from landmark.ops.nonfinite import cleaned
 from landmark.ops.tiles import Grid, Masks, Rules, Tile
 
 _HIDDEN = -1e30  # finite, so that a block with nothing visible gives finite weights rather than NaN
@@ -84,6 +85,7 @@ class _Joint(NamedTuple):
     gates: Tensor  # [N, rows, tile.last + 1], the weights of the landmarks
     lse: Tensor  # [N, rows]
     slope: Tensor | None  # derivative of the soft cap, like weights
+    outside: Tensor  # bool [B or 1, queries, places], what each query does not see
 
 
 class _Blockwise(torch.autograd.Function):
@@ -100,11 +102,13 @@ class _Blockwise(torch.autograd.Function):
             joint = _joint(grid, rows, sinks)
             weights = _drop(joint.weights, _kept(grid, tile, 0, joint.weights))
             rows_out = torch.bmm(weights, joint.values)
+            grid.spoil(rows_out, weights, joint.places)
             for blocks in grid.chunks(tile):
                 weights, _ = _inside(grid, rows, blocks, *buffers)
-                grid.by_block(weights).mul_(joint.gates[..., blocks, None])
+                _open(grid, weights, joint.gates[..., blocks, None])
                 _drop(weights, _kept(grid, tile, blocks.stop, weights))
                 rows_out.baddbmm_(weights, grid.value[:, grid.places_of(blocks)])
+                grid.spoil(rows_out, weights, grid.places_of(blocks))
             out[:, :, tile.start : tile.stop] = grid.by_head(rows_out)
             lse[:, :, tile.start : tile.stop] = grid.by_head(joint.lse)
         ctx.save_for_backward(query, key, value, sinks, out, lse, *masks)
@@ -160,15 +164,18 @@ def _joint(grid: Grid, rows: _Rows, sinks: Tensor | None, lse: Tensor | None = N
     keys, values = grid.key.index_select(1, places), grid.value.index_select(1, places)
     scores = torch.bmm(rows.query, keys.transpose(1, 2))
     slope = _cap(grid, scores)
-    grid.hide(scores, grid.outside_joint(tile, places), -torch.inf)
+    outside = grid.outside_joint(tile, places)
+    grid.hide(scores, outside, -torch.inf)
     if lse is None:
         lse = scores.logsumexp(-1)
         if sinks is not None:
             lse = grid.as_rows(torch.logaddexp(grid.by_head(lse), sinks[:, None].to(lse.dtype)))
     weights = scores.sub_(lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp_()
+    if grid.tainted:
+        grid.hide(weights, outside, 0.0)
     own = weights[..., tile.first :]  # what comes before are landmarks alone
     gates = torch.cat([weights[..., : tile.first], own[..., grid.stride - 1 :: grid.stride]], dim=-1)
-    return _Joint(places, keys, values, weights, gates, lse, slope)
+    return _Joint(places, keys, values, weights, gates, lse, slope, outside)
 
 
 def _joint_gradients(grid: Grid, rows: _Rows, joint: _Joint, means: Tensor, kv_grads: tuple[Tensor, Tensor]) -> Tensor:
@@ -182,10 +189,14 @@ def _joint_gradients(grid: Grid, rows: _Rows, joint: _Joint, means: Tensor, kv_g
     grads.sub_(means).mul_(joint.weights)
     if joint.slope is not None:
         grads.mul_(joint.slope)
-    kv_grads[0].index_add_(1, joint.places, torch.bmm(grads.transpose(1, 2), rows.query))
+    query, keys = rows.query, joint.keys
+    if grid.tainted:
+        grid.hide(grads, joint.outside, 0.0)
+        query, keys = cleaned(query), cleaned(keys)
+    kv_grads[0].index_add_(1, joint.places, torch.bmm(grads.transpose(1, 2), query))
     weights = _drop(joint.weights, kept)  # in place: the gates are a copy
     kv_grads[1].index_add_(1, joint.places, torch.bmm(weights.transpose(1, 2), rows.out_grad))
-    return torch.bmm(grads, joint.keys)
+    return torch.bmm(grads, keys)
 
 
 def _inside(grid: Grid, rows: _Rows, blocks: slice, scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -223,6 +234,11 @@ def _inside_gradients(
     weights, slope = _inside(grid, rows, blocks, *buffers[:2])
     scores, grads = _view(buffers[0], weights.shape), _view(buffers[2], weights.shape)
     torch.bmm(rows.out_grad, grid.value[:, places].transpose(1, 2), out=grads)
+    foreign = grid.foreign(rows.tile, places) if grid.tainted else None
+    if grid.tainted:
+        grads.masked_fill_(grid.bad[:, None, places].any(-1), torch.nan)
+    if foreign is not None:
+        grid.hide(grads, foreign, 0.0)
     kept = _kept(grid, rows.tile, blocks.stop, weights)
     _drop(grads, kept)
     w, g, s = (grid.by_block(x) for x in (weights, grads, scores))
@@ -230,13 +246,24 @@ def _inside_gradients(
     # With w = -1 there, its column receives the sum itself: what opening the block is worth to its gate.
     w[..., -1] = -1.0
     torch.ops.aten._softmax_backward_data.out(g, w, -1, grid.dtype, grad_input=s)  # one pass instead of four
-    s.mul_(gates[..., blocks, None])
-    w.mul_(gates[..., blocks, None])
     if slope is not None:
         scores.mul_(slope)
-    rows_grad.baddbmm_(scores, grid.key[:, places])
-    kv_grads[0][:, places].baddbmm_(scores.transpose(1, 2), rows.query)
+    _open(grid, scores, gates[..., blocks, None])
+    _open(grid, weights, gates[..., blocks, None])
+    if foreign is not None:
+        for x in (scores, weights):  # slopes and gates may be NaN
+            grid.hide(x, foreign, 0.0)
+    query = cleaned(rows.query) if grid.tainted else rows.query
+    rows_grad.baddbmm_(scores, grid.clean_key[:, places])
+    kv_grads[0][:, places].baddbmm_(scores.transpose(1, 2), query)
     kv_grads[1][:, places].baddbmm_(_drop(weights, kept).transpose(1, 2), rows.out_grad)
+
+
+def _open(grid: Grid, x: Tensor, gates: Tensor) -> None:
+    """Multiply x [N, rows, places] in place by the `gates` [N, rows, blocks, 1] of its blocks: 0 where one is shut."""
+    grid.by_block(x).mul_(gates)
+    if grid.tainted:
+        grid.by_block(x).masked_fill_(gates == 0, 0.0)
 
 
 def _cap(grid: Grid, scores: Tensor) -> Tensor | None:

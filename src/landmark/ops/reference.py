@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from landmark.ops.nonfinite import averages, products
+
 
 def reference_attention(
     query: Tensor,
@@ -29,10 +31,6 @@ def reference_attention(
     q, k, v = (x.to(working) for x in (query, key, value))
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
 
-    scores = q @ k.transpose(-1, -2) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-
     is_landmark = is_landmark[:, None, None, :]
     block = is_landmark.long().cumsum(-1) - is_landmark.long()  # landmarks strictly before each position
     own = block[..., keys - queries :].transpose(-1, -2) == block
@@ -45,17 +43,24 @@ def reference_attention(
     gate = visible & ~own & is_landmark
     inside = visible & ~own & ~is_landmark
 
+    # What is hidden is nothing from here on, NaN and infinities too.
+    scores = products(q, k).masked_fill(~(local | gate | inside), 0.0) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+
     joint = _joint_softmax(scores, local | gate, sinks)
     by_block = block.expand_as(scores)
     per_block = scores.new_zeros(*scores.shape[:-1], int(block.max()) + 1)
     opened = per_block.scatter_add(-1, by_block, joint.masked_fill(~gate, 0.0)).gather(-1, by_block)
+    inside = inside & (opened.detach() != 0)
 
     shift = per_block - torch.inf
     shift = shift.scatter_reduce(-1, by_block, _hide(scores, inside).detach(), "amax").gather(-1, by_block)
     exponentials = torch.exp(_hide(scores, inside) - _finite(shift))
     totals = per_block.scatter_add(-1, by_block, exponentials).gather(-1, by_block)
     weights = joint.masked_fill(~local, 0.0) + opened * exponentials / totals.masked_fill(totals == 0, 1.0)
-    return (torch.nn.functional.dropout(weights, dropout) @ v).to(query.dtype)
+    weights = weights.masked_fill(~(local | inside), 0.0)
+    return averages(torch.nn.functional.dropout(weights, dropout), v).to(query.dtype)
 
 
 def _joint_softmax(scores: Tensor, chosen: Tensor, sinks: Tensor | None) -> Tensor:

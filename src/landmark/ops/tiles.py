@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from landmark.ops.nonfinite import all_finite, cleaned, reads_any
+
 _TILE_QUERIES = 128  # short blocks are taken together up to this many queries, as measured by `landmark bench ops`
 _TILE_QUERIES_SHORT = 32  # the same for short inputs
 _TILE_QUERIES_LIMIT = 128  # longer blocks are split
@@ -46,6 +48,9 @@ class Grid:
 
     The rows of a tile are its queries for every head of a group: grouped-query heads share keys uncopied.
     Landmark rows of `value` are zero, so that the weights standing at landmarks need no masking anywhere.
+
+    Where a number is NaN or infinite (`tainted`), what stands behind a mask must be kept out by hand, for 0 times NaN
+    is NaN: values are 0 there, and `bad [N, places, D]` says where; products that make gradients take `clean_key`.
     """
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, masks: Masks, rules: Rules) -> None:
@@ -62,6 +67,12 @@ class Grid:
         self.value = self._in_blocks(value)
         self.value[:, :, -1] = 0.0
         self.value = self.value.flatten(1, 2)
+        self.tainted = not all_finite(query, self.key, self.value)
+        self.bad = self.clean_key = self.key
+        if self.tainted:
+            self.bad, self.clean_key = ~self.value.isfinite(), cleaned(self.key)
+            self.value = cleaned(self.value)
+            self.key = self.key.masked_fill(~self.key.isfinite(), torch.nan)  # an infinite score says as little
         self.tiles = list(_tiles(masks.query_positions.cpu(), stride, length))
         rows = self.groups * max((tile.stop - tile.start for tile in self.tiles), default=1)
         limit = _BUFFER_ELEMENTS if key.device.type == "cpu" else _BUFFER_ELEMENTS_ACCELERATOR
@@ -73,6 +84,11 @@ class Grid:
         laid[:, :, : x.shape[2]] = x
         laid[:, :, x.shape[2] :] = 0.0
         return laid.view(-1, self.blocks, self.stride, x.shape[3])
+
+    def spoil(self, out: Tensor, weights: Tensor, places: Tensor | slice) -> None:
+        """Makes `out [N, rows, D]` NaN, in place, where `weights [N, rows, places]` other than 0 read a bad value."""
+        if self.tainted:
+            out.masked_fill_(reads_any(weights, self.bad[:, places]), torch.nan)
 
     def rows(self, x: Tensor, tile: Tile) -> Tensor:
         """The tile's part of x [B,H,Tq,D] as rows [N, groups * queries, D] in the working dtype."""
