@@ -204,3 +204,20 @@ def test_tied_index_equals_exact_index_on_equal_keys(max_blocks):
         branch_plain.reorder([1, 0, 0])
         check(branch, branch_plain, 3, 0)
         check(index, plain, 3, 0)
+
+
+@pytest.mark.parametrize("recall", [None, 1.0, 0.9])
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_key_that_is_not_finite_hides_no_other(recall, form, number):
+    keys, query = torch.randn(HEADS, 3000, DIM), torch.randn(1, 2 * HEADS, 20, DIM)
+    tainted, cleared = keys.clone(), keys.clone()
+    for x, filling in ((tainted, number), (cleared, 0.0)):
+        x[:, 1500], x[:, 2990, 1] = filling, filling
+    index = ExactIndex(1, keys=form) if recall is None else HierarchicalIndex(1, keys=form, recall=recall)
+    exact = ExactIndex(1, keys=form)
+    index.append(0, tainted)
+    exact.append(0, cleared)
+    found, wanted = (one.search(query, 2, [3000])[1].sort(-1).values for one in (index, exact))
+    share = (wanted[..., None] == found[..., None, :]).any(-1).double().mean().item()
+    assert share > 0.8 if recall == 0.9 else share == 1

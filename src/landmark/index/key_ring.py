@@ -30,7 +30,11 @@ class KeyRing:
         self._units = BlockRing(rows, max_blocks)
 
     def append(self, row: int, keys: Tensor) -> None:
-        """Adds `keys [Hkv,m,D]` as the newest of one row."""
+        """Adds `keys [Hkv,m,D]` as the newest of one row; what is not finite in them counts as 0.
+
+        One NaN among bounds, means or codes would hide every other key. Who opens its block meets it there.
+        """
+        keys = keys.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         if keys.device.type == "cpu" and keys.numel():
             # Rounding raises an entry by less than a hundredth of the largest.
             self.longest = max(self.longest, 1.01 * math.sqrt(keys.shape[2]) * float(keys.abs().max()))

@@ -75,9 +75,11 @@ class LocalWindow:
             return
         steps, real = torch.arange(width, device=key.device), column(tuple(valid), key.device)
         behind = column(tuple(self.lengths), key.device) + steps
-        places = torch.where(steps < real, behind, buffers[0].shape[2] - 1)[:, None, :, None]
+        padding = (steps >= real)[:, None, :, None]
+        places = behind[:, None, :, None].masked_fill(padding, buffers[0].shape[2] - 1)
         for buffer, new in pairs:
-            buffer.scatter_(2, places.expand(-1, new.shape[1], -1, new.shape[-1]), new)
+            # Padding may be anything, NaN too, and every row must end in what is finite.
+            buffer.scatter_(2, places.expand(-1, new.shape[1], -1, new.shape[-1]), new.masked_fill(padding, 0.0))
 
     def _with_room(self, length: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         buffers = self._keys, self._values, self._turned

@@ -117,12 +117,11 @@ def _attend(
             total += seen[j]
         for j in range(own, end):
             seen[j] /= total
-        for first in range(0, own, stride):
+        for first in range(0, own, stride):  # values of landmarks are not read, whatever they are
             landmark = first + stride - 1
             share_out(seen[first:landmark], seen[landmark] / total)
-            seen[landmark] = 0
-        seen[end:] = 0
-        add_weighted(seen, value[row, group], out[row, head, step])
+            add_weighted(seen[first:landmark], value[row, group, first:landmark], out[row, head, step])
+        add_weighted(seen[own:end], value[row, group, own:end], out[row, head, step])
         lse[row, head, step] = highest + np.log(total)
 
 
@@ -154,7 +153,11 @@ def dense(
         inside = scores[..., :whole].unflatten(-1, (-1, stride))[..., :-1].softmax(-1)
         blocks[..., :-1].add_(inside.mul_(blocks[..., -1:]))
         blocks[..., -1] = 0.0
-    out = weights.view(*key.shape[:2], -1, length) @ value.to(dtype)
+    # Values of landmarks, and those behind all queries of a row, have weight 0 and may be anything.
+    places = torch.arange(length, device=value.device)
+    unread = (places % stride == stride - 1) | (places > positions.amax(1, keepdim=True))
+    value = value.to(dtype).masked_fill(unread[:, None, :, None], 0.0)
+    out = weights.view(*key.shape[:2], -1, length) @ value
     return out.view(query.shape).to(query.dtype), lse
 
 
