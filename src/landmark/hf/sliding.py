@@ -30,7 +30,8 @@ def sliding_attention(
     scale, dropout, window, softcap, sinks = scoring
     assert window is not None, "a sliding layer names its window"
     groups = query.shape[1] // key.shape[1]
-    key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
+    nothing = (key_positions < 0)[:, None, :, None]  # which may be anything, and 0 times NaN is NaN
+    key, value = (t.masked_fill(nothing, 0.0).repeat_interleave(groups, 1) for t in (key, value))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     outs = []
     for start in range(0, query.shape[-2], TILE):
