@@ -134,7 +134,8 @@ def test_gradient_checkpointing_computes_twice_and_changes_no_weight(adapting, t
         calls.clear()
         folder = train(adapting(tied_base, out=tmp_path / str(twice), gradient_checkpointing=twice))
         found.append(from_pretrained(folder))
-        assert len(calls) == (16 if twice else 8)  # two layers, four steps
+        # Two layers, four steps; the checks of a conversion have blocks of other sizes.
+        assert calls.count(7) == (16 if twice else 8)
     for one, other in zip(*(model.state_dict().values() for model in found), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
@@ -158,8 +159,8 @@ def test_four_bits_are_trained_and_finished_as_they_were_trained(adapting, tied_
     [
         ({"adapter": None, "lora_rank": None, "load_in": "4bit"}, "give --adapter lora with --load-in 4bit"),
         ({"adapter": None}, "give --adapter lora too"),
-        ({"lora_rank": 0}, "--lora-rank must be at least 1, not 0"),
-        ({"lora_alpha": -1}, "--lora-alpha must be at least 1, not -1"),
+        ({"lora_rank": 0}, "lora_rank is 0: give a number from 1"),
+        ({"lora_alpha": -1}, "lora_alpha is -1: give 1 or more"),
         ({"parallel": "fsdp"}, "leave --parallel fsdp out"),
     ],
 )

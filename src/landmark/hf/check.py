@@ -13,8 +13,9 @@ from landmark.hf.settings import text_config, trained_positions
 
 # Five tokens in blocks of two: two whole blocks and a tail. What a query reads takes (2 + 1 + 0 + 1) * 3 + 3 positions.
 _TOKENS, _BLOCK, _POSITIONS = 5, 2, 15
-# Of the norm of the hidden states; other kernels, and rotary in another place, round otherwise in every layer.
-_TOLERANCE = {torch.float16: 0.05, torch.bfloat16: 0.1}
+# Of the norm of the hidden states. Other kernels, and rotary in another place, round otherwise in every layer: in
+# bfloat16 the 30 layers of SmolLM2-135M end 0.12 apart. States that have nothing in common are 1.4 apart.
+_TOLERANCE = {torch.float16: 0.1, torch.bfloat16: 0.5}
 
 
 def hidden_states(base: nn.Module, **options: Any) -> Tensor:
