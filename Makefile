@@ -54,6 +54,7 @@ format: $(INSTALLED)  ## rewrite the sources in the house format
 matrix: matrix-oldest matrix-newest matrix-avx2 matrix-default  ## all four of these:
 
 matrix-oldest: .venv-oldest/.installed  ## the main tests with the oldest release of everything
+	OMP_NUM_THREADS=1 .venv-oldest/bin/landmark demo
 	$(call leg,.venv-oldest,$(MATRIX_TESTS))
 
 # Made anew each time, or it would not be the newest. The package comes first and alone, as its users install it.
@@ -63,7 +64,7 @@ matrix-newest:  ## the main tests with the newest release of everything, after a
 	$(call environment,$(PLACE))
 	cd $(PLACE) && bin/python -m pip install --disable-pip-version-check '$(CURDIR)'
 	$(PLACE)/bin/python -m pip check
-	cd $(PLACE) && bin/landmark demo
+	cd $(PLACE) && OMP_NUM_THREADS=1 bin/landmark demo
 	$(PLACE)/bin/python -m pip install --disable-pip-version-check '.[all,test]'
 	$(call leg,$(PLACE),$(MATRIX_TESTS))
 
@@ -78,11 +79,13 @@ matrix-default: export MKL_ENABLE_INSTRUCTIONS := SSE4_2
 matrix-default: export ONEDNN_MAX_CPU_ISA := SSE41
 matrix-default: export NUMBA_CPU_NAME := generic
 matrix-avx2: $(INSTALLED)  ## the tests that compute, with no newer instructions than AVX2
+	OMP_NUM_THREADS=1 $(VENV)/bin/landmark demo
 	$(call leg,$(VENV),$(ISA_TESTS))
 matrix-default: $(INSTALLED)  ## the tests that compute, with the instructions that every processor has
+	OMP_NUM_THREADS=1 $(VENV)/bin/landmark demo
 	$(call leg,$(VENV),$(ISA_TESTS))
 
-# $(call leg,ENVIRONMENT,TESTS): what is installed there, whether it fits together, the demo and the tests.
+# $(call leg,ENVIRONMENT,TESTS): what is installed there, whether it fits together, and the tests.
 SHOW := import sys, torch; from importlib.metadata import distributions; \
 	print("Python", sys.version.split()[0], *sorted(f"{d.name}=={d.version}" for d in distributions())); \
 	print("instructions of PyTorch:", torch.backends.cpu.get_cpu_capability())
@@ -90,7 +93,6 @@ define leg
 	@echo "== $@: $(2)"
 	@$(1)/bin/python -c '$(SHOW)'
 	$(1)/bin/python -m pip check
-	$(1)/bin/landmark demo
 	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n $(TEST_JOBS) $(2)
 endef
 
