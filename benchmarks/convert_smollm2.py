@@ -122,7 +122,8 @@ class Conversion:
     def __init__(self, base: Any, say: Log) -> None:
         self.say = say
         self.teacher = FrozenCopy(copy.deepcopy(base).to(DEVICE, WORKING))
-        student = landmark.convert(copy.deepcopy(base).to(WORKING), **SETTINGS).to(DEVICE)
+        # In float32: conversion compares hidden states, and rounding to 16 bits moves those of trained weights far.
+        student = landmark.convert(copy.deepcopy(base), **SETTINGS).to(DEVICE, WORKING)
         self.model: Any = adapt(student, LORA, base="HuggingFaceTB/SmolLM2-135M-Instruct")
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         for parameter in self.parameters.values():
@@ -367,7 +368,7 @@ def finished(base: Any, work: Conversion) -> Any:
             if parameter.requires_grad:
                 parameter.copy_(state[name].to(torch.bfloat16).to(parameter))
     merged = adapted.merge_and_unload()
-    return landmark.convert(merged, **SETTINGS).eval()
+    return landmark.convert(merged, **SETTINGS, trained_tokens=max(1, work.tokens)).eval()
 
 
 def log_likelihoods(logits: Tensor, ids: Tensor) -> tuple[float, int]:
