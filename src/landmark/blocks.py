@@ -71,8 +71,11 @@ class Stream:
         return stream.scatter(1, place, tokens)[:, : self.width]
 
     def strip(self, stream: Tensor) -> Tensor:
-        """Takes `[B, T, C]` back to `[B, S, C]`; rows of padding repeat some real position."""
-        place = self.place.clamp(max=max(self.width - 1, 0))
-        if self.width == 0:
-            return stream.new_zeros(*place.shape, stream.shape[-1])
+        """Takes `[B, T, C]` back to `[B, S, C]`.
+
+        Padding repeats the token before it, so that a row padded on the right ends as it does alone.
+        """
+        if not self.place.numel() or self.width == 0:
+            return stream.new_zeros(*self.place.shape, stream.shape[-1])
+        place = self.place.masked_fill(self.place == self.width, 0).cummax(1).values
         return stream.gather(1, place[..., None].expand(*place.shape, stream.shape[-1]))

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from families import build, family
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM, LlamaModel
 
 import landmark
-from landmark.hf.compat import UnsupportedRelease, through
+from landmark.hf.compat import CACHE_NAMES, UnsupportedRelease, through
 
 IDS = torch.randint(3, 61, (1, 40), generator=torch.Generator().manual_seed(1))
 VERSIONS = r"installed are transformers \d+\.\d+"
@@ -50,6 +51,15 @@ def forward_that_loses_the_cache(original):
     return forward
 
 
+def forward_that_reads_twice(original):
+    def forward(self, input_ids=None, past_key_values=None, cache=None, **kwargs):
+        reading = through(self, cache if past_key_values is None else past_key_values)
+        self.model(input_ids=input_ids, **reading)
+        return original(self, input_ids=input_ids, **kwargs | reading)
+
+    return forward
+
+
 MUTATIONS = [
     (LlamaModel, renamed_cache, UnsupportedRelease, "takes no cache under the names.*" + VERSIONS),
     (
@@ -59,6 +69,7 @@ MUTATIONS = [
         "drops keyword arguments.*" + VERSIONS + "|not hand keyword arguments on",
     ),
     (LlamaAttention, attention_called_twice, ValueError, "more than once a layer|attended 2 times.*" + VERSIONS),
+    (LlamaForCausalLM, forward_that_reads_twice, UnsupportedRelease, "or more than once.*" + VERSIONS),
     (LlamaForCausalLM, forward_that_loses_the_cache, UnsupportedRelease, "read nothing through.*" + VERSIONS),
 ]
 
@@ -179,3 +190,122 @@ def test_a_loss_has_every_gradient_or_an_error():
     loss = model(input_ids=IDS, labels=IDS, **through(model, landmark.LandmarkCache(model.config))).loss
     with pytest.raises(ValueError, match="has no gradients"):
         loss.backward()
+
+
+@pytest.mark.parametrize("step", ["prepare_inputs_for_generation", "_update_model_kwargs_for_generation"])
+def test_a_generation_that_loses_the_cache_between_steps_is_noticed(step, monkeypatch):
+    model = converted()
+    original = getattr(GenerationMixin, step)
+
+    def forgetful(self, *args, **kwargs):
+        return {name: value for name, value in original(self, *args, **kwargs).items() if name not in CACHE_NAMES}
+
+    monkeypatch.setattr(GenerationMixin, step, forgetful)
+    with pytest.raises(ValueError, match=r"position_ids do not go on|columns before the input|columns more than"):
+        model.generate(IDS, max_new_tokens=3, do_sample=False, eos_token_id=None)
+
+
+@pytest.mark.parametrize("options", [{"cache_implementation": "offloaded"}, {"generation_config": "quantized"}])
+def test_another_kind_of_cache_is_not_ignored(options):
+    if "generation_config" in options:
+        options = {"generation_config": GenerationConfig(cache_implementation=options["generation_config"])}
+    with pytest.raises(ValueError, match=r"cache_implementation is '(offloaded|quantized)'.*leave"):
+        converted().generate(IDS, **options)
+
+
+def test_a_foreign_cache_that_stayed_empty_is_not_taken_for_what_was_read():
+    model, cache = converted(), DynamicCache()
+    with torch.no_grad():
+        read_so_far = model(input_ids=IDS[:, :20], **through(model, cache)).past_key_values
+        assert read_so_far.get_seq_length() == 20
+        with pytest.raises(ValueError, match="DynamicCache is empty, because"):
+            model(input_ids=IDS[:, 20:], **through(model, cache))
+
+
+def test_a_cache_for_other_blocks_is_refused():
+    model = converted()
+    other = landmark.LandmarkCache(landmark.convert(family("llama"), block_size=7, top_k=2).config)
+    with pytest.raises(ValueError, match="made for another model: block_size 7, not 5"):
+        model(input_ids=IDS, **through(model, other))
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (torch.zeros(1, 40), "neither 1 nor 0|has no 1 at all"),  # numbers to be added to scores
+        (torch.tensor([[1] * 20 + [2] * 20]), "neither 1 nor 0"),  # numbers of documents
+        (torch.ones(1, 50), "10 columns more than the input"),
+    ],
+)
+def test_masks_that_mean_something_else_are_refused(mask, said):
+    with pytest.raises(ValueError, match=said):
+        converted()(input_ids=IDS, attention_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"attention_mask": torch.ones(1, 30)}, "10 columns before the input, and the cache counts 20"),
+        ({"attention_mask": torch.tensor([[0] + [1] * 39])}, "hides or shows other tokens"),
+        ({"position_ids": torch.arange(20)[None]}, "do not go on behind the 20 tokens"),
+    ],
+)
+def test_an_input_goes_on_where_the_cache_stands(options, said):
+    model = converted()
+    cache = landmark.read(model, IDS[:, :20])
+    with torch.no_grad(), pytest.raises(ValueError, match=said):
+        model(input_ids=IDS[:, 20:], **options, **through(model, cache))
+    with torch.no_grad():  # and nothing was read of the refused ones
+        expected = model(input_ids=IDS, **through(model, landmark.LandmarkCache(model.config))).logits[:, 20:]
+        mask, places = torch.ones(1, 40), torch.arange(20, 40)[None]
+        found = model(input_ids=IDS[:, 20:], attention_mask=mask, position_ids=places, **through(model, cache)).logits
+    assert found.shape == expected.shape
+
+
+def test_masks_are_known_of_columns_long_gone():
+    model = converted()
+    cache = landmark.LandmarkCache(model.config, chunk_size=5)
+    mask = torch.ones(2, 200, dtype=torch.long)
+    mask[1, :9] = 0
+    ids = IDS.repeat(2, 5)
+    with torch.no_grad():
+        for start in range(0, 200, 5):
+            model(input_ids=ids[:, start : start + 5], attention_mask=mask[:, : start + 5], **through(model, cache))
+        cache.reorder_cache(torch.tensor([1, 0]))
+        swapped = torch.cat((mask.flip(0), torch.ones(2, 1, dtype=torch.long)), 1)
+        model(input_ids=ids[:, :1], attention_mask=swapped, **through(model, cache))
+        with pytest.raises(ValueError, match="hides or shows"):
+            model(input_ids=ids[:, :1], attention_mask=torch.ones(2, 202), **through(model, cache))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_tuples_have_no_landmarks_either(chunk_size):
+    model = converted()
+    options = {"output_hidden_states": True}
+    if chunk_size is not None:
+        options |= through(model, landmark.LandmarkCache(model.config, chunk_size=chunk_size))
+    with torch.no_grad():
+        layers = model.model(input_ids=IDS, return_dict=False, **options)[-1]
+    assert [tuple(layer.shape) for layer in layers] == [(1, 40, model.config.hidden_size)] * len(layers)
+
+
+def test_hooks_of_accelerate_do_not_go_around_the_model():
+    hooks = pytest.importorskip("accelerate.hooks")
+    model = family("llama")
+    hooks.add_hook_to_module(model, hooks.AlignDevicesHook(execution_device="cpu"))
+    landmark.convert(model, block_size=5, landmark_id=3)
+    with torch.no_grad():
+        logits = model(input_ids=IDS.clamp(min=4)).logits
+    assert logits.log_softmax(-1).min() > -150
+
+
+def test_the_loss_of_routers_is_one_of_tokens_alone():
+    model = landmark.convert(family("mixtral"), block_size=5, top_k=2)
+    mask = (torch.arange(40) < 31).long()[None]
+    with torch.no_grad():
+        options = {"attention_mask": mask, "output_router_logits": True}
+        out = model(input_ids=IDS, labels=IDS, **options)
+        cache = landmark.LandmarkCache(model.config, chunk_size=7)
+        read = model(input_ids=IDS, **options, **through(model, cache)).router_logits
+    assert {len(logits) for logits in (*out.router_logits, *read)} == {40}
+    assert out.aux_loss.isfinite()

@@ -61,6 +61,22 @@ def test_left_padded_batch_equals_rows_alone():
     assert torch.equal(both[1:, 70:], model.generate(IDS[1:])[:, 70:])
 
 
+@pytest.mark.parametrize("chunk_size", [None, 9, 20])
+def test_right_padding_is_passed_over_as_well(chunk_size):
+    model = converted()
+    model.generation_config.max_new_tokens = 6
+    ids, mask = IDS.clone(), torch.ones_like(IDS)
+    ids[0, 31:], mask[0, 31:] = 0, 0
+
+    def answered(ids, **options):
+        cache = landmark.LandmarkCache(model.config, chunk_size=chunk_size)
+        return model.generate(ids, past_key_values=cache, **options)[:, ids.shape[1] :]
+
+    both = answered(ids, attention_mask=mask)
+    assert torch.equal(both[:1], answered(IDS[:1, :31]))
+    assert torch.equal(both[1:], answered(IDS[1:]))
+
+
 def test_beams_keep_each_its_own_memory():
     model = converted()
     out = model.generate(
@@ -80,6 +96,17 @@ def test_beams_keep_each_its_own_memory():
                 steps.append(model(input_ids=token.view(1, 1), past_key_values=cache).logits[:, -1])
         likelihood = torch.cat(steps).log_softmax(-1).gather(1, row[70:, None]).sum()
         torch.testing.assert_close(likelihood, score, atol=1e-3, rtol=1e-4)
+
+
+def test_several_answers_to_a_text_read_once():
+    model = converted()
+    cache = landmark.read(model, IDS[:1, :60])
+    with pytest.raises(ValueError, match=r"batch_repeat_interleave"):
+        model.generate(IDS[:1], past_key_values=cache, num_beams=3)
+    alone = model.generate(IDS[:1], past_key_values=landmark.read(model, IDS[:1, :60]))
+    cache.batch_repeat_interleave(3)
+    found = model.generate(IDS[:1], past_key_values=cache, do_sample=True, top_k=1, num_return_sequences=3)
+    assert torch.equal(found, alone.expand(3, -1))
 
 
 def test_sampling_is_repeatable():

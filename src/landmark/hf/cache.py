@@ -12,6 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 from landmark.blocks import Stream, stream_length
 from landmark.hf.cache_layer import LandmarkLayer
 from landmark.hf.columns import Columns
+from landmark.hf.device import demand
 from landmark.hf.rope import Rope
 from landmark.hf.settings import (
     Settings,
@@ -78,6 +79,7 @@ class LandmarkCache(Cache):
         self.chunk_tokens = chunk_tokens(self.settings, config, chunk_size)
         self._whole_blocks = chunk_size is not None and chunk_size % self.settings.block_size == 0
         self.trained_positions = trained_positions(config)
+        self._model = _model(config)
         self.max_blocks = max_blocks
         self.miss_threshold = miss_threshold
         self._kinds = layer_kinds(config)
@@ -150,7 +152,10 @@ class LandmarkCache(Cache):
         if self._tokens is None:
             self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         if len(self._tokens) != rows:
-            raise ValueError(f"this cache holds {len(self._tokens)} rows, the input has {rows}: use a cache of its own")
+            raise ValueError(
+                f"this cache holds {len(self._tokens)} rows, the input has {rows}: use a cache of its own,"
+                " or for beams or several answers to each row call cache.batch_repeat_interleave(number) before"
+            )
         return self._tokens
 
     def tokens_read(self) -> list[int]:
@@ -218,12 +223,49 @@ class LandmarkCache(Cache):
         self._columns = self._columns.followed_by(ids, real)
         self._forwards += 1
 
+    def check_model(self, config: PretrainedConfig) -> None:
+        """Raises ValueError where this cache was made for another model than that of `config`, or for other blocks."""
+        mine, theirs = self._model, _model(config)
+        wrong = [name for name, value in mine.items() if value != theirs[name]]
+        if wrong:
+            raise ValueError(
+                "this cache was made for another model: "
+                + ", ".join(f"{name} {mine[name]}, not {theirs[name]}" for name in wrong)
+                + "; use landmark.LandmarkCache(model.config)"
+            )
+
+    def check_place(self, mask: Tensor, first: Tensor | None) -> None:
+        """Raises ValueError unless an input goes on where this cache stands.
+
+        `mask [B, P]` is what the attention mask says of the columns before the input, `first [B]` the position of each
+        row's first token (-1: none).
+        """
+        columns = self._columns
+        if mask.shape[1]:
+            if mask.shape[1] != columns.count:
+                raise ValueError(
+                    f"attention_mask has {mask.shape[1]} columns before the input, and the cache counts"
+                    f" {columns.count} as read: give a mask of these and the input, or of the input alone"
+                )
+            demand(columns.masked(mask), "attention_mask hides or shows other tokens than when the cache read them")
+        if first is not None:
+            assert self._tokens is not None
+            tokens = torch.as_tensor(columns.tokens(), device=first.device)
+            # Positions over padding are anybody's guess: generate counts on from what stands in its place.
+            padded = tokens != columns.count
+            demand(
+                (first == columns.count) | (first == self._tokens.to(first.device)) | (first < 0) | padded,
+                f"position_ids do not go on behind the {columns.count} tokens that the cache counts as read: pass only"
+                " what it has not read, to assisted decoding and prompt lookup with past_key_values=cache.fork()",
+            )
+
     def expect_forward(self) -> None:
         """Notes that one input is about to be read; `was_read` tells whether it was."""
         self._expected = self._forwards + 1
 
     def was_read(self) -> bool:
-        return self._forwards >= self._expected
+        """Whether exactly one input was read since `expect_forward()`."""
+        return self._forwards == self._expected
 
     def check_continues(self, input_ids: Tensor) -> None:
         """Raises ValueError unless `input_ids [B, S]` begin with the columns that were read, and go on."""
@@ -347,3 +389,14 @@ class LandmarkCache(Cache):
         for memory in self.memories:
             memory.crop(lengths)
         self._tokens, self._columns = tokens, columns
+
+
+def _model(config: PretrainedConfig) -> dict[str, object]:
+    """What a cache and the model that reads through it must agree on, by name."""
+    config = text_config(config)
+    return {
+        "layers": layer_kinds(config),
+        "block_size": Settings.of(config).block_size,
+        "trained positions": trained_positions(config),
+        "window": getattr(config, "sliding_window", None),
+    }

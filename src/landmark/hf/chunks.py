@@ -45,3 +45,10 @@ def cut(real: Tensor, first: list[int], then: int) -> list[Chunk]:
         chunks.append(Chunk(columns.gather(1, places), begin + steps < end))
         starts, stops = stops, [min(count, stop + then) for count, stop in zip(counts, stops, strict=True)]
     return chunks
+
+
+def fill_padding(whole: Tensor, real: Tensor) -> Tensor:
+    """`whole [B, S, C]` where padding repeats the token before it, as `Stream.strip` has it."""
+    places = torch.arange(real.shape[1], device=real.device).expand(real.shape)
+    last = places.masked_fill(~real, 0).cummax(1).values
+    return whole.gather(1, last[..., None].expand_as(whole))

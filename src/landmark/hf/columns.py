@@ -14,13 +14,15 @@ class Columns:
     """What was read so far: the newest columns as they were, of all older ones a hash a row.
 
     `recent` holds (ids or None for embeddings `[B, W]`, real `[B, W]`), the newest last; at least the newest `keep`
-    columns are among them. `digest [B]` is None where embeddings are among the older ones, or nothing is older.
+    columns are among them. `digest [B]` is None where embeddings are among the older ones, or nothing is older;
+    `older_tokens [B]` counts the tokens in those, None where there are none.
     """
 
     keep: int
     count: int = 0
     older: int = 0
     digest: Tensor | None = None
+    older_tokens: Tensor | None = None
     recent: tuple[tuple[Tensor | None, Tensor], ...] = field(default=())
 
     def followed_by(self, ids: Tensor | None, real: Tensor) -> "Columns":
@@ -36,7 +38,9 @@ class Columns:
         known = ids is not None and (self.digest is not None or not self.older)
         digest = _digest(ids[:, :gone], self.digest) if known else None  # type: ignore[index]
         newest = None if ids is None else ids[:, gone:].clone()
-        return replace(self, older=self.older + gone, digest=digest, recent=((newest, real[:, gone:].clone()),))
+        tokens = _sum(real[:, :gone], self.older_tokens)
+        recent = ((newest, real[:, gone:].clone()),)
+        return replace(self, older=self.older + gone, digest=digest, older_tokens=tokens, recent=recent)
 
     def _joined(self) -> tuple[Tensor | None, Tensor]:
         ids = [ids for ids, _ in self.recent if ids is not None]
@@ -66,21 +70,42 @@ class Columns:
             return self
         ids, real = self._joined()
         taken = None if ids is None else ids[rows.to(ids.device)]
-        digest = None if self.digest is None else self.digest[rows.to(self.digest.device)]
-        return replace(self, digest=digest, recent=((taken, real[rows.to(real.device)]),))
+        digest, tokens = (None if x is None else x[rows.to(x.device)] for x in (self.digest, self.older_tokens))
+        return replace(self, digest=digest, older_tokens=tokens, recent=((taken, real[rows.to(real.device)]),))
+
+    def tokens(self) -> Tensor | int:
+        """How many tokens of each row `[B]` stand in these columns."""
+        return _sum(self._joined()[1], self.older_tokens) if self.recent else 0
+
+    def masked(self, mask: Tensor) -> Tensor:
+        """Whether `mask [B, count]` says of these columns what was read of them; of older ones, how many tokens."""
+        _, real = self._joined()
+        mask = mask.to(real.device)
+        newest = (mask[:, self.older :] == real).all()
+        return (
+            newest if self.older_tokens is None else newest & (mask[:, : self.older].sum(1) == self.older_tokens).all()
+        )
 
     def begin(self, ids: Tensor) -> bool:
-        """Whether the prompt `ids [B, S]` begins with these columns; True where embeddings were read."""
+        """Whether the prompt `ids [B, S]` begins with these columns; True where embeddings were read.
+
+        Fewer rows than were read are several answers to each, as `generate` repeats them.
+        """
         if not self.count:
             return True
         if ids.shape[1] < self.count:
             return False
         recent, real = self._joined()
-        if len(ids) != len(real):
+        if len(real) % len(ids):
             return False
+        ids = ids.repeat_interleave(len(real) // len(ids), 0)
         newest = recent is None or torch.equal(ids[:, self.older : self.count].to(recent.device), recent)
         older = self.digest is None or torch.equal(_digest(ids[:, : self.older].to(real.device)), self.digest)
         return newest and older
+
+
+def _sum(real: Tensor, before: Tensor | None) -> Tensor:
+    return real.sum(1) if before is None else before + real.sum(1)
 
 
 def _digest(ids: Tensor, before: Tensor | None = None) -> Tensor:

@@ -6,10 +6,12 @@ nothing. So the names are looked up on the model at hand, and what is in use is 
 
 import json
 import re
+from collections.abc import Callable
 from importlib.metadata import version
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Cache, PretrainedConfig
 
@@ -40,9 +42,17 @@ def installed() -> str:
     return "installed are " + ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch"))
 
 
+def _names(function: Callable[..., Any]) -> list[str]:
+    return list(signature(function).parameters)
+
+
+# torch.compile cannot trace signatures.
+_parameters: Callable[[Any], list[str]] = torch.compiler.disable(_names)  # type: ignore[assignment]
+
+
 def cache_argument(model: nn.Module) -> str:
     """The name under which `model.forward` takes its cache; raises UnsupportedRelease if it is none that is known."""
-    parameters = signature(model.forward).parameters
+    parameters = _parameters(model.forward)
     for name in reversed(CACHE_NAMES):
         if name in parameters:
             return name

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from landmark.hf import attention
 from landmark.hf.check import check_attention, hidden_states
 from landmark.hf.gguf import gguf_model, is_gguf
-from landmark.hf.hooks import before_base, before_model, behind_base, behind_model, unrotate
+from landmark.hf.hooks import before_base, behind_base, unrotate
 from landmark.hf.loading import read_config, read_weights
 from landmark.hf.model import adopt, saved_rows, settle
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
@@ -134,9 +134,8 @@ def _attach(model: PreTrainedModel, base: Any, name: str, kinds: list[str], add_
         model.set_attn_implementation(attention.NAME)
         handles += [module.register_forward_pre_hook(unrotate, with_kwargs=True) for module in _attentions(base)]
         base.landmark_ropes = find_ropes(base, name, len(kinds), getattr(config, "layer_types", None))
-        for module, ahead, behind in ((base, before_base, behind_base), (model, before_model, behind_model)):
-            handles.append(module.register_forward_pre_hook(ahead, with_kwargs=True))
-            handles.append(module.register_forward_hook(behind, with_kwargs=True))
+        handles.append(base.register_forward_pre_hook(before_base, with_kwargs=True))
+        handles.append(base.register_forward_hook(behind_base, with_kwargs=True))
         check_attention(model, untouched, landmark_id=0)
     except BaseException as error:
         for handle in handles:

@@ -16,7 +16,7 @@ from landmark.blocks import Stream, check_phase
 from landmark.hf.attention import StreamCall, WholeCall, jumping_positions, segments_of_stream
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.chunks import Chunk, cut
-from landmark.hf.compat import UnsupportedRelease, through
+from landmark.hf.compat import through
 from landmark.hf.inputs import Inputs
 from landmark.hf.model import check_tokens, warn_untrained
 from landmark.hf.reading_call import ReadingCall
@@ -25,6 +25,9 @@ from landmark.hf.segments import Reader, SegmentCall, lay_out
 from landmark.hf.sequence import cut as cut_slice
 from landmark.hf.settings import Settings, layer_kinds, text_config, trained_positions
 from landmark.ops.rotary import Rotation
+
+# Set on a foreign cache that stays empty: who passes it again takes it for what was read.
+_REPLACED = "_replaced_by_landmarks"
 
 
 def unrotate(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -62,6 +65,7 @@ def _forward(base: nn.Module, call: StreamCall, tokens: Tensor, cache: LandmarkC
 
 def _cache_of(base: nn.Module, past: Any, use_cache: bool) -> LandmarkCache | None:
     if isinstance(past, LandmarkCache):
+        past.check_model(base.config)  # type: ignore[arg-type]
         return past
     if past is None:
         if use_cache and base.training and torch.is_grad_enabled():
@@ -71,6 +75,12 @@ def _cache_of(base: nn.Module, past: Any, use_cache: bool) -> LandmarkCache | No
         return LandmarkCache(base.config) if use_cache else None  # type: ignore[arg-type]
     fresh = isinstance(past, Cache) and not getattr(past, "is_compileable", False) and past.get_seq_length() == 0
     if fresh and type(past).__name__ == "DynamicCache":
+        if getattr(past, _REPLACED, False):
+            raise ValueError(
+                "this DynamicCache is empty, because a landmark.LandmarkCache took its place in an earlier forward: go"
+                " on with the past_key_values that the output has, or pass a landmark.LandmarkCache(model.config)"
+            )
+        setattr(past, _REPLACED, True)
         return LandmarkCache(base.config)  # type: ignore[arg-type]
     raise ValueError(
         f"the cache is a {type(past).__name__}: a converted model reads through a landmark.LandmarkCache"
@@ -109,6 +119,7 @@ def _read_chunks(base: nn.Module, cache: LandmarkCache, inputs: Inputs) -> dict[
     warn_untrained(base)
     tokens = inputs.tokens
     first = cache.next_chunks(len(tokens), tokens.device)
+    cache.check_place(inputs.before, inputs.first)
     if tokens.shape[1] <= min(first):
         *others, last = [None]
     else:
@@ -166,27 +177,26 @@ def behind_base(base: nn.Module, args: tuple, kwargs: dict[str, Any], output: An
         return output
     call.check()
     call.finish()
+    # Tuples and named outputs alike; the parts of one forward have the same fields.
+    parts = [list(out) if isinstance(out, tuple) else list(out.values()) for out in (output, *call.outputs)]
+    joined = [_joined(call, *same) for same in zip(*parts, strict=True)]
     if isinstance(output, tuple):
-        return (call.join(output[0], [out[0] for out in call.outputs]), *output[1:])
-    output.last_hidden_state = call.join(output.last_hidden_state, [out.last_hidden_state for out in call.outputs])
-    if getattr(output, "hidden_states", None) is not None:
-        layers = zip(output.hidden_states, *(out.hidden_states for out in call.outputs), strict=True)
-        output.hidden_states = tuple(call.join(layer, earlier) for layer, *earlier in layers)
+        return tuple(joined)
+    for name, part in zip(list(output), joined, strict=True):
+        output[name] = part
     return output
 
 
-def before_model(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Notes in a cache that a forward is to read through it."""
-    for cache in _caches(args, kwargs):
-        cache.expect_forward()
+def _joined(call: StreamCall, last: Any, *earlier: Any) -> Any:
+    """Of hidden states `[B, T, C]` and router logits `[B * T, E]`, or a tuple of them, those of the input's tokens.
 
-
-def behind_model(model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-    """Raises UnsupportedRelease where a cache was passed to the model and never reached its base."""
-    for cache in _caches(args, kwargs):
-        if not cache.was_read():
-            raise UnsupportedRelease(f"{type(model).__name__} read nothing through the cache it was given")
-
-
-def _caches(args: tuple, kwargs: dict[str, Any]) -> list[LandmarkCache]:
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, LandmarkCache)]
+    All else stays as it is.
+    """
+    if isinstance(last, Tensor) and last.dim() == 3:
+        return call.join(last, list(earlier))
+    if isinstance(last, Tensor) and last.dim() == 2:
+        last, *earlier = (x.unflatten(0, (len(call.stream.lengths), -1)) for x in (last, *earlier))
+        return call.join(last, earlier).flatten(0, 1)
+    if isinstance(last, tuple):
+        return tuple(_joined(call, *layer) for layer in zip(last, *earlier, strict=True))
+    return last

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from landmark.hf.compat import UnsupportedRelease, cache_argument, renamed_cache
+from landmark.hf.device import demand
 from landmark.hf.segments import Reader
 from landmark.hf.sequence import WindowSlice
 
@@ -21,13 +22,17 @@ _DOCUMENT_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 class Inputs:
     """The arguments of one forward of the base model.
 
-    `tokens` are ids `[B, S]` or embeddings `[B, S, C]`, `real [B, S]` says which are no padding, `documents [B, S]`
-    numbers the documents that `position_ids` tell apart (None: one in each row), `options` is for the layers.
+    `tokens` are ids `[B, S]` or embeddings `[B, S, C]`, `real [B, S]` says which are no padding, `before [B, P]` what
+    the mask says of columns before the input, `first [B]` at which of `position_ids` each row begins, -1 without a
+    token. `documents [B, S]` numbers the documents that `position_ids` tell apart (None: one in each row), `options`
+    is for the layers.
     """
 
     tokens: Tensor
     real: Tensor
     padded: bool
+    before: Tensor
+    first: Tensor | None
     documents: Tensor | None
     past: Any
     use_cache: bool
@@ -50,10 +55,15 @@ class Inputs:
         tokens = ids if embeddings is None else embeddings
         if tokens is None or not tokens.shape[1]:
             raise ValueError("pass input_ids or inputs_embeds of at least one token")
-        real = _real_tokens(mask, tokens)
-        documents = None if positions is None or tokens.shape[1] == 1 else _documents(positions, real)
+        before, real = _real_tokens(mask, tokens)
+        positions = None if positions is None else _checked_positions(positions, real)
+        first = None if positions is None else _first(positions, real)
+        documents = None if positions is None else _documents(positions, real)
         _refuse(base, options, positions is not None)
-        inputs = cls(tokens, real, mask is not None, documents, past, use_cache, rules, reader, window_slice, options)
+        padded = mask is not None
+        inputs = cls(
+            tokens, real, padded, before, first, documents, past, use_cache, rules, reader, window_slice, options
+        )
         inputs._check_combination()
         return inputs
 
@@ -64,6 +74,11 @@ class Inputs:
 
     def _check_combination(self) -> None:
         reading = self.past is not None or self.reader is not None or self.use_cache
+        if self.before.shape[1] and not reading:
+            raise ValueError(
+                f"attention_mask has {self.before.shape[1]} columns more than the input: give one for each token, or"
+                " pass the cache that has read what stands before"
+            )
         if self.rules and reading:
             raise ValueError(
                 f"{', '.join('landmark_' + name for name in self.rules)}: for forwards without a cache or a reader"
@@ -81,22 +96,44 @@ class Inputs:
             raise ValueError("a landmark_reader reads rows of one length and is its own cache: pass input_ids alone")
 
 
-def _real_tokens(mask: Any, tokens: Tensor) -> Tensor:
+def _real_tokens(mask: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What `mask` says of columns before the input `[B, P]`, and of the input itself `[B, S]`."""
     shape = tokens.shape[:2]
     if mask is None:
-        return torch.ones(shape, dtype=torch.bool, device=tokens.device)
+        ones = torch.ones(shape, dtype=torch.bool, device=tokens.device)
+        return ones[:, :0], ones
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != shape[0] or mask.shape[1] < shape[1]:
         given = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"attention_mask is {given}: a converted model takes [batch, tokens], ones for real tokens")
-    return mask[:, mask.shape[1] - shape[1] :].to(tokens.device) != 0
+    mask = mask.to(tokens.device)
+    before, mask = mask[:, : mask.shape[1] - shape[1]], mask[:, mask.shape[1] - shape[1] :]
+    real = mask == 1
+    demand(
+        # Of numbers to be added to scores, a row of zeros hides nothing.
+        (real | (mask == 0)) & (real.any() if mask.is_floating_point() else True),
+        "attention_mask is neither 1 nor 0 somewhere, or has no 1 at all: give ones for real tokens and zeros for"
+        " padding; position_ids that begin again at 0 tell packed documents apart",
+    )
+    return before, real
 
 
-def _documents(positions: Any, real: Tensor) -> Tensor | None:
-    """Numbers `[B, S]` of the documents that `positions` tell apart, each counted from 0; None for one in each row."""
+def _checked_positions(positions: Any, real: Tensor) -> Tensor:
     if not isinstance(positions, Tensor) or positions.dim() > 2 or positions.shape[-1] != real.shape[1]:
         given = tuple(positions.shape) if isinstance(positions, Tensor) else type(positions).__name__
         raise ValueError(f"position_ids are {given}: give one for each token, [batch, tokens], or leave them out")
-    positions = positions.to(real.device).expand(real.shape)
+    return positions.to(real.device).expand(real.shape)
+
+
+def _first(positions: Tensor, real: Tensor) -> Tensor:
+    """The position of each row's first token `[B]`, -1 where a row has none."""
+    places = real.long().argmax(1, keepdim=True)
+    return torch.where(real.any(1), positions.gather(1, places)[:, 0], -1)
+
+
+def _documents(positions: Tensor, real: Tensor) -> Tensor | None:
+    """Numbers `[B, S]` of the documents that `positions` tell apart, each counted from 0; None for one in each row."""
+    if real.shape[1] == 1:
+        return None
     begins = real & (positions == 0) & (real.long().cumsum(1) > 1)
     goes_on = positions[:, 1:] == positions[:, :-1] + 1
     wrong = real[:, 1:] & real[:, :-1] & ~goes_on & ~begins[:, 1:]

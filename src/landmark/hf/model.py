@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, wraps
+from types import MethodType
 from typing import Any
 from weakref import WeakSet
 
@@ -14,9 +15,12 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from landmark.hf.attention import NAME
 from landmark.hf.cache import LandmarkCache
-from landmark.hf.compat import cache_argument, renamed_cache
+from landmark.hf.compat import UnsupportedRelease, cache_argument, renamed_cache
+from landmark.hf.device import demand
 from landmark.hf.refusals import check_rows_can_be_added
 from landmark.hf.settings import Settings, text_config
+
+_KIND_OF_CACHE = "cache_implementation"
 
 
 class LandmarkMixin:
@@ -40,9 +44,19 @@ class LandmarkMixin:
         return _rebuild, (original_class(type(self)),), *state
 
     def forward(self, *args: Any, **options: Any) -> Any:
+        # Not hooks: adapters call this method itself.
         model: Any = self
         guard_head(model)
-        return _finite_losses(model, super().forward(*args, **renamed_cache(model, options)))  # type: ignore[misc]
+        options = renamed_cache(model, options)
+        caches = [value for value in (*args, *options.values()) if isinstance(value, LandmarkCache)]
+        for one in caches:
+            one.expect_forward()
+        output = super().forward(*args, **options)  # type: ignore[misc]
+        for one in caches:
+            if not one.was_read():
+                name = type(model).__name__
+                raise UnsupportedRelease(f"{name} read nothing through the cache it was given, or more than once")
+        return _finite_losses(model, output)
 
     def resize_token_embeddings(
         self,
@@ -130,10 +144,18 @@ class LandmarkMixin:
     def generate(self, inputs: Tensor | None = None, **options: Any) -> Any:
         """As every model's; the cache may be called `past_key_values` or `cache`, whatever the release.
 
-        Raises ValueError for a prompt that does not begin with the tokens which the cache counts as read.
+        Raises ValueError for a prompt that does not begin with the tokens which the cache counts as read, and for
+        another kind of cache.
         """
         model: Any = self
         options = renamed_cache(model, options)
+        asked = [options.get(_KIND_OF_CACHE), getattr(options.get("generation_config"), _KIND_OF_CACHE, None)]
+        if set(asked) - {None, "dynamic"}:
+            raise ValueError(
+                f"cache_implementation is {asked[0] or asked[1]!r}: a converted model reads through a"
+                " landmark.LandmarkCache, whose device_budget and host_budget say what stays in memory; leave"
+                " cache_implementation out"
+            )
         # A stored wish for another kind of cache (Gemma has one) cannot be met.
         model.generation_config.cache_implementation = None
         prompt = options.get("input_ids") if inputs is None else inputs
@@ -145,8 +167,11 @@ class LandmarkMixin:
 
 def adopt(model: PreTrainedModel) -> None:
     """Gives `model` the methods of `LandmarkMixin`; nothing happens where it has them."""
-    if not isinstance(model, LandmarkMixin):
-        model.__class__ = landmark_class(type(model))
+    if isinstance(model, LandmarkMixin):
+        return
+    model.__class__ = landmark_class(type(model))
+    if "_old_forward" in vars(model):  # what the hooks of accelerate call, made of the class before
+        model._old_forward = MethodType(type(model).forward, model)  # type: ignore[assignment]
 
 
 @cache
@@ -288,14 +313,11 @@ def check_tokens(config: PretrainedConfig, ids: Tensor, real: Tensor) -> None:
     """
     landmark_id = config.landmark["landmark_id"]
     foreign = (ids >= landmark_id if behind_vocabulary(config) else ids == landmark_id) & real
-    message = (
+    demand(
+        ~foreign,
         f"ids of the landmark ({landmark_id}) among ordinary tokens: after tokens were added to a tokenizer, call"
-        " model.resize_token_embeddings(len(tokenizer)); a text must not name a landmark"
+        " model.resize_token_embeddings(len(tokenizer)); a text must not name a landmark",
     )
-    if ids.is_cuda:
-        torch._assert_async(~foreign.any(), message)  # type: ignore[attr-defined]
-    elif foreign.any():
-        raise ValueError(message)
 
 
 _TOLD: WeakSet[nn.Module] = WeakSet()  # base models whose readers were warned

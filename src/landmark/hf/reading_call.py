@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from landmark.hf.attention import StreamCall
 from landmark.hf.cache import LandmarkCache
-from landmark.hf.chunks import Chunk
+from landmark.hf.chunks import Chunk, fill_padding
 from landmark.hf.inputs import Inputs
 from landmark.hf.rope import Scoring
 from landmark.hf.sliding import SlidingWindow
@@ -44,7 +44,7 @@ class ReadingCall(StreamCall):
         chunks = [chunk for chunk, _ in self.earlier]
         for chunk, states in zip([*chunks, self.chunk], [*earlier, part], strict=True):
             chunk.put(states, whole)
-        return whole
+        return fill_padding(whole, self.inputs.real) if self.inputs.padded else whole
 
     def finish(self) -> None:
         self.cache.advance(self.stream)
