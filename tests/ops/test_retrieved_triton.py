@@ -65,17 +65,39 @@ def in_float64(query, pages, distance, **options):
     return retrieved_attention(query.double(), pages, distance, **options, backend="gathered")
 
 
+def rounding(query, pages, distance, **options):
+    """How far results move in float64 where every number moves by up to its rounding in float32."""
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(x):
+        noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+        return x.double() * (1 + torch.finfo(torch.float32).eps * (2 * noise - 1))
+
+    found = []
+    for _ in range(3):
+        others = Pages(moved(pages.keys), moved(pages.values), pages.places)
+        found.append(in_float64(moved(query), others, distance, **options))
+    return found
+
+
 def assert_as_exact_as_gathered(query, pages, distance, *, products=torch.float32, **options):
-    """Errors at most twice those of plain PyTorch, and two roundings in the dtype of `products`."""
+    """Errors at most twice those of plain PyTorch, and two roundings in the dtype of `products`.
+
+    Where plain PyTorch has luck on one processor: at most four times what rounding the inputs does, for sums are
+    rounded besides, in two products one after the other.
+    """
     with poisoned():
         found = retrieved_attention(query, pages, distance, **options, backend="triton")
     plain = retrieved_attention(query, pages, distance, **options, backend="gathered")
     exact = in_float64(query, pages, distance, **options)
-    for ours, theirs, true in zip(found, plain, exact, strict=True):
+    moved = zip(*rounding(query, pages, distance, **options), strict=True)
+    for ours, theirs, true, others in zip(found, plain, exact, moved, strict=True):
         assert ours.dtype == torch.float32
         there = true > -torch.inf
         assert torch.equal(ours > -torch.inf, there)
-        limit = 2 * (theirs - true)[there].abs().max() + 2 * torch.finfo(products).eps * true[there].abs().max()
+        by_rounding = max((other - true)[there].abs().max() for other in others)
+        limit = max(2 * (theirs - true)[there].abs().max(), 4 * by_rounding)
+        limit = limit + 2 * torch.finfo(products).eps * true[there].abs().max()
         assert (ours - true)[there].abs().max() <= limit
 
 
