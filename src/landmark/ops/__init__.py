@@ -57,7 +57,7 @@ def landmark_attention(
         [B,H,Tq,D] in query's dtype. Scores and softmax are computed in float32 (float64 for float64 inputs). All
         backends have first derivatives; "reference" alone has second ones, and the others raise RuntimeError for them.
         NaN and infinities at padding and in the values of landmarks spread nowhere. Elsewhere they spread to rows that
-        see them and to no others; in "fused", also to other rows that share a tile with them.
+        see them and to no others.
 
     Raises:
         ValueError: arguments that do not fit together, or a backend that cannot do what is asked.

@@ -14,6 +14,7 @@ import triton.language as tl
 from landmark.ops.fused.spans import key_tiles, query_tile, query_tiles, span, tile_at
 from landmark.ops.fused.tiles import (
     LOG2E,
+    cleaned,
     finite,
     head_of,
     kept,
@@ -27,6 +28,7 @@ from landmark.ops.fused.tiles import (
     two_softmaxes,
     uncapped,
     visible,
+    where_seen,
 )
 
 
@@ -83,13 +85,13 @@ def query_gradients_kernel(
             v = load_rows(value, at_value, index, held & (inside < STRIDE - 1), DIM, WIDTH)
             scores = scores_of(q, k, problem)
             shares, totals, joint = two_softmaxes(scores, seen, earlier, inside, STRIDE - 1, masked, G, P)
-            grads = tl.dot(do, tl.trans(v), input_precision="ieee")
+            grads = where_seen(tl.dot(do, tl.trans(v), input_precision="ieee"), seen, masked)
             grads *= kept(seed, batch, head, rows, index, problem)
             _, score_grads = tile_gradients(
                 shares, totals, joint, grads, row_lse, row_delta, earlier, inside, STRIDE - 1, G, P
             )
-            score_grads = uncapped(score_grads, scores, problem)
-            summed = tl.dot(score_grads.to(k.dtype), k, summed, input_precision="ieee")
+            score_grads = where_seen(uncapped(score_grads, scores, problem), seen, masked)
+            summed = tl.dot(score_grads.to(k.dtype), cleaned(k, masked), summed, input_precision="ieee")
     query_grad = head_of(query_grad, at_query_grad, batch, head)
     store_rows(query_grad, at_query_grad, rows, real, summed * problem.scale, DIM, WIDTH)
 
@@ -194,16 +196,16 @@ def key_gradients_kernel(
                 row_delta = tl.load(delta + of_head + rows, mask=real, other=0.0)
                 scores = scores_of(q, k, problem)
                 shares, totals, joint = two_softmaxes(scores, seen, earlier, inside, STRIDE - 1, masked, G, P)
-                grads = tl.dot(do, tl.trans(v), input_precision="ieee")
+                grads = where_seen(tl.dot(do, tl.trans(v), input_precision="ieee"), seen, masked)
                 factors = kept(seed, batch, head, rows, index, problem)
                 grads *= factors
                 weights, score_grads = tile_gradients(
                     shares, totals, joint, grads, row_lse, row_delta, earlier, inside, STRIDE - 1, G, P
                 )
-                weights *= factors
+                weights = where_seen(weights * factors, seen, masked)
                 value_sum = tl.dot(tl.trans(weights.to(do.dtype)), do, value_sum, input_precision="ieee")
-                score_grads = uncapped(score_grads, scores, problem)
-                key_sum = tl.dot(tl.trans(score_grads.to(q.dtype)), q, key_sum, input_precision="ieee")
+                score_grads = where_seen(uncapped(score_grads, scores, problem), seen, masked)
+                key_sum = tl.dot(tl.trans(score_grads.to(q.dtype)), cleaned(q, masked), key_sum, input_precision="ieee")
     key_grad = head_of(key_grad, at_key_grad, batch, kv_head)
     store_rows(key_grad, at_key_grad, index, held, key_sum * problem.scale, DIM, WIDTH)
     value_grad = head_of(value_grad, at_value_grad, batch, kv_head)

@@ -16,6 +16,7 @@ from landmark.ops.fused.backward import load_lse, row_statistics
 from landmark.ops.fused.spans import key_tiles, query_tile, query_tiles, span, tile_at
 from landmark.ops.fused.tiles import (
     HIDDEN,
+    cleaned,
     finite,
     gate_scores,
     head_of,
@@ -28,6 +29,7 @@ from landmark.ops.fused.tiles import (
     store_rows,
     uncapped,
     visible,
+    where_seen,
 )
 
 
@@ -99,7 +101,7 @@ def query_gradients_long_kernel(
                 shares = tl.exp2(scores - base[:, None])
                 fading = tl.exp2(top - base)
                 top = new_top
-                grads = tl.dot(do, tl.trans(v), input_precision="ieee")
+                grads = where_seen(tl.dot(do, tl.trans(v), input_precision="ieee"), seen, masked)
                 grads *= kept(seed, batch, head, rows, index, problem)
                 total = total * fading + tl.sum(shares, 1)
                 mean = mean * fading + tl.sum(shares * grads, 1)
@@ -113,7 +115,10 @@ def query_gradients_long_kernel(
             tl.store(levels + here, level, mask=real)
             tl.store(means + here, mean, mask=real)
             gate_grad = tl.where(earlier, tl.exp2(gate - row_lse) * (mean - row_delta), 0.0)
-            summed += uncapped(gate_grad, gate_uncut, problem)[:, None] * landmark
+            gate_grad = uncapped(gate_grad, gate_uncut, problem)
+            if masked:  # whose landmark is hidden, NaN too
+                gate_grad = tl.where(gate == HIDDEN, 0.0, gate_grad)
+            summed += gate_grad[:, None] * cleaned(landmark, masked)
             mean = tl.where(earlier, mean, row_delta)
             for part in range(0, STRIDE - 1, N):
                 index, inside, held, seen, _earlier = key_tile(
@@ -122,12 +127,13 @@ def query_gradients_long_kernel(
                 k = load_rows(key, at_key, index, held, DIM, WIDTH)
                 v = load_rows(value, at_value, index, held & (inside < STRIDE - 1), DIM, WIDTH)
                 scores = scores_of(q, k, problem)
-                grads = tl.dot(do, tl.trans(v), input_precision="ieee")
+                grads = where_seen(tl.dot(do, tl.trans(v), input_precision="ieee"), seen, masked)
                 grads *= kept(seed, batch, head, rows, index, problem)
                 ordinary = tl.where(seen & (inside < STRIDE - 1)[None, :], scores, HIDDEN)
                 score_grads = tl.exp2(ordinary - level[:, None]) * (grads - mean[:, None])
                 score_grads = uncapped(score_grads, scores, problem)
-                summed = tl.dot(score_grads.to(k.dtype), k, summed, input_precision="ieee")
+                score_grads = where_seen(score_grads, seen & (inside < STRIDE - 1)[None, :], masked)
+                summed = tl.dot(score_grads.to(k.dtype), cleaned(k, masked), summed, input_precision="ieee")
     query_grad = head_of(query_grad, at_query_grad, batch, head)
     store_rows(query_grad, at_query_grad, rows, real, summed * problem.scale, DIM, WIDTH)
 
@@ -222,8 +228,8 @@ def key_gradients_long_kernel(
                 score_grads = tl.where(seen, weights * differences, 0.0)
                 weights *= factors
                 value_sum = tl.dot(tl.trans(weights.to(do.dtype)), do, value_sum, input_precision="ieee")
-                score_grads = uncapped(score_grads, scores, problem)
-                key_sum = tl.dot(tl.trans(score_grads.to(q.dtype)), q, key_sum, input_precision="ieee")
+                score_grads = where_seen(uncapped(score_grads, scores, problem), seen, masked)
+                key_sum = tl.dot(tl.trans(score_grads.to(q.dtype)), cleaned(q, masked), key_sum, input_precision="ieee")
     key_grad = head_of(key_grad, at_key_grad, batch, kv_head)
     store_rows(key_grad, at_key_grad, index, held, key_sum * problem.scale, DIM, WIDTH)
     value_sum = tl.where(valued[:, None], value_sum, 0.0)

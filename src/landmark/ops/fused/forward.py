@@ -11,6 +11,7 @@ from landmark.ops.fused.spans import key_tiles, query_tile, span, tile_at
 from landmark.ops.fused.tiles import (
     HIDDEN,
     LOG2E,
+    add_averages,
     finite,
     gate_scores,
     head_of,
@@ -75,7 +76,7 @@ def forward_kernel(
             weights = shares * over_blocks(opened, G, P)
             weights *= kept(seed, batch, head, rows, index, problem)
             v = load_rows(value, at_value, index, held & (inside < STRIDE - 1), DIM, WIDTH)
-            summed = tl.dot(weights.to(v.dtype), v, summed * fading[:, None], input_precision="ieee")
+            summed = add_averages(summed * fading[:, None], weights, v, masked)
     finish(out, lse, at_out, batch, head, rows, real, summed, top, total, problem, DIM, WIDTH)
 
 
@@ -163,8 +164,10 @@ def forward_long_kernel(
                 block_total = block_total * fading + tl.sum(shares, 1)
                 shares *= kept(seed, batch, head, rows, index, problem)
                 v = load_rows(value, at_value, index, held & (inside < STRIDE - 1), DIM, WIDTH)
-                block_summed = tl.dot(shares.to(v.dtype), v, block_summed * fading[:, None], input_precision="ieee")
+                block_summed = add_averages(block_summed * fading[:, None], shares, v, masked)
             joint = tl.where(earlier, gate, block_top)
             top, total, fading, opened = joined(top, total, joint[:, None], block_total[:, None], earlier[:, None])
+            if masked:  # of a block that is not seen all may be NaN, and its weight is 0
+                block_summed = tl.where(opened == 0.0, 0.0, block_summed)
             summed = summed * fading[:, None] + block_summed * opened
     finish(out, lse, at_out, batch, head, rows, real, summed, top, total, problem, DIM, WIDTH)

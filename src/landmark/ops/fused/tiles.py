@@ -84,6 +84,30 @@ def over_blocks(x, G: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
+def cleaned(x, MASKED: tl.constexpr):
+    """x with 0 for NaN and infinities, in tiles where some pairs are hidden: 0 times NaN is NaN."""
+    return tl.where(x - x == 0.0, x, 0.0) if MASKED else x
+
+
+@triton.jit
+def add_averages(summed, weights, v, MASKED: tl.constexpr):
+    """`summed` and `weights [M,N] @ v [N,WIDTH]`; in tiles with hidden pairs a weight of 0 reads nothing."""
+    result = tl.dot(weights.to(v.dtype), cleaned(v, MASKED), summed, input_precision="ieee")
+    if MASKED:
+        bad = tl.where(v - v == 0.0, 0.0, 1.0)
+        if tl.max(tl.max(bad, 1), 0) > 0.0:
+            read = tl.dot((weights != 0.0).to(v.dtype), bad.to(v.dtype), input_precision="ieee")
+            result = tl.where(read > 0.0, float("nan"), result)
+    return result
+
+
+@triton.jit
+def where_seen(x, seen, MASKED: tl.constexpr):
+    """x [M,N] where keys are seen, and 0 elsewhere, where it may be NaN."""
+    return tl.where(seen, x, 0.0) if MASKED else x
+
+
+@triton.jit
 def _tanh(x):
     # The quotient cancels where x is small; there, the series is exact to float32.
     e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
@@ -232,7 +256,8 @@ def two_softmaxes(
     """
     ordinary = tl.where(seen & (inside < LAST)[None, :], scores, HIDDEN)
     top = block_max(ordinary, G, P)
-    gate = block_max(tl.where(seen & (inside == LAST)[None, :], scores, HIDDEN), G, P)
+    # The sum of one score and zeros is that score, NaN too; a maximum would pass it over.
+    gate = block_sum(tl.where((inside == LAST)[None, :], tl.where(seen, scores, HIDDEN), 0.0), G, P)
     joint = tl.where(earlier, gate, top)
     if MASKED:
         top = finite(top)
