@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from landmark.contexts.context import Context
-    from landmark.hf import LandmarkCache, convert, from_pretrained, read
+    from landmark.hf import LandmarkCache, convert, from_pretrained, load_adapter, read
     from landmark.ops import landmark_attention
 
 __version__ = "0.1.0"
 
-__all__ = ["Context", "LandmarkCache", "__version__", "convert", "from_pretrained", "landmark_attention", "read"]
+__all__ = [
+    "Context",
+    "LandmarkCache",
+    "__version__",
+    "convert",
+    "from_pretrained",
+    "landmark_attention",
+    "load_adapter",
+    "read",
+]
 
 _HOME = {
     "Context": "landmark.contexts.context",
@@ -22,6 +31,7 @@ _HOME = {
     "convert": "landmark.hf",
     "from_pretrained": "landmark.hf",
     "landmark_attention": "landmark.ops",
+    "load_adapter": "landmark.hf",
     "read": "landmark.hf",
 }
 

@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from landmark.hf import convert, from_pretrained
+from landmark.hf import convert, from_pretrained, load_adapter
 from landmark.ops import landmark_attention
 from landmark.training import models, quantized
 from landmark.training.adapters import adapt
@@ -72,6 +72,13 @@ def test_nothing_moves_but_linear_layers_and_the_row_of_the_landmark(adapting, b
             assert torch.equal(before[name][:LANDMARK], after[name][:LANDMARK])
         else:
             assert moved == name.endswith("proj.weight"), name
+
+
+def test_the_adapter_gives_the_finished_model_on_the_model_it_began_with(adapting, base):
+    final = train(adapting(base))
+    model = load_adapter(base, final.with_name("adapter"))
+    torch.testing.assert_close(logits(model), logits(from_pretrained(final)), atol=1e-5, rtol=1e-4)
+    assert model.config.landmark == from_pretrained(final).config.landmark
 
 
 def test_targets_choose_what_gets_adapters(adapting, tied_base):

@@ -1,4 +1,4 @@
-"""What comes with the package: a small trained model and a book to try it on."""
+"""What comes with the package: a small trained model, an adapter for a large one and a book to try them on."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,6 +7,11 @@ from pathlib import Path
 def model_path() -> Path:
     """The directory of the trained model; raises ValueError where this installation has none."""
     return _existing("model")
+
+
+def adapter_path() -> Path:
+    """The directory of the adapter for SmolLM2-135M-Instruct; raises ValueError where this installation has none."""
+    return _existing("smollm2")
 
 
 def book_path() -> Path:

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM, prepare_model_for_kbit_training
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from landmark.hf import convert
+from landmark.hf.adapter_file import FILE, describe
+from landmark.hf.settings import text_config
 from landmark.training.plan import Lora
 
 
@@ -43,6 +46,20 @@ def adapt(model: PreTrainedModel, lora: Lora, *, base: str) -> AdaptedModel:
         adapted = AdaptedModel(model, config)
     convert(model, **settings)  # a head tied to the embeddings is another module now, and must predict no landmark
     return adapted
+
+
+def name_base(model: AdaptedModel, folder: Path) -> None:
+    """Writes into the adapter saved in `folder` which model it belongs to, for `landmark.load_adapter`.
+
+    Weights of 4 bits are not those that a model is loaded with later: adapters on them stay without.
+    """
+    base: Any = model.get_base_model()
+    if getattr(base, "is_quantized", False):
+        return
+    config: Any = model.peft_config["default"]
+    tensors = load_file(folder / FILE)
+    described = describe(base, tensors, text_config(base.config).landmark, config.lora_alpha / config.r)
+    save_file(tensors, folder / FILE, {"format": "pt", **described})
 
 
 def merged(model: AdaptedModel, folder: Path) -> PreTrainedModel:

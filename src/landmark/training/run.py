@@ -296,10 +296,11 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerFast, final: Path, dtype: st
     """Write the finished model under another name first: where `final` stands, it is whole."""
     partial = final.with_name(final.name + ".partial")
     if adapted:
-        from landmark.training.adapters import merged  # peft is an extra
+        from landmark.training.adapters import merged, name_base  # peft is an extra
 
         adapter = final.with_name(ADAPTER)
         model.save_pretrained(adapter)
+        name_base(model, adapter)
         model = merged(model, adapter)
     model.to(getattr(torch, dtype)).save_pretrained(partial)
     tokenizer.save_pretrained(partial)

@@ -1,0 +1,168 @@
+"""An adapter as one file: what a conversion taught a model, as low-rank matrices and the landmark's row.
+
+The file is one that peft wrote (adapter_model.safetensors), with an entry in its header that says which settings and
+which model it belongs to. It is read without peft.
+"""
+
+import base64
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from landmark.hf.compat import config_fields
+from landmark.hf.convert import convert
+from landmark.hf.gguf import gguf_model, is_gguf
+from landmark.hf.settings import text_config
+
+ENTRY = "landmark"
+FILE = "adapter_model.safetensors"  # in a folder
+_PREFIX = "base_model.model."
+_LORA_A, _LORA_B, _ROW = ".lora_A.weight", ".lora_B.weight", ".token_adapter.trainable_tokens_delta"
+_SAMPLES = 64  # numbers of each adapted matrix by which its model is known
+_ROUNDING = 2.0**-7  # the coarsest of number formats that models are loaded in
+_RELATIVE = 0.99  # correlation with the weights an adapter was made on: another quantization of them has 0.995 or more
+
+
+def describe(
+    base: PreTrainedModel, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], scale: float
+) -> dict[str, str]:
+    """The entry of the file's header for an adapter `tensors` (peft's names) of the unconverted `base`.
+
+    `settings` are the landmark settings, `scale` is alpha / rank.
+    """
+    sampled = _sampled(base, _adapted(tensors))
+    told = {
+        "settings": dict(settings),
+        "scale": scale,
+        "config": config_fields(text_config(base.config)),
+        "sample": base64.b64encode(np.concatenate(list(sampled.values())).astype("<f4").tobytes()).decode(),
+    }
+    return {ENTRY: json.dumps(told)}
+
+
+def write_adapter(file: str | PathLike[str], tensors: Mapping[str, Tensor], described: Mapping[str, str]) -> None:
+    """Writes an adapter in bfloat16 with what `describe` said of it."""
+    halves = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}
+    save_file(halves, file, {"format": "pt", **described})
+
+
+def load_adapter(
+    base: str | PathLike[str] | PreTrainedModel, adapter: str | PathLike[str], **options: Any
+) -> PreTrainedModel:
+    """The converted model that `adapter` makes of `base`, the model it was trained on, before conversion.
+
+    `base` is a GGUF file, a folder, a name on the hub or a model, which is changed; `adapter` a file, or a folder with
+    adapter_model.safetensors. `options` go to transformers where it loads the model (float32 by default). Matrices are
+    added to the weights, so what comes out needs no peft, and can be saved.
+
+    Weights that are nearly those the adapter was made on, as another quantization of them, are taken with a warning.
+    Raises ValueError, in one line, for a file that is no such adapter, and for another model: another shape, other
+    weights, or one that has landmarks already.
+    """
+    path = Path(adapter)
+    path = path / FILE if path.is_dir() else path
+    tensors, told = _read(path)
+    model = base if isinstance(base, PreTrainedModel) else _load(base, options)
+    config = text_config(model.config)
+    if getattr(config, "landmark", None) is not None:
+        raise ValueError(f"{path} is for a model before conversion, and this one has landmarks already")
+    _check_model(path, model, tensors, told)
+    settings = dict(told["settings"])
+    if settings["landmark_id"] == model.get_input_embeddings().num_embeddings:  # type: ignore[union-attr]
+        del settings["landmark_id"]  # the row that conversion adds
+    model = convert(model, **settings)
+    with torch.no_grad():
+        for name in _adapted(tensors):
+            weight: Any = model.get_submodule(name).weight
+            down, up = (tensors[_PREFIX + name + end].to(weight.device, torch.float32) for end in (_LORA_A, _LORA_B))
+            weight.copy_(weight.float() + told["scale"] * (up @ down))
+        (row,) = (tensor for name, tensor in tensors.items() if name.endswith(_ROW))
+        embeddings: Any = model.get_input_embeddings()
+        embeddings.weight[told["settings"]["landmark_id"]] = row[0].to(embeddings.weight)
+    return model
+
+
+def _load(base: str | PathLike[str], options: dict[str, Any]) -> PreTrainedModel:
+    options = {"dtype": torch.float32} | options
+    if is_gguf(base):
+        return gguf_model(base, **options)
+    try:
+        return AutoModelForCausalLM.from_pretrained(base, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no model can be loaded from {base}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and entry of an adapter's file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {}).get(ENTRY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read as an adapter: {error}") from error
+    if not isinstance(told, dict) or not any(name.endswith(_ROW) for name in tensors):
+        raise ValueError(f"{path} does not say which model it belongs to: give an adapter that landmark wrote")
+    return tensors, told
+
+
+def _adapted(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The modules that have matrices, in the order of their names."""
+    return sorted(name.removeprefix(_PREFIX).removesuffix(_LORA_A) for name in tensors if name.endswith(_LORA_A))
+
+
+def _sampled(model: PreTrainedModel, names: list[str]) -> dict[str, np.ndarray]:
+    """Evenly spread numbers of the weights of modules, float32."""
+    found = {}
+    for name in names:
+        weight: Any = model.get_submodule(name).weight
+        numbers = weight.detach().flatten()
+        found[name] = numbers[:: max(1, len(numbers) // _SAMPLES)][:_SAMPLES].float().cpu().numpy()
+    return found
+
+
+def _check_model(path: Path, model: PreTrainedModel, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+    ours = config_fields(text_config(model.config))
+    for name, wanted in told["config"].items():
+        if name in ours and not _same(ours[name], wanted):
+            raise ValueError(f"{path} is for another model: its {name} is {wanted}, that of the model {ours[name]}")
+    modules = dict(model.named_modules())
+    for name in _adapted(tensors):
+        shape = (tensors[_PREFIX + name + _LORA_B].shape[0], tensors[_PREFIX + name + _LORA_A].shape[1])
+        here = tuple(getattr(getattr(modules.get(name), "weight", None), "shape", ()))
+        if here != shape:
+            raise ValueError(f"{path} is for another model: {name} is {shape} there, {here or 'missing'} in the model")
+    wanted = np.frombuffer(base64.b64decode(told["sample"]), "<f4")
+    given = np.concatenate(list(_sampled(model, _adapted(tensors)).values()))
+    if np.allclose(given, wanted, rtol=_ROUNDING, atol=1e-6):
+        return
+    likeness = float(given @ wanted) / (float(np.linalg.norm(given) * np.linalg.norm(wanted)) or 1.0)
+    if likeness < _RELATIVE:
+        raise ValueError(
+            f"{path} is for other weights: those of the model have a correlation of {likeness:.3f} with them"
+        )
+    warnings.warn(
+        f"the weights are not quite those that {path.name} was made on (correlation {likeness:.4f}): another"
+        " quantization, or a close relative; what it learnt may fit a little less",
+        stacklevel=3,
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, but for the rounding of files that keep numbers in 32 bits."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    numbers = (int, float)
+    if isinstance(one, numbers) and isinstance(other, numbers):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other
