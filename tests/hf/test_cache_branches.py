@@ -1,5 +1,7 @@
 """A cache forked, bounded in memory, or rebuilt from its state goes on exactly as the one it came from."""
 
+import copy
+
 import pytest
 import torch
 from families import family
@@ -111,3 +113,10 @@ def test_windows_come_back_from_their_state(name):
 def test_nothing_read_has_no_state():
     with pytest.raises(ValueError, match="nothing was read yet"):
         cache_state(landmark.LandmarkCache(model_of().config))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_cache_keeps_no_graph_of_the_forwards_that_filled_it(name):
+    model, cache = model_of(name), landmark.LandmarkCache(model_of(name).config)
+    model(input_ids=IDS[:, :9], past_key_values=cache)  # gradients are on
+    assert torch.equal(goes_on(model, copy.deepcopy(cache)), goes_on(model, cache))

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from families import FAMILIES, REJECTED, build, family
 
 import landmark
@@ -218,4 +219,6 @@ def test_too_long_without_a_cache_is_a_warning_that_names_the_remedy():
 def test_a_foreign_cache_is_an_error():
     model = landmark.convert(family("llama"), block_size=7)
     with pytest.raises(ValueError, match="StaticCache"):
-        model.generate(IDS[:1], max_new_tokens=2, cache_implementation="static")
+        model.generate(
+            IDS[:1], max_new_tokens=2, past_key_values=transformers.StaticCache(model.config, max_cache_len=60)
+        )

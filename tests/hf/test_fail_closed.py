@@ -123,6 +123,19 @@ def test_a_cache_that_reads_something_else_is_refused(monkeypatch):
         landmark.convert(model, block_size=5)
 
 
+def test_layers_that_rotate_by_themselves_are_not_taken_for_layers_without_rotation(monkeypatch):
+    original = LlamaAttention.forward
+    model = family("llama")
+
+    def forward(self, hidden_states, position_embeddings=None, **kwargs):
+        places = torch.arange(hidden_states.shape[1])[None]
+        return original(self, hidden_states, model.model.rotary_emb(hidden_states, places), **kwargs)
+
+    monkeypatch.setattr(LlamaAttention, "forward", forward)
+    with pytest.raises(ValueError, match="layer 0 of LlamaForCausalLM rotates by code of its own"):
+        landmark.convert(model, block_size=5)
+
+
 def test_attention_that_is_called_twice_by_design_is_refused():
     with pytest.raises(ValueError, match="more than once a layer"):
         landmark.convert(build("diffllama", {}), block_size=5)

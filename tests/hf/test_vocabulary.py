@@ -192,6 +192,9 @@ def test_replaced_embeddings_have_a_row_for_the_landmark():
     torch.testing.assert_close(logits(model), before, rtol=0, atol=0)
     with pytest.raises(ValueError, match="embeddings of 61 rows for a converted model of 62"):
         model.set_input_embeddings(nn.Embedding(61, 32))
+    model.model.embed_tokens = nn.Embedding(70, 32)  # past the method, whose row 61 is a token of somebody's
+    with pytest.raises(ValueError, match="embeddings of 70 rows for a converted model of 62"):
+        logits(model)
 
 
 def test_adapters_that_train_the_landmark_and_the_head():

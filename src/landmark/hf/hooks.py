@@ -195,8 +195,8 @@ def _joined(call: StreamCall, last: Any, *earlier: Any) -> Any:
     if isinstance(last, Tensor) and last.dim() == 3:
         return call.join(last, list(earlier))
     if isinstance(last, Tensor) and last.dim() == 2:
-        last, *earlier = (x.unflatten(0, (len(call.stream.lengths), -1)) for x in (last, *earlier))
-        return call.join(last, earlier).flatten(0, 1)
+        rows = (len(call.stream.lengths), -1)
+        return call.join(last.unflatten(0, rows), [part.unflatten(0, rows) for part in earlier]).flatten(0, 1)
     if isinstance(last, tuple):
         return tuple(_joined(call, *layer) for layer in zip(last, *earlier, strict=True))
     return last

@@ -46,6 +46,7 @@ class LandmarkMixin:
     def forward(self, *args: Any, **options: Any) -> Any:
         # Not hooks: adapters call this method itself.
         model: Any = self
+        _check_rows(model)
         guard_head(model)
         options = renamed_cache(model, options)
         caches = [value for value in (*args, *options.values()) if isinstance(value, LandmarkCache)]
@@ -107,10 +108,7 @@ class LandmarkMixin:
         rows, given = len(model.get_input_embeddings().weight), len(value.weight)  # type: ignore[arg-type]
         # transformers resizes in place, and then sets what is there already.
         if value is not model.get_input_embeddings() and given != rows:
-            raise ValueError(
-                f"embeddings of {given} rows for a converted model of {rows}, the landmark's among them: give as many,"
-                " or change their number with resize_token_embeddings"
-            )
+            raise ValueError(_wrong_embeddings(given, rows))
         super().set_input_embeddings(value)  # type: ignore[misc]
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
@@ -263,6 +261,20 @@ def guard_head(model: PreTrainedModel, *, anew: bool = False) -> None:
                 del part._forward_hooks[key]
     config = text_config(model.config)
     head.register_forward_hook(OrdinaryLogits(config.landmark["landmark_id"], saved_rows(config)))
+
+
+def _check_rows(model: PreTrainedModel) -> None:
+    """Raises ValueError where somebody has replaced the embeddings by others of which the landmark has no row."""
+    rows, wanted = getattr(model.get_input_embeddings(), "num_embeddings", None), saved_rows(text_config(model.config))
+    if rows is not None and rows != wanted:
+        raise ValueError(_wrong_embeddings(rows, wanted))
+
+
+def _wrong_embeddings(given: int, rows: int) -> str:
+    return (
+        f"embeddings of {given} rows for a converted model of {rows}, the landmark's among them: give as many, or"
+        " change their number with resize_token_embeddings"
+    )
 
 
 def _check_head(model: PreTrainedModel, head: Any) -> None:

@@ -59,18 +59,19 @@ class ReadingCall(StreamCall):
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         layer: int = module.layer_idx  # type: ignore[assignment]
         memory = self.cache.memories[layer]
+        # What a cache keeps would hold the graph of every forward otherwise.
+        heads = query.detach(), key.detach(), value.detach()
         if isinstance(memory, SlidingWindow):
-            return memory.attend(query, key, value, self.stream.lengths, scoring)
-        out = memory.attend(
-            query,
-            key,
-            value,
-            lengths=self._lengths,
-            rotation=self.rotations[self.ropes[layer]],
-            scale=scoring.scale,
-            softcap=scoring.softcap,
-            sinks=scoring.sinks,
-        )
+            out = memory.attend(*heads, self.stream.lengths, scoring)
+        else:
+            out = memory.attend(
+                *heads,
+                lengths=self._lengths,
+                rotation=self.rotations[self.ropes[layer]],
+                scale=scoring.scale,
+                softcap=scoring.softcap,
+                sinks=scoring.sinks,
+            )
         return _NoGradient.apply(out, query, key, value) if torch.is_grad_enabled() else out
 
 

@@ -45,6 +45,8 @@ def _inside(model: Any) -> tuple[str, str] | None:
     kinds = {kind.__name__ for kind in type(model).__mro__}
     if "PeftModel" in kinds:
         return "model.get_base_model()", "adapters of peft"
+    if "BaseTuner" in kinds:
+        return "model.model", "adapters of peft"
     if "OptimizedModule" in kinds:
         return "model._orig_mod", "torch.compile"
     if kinds & {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}:

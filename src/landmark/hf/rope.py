@@ -20,6 +20,9 @@ Table = Literal["concatenated", "repeated", "single"]
 Style = Literal["half", "interleaved", "none"]
 
 
+_PERIOD = 3  # of the tokens that a model is probed with
+
+
 @dataclass(frozen=True)
 class Rope:
     """How one layer rotates: which pairs (`style`), which table layout, and which table (`layer_type`)."""
@@ -119,7 +122,9 @@ def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] |
         raise ValueError(f"{name} has no rotary positions (no rotary_emb module): landmarks need a rotary decoder")
     typed = "layer_type" in signature(rotary.forward).parameters
     device = next(base.parameters()).device
-    ids = torch.arange(2, 9, device=device)[None] % base.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    # The same tokens come again: nothing but rotation may tell their keys apart.
+    ids = 2 + torch.arange(7, device=device)[None] % _PERIOD
+    ids = ids % base.get_input_embeddings().num_embeddings  # type: ignore[operator]
     native, plain = Probe(False), Probe(True)
     with torch.no_grad(), evaluating(base):
         for probe in (native, plain):
@@ -135,6 +140,11 @@ def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] |
         )
     ropes = []
     for layer in range(layers):
+        if not all(_close(x[..., _PERIOD:, :], x[..., :-_PERIOD, :]) for x in plain.seen[layer]):
+            raise ValueError(
+                f"layer {layer} of {name} rotates by code of its own, not by what transformers hands to attention: its"
+                " keys cannot be read in another place, not supported"
+            )
         kind = layer_types[layer] if typed and layer_types else None
         ropes.append(_match(rotary, kind, native.seen[layer], plain.seen[layer], f"layer {layer} of {name}"))
     return ropes
