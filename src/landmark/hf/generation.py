@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from landmark.hf.cache import LandmarkCache
-from landmark.hf.compat import through
+from landmark.hf.compat import cache_argument
 
 
 def answer(
@@ -46,7 +46,7 @@ def answer(
     ids = input_ids.to(model.device)[None]
     if cache is not None:
         cache.count_anew()
-    reading = {} if cache is None else through(model, cache)
+    reading = {} if cache is None else {cache_argument(model): cache}
     with torch.no_grad(), _settings_of_caller(model):
         out = model.generate(  # type: ignore[operator]
             ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer, **reading
