@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM
 
 import landmark
 from landmark.hf.gguf import gguf_config, gguf_model, gguf_tokenizer
+from landmark.training.options import TrainOptions
+from landmark.training.run import train
 
 gguf = pytest.importorskip("gguf")
 
@@ -30,7 +33,7 @@ def written(path, architecture="llama"):
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(ROWS)
-    words = ["<unk>", "<|start|>", "<|end|>", "ab", "cd", *(chr(33 + n) for n in range(90))]
+    words = ["<|endoftext|>", "<|start|>", "<|end|>", "ab", "cd", *sorted(ByteLevel.alphabet())]
     words += [f"<extra{n}>" for n in range(ROWS - len(words))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
@@ -106,3 +109,25 @@ def test_what_cannot_be_read_is_told_in_one_line(file, tmp_path, monkeypatch):
     monkeypatch.setattr("landmark.hf.gguf.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"landmark-attention\[gguf\]"):
         landmark.from_pretrained(file)
+
+
+def test_a_file_is_trained_with_its_own_tokenizer_and_taken_with_the_adapter(file, tmp_path):
+    (tmp_path / "text.txt").write_text("It was a bright cold day in April. " * 40)
+    final = train(
+        TrainOptions(
+            out=tmp_path / "run",
+            texts=(str(tmp_path / "text.txt"),),
+            model=str(file),
+            adapter="lora",
+            distill=True,
+            block_size=7,
+            steps=2,
+            window_positions=48,
+            batch_size=2,
+        )
+    )
+    trained, ids = landmark.from_pretrained(final), torch.arange(3, 43)[None]
+    again = landmark.load_adapter(file, final.with_name("adapter"))
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, trained(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
+    assert (final / "tokenizer.json").exists()
