@@ -32,7 +32,8 @@ def check_attention(model: PreTrainedModel, untouched: Tensor, landmark_id: int)
     An input within one block has no gates, so it must give what the untouched model gives. An input of several blocks
     must give the same in one forward and chunk by chunk, with every block opened. Raises ValueError with the reason.
     """
-    name, base, config = type(model).__name__, model.base_model, text_config(model.config)
+    name, base = type(model).__name__, model.base_model
+    config: Any = text_config(model.config)
     stored = getattr(config, "landmark", None)
     settings = {"block_size": _TOKENS + 1, "landmark_id": landmark_id, "top_k": 2, "local_blocks": 0}
     try:
