@@ -156,7 +156,7 @@ def _claim(out: Path, settings: dict) -> None:
             raise ValueError(f"{out} holds other files; choose an empty folder for the tokenized text")
         _write_settings(path, settings)
         return
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    stored = earlier = json.loads(path.read_text(encoding="utf-8"))
     if not (out / MANIFEST).exists():
         earlier = earlier | {"sources": settings["sources"]} if _read_journal(out) else settings
     _check_read_as_data(out, earlier)
@@ -168,7 +168,8 @@ def _claim(out: Path, settings: dict) -> None:
             raise ValueError(
                 f"{out} was made with {what} ({before!r}, now {now!r}); delete it or choose another folder"
             )
-    _write_settings(path, settings)
+    if stored != settings:  # several processes of a training come here at once, and find that there is nothing to write
+        _write_settings(path, settings)
 
 
 def _write_settings(path: Path, settings: dict) -> None:

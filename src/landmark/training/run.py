@@ -1,6 +1,7 @@
 """A whole training: text to tokens, model, stages, checkpoints, the finished model."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,9 @@ def carry_out(plan: Plan) -> Path:
     """
     recipe = plan.recipe
     check_packages(plan)
+    if not torch.cuda.is_available():
+        # Not `cpu:1` in the second process, where transformers 5.17 cannot load a checkpoint.
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     # One, unless torchrun started more. It does not look for a GPU by itself.
     processes = PartialState(cpu=not torch.cuda.is_available())
     leave_group_at_exit()
