@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -42,8 +43,15 @@ def installed() -> str:
     return "installed are " + ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch"))
 
 
-def _names(function: Callable[..., Any]) -> list[str]:
-    return list(signature(function).parameters)
+# Asking for a signature takes as long as a layer of a small model; a forward that is replaced is another key.
+_KNOWN: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
+
+
+def _names(forward: Any) -> list[str]:
+    function = getattr(forward, "__func__", forward)  # bound methods are made anew each time
+    if function not in _KNOWN:
+        _KNOWN[function] = list(signature(forward).parameters)
+    return _KNOWN[function]
 
 
 # torch.compile cannot trace signatures.
