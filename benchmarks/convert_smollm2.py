@@ -207,6 +207,11 @@ class Conversion:
         }
 
 
+def template(tokenizer: Any, text: str) -> Tensor:
+    """Ids of a part of a chat template, in which special tokens are special; in texts they are text."""
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+
+
 @torch.no_grad()
 def conversations(model: Any, tokenizer: Any, count: int, tokens: int, batch: int = 128) -> np.ndarray:
     """Ids of `count` conversations, answered by the model itself: what it says it is to go on saying."""
@@ -227,7 +232,7 @@ def conversations(model: Any, tokenizer: Any, count: int, tokens: int, batch: in
         )
         for row, text in zip(out[:, given["input_ids"].shape[1] :].tolist(), texts, strict=True):
             said = row[: row.index(end)] if end in row else row
-            ids += [*encode(tokenizer, text).ids.tolist(), *said, end, *encode(tokenizer, "\n").ids.tolist()]
+            ids += [*template(tokenizer, text).tolist(), *said, end, *encode(tokenizer, "\n").ids.tolist()]
     return np.asarray(ids, np.uint16)
 
 
@@ -440,12 +445,12 @@ def spoken(model: Any, tokenizer: Any, book: Tensor, length: int, samples: int, 
         filler = book[start : start + length]
         statements = [marked(line)[0] for fact in drawn for line in fact.statements]
         places = sorted(rng.random(len(statements)))
-        pieces, at = [encode(tokenizer, voice.begin).ids], 0
+        pieces, at = [template(tokenizer, voice.begin)], 0
         for place, line in zip(places, statements, strict=True):
             stop = int(place * len(filler))
             pieces += [filler[at:stop], encode(tokenizer, f"\n\n{line}\n\n").ids]
             at = stop
-        pieces += [filler[at:], encode(tokenizer, "\n\n" + asked.question + voice.reply).ids]
+        pieces += [filler[at:], template(tokenizer, "\n\n" + asked.question + voice.reply)]
         ids = torch.cat(pieces)
         cache = LandmarkCache(model.config)
         landmark.read(model, ids[:-1], cache)
@@ -465,7 +470,7 @@ def chat(original: Any, model: Any, tokenizer: Any) -> list[dict[str, str]]:
     for question in TEST_PROMPTS[:3]:
         message = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        ids = encode(tokenizer, text).ids
+        ids = template(tokenizer, text)
         plain = original.generate(ids[None].to(DEVICE), max_new_tokens=40, do_sample=False, pad_token_id=2)
         said = answer(model, ids, LandmarkCache(model.config), max_new_tokens=40)
         told.append(
