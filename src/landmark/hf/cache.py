@@ -302,7 +302,8 @@ class LandmarkCache(Cache):
 
     def resume(self, tokens: Tensor) -> None:
         """Goes on after `tokens [B]` ordinary tokens, which the memories hold already; its length counts from 0."""
-        self._tokens, self._columns = tokens, Columns(self._columns.keep)
+        self._tokens = tokens
+        self.count_anew()
 
     def count_anew(self) -> None:
         """Counts its length from 0 from here on: pass `generate` only what is new."""
@@ -316,7 +317,8 @@ class LandmarkCache(Cache):
         self.check_whole()
         branch = copy.copy(self)
         branch.layers = [LandmarkLayer(memory.fork()) for memory in self.memories]
-        branch._columns, branch._recording = Columns(self._columns.keep), self._recording.forgotten()
+        branch._recording = self._recording.forgotten()
+        branch.count_anew()
         branch._tokens = None if self._tokens is None else self._tokens.clone()
         return branch
 
@@ -346,7 +348,8 @@ class LandmarkCache(Cache):
 
     def reset(self) -> None:
         self.layers = self._fresh_layers()
-        self._columns, self._tokens, self._rotations = Columns(self._columns.keep), None, None
+        self._tokens, self._rotations = None, None
+        self.count_anew()
         self._under_way = False
         self._recording = self._recording.forgotten()
 

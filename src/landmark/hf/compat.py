@@ -1,7 +1,7 @@
 """Everything that differs between the supported releases of transformers, in one place.
 
 Releases rename arguments and move decisions; code that knew one name would read a text without its memory and say
-nothing. So the names are looked up on the model at hand, and what is in use is checked in every forward (hf/calls.py).
+nothing. So the names are looked up on the model at hand, and every forward is checked (`StreamCall.check`).
 """
 
 import json
