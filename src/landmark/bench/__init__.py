@@ -1,1 +1,0 @@
-"""Speed and memory, measured: attention operations, reading through memory, decoding (docs/performance.md)."""

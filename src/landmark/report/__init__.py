@@ -1,1 +1,0 @@
-"""Figures drawn. The only package that knows matplotlib."""
