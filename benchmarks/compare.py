@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 
-from landmark.bench.floors import Work
-from landmark.bench.machine import Machine
-from landmark.bench.memory import peak_extra_bytes
-from landmark.bench.timing import by_turns, median_ratio, spread
+from benchmarks.machine import Machine, by_turns, median_ratio, peak_extra_bytes, spread
+from benchmarks.roofline import Work
 
 Row = dict[str, Any]
 

@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landmark.bench import full
-from landmark.bench.compare import Contender, Row, Task, compare
-from landmark.bench.contexts import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
-from landmark.bench.floors import Work, full_work, memory_work
-from landmark.bench.machine import Machine
-from landmark.bench.memory import shortage
-from landmark.bench.models import Attend, Subject
-from landmark.bench.options import DecodeOptions
-from landmark.bench.read import opened_blocks
-from landmark.blocks import stream_length
+from benchmarks import full_attention
+from benchmarks.compare import Contender, Row, Task, compare
+from benchmarks.machine import Machine, shortage
+from benchmarks.models import Attend, Subject
+from benchmarks.options import DecodeOptions
+from benchmarks.past import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
+from benchmarks.read import opened_blocks
+from benchmarks.roofline import Work, full_work, memory_work
 from landmark.hf import LandmarkCache
 from landmark.hf.compat import through
+from landmark.stream import stream_length
 
 BASE = "full"
 LAYERS = 4
@@ -104,16 +103,16 @@ def _through(
 
 
 def _full(machine: Machine, subject: Subject, options: DecodeOptions, context: int, ids: Tensor) -> Contender:
-    return _over_everything("full", full.last_token, machine, subject, options, context, ids)
+    return _over_everything("full", full_attention.last_token, machine, subject, options, context, ids)
 
 
 def _growing(machine: Machine, subject: Subject, options: DecodeOptions, context: int, ids: Tensor) -> Contender:
-    return _over_everything("growing", full.last_token, machine, subject, options, context, ids, growing=True)
+    return _over_everything("growing", full_attention.last_token, machine, subject, options, context, ids, growing=True)
 
 
 def _dense(machine: Machine, subject: Subject, options: DecodeOptions, context: int, ids: Tensor) -> Contender:
     size = subject.settings.block_size
-    attend = full.dense_landmarks(size)
+    attend = full_attention.dense_landmarks(size)
     return _over_everything("dense", attend, machine, subject, options, stream_length(context, size), ids)
 
 
@@ -128,11 +127,11 @@ def _over_everything(
     growing: bool = False,
 ) -> Contender:
     batch, room = len(ids), (options.rounds + 2) * options.steps
-    lack = shortage(full.fixed_cache_bytes(subject.sizes, batch=batch, tokens=past + room), machine.device)
+    lack = shortage(full_attention.fixed_cache_bytes(subject.sizes, batch=batch, tokens=past + room), machine.device)
     if lack is not None:
         return Contender(name, missing=lack)
     like = torch.empty(0, dtype=machine.dtype, device=machine.device)
-    make = full.growing_cache if growing else partial(full.fixed_cache, room=room)
+    make = full_attention.growing_cache if growing else partial(full_attention.fixed_cache, room=room)
     cache: Any = make(subject.sizes, batch=batch, past=past, like=like)
 
     cached = through(subject.plain, cache)
@@ -142,6 +141,6 @@ def _over_everything(
         for _ in range(options.steps):
             subject.plain(input_ids=ids, **cached, bench_attend=attend)
 
-    kept = full.fixed_cache_bytes(subject.sizes, batch=batch, tokens=past)
+    kept = full_attention.fixed_cache_bytes(subject.sizes, batch=batch, tokens=past)
     work = full_work(subject.sizes, batch=batch, tokens=1, past=past, logits=True)
     return Contender(name, steps, work=lambda: work, kept_bytes=lambda: kept)

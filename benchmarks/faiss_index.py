@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from landmark.index import Index, Resident
-from landmark.index.forked import ForkedIndex
+from landmark.index.base import Index, Resident
+from landmark.index.branch import ForkedIndex
 from landmark.index.topk import top_newest
-from landmark.ring import slot_numbers
+from landmark.store.block_buffer import slot_numbers
 
 FaissKind = Literal["flat", "ivf", "hnsw"]
 

@@ -17,8 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from landmark.bench.floors import Sizes
-from landmark.bench.models import Attend
+from benchmarks.models import Attend
+from benchmarks.roofline import Sizes
 from landmark.ops.reference import reference_attention
 
 

@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [ROWS.jsonl]
 
 Run in a checkout with the package and its development tools installed. First the tests of the kernels and of memory
-run on the device, then `landmark bench`. All rows go to ROWS.jsonl (gpu-rows.jsonl if left out); the table at the end
+run on the device, then the benchmarks. All rows go to ROWS.jsonl (gpu-rows.jsonl if left out); the table at the end
 sets the figures beside their targets. Exit code: 0 all met, 1 something failed or missed its target, 2 no CUDA device.
 """
 
@@ -57,7 +57,7 @@ def main() -> int:
         found, problem = _rows(bench, deadline)
         rows += found
         if problem:
-            told.append(Verdict(f"landmark bench {' '.join(bench)}", problem, "runs", False))
+            told.append(Verdict(f"benchmarks {' '.join(bench)}", problem, "runs", False))
     target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     told += verdicts(rows)
     print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}; all rows are in {target}\n")
@@ -75,8 +75,8 @@ def _tested(deadline: float) -> tuple[str, str, bool]:
 
 def _rows(bench: list[str], deadline: float) -> tuple[list[Row], str]:
     """The rows of one benchmark, and what went wrong. Rows printed before a failure count."""
-    command = [sys.executable, "-m", "landmark.cli.main", "bench", *bench, "--device", "cuda", "--json"]
-    print("landmark", *command[3:], file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "benchmarks", *bench, "--device", "cuda", "--json"]
+    print(*command[1:], file=sys.stderr, flush=True)
     with subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True) as process:
         try:
             out, _ = process.communicate(timeout=_left(deadline))

@@ -8,18 +8,21 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from landmark.bench.compare import Contender, Row, Task, compare
-from landmark.bench.floors import Work
-from landmark.bench.landmarks import Landmarks, drawn_like
-from landmark.bench.machine import Machine
-from landmark.bench.memory import shortage
-from landmark.index import Index
-from landmark.index.choose import IndexKind, IndexOptions, make_index
+from benchmarks.compare import Contender, Row, Task, compare
+from benchmarks.faiss_index import FaissIndex, FaissKind
+from benchmarks.landmark_keys import Landmarks, drawn_like
+from benchmarks.machine import Machine, shortage
+from benchmarks.roofline import Work
+from landmark.index.base import Index
 from landmark.index.hierarchical import HierarchicalIndex
+from landmark.index.options import IndexKind, IndexOptions, make_index
 
 BASE = "exact"
+FAISS: dict[str, FaissKind] = {"faiss_flat": "flat", "faiss_ivf": "ivf", "faiss_hnsw": "hnsw"}
 # More blocks than these would take many minutes to build.
 _LARGEST = {"faiss_ivf": 1_000_000, "faiss_hnsw": 100_000}
+
+Make = Callable[[torch.device], Index]
 
 
 @dataclass(frozen=True)
@@ -32,22 +35,34 @@ class Built:
     seconds: float = 0.0
 
 
-def contenders(names: str) -> dict[str, IndexOptions]:
+def contenders(names: str) -> dict[str, Make]:
     """Indexes by name, exact search first; NAME@RECALL asks for less than all of the best.
 
     Raises ValueError for names that mean nothing.
     """
     known: dict[str, IndexKind] = {kind: kind for kind in get_args(IndexKind) if kind != "auto"}
-    chosen = {BASE: IndexOptions(BASE)}
-    for name in names.split(","):
-        kind, _, recall = name.strip().partition("@")
+    chosen = {BASE: _ours(IndexOptions(BASE))}
+    for name in map(str.strip, names.split(",")):
+        kind, _, recall = name.partition("@")
+        if name in FAISS:
+            chosen[name] = _of_faiss(FAISS[name])
+            continue
         if kind not in known:
-            raise ValueError(f"contender {kind!r} is none: choose from {', '.join(known)}, or hierarchical@0.99")
+            every = ", ".join([*known, *FAISS])
+            raise ValueError(f"contender {name!r} is none: choose from {every}, or hierarchical@0.99")
         try:
-            chosen[name.strip()] = IndexOptions(known[kind], recall=float(recall or 1))
+            chosen[name] = _ours(IndexOptions(known[kind], recall=float(recall or 1)))
         except ValueError as error:
             raise ValueError(f"contender {name!r}: {error}") from error
     return chosen
+
+
+def _ours(options: IndexOptions) -> Make:
+    return lambda device: make_index(options, 1, None, tied=False, device=device)
+
+
+def _of_faiss(kind: FaissKind) -> Make:
+    return lambda _: FaissIndex(1, kind=kind)
 
 
 def run(
@@ -55,16 +70,16 @@ def run(
     landmarks: Landmarks,
     blocks: int,
     queries: Sequence[int],
-    options: dict[str, IndexOptions],
+    chosen: dict[str, Make],
     rounds: int,
     progress: Callable[[int], object],
 ) -> Iterator[Row]:
     """The rows of so many blocks; `progress` is told of `rounds + 1` steps for each number of queries."""
     generator = torch.Generator().manual_seed(0)
-    copies = 1 + sum(blocks <= _LARGEST.get(chosen.kind, blocks) for chosen in options.values())
+    copies = 1 + sum(blocks <= _LARGEST.get(name, blocks) for name in chosen)
     lack = shortage(4 * landmarks.keys.shape[1] * blocks * copies, machine.device)
     keys = drawn_like(landmarks.keys, blocks if lack is None else 1, generator)[None]
-    built = [_build(name, chosen, keys, landmarks.queries[None, :, :64], lack) for name, chosen in options.items()]
+    built = [_build(name, make, keys, landmarks.queries[None, :, :64], lack) for name, make in chosen.items()]
     del keys
     for count in queries:
         places = torch.randint(landmarks.queries.shape[1], (count,), generator=generator)
@@ -73,15 +88,15 @@ def run(
         )
 
 
-def _build(name: str, options: IndexOptions, keys: Tensor, query: Tensor, lack: str | None) -> Built:
+def _build(name: str, make: Make, keys: Tensor, query: Tensor, lack: str | None) -> Built:
     """Searches once, too: some of the building waits for the first queries."""
-    largest = _LARGEST.get(options.kind)
+    largest = _LARGEST.get(name)
     if lack is not None:
         return Built(name, missing=lack)
     if largest is not None and keys.shape[1] > largest:
         return Built(name, missing=f"not built for more than {largest:,} blocks: it takes many minutes")
     try:
-        index = make_index(options, 1, None, tied=False, device=keys.device)
+        index = make(keys.device)
     except ValueError as error:
         return Built(name, missing=str(error))
     started = time.perf_counter()

@@ -12,7 +12,7 @@ from landmark.assets import book_path, model_path
 from landmark.data.text import read_text
 from landmark.hf import LandmarkCache
 from landmark.hf.tokenizer import encode, load_tokenizer, only_errors
-from landmark.index import Index
+from landmark.index.base import Index
 from landmark.index.exact import ExactIndex
 from landmark.memory.storage import ProcessStorage
 

@@ -30,7 +30,7 @@ from landmark.data.recall import pass_key_question, pass_key_statement, random_k
 from landmark.data.text import read_text
 from landmark.evaluation.process import PeakMemory, resident_bytes
 from landmark.hf.tokenizer import encode, load_tokenizer
-from landmark.index.choose import IndexOptions
+from landmark.index.options import IndexOptions
 from landmark.index.topk import top_newest
 from landmark.memory import LayerMemory
 

@@ -1,16 +1,83 @@
 """The machine: device, number type, threads, and the speeds that floors are computed from."""
 
+import json
+import os
 import platform
 import re
-from collections.abc import Callable
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from landmark.bench.options import CommonOptions
-from landmark.bench.timing import seconds_of
+from benchmarks.options import CommonOptions
+
+# Times of contenders that take turns, and what is told of them.
+#
+# Machines drift: another program starts, a core gets warm. So contenders run by turns in one process, round by round,
+# and a ratio is taken within each round, between neighbours in time, before the median over the rounds.
+
+
+class Spread(NamedTuple):
+    """Seconds over the rounds."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    minimum: float
+    maximum: float
+
+
+def spread(seconds: list[float]) -> Spread:
+    """Median, quartiles (interpolated, the extremes counted in) and extremes of one or more times."""
+    middle = statistics.median(seconds)
+    if len(seconds) == 1:
+        return Spread(middle, middle, middle, middle, middle)
+    lower, _, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Spread(middle, lower, upper, min(seconds), max(seconds))
+
+
+def median_ratio(seconds: list[float], base: list[float]) -> float:
+    """Median over the rounds of how many times as long as the base it took."""
+    return statistics.median(own / other for own, other in zip(seconds, base, strict=True))
+
+
+def by_turns(
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, progress: Callable[[int], object]
+) -> dict[str, list[float]]:
+    """Seconds of each call in each round. Every round begins with another contender; `progress(1)` follows it."""
+    names = list(calls)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names) if names else 0
+        for name in names[first:] + names[:first]:
+            taken[name].append(seconds_of(calls[name], device))
+        progress(1)
+    return taken
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call; on CUDA the time between two events around it on the device."""
+    if device.type == "cuda":
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1000
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
 
 # Big enough to run at full speed, and for copies to leave the caches.
 MATMUL_WIDTH = {"cpu": 2048, "cuda": 8192}
@@ -84,3 +151,77 @@ def bytes_per_s(device: torch.device) -> float:
 def _best(call: Callable[[], Tensor], device: torch.device) -> float:
     call()
     return min(seconds_of(call, device) for _ in range(_TRIES))
+
+
+# Bytes: the most that a call holds beyond what was there before it, and how much is free.
+
+
+MEMINFO = Path("/proc/meminfo")
+RESERVE = 10**9  # left for all the rest: activations, buffers that grow, other programs
+
+
+def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """Most bytes allocated at once during `call`, its result included, beyond those allocated before it.
+
+    CUDA: torch's count of allocated memory. CPU: every allocation and release of torch's allocator, those inside
+    operations included; what a library such as MKL takes from the system by itself is not seen.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _without_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        result = call()
+    del result  # outlived the profile, so that its release is not counted
+    held = most = 0
+    for change in _changes(seen):
+        held += change
+        most = max(most, held)
+    return most
+
+
+def _changes(seen: profile) -> list[int]:
+    """Bytes taken (above 0) and released (below 0) in the order in which it happened."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        seen.export_chrome_trace(str(path))
+        trace = json.loads(path.read_text(encoding="utf-8"))
+    events = [event for event in trace["traceEvents"] if event.get("name") == "[memory]"]
+    return [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """The profiler's library writes a line to file descriptor 2 whenever it starts or stops."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated: on the device, or what the system calls available."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    if MEMINFO.exists():
+        kilobytes = {line.split()[0]: line.split()[1] for line in MEMINFO.read_text().splitlines() if line.strip()}
+        return int(kilobytes["MemAvailable:"]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def shortage(needed: int, device: torch.device) -> str | None:
+    """Why `needed` bytes cannot be had, with the figures; None if they can."""
+    free = free_bytes(device)
+    if needed + RESERVE <= free:
+        return None
+    return f"needs {needed / 1e9:.1f} GB and {RESERVE / 1e9:.0f} GB to spare, {free / 1e9:.1f} GB are free"

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from landmark.bench.floors import Sizes
-from landmark.bench.machine import Machine
-from landmark.bench.options import ModelOptions
+from benchmarks.machine import Machine
+from benchmarks.options import ModelOptions
+from benchmarks.roofline import Sizes
 from landmark.hf import convert, from_pretrained
+from landmark.hf.config import MAX_CHUNK, Settings, layer_kinds, text_config
 from landmark.hf.model import saved_rows
-from landmark.hf.settings import MAX_CHUNK, Settings, layer_kinds, text_config
 from landmark.hf.tokenizer import only_errors
 
 VOCABULARY = 4096

@@ -10,12 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from landmark.bench.compare import FOREIGN_REFUSALS, Contender, Row, Task, compare, skipped
-from landmark.bench.floors import Pairs, Work, attention_work, causal_pairs, landmark_pairs
-from landmark.bench.machine import Machine
-from landmark.bench.memory import shortage
-from landmark.bench.options import OpsOptions
-from landmark.ops import landmark_attention
+from benchmarks.compare import FOREIGN_REFUSALS, Contender, Row, Task, compare, skipped
+from benchmarks.machine import Machine, shortage
+from benchmarks.options import OpsOptions
+from benchmarks.roofline import Pairs, Work, attention_work, causal_pairs, landmark_pairs
+from landmark.ops.attention import landmark_attention
 
 BASE = "sdpa"
 CONTENDERS = {

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
-from landmark.bench.models import Subject
-from landmark.blocks import stream_length
+from benchmarks.models import Subject
 from landmark.hf import LandmarkCache
+from landmark.hf.config import Settings
 from landmark.hf.rope import rotation
-from landmark.hf.settings import Settings
 from landmark.memory import LayerMemory
+from landmark.stream import stream_length
 
 _SPARE = 64  # blocks that buffers have room for beyond the context, so that they need not grow while it is timed
 

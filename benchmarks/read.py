@@ -6,17 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landmark.bench import full
-from landmark.bench.compare import Contender, Row, Task, compare
-from landmark.bench.contexts import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
-from landmark.bench.floors import Sizes, Work, full_work, memory_work
-from landmark.bench.machine import Machine
-from landmark.bench.memory import shortage
-from landmark.bench.models import Subject
-from landmark.bench.options import ReadOptions
-from landmark.blocks import stream_length
+from benchmarks import full_attention
+from benchmarks.compare import Contender, Row, Task, compare
+from benchmarks.machine import Machine, shortage
+from benchmarks.models import Subject
+from benchmarks.options import ReadOptions
+from benchmarks.past import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
+from benchmarks.roofline import Sizes, Work, full_work, memory_work
 from landmark.hf import LandmarkCache
 from landmark.hf.compat import through
+from landmark.stream import stream_length
 
 BASE = "no memory"
 LAYERS = 6
@@ -97,13 +96,13 @@ def _full(machine: Machine, subject: Subject, options: ReadOptions, context: int
     if context > options.full_limit:
         return Contender("full", missing=f"the context is longer than full_limit {options.full_limit}")
     start, room = context - _read_before(options), (options.rounds + 2) * options.chunk
-    lack = shortage(full.fixed_cache_bytes(subject.sizes, batch=1, tokens=start + room), machine.device)
+    lack = shortage(full_attention.fixed_cache_bytes(subject.sizes, batch=1, tokens=start + room), machine.device)
     if lack is not None:
         return Contender("full", missing=lack)
     like = torch.empty(0, dtype=machine.dtype, device=machine.device)
-    cache = full.fixed_cache(subject.sizes, batch=1, past=start, room=room, like=like)
+    cache = full_attention.fixed_cache(subject.sizes, batch=1, past=start, room=room, like=like)
     work = full_work(subject.sizes, batch=1, tokens=options.chunk, past=context, logits=False)
-    kept = full.fixed_cache_bytes(subject.sizes, batch=1, tokens=context)
+    kept = full_attention.fixed_cache_bytes(subject.sizes, batch=1, tokens=context)
     return Contender("full", lambda: _over(subject, ids, cache), work=lambda: work, kept_bytes=lambda: kept)
 
 
@@ -115,12 +114,12 @@ def _into(subject: Subject, ids: Tensor, cache: LandmarkCache) -> None:
 
 @torch.no_grad()
 def _alone(subject: Subject, ids: Tensor) -> None:
-    subject.plain.base_model(input_ids=ids, use_cache=False, bench_attend=full.causal)
+    subject.plain.base_model(input_ids=ids, use_cache=False, bench_attend=full_attention.causal)
 
 
 @torch.no_grad()
 def _over(subject: Subject, ids: Tensor, cache: Any) -> None:
-    attend = full.chunk_over_past(cache.get_seq_length(), ids.shape[1], ids.device)
+    attend = full_attention.chunk_over_past(cache.get_seq_length(), ids.shape[1], ids.device)
     base: Any = subject.plain.base_model
     base(input_ids=ids, **through(base, cache), bench_attend=attend)
 

@@ -30,10 +30,10 @@ from flips import REGIONS, committed_byte, flipped, read_all
 from killing import kill_once, read_meanwhile
 from made import HEADER, LAYOUT, add, commit, short_segments
 
-from landmark.contexts.checking import verify
-from landmark.contexts.damage import Damage
-from landmark.contexts.reading import open_reader
-from landmark.contexts.writing import create
+from landmark.contexts.disk import Damage
+from landmark.contexts.snapshot import open_reader
+from landmark.contexts.verify import verify
+from landmark.contexts.writer import create
 
 
 def main() -> None:

@@ -26,9 +26,8 @@ from transformers import PreTrainedModel
 import landmark
 from landmark.assets import book_path, model_path
 from landmark.hf.tokenizer import encode, load_tokenizer
-from landmark.store.chain import SpillFile
-from landmark.store.records import BlockShape
-from landmark.store.traffic import Traffic
+from landmark.store.base import BlockShape, Traffic
+from landmark.store.files import SpillFile
 
 TURN = 4096  # tokens that a cache reads before it is the next one's turn
 Caches = dict[str | None, landmark.LandmarkCache]

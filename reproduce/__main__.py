@@ -1,56 +1,24 @@
-"""`landmark report`: the paper's experiments at a small scale, from training to tables."""
+"""`python -m reproduce`: the experiments of the paper, and the trainings of the project."""
 
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from landmark.cli.program import Command, Program
 
-from landmark.limits import OutFolder, Threads
+COMMANDS = (
+    Command("paper", "reproduce.paper:run", "train and measure what the paper compares, and write the tables"),
+    Command("train", "reproduce.train:run", "train one model of the project by its name"),
+    Command("trainings", "reproduce.train:run_list", "list the trainings that have a name"),
+)
 
+REPRODUCE = Program(
+    "python -m reproduce",
+    "The experiments of Mohtashami & Jaggi (2023), and the trainings of the project. Options without a command are\n"
+    "those of `paper`.",
+    COMMANDS,
+    """\
+  python -m reproduce --quick --out out
+  python -m reproduce --data DATA --out out
+  python -m reproduce train small_books --data DATA --out out/small_books""",
+    default=COMMANDS[0],
+)
 
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """Train and measure everything the paper compares, at a small scale, and write DIR/results.md with plots.
-
-    The whole takes some hours of two CPU cores, the headline first; the tables are written anew whenever an experiment
-    is complete. Run the same command again to go on where it stopped: measurements in DIR/results.jsonl are kept, also
-    where the models they were taken from are gone.
-    """
-
-    out: Annotated[Path, OutFolder()]
-    """Folder of trainings, measurements (results.jsonl), tables (results.md) and plots."""
-    data: Path | None = None
-    """Folder with books/ and math/, each with train/, validation/ and test/ of text files. Only --quick goes without:
-    then parts of the book in the package stand in for both."""
-    quick: bool = False
-    """Pass through every table in minutes with toy step counts, to see that all works; the figures mean nothing."""
-    size: Literal["small", "medium"] = "small"
-    """Of the models: 0.9 million weights and three seeds, for a CPU too, or 32 million and one seed, for a GPU."""
-    threads: Threads = None
-    """Threads to compute with. Default: one for each core."""
-    tables_only: bool = False
-    """Write the tables and plots of the measurements that are there; train and measure nothing."""
-
-
-def run(options: ReportOptions) -> int:
-    """Carry out what is missing, and write the report."""
-    if options.data is None and not (options.quick or options.tables_only):
-        raise ValueError("name the texts with --data DIR (see --help), or try it without them with --quick")
-    if options.quick and options.size != "small":
-        raise ValueError(f"--quick passes through everything with small models: leave --size {options.size} out")
-    from landmark.report.render import check_plots, render
-    from landmark.report.results import Results
-
-    check_plots()
-    options.out.mkdir(parents=True, exist_ok=True)
-    results = Results(options.out / "results.jsonl")
-    if not options.tables_only:
-        from landmark.experiments import setup
-        from landmark.experiments.run import run_all
-
-        scale = setup.QUICK if options.quick else setup.SCALES[options.size]
-        all_of_it = setup.Setup(options.out, setup.corpora(options.data, options.out), scale, options.threads)
-        run_all(all_of_it, results, lambda: render(results, options.out))
-    render(results, options.out)
-    print(f"the report is in {options.out / 'results.md'}", file=sys.stderr)
-    return 0
+if __name__ == "__main__":
+    raise SystemExit(REPRODUCE.main())

@@ -43,14 +43,14 @@ from landmark.data.spoken import Facts, Voice, marked
 from landmark.data.windows import Stage, StageBatches
 from landmark.evaluation import passkey
 from landmark.hf import LandmarkCache
-from landmark.hf.generation import answer
-from landmark.hf.gguf import gguf_model, gguf_tokenizer
+from landmark.hf.loading import gguf_model, gguf_tokenizer
+from landmark.hf.reader import answer
 from landmark.hf.tokenizer import encode
-from landmark.recipes.smollm2 import LEARNING_RATE, LORA, SETTINGS, SHARES, STAGES, WARMUP
 from landmark.training.adapters import adapt
-from landmark.training.attending import attending
 from landmark.training.loss import distillation_loss
-from landmark.training.teachers import FrozenCopy
+from landmark.training.models import FrozenCopy
+from landmark.training.stage_inputs import attending
+from reproduce.trainings.smollm2 import LEARNING_RATE, LORA, SETTINGS, SHARES, STAGES, WARMUP
 
 STARTED = time.monotonic()
 CPU = not torch.cuda.is_available()

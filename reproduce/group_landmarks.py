@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import landmark
+from benchmarks.landmark_keys import recording_cache
 from landmark.assets import model_path
-from landmark.bench.landmarks import recording_cache
 from landmark.data.text import read_text
 from landmark.hf.tokenizer import encode, load_tokenizer
 

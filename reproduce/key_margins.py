@@ -27,7 +27,7 @@ from landmark.assets import model_path
 from landmark.contexts.context import Context
 from landmark.data.recall import pass_key_question
 from landmark.hf.tokenizer import encode, load_tokenizer
-from landmark.index.choose import IndexOptions
+from landmark.index.options import IndexOptions
 from landmark.memory import LayerMemory
 
 SEEN = 60  # of the best blocks of a query those that are looked through

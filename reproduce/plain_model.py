@@ -4,8 +4,8 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from landmark.hf.config import Settings, text_config
 from landmark.hf.convert import from_pretrained
-from landmark.hf.settings import Settings, text_config
 
 
 def save_plain(folder: str | Path, out: str | Path) -> None:

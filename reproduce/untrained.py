@@ -18,8 +18,7 @@ from transformers import AutoModelForCausalLM
 import landmark
 from landmark.data.text import read_text
 from landmark.hf.compat import through
-from landmark.hf.gguf import gguf_model, gguf_tokenizer, is_gguf
-from landmark.hf.loading import read_tokenizer
+from landmark.hf.loading import gguf_model, gguf_tokenizer, is_gguf, read_tokenizer
 from landmark.hf.tokenizer import encode
 
 

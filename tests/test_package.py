@@ -3,7 +3,7 @@
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from types import ModuleType
 
@@ -11,6 +11,7 @@ import pytest
 
 import landmark
 from landmark.cli import main as cli
+from landmark.cli.program import READER_GONE, USAGE_ERROR, Command
 
 HEAVY = ("torch", "transformers", "datasets", "matplotlib")
 
@@ -33,11 +34,11 @@ def test_import_is_light():
 def test_help_is_light_and_names_every_command():
     assert heavy_modules_after("from landmark.cli.main import main; main(['--help'])") == ""
     for command in cli.COMMANDS:
-        assert f"  {command.name} " in cli.program_help()
+        assert f"  {command.name} " in cli.LANDMARK.help()
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
-def test_help_of_each_command_is_light(command: cli.Command):
+def test_help_of_each_command_is_light(command: Command):
     asking = f"""
 from landmark.cli.main import main
 try:
@@ -88,7 +89,7 @@ def test_version_is_light_and_tells_what_is_missing(
     ],
 )
 def test_unknown_command(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]):
-    assert cli.main(arguments) == cli.USAGE_ERROR
+    assert cli.main(arguments) == USAGE_ERROR
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.count("\n") == 1
@@ -97,7 +98,7 @@ def test_unknown_command(arguments: list[str], said: str, capsys: pytest.Capture
 
 @pytest.mark.parametrize("arguments", [[], ["eval"]])
 def test_missing_command_shows_the_choice(arguments: list[str], capsys: pytest.CaptureFixture[str]):
-    assert cli.main(arguments) == cli.USAGE_ERROR
+    assert cli.main(arguments) == USAGE_ERROR
     assert "eval passkey" in capsys.readouterr().err
 
 
@@ -115,7 +116,7 @@ def install_command(monkeypatch: pytest.MonkeyPatch, run) -> None:
     module = ModuleType("a_command")
     module.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "a_command", module)
-    monkeypatch.setattr(cli, "COMMANDS", (cli.Command("do it", "a_command:run", "do it"),))
+    monkeypatch.setattr(cli, "LANDMARK", replace(cli.LANDMARK, commands=(Command("do it", "a_command:run", "do it"),)))
 
 
 def test_options_reach_the_command(monkeypatch: pytest.MonkeyPatch):
@@ -137,7 +138,7 @@ def test_bad_option_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     install_command(monkeypatch, run)
     with pytest.raises(SystemExit) as end:
         cli.main(["do", "it", "--count", "three"])
-    assert end.value.code == cli.USAGE_ERROR
+    assert end.value.code == USAGE_ERROR
     assert "three" in capsys.readouterr().err
 
 
@@ -184,7 +185,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
 
 def test_exit_code_reaches_the_shell():
     result = run_python("import sys; from landmark.cli.main import main; sys.exit(main(['trian']))")
-    assert result.returncode == cli.USAGE_ERROR
+    assert result.returncode == USAGE_ERROR
     assert result.stderr.startswith("landmark: error: ")
 
 
@@ -195,4 +196,4 @@ def test_reader_that_left_is_no_error():
         "os.dup2(w, 1); sys.exit(main(['--help']))"
     )
     result = run_python(code)
-    assert (result.returncode, result.stderr) == (cli.READER_GONE, "")
+    assert (result.returncode, result.stderr) == (READER_GONE, "")

@@ -11,14 +11,14 @@ from typing import Any
 
 from landmark.data.recall import RecallTask
 from landmark.data.windows import Stage
-from landmark.experiments.setup import Setup
-from landmark.experiments.trainings import Training, load, tokenizer_of
+from reproduce.runs.setup import Setup
+from reproduce.runs.trainings import Training, load, tokenizer_of
 from landmark.hf.convert import convert
-from landmark.hf.device import placed
-from landmark.hf.plain import load_plain, save_plain
-from landmark.recipes.small import BLOCK_SIZE, TOKENS_PER_STEP, small, stage
+from landmark.hf.cache import placed
+from reproduce.plain_model import load_plain, save_plain
+from reproduce.trainings.small import BLOCK_SIZE, TOKENS_PER_STEP, small, stage
 from landmark.training.recipe import Recipe
-from landmark.training.run import carry_out
+from landmark.training.run import train
 
 NEAR = RecallTask(keys=(1, 2), questions=(2, 3))
 FAR = RecallTask(keys=(1, 4), questions=(2, 5))
@@ -44,7 +44,7 @@ def ancestor(setup: Setup, attention: str = "full") -> Path:
     whole = Training("books", attention).plan(setup)
     out = whole.out.with_name(f"ancestor-{attention}")
     recipe = replace(whole.recipe, stages=ancestor_stages(setup, attention))
-    return carry_out(replace(whole, out=out, recipe=recipe, json=f"{out}.jsonl"))
+    return train(replace(whole, out=out, recipe=recipe, json=f"{out}.jsonl"))
 
 
 def plain_model(setup: Setup) -> Path:
@@ -71,7 +71,7 @@ def converted(setup: Setup, steps: int) -> tuple[Any, Any]:
         betas=(0.9, 0.95),
     )
     start = {"config": None, "model": str(model)}
-    return load(carry_out(replace(plan, recipe=recipe, json=f"{out}.jsonl", threads=setup.threads, **start)))
+    return load(train(replace(plan, recipe=recipe, json=f"{out}.jsonl", threads=setup.threads, **start)))
 
 
 def conversion_steps(setup: Setup) -> tuple[int, ...]:

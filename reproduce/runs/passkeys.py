@@ -11,14 +11,14 @@ from torch import Tensor
 from landmark.data.text import read_text
 from landmark.evaluation import passkey
 from landmark.evaluation.reading import Reading
-from landmark.evaluation.segments import SegmentReading
-from landmark.experiments.setup import Setup
+from reproduce.runs.segments import SegmentReading
+from reproduce.runs.setup import Setup
 from landmark.hf.compat import renamed_cache
 from landmark.hf.tokenizer import encode
 from landmark.readers.recurrent import Recurrent
-from landmark.recipes.small import WINDOW
-from landmark.report import names
-from landmark.report.results import Results
+from reproduce.trainings.small import WINDOW
+from reproduce.tables import words
+from reproduce.tables.results import Results
 
 PEER_PROMPTS = 20  # of a length; full attention over 32,768 tokens takes its time
 TENTHS = 10
@@ -67,7 +67,7 @@ def measure(asked: Asked, setup: Setup, results: Results, table: str, lengths: t
         right = answers(model, keys, asked.way(model.config, length), length, prompts)
         found = sum(map(sum, right.values()))
         print(f"  {asked.method}, keys in {length:,} tokens: {found} of {prompts}", file=sys.stderr, flush=True)
-        by_depth = table == names.PASS_KEY
+        by_depth = table == words.PASS_KEY
         groups = right if by_depth else {None: [one for tenth in right.values() for one in tenth]}
         for tenth, group in groups.items():
             depth = {"depth": tenth} if by_depth else {}

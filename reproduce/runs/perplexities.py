@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from landmark.blocks import stream_length
+from landmark.stream import stream_length
 from landmark.data.text import read_text
 from landmark.evaluation.perplexity import Setting, cut_windows, score
 from landmark.evaluation.reading import Reading
-from landmark.evaluation.segments import SegmentReading
-from landmark.experiments.setup import LENGTHS, SPAN, Setup
+from reproduce.runs.segments import SegmentReading
+from reproduce.runs.setup import LENGTHS, SPAN, Setup
 from landmark.hf.tokenizer import encode
-from landmark.readers.knn import Memorizing
+from landmark.readers.memorizing import Memorizing
 from landmark.readers.recurrent import Recurrent
 from landmark.readers.sinks import Sinks
-from landmark.recipes.small import WINDOW
+from reproduce.trainings.small import WINDOW
 
 BATCH_SIZE = 4  # windows read side by side
 BLOCKS = {512: 10, 2048: 40, 4096: 80}  # blocks in memory at the end of as many tokens

@@ -1,20 +1,51 @@
 """Carrying out the experiments one after the other, resuming where an earlier run stopped."""
 
+import math
+from typing import Any
+import numpy as np
+from reproduce.tables.claims import comparisons
+from reproduce.tables.results import KEY, Line, Results
 import sys
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-
 from landmark.evaluation.reading import Reading
-from landmark.evaluation.segments import SegmentReading
-from landmark.experiments import lookups, throughput
-from landmark.experiments.catalogue import Experiment, experiments
-from landmark.experiments.comparisons import add_comparisons
-from landmark.experiments.perplexities import Row, TestWindows, measure
-from landmark.experiments.setup import Setup
-from landmark.experiments.trainings import load
-from landmark.report.results import Results
+from reproduce.runs.segments import SegmentReading
+from reproduce.runs import lookups, throughput
+from reproduce.runs.catalogue import Experiment, experiments
+from reproduce.runs.perplexities import Row, TestWindows, measure
+from reproduce.runs.setup import Setup
+from reproduce.runs.trainings import load
+from reproduce.tables.results import Results
+
+
+# Differences between two rows of one seed, window by window: what the report's claims rest on.
+
+
+def add_comparisons(results: Results, circumstances: dict[str, Any]) -> None:
+    """Adds the differences that claims rest on, of all rows that are there for the same seed and steps."""
+    for one, other in comparisons():
+        for line in _measured(results, one):
+            same = {name: line[name] for name in ("seed", "steps")}
+            for against in _measured(results, other | same):
+                results.add(difference(line, against) | circumstances)
+
+
+def difference(line: Line, against: Line) -> Line:
+    """`line` minus `against` in nats a token, below 0 where `line` is better."""
+    gaps = np.asarray(line["nll"]) - np.asarray(against["nll"])
+    error = float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else None
+    fields = {name: line[name] for name in KEY if line.get(name) is not None}
+    changed = {
+        f"against_{name}": against.get(name)
+        for name in KEY
+        if name not in ("method", "table", "seed") and against.get(name) != line.get(name)
+    }
+    told = {"difference": float(gaps.mean()), "difference_se": error, "samples": len(gaps)}
+    return fields | {"against": against["method"]} | changed | told
+
+
+def _measured(results: Results, setting: Line) -> list[Line]:
+    return [line for line in results.find(**setting) if "perplexity" in line]
+
 
 Measured = dict[tuple[str, Reading | SegmentReading, int], dict[str, Any]]  # by training, reading and length
 
@@ -27,7 +58,7 @@ def run_all(setup: Setup, results: Results, after_each: Callable[[], None]) -> N
     for number, experiment in enumerate(wanted, 1):
         if missing_rows(experiment, setup, results):
             print(f"experiment {number} of {len(wanted)}: {experiment.training.name}", file=sys.stderr, flush=True)
-            carry_out(experiment, setup, results, windows, measured)
+            run_experiment(experiment, setup, results, windows, measured)
             add_comparisons(results, setup.fields())
             after_each()
     lookups.learning_curve(setup, results, windows)
@@ -43,10 +74,10 @@ def missing_rows(experiment: Experiment, setup: Setup, results: Results) -> list
     return [row for row in experiment.rows if not results.has(**row.key(training.corpus, training.seed, steps))]
 
 
-def carry_out(experiment: Experiment, setup: Setup, results: Results, windows: TestWindows, measured: Measured) -> None:
+def run_experiment(experiment: Experiment, setup: Setup, results: Results, windows: TestWindows, measured: Measured) -> None:
     """Trains the model, or goes on, and adds a line for each missing row; a reading may stand in several tables."""
     training = experiment.training
-    model, tokenizer = load(training.carry_out(setup))
+    model, tokenizer = load(training.run(setup))
     cut = windows.of(training.corpus, tokenizer)
     for row in missing_rows(experiment, setup, results):
         key = training.name, row.reading(model.config), row.length

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from landmark.hf.segments import Reader
+from landmark.hf.calls import Reader
 
 
 @dataclass(frozen=True)

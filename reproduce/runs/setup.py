@@ -11,8 +11,8 @@ import torch
 
 from landmark.assets import book_path
 from landmark.data.text import read_text
-from landmark.recipes import small
-from landmark.recipes.small import Corpus
+from reproduce.trainings import small
+from reproduce.trainings.small import Corpus
 
 LENGTHS = (512, 2048, 4096)
 SPAN = max(LENGTHS)

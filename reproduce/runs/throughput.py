@@ -10,21 +10,21 @@ from statistics import median
 import torch
 
 from landmark.evaluation.process import MEGABYTE, peak_bytes
-from landmark.experiments.setup import Setup
-from landmark.experiments.trainings import Training
-from landmark.recipes.small import WINDOW
-from landmark.report import names
-from landmark.report.results import Results
+from reproduce.runs.setup import Setup
+from reproduce.runs.trainings import Training
+from reproduce.trainings.small import WINDOW
+from reproduce.tables import words
+from reproduce.tables.results import Results
 from landmark.training.plan import Plan
-from landmark.training.run import carry_out
+from landmark.training.run import train
 
-METHODS = {"full": names.FULL, "landmark": names.LANDMARK, "recurrent": names.TRANSFORMER_XL}
+METHODS = {"full": words.FULL, "landmark": words.LANDMARK, "recurrent": words.TRANSFORMER_XL}
 
 
 def measure(setup: Setup, results: Results) -> None:
     """Adds a line for each method, of windows of 512 tokens; nothing else should run on the machine."""
     rounds, steps = (1, 4) if setup.scale.quick else (3, 16)
-    key = {"table": names.THROUGHPUT, "read_length": WINDOW, "seed": 0, "steps": steps}
+    key = {"table": words.THROUGHPUT, "read_length": WINDOW, "seed": 0, "steps": steps}
     if all(results.has(**key, method=method) for method in METHODS.values()):
         return
     speeds: dict[str, list[float]] = {attention: [] for attention in METHODS}
@@ -58,7 +58,7 @@ def _in_fresh_process(plan: Plan) -> tuple[float, float]:
 
 def _train(plan: Plan) -> tuple[float, float]:
     """Tokens a second of the last half of the steps, and peak memory in MB: of the GPU, or else of the process."""
-    carry_out(plan)
+    train(plan)
     assert plan.json is not None, "the plan says where its log goes"
     with open(plan.json, encoding="utf-8") as log:
         events = [json.loads(line) for line in log]

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from landmark.data.tokenizer import train_tokenizer
-from landmark.experiments.setup import Setup
-from landmark.hf.device import placed
+from reproduce.runs.setup import Setup
+from landmark.hf.cache import placed
 from landmark.hf.tokenizer import load_tokenizer, only_errors
-from landmark.readers.knn import load_with_gates
-from landmark.recipes.small import BLOCK_SIZE, VOCABULARY, small
+from landmark.readers.memorizing import load_with_gates
+from reproduce.trainings.small import BLOCK_SIZE, VOCABULARY, small
 from landmark.training.plan import Plan
-from landmark.training.run import carry_out
+from landmark.training.run import train
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Training:
         )
         return replace(plan, threads=setup.threads, json=str(plan.out) + ".jsonl")
 
-    def carry_out(self, setup: Setup) -> Path:
+    def run(self, setup: Setup) -> Path:
         """Trains, or goes on where an earlier call stopped; the folder of the model."""
-        return carry_out(self.plan(setup))
+        return train(self.plan(setup))
 
 
 def tokenizer_of(setup: Setup, corpus: str) -> Path:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from landmark.report import names, paper
-from landmark.report.intervals import Interval
-from landmark.report.measured import Untested, accuracy, mean, one_setting
-from landmark.report.results import Line, Results
-from landmark.report.verdicts import (
+from reproduce.tables import paper, words
+from reproduce.tables.intervals import Interval
+from reproduce.tables.measured import Untested, accuracy, mean, one_setting
+from reproduce.tables.results import Line, Results
+from reproduce.tables.verdicts import (
     FAILED,
     HELD,
     Check,
@@ -19,16 +19,16 @@ from landmark.report.verdicts import (
     fewer_keys,
     within,
 )
-from landmark.report.words import NOT_MEASURED, share, share_text
+from reproduce.tables.words import NOT_MEASURED, share, share_text
 
 PASS_KEY_TIMES = 64  # so many windows of training
 PASS_KEY_SHARE = 0.98  # the paper's
-BESIDE = (names.ANCESTOR, names.SINKS, names.TRANSFORMER_XL, names.MEMORIZING)
+BESIDE = (words.ANCESTOR, words.SINKS, words.TRANSFORMER_XL, words.MEMORIZING)
 
 
 def _language_modeling(corpus: str) -> tuple[Claim, ...]:
     def read(settings: Line) -> Line:
-        return {"table": names.LANGUAGE_MODELING, "corpus": corpus, **settings}
+        return {"table": words.LANGUAGE_MODELING, "corpus": corpus, **settings}
 
     def landmark(read_length: int, top_k: int, **other: Any) -> Line:
         return read(paper.landmark(read_length, top_k, **other))
@@ -71,7 +71,7 @@ def _language_modeling(corpus: str) -> tuple[Claim, ...]:
 def _as_good_as(selection: str) -> Claim:
     def selected(name: str, read_length: int, top_k: int) -> Line:
         setting = {"selection": name, "read_length": read_length, "top_k": top_k}
-        return {"table": names.SELECTION, "corpus": names.BOOKS, "method": names.LANDMARK, **setting}
+        return {"table": words.SELECTION, "corpus": words.BOOKS, "method": words.LANDMARK, **setting}
 
     return Claim(
         f"Books: choosing blocks per token and head is at least as good as {selection.replace('_', ' ')}",
@@ -86,13 +86,13 @@ def _as_good_as(selection: str) -> Claim:
 
 def _pass_keys(results: Results) -> Outcome:
     """At the least length read that is so many windows; the field `window` tells them, else they are the paper's."""
-    lines = [line for line in results.find(table=names.PASS_KEY) if "accuracy" in line]
+    lines = [line for line in results.find(table=words.PASS_KEY) if "accuracy" in line]
     far = [line for line in lines if line["read_length"] >= PASS_KEY_TIMES * line.get("window", paper.WINDOW)]
-    lengths = [line["read_length"] for line in far if line["method"] == names.LANDMARK]
+    lengths = [line["read_length"] for line in far if line["method"] == words.LANDMARK]
     if not lengths:
-        raise Untested(f"{names.LANDMARK} at {PASS_KEY_TIMES} times its window: {NOT_MEASURED}")
+        raise Untested(f"{words.LANDMARK} at {PASS_KEY_TIMES} times its window: {NOT_MEASURED}")
     at = [line for line in lines if line["read_length"] == min(lengths)]
-    found = _found(at, names.LANDMARK)
+    found = _found(at, words.LANDMARK)
     verdict = HELD if found.value >= PASS_KEY_SHARE else FAILED  # as the paper counts; the interval stands beside it
     beside = []
     for method in BESIDE:
@@ -111,20 +111,20 @@ def _found(lines: list[Line], method: str) -> Interval:
 
 def _true_positions() -> Check:
     """At 4,096 tokens, eight times the window of training."""
-    stingy = {"table": names.POSITIONS, "corpus": names.BOOKS, "method": names.WITH_JUMPS, "read_length": 4096}
+    stingy = {"table": words.POSITIONS, "corpus": words.BOOKS, "method": words.WITH_JUMPS, "read_length": 4096}
     return within({**stingy, "positions": "true"}, {**stingy, "positions": "stingy"}, 0.02)
 
 
 def _skipping(threshold: float, least: float, share_above: float) -> Check:
     """In the setting of the paper's appendix D. The share that is skipped is a count, and has no interval."""
     without = {
-        "table": names.MISS_GATE,
-        "corpus": names.BOOKS,
-        "method": names.LANDMARK,
+        "table": words.MISS_GATE,
+        "corpus": words.BOOKS,
+        "method": words.LANDMARK,
         "read_length": 2048,
         "top_k": 4,
     }
-    gated = {**without, "method": names.WITH_MISS_GATE, "threshold": threshold}
+    gated = {**without, "method": words.WITH_MISS_GATE, "threshold": threshold}
 
     def skips(results: Results) -> Outcome:
         lines = [line for line in results.find(**gated) if "perplexity" in line]
@@ -137,7 +137,7 @@ def _skipping(threshold: float, least: float, share_above: float) -> Check:
 
 
 CLAIMS = (
-    *(claim for corpus in names.CORPORA for claim in _language_modeling(corpus)),
+    *(claim for corpus in words.CORPORA for claim in _language_modeling(corpus)),
     *(_as_good_as(selection) for selection in ("per_head", "per_token")),
     Claim("Landmark attention finds at least 98 % of pass keys at 64 times the window", _pass_keys),
     Claim("Books: jumps of position in training allow true positions, within 2 % of stingy ones", _true_positions()),

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from landmark.report.intervals import Interval, of_share, over_seeds
-from landmark.report.results import KEY, Line, Results, matches
-from landmark.report.words import NOT_MEASURED, number, word
+from reproduce.tables.intervals import Interval, of_share, over_seeds
+from reproduce.tables.results import KEY, Line, Results, matches
+from reproduce.tables.words import NOT_MEASURED, number, word
 
 
 class Untested(Exception):

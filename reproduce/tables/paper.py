@@ -7,7 +7,7 @@ blocks of 50 for 240,000 steps of 128 windows.
 from dataclasses import dataclass, field
 from typing import Any
 
-from landmark.report.names import BOOKS, FULL, LANDMARK, TRANSFORMER_XL, WITH_MISS_GATE
+from reproduce.tables.words import BOOKS, FULL, LANDMARK, TRANSFORMER_XL, WITH_MISS_GATE
 
 WINDOW = 512
 LOCAL = 250

@@ -12,21 +12,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter, NullLocator
 from PIL import Image  # comes with matplotlib
 
-from landmark.report import names
-from landmark.report.measured import accuracy, by_setting, labels, mean, perplexity
-from landmark.report.panels import grouped, panels
-from landmark.report.results import Line, Results
-from landmark.report.words import number
+from benchmarks.plots import grouped, panels
+from reproduce.tables import words
+from reproduce.tables.measured import accuracy, by_setting, labels, mean, perplexity
+from reproduce.tables.results import Line, Results
+from reproduce.tables.words import number
 
 # Ours stand out; what they are held against is grey or dark.
 COLOURS = {
-    names.LANDMARK: "tab:red",
-    names.WITH_MISS_GATE: "tab:orange",
-    names.FULL: "black",
-    names.ANCESTOR: "black",
-    names.TRANSFORMER_XL: "tab:blue",
-    names.SINKS: "grey",
-    names.MEMORIZING: "tab:purple",
+    words.LANDMARK: "tab:red",
+    words.WITH_MISS_GATE: "tab:orange",
+    words.FULL: "black",
+    words.ANCESTOR: "black",
+    words.TRANSFORMER_XL: "tab:blue",
+    words.SINKS: "grey",
+    words.MEMORIZING: "tab:purple",
 }
 STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 DPI = 100
@@ -55,7 +55,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def _by_length(results: Results) -> Figure | None:
     """A panel for each corpus; of settings that differ in the blocks kept, the one that keeps most."""
-    lines = _perplexities(results, names.LANGUAGE_MODELING)
+    lines = _perplexities(results, words.LANGUAGE_MODELING)
     by_corpus = grouped(lines, lambda line: line.get("corpus"))
     if not lines:
         return None
@@ -81,7 +81,7 @@ def _one_curve(table: str, x: str, title: str, but: Sequence[str] = ()) -> Calla
 
 def _granularity(results: Results) -> Figure | None:
     """The ways to choose side by side, for each length read and number of blocks opened."""
-    lines = _perplexities(results, names.SELECTION)
+    lines = _perplexities(results, words.SELECTION)
     if not lines:
         return None
     by_corpus = grouped(lines, lambda line: line.get("corpus"))
@@ -107,7 +107,7 @@ def _granularity(results: Results) -> Figure | None:
 
 
 def _skipped(results: Results) -> Figure | None:
-    lines = _perplexities(results, names.MISS_GATE)
+    lines = _perplexities(results, words.MISS_GATE)
     gated = [line for line in lines if line.get("threshold") is not None and line.get("skipped") is not None]
     if not gated:
         return None
@@ -130,7 +130,7 @@ def _skipped(results: Results) -> Figure | None:
 
 def _heat_map(results: Results) -> Figure | None:
     """Length by depth, for landmark attention; a panel for each setting."""
-    lines = results.find(table=names.PASS_KEY, method=names.LANDMARK)
+    lines = results.find(table=words.PASS_KEY, method=words.LANDMARK)
     lines = [line for line in lines if "accuracy" in line and line.get("depth") is not None]
     if not lines:
         return None
@@ -156,9 +156,9 @@ def _heat_map(results: Results) -> Figure | None:
 
 def _conversion(results: Results) -> Figure | None:
     """Perplexity and keys found by tokens trained."""
-    lines = [line for line in results.find(table=names.CONVERSION) if line.get("tokens_trained") is not None]
+    lines = [line for line in results.find(table=words.CONVERSION) if line.get("tokens_trained") is not None]
     keys = [line for line in lines if "accuracy" in line and "against" not in line]
-    texts = [line for line in _perplexities(results, names.CONVERSION) if line.get("tokens_trained") is not None]
+    texts = [line for line in _perplexities(results, words.CONVERSION) if line.get("tokens_trained") is not None]
     kinds = [
         (own, figures, name)
         for own, figures, name in ((texts, _perplexity, "perplexity"), (keys, _accuracy, "pass keys found, %"))
@@ -175,18 +175,18 @@ def _conversion(results: Results) -> Figure | None:
 
 
 PLOTS = (
-    Plot("perplexity", names.LANGUAGE_MODELING, "perplexity by the length read", _by_length),
-    Plot("selection", names.SELECTION, "perplexity by who chooses blocks", _granularity),
-    Plot("top_k", names.TOP_K, "perplexity by blocks opened", _one_curve(names.TOP_K, "top_k", "blocks opened")),
+    Plot("perplexity", words.LANGUAGE_MODELING, "perplexity by the length read", _by_length),
+    Plot("selection", words.SELECTION, "perplexity by who chooses blocks", _granularity),
+    Plot("top_k", words.TOP_K, "perplexity by blocks opened", _one_curve(words.TOP_K, "top_k", "blocks opened")),
     Plot(
         "block_size",
-        names.BLOCK_SIZE,
+        words.BLOCK_SIZE,
         "perplexity by block size",
-        _one_curve(names.BLOCK_SIZE, "block_size", "block size", but=("local", "top_k", "blocks")),
+        _one_curve(words.BLOCK_SIZE, "block_size", "block size", but=("local", "top_k", "blocks")),
     ),
-    Plot("miss_gate", names.MISS_GATE, "perplexity by retrievals skipped", _skipped),
-    Plot("pass_key", names.PASS_KEY, "pass keys found by length and depth", _heat_map),
-    Plot("conversion", names.CONVERSION, "what is learnt by tokens of conversion", _conversion),
+    Plot("miss_gate", words.MISS_GATE, "perplexity by retrievals skipped", _skipped),
+    Plot("pass_key", words.PASS_KEY, "pass keys found by length and depth", _heat_map),
+    Plot("conversion", words.CONVERSION, "what is learnt by tokens of conversion", _conversion),
 )
 
 

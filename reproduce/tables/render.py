@@ -3,12 +3,12 @@
 from collections import Counter
 from pathlib import Path
 
-from landmark.report import tables
-from landmark.report.claims import CLAIMS
-from landmark.report.results import Line, Results
-from landmark.report.tables import TABLES, Table
-from landmark.report.verdicts import FAILED, HELD, UNTESTED
-from landmark.report.words import NOT_MEASURED, ONE_SEED, number
+from reproduce.tables import tables
+from reproduce.tables.claims import CLAIMS
+from reproduce.tables.results import Line, Results
+from reproduce.tables.tables import TABLES, Table
+from reproduce.tables.verdicts import FAILED, HELD, UNTESTED
+from reproduce.tables.words import NOT_MEASURED, ONE_SEED, number
 
 FIGURES = "figures"  # the folder of the plots, beside results.md
 
@@ -53,7 +53,7 @@ def render(results: Results, out: str | Path) -> None:
 
 def _draw(results: Results, folder: Path) -> dict[str, list[str]]:
     """Draws what was measured; by table, the Markdown that shows it."""
-    from landmark.report.plots import PLOTS, save
+    from reproduce.tables.plots import PLOTS, save
 
     shown: dict[str, list[str]] = {}
     for plot in PLOTS:

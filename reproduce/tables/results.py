@@ -21,7 +21,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from landmark.report.names import CORPORA, TABLES
+from reproduce.tables.words import CORPORA, TABLES
 
 Line = dict[str, Any]
 

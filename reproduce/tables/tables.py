@@ -1,16 +1,129 @@
 """The tables of the report: whose rows they hold, in which columns, beside which numbers of the paper."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from landmark.report import cells, names, paper
-from landmark.report.cells import Column
-from landmark.report.paper import Row
-from landmark.report.results import Line, Results
-from landmark.report.words import NONE, NOT_MEASURED, number, share, word
+from reproduce.tables import paper, words
+from reproduce.tables.measured import Untested, accuracy, by_setting, labels, one_setting, perplexity
+from reproduce.tables.paper import Row
+from reproduce.tables.results import Line, Results
+from reproduce.tables.words import NONE, NOT_MEASURED, number, perplexity_text, share, share_text, word
 
-PERPLEXITY = cells.perplexities("perplexity")
-KEYS = cells.means("keys attended", "attended", lambda value: f"{value:,.0f}")
+# What stands in the columns of a table, from the lines of a row.
+
+
+OVER_DEPTHS = ("seed", "depth")
+
+
+@dataclass(frozen=True)
+class Column:
+    """`cell(results, lines)`: the text for the `lines` of a row, of which there may be none."""
+
+    heading: str
+    cell: Callable[[Results, list[Line]], str]
+
+
+def perplexities(heading: str, corpus: str | None = None) -> Column:
+    """Of one corpus, or of whichever the row is about."""
+
+    def cell(results: Results, lines: list[Line]) -> str:
+        own = [line for line in lines if "perplexity" in line and corpus in (None, line.get("corpus"))]
+        return each_setting(own, lambda group: perplexity_text(perplexity(group)))
+
+    return Column(heading, cell)
+
+
+def accuracies(heading: str) -> Column:
+    def cell(results: Results, lines: list[Line]) -> str:
+        own = [line for line in lines if "accuracy" in line]
+        return each_setting(own, lambda group: share_text(accuracy(group)), but=OVER_DEPTHS)
+
+    return Column(heading, cell)
+
+
+def means(heading: str, field: str, form: Callable[[float], str]) -> Column:
+    """Of a field that is told beside what was measured, over the lines that have it."""
+
+    def cell(results: Results, lines: list[Line]) -> str:
+        own = [line for line in lines if line.get(field) is not None]
+        return each_setting(own, lambda group: form(fmean(line[field] for line in group)), nothing=NONE)
+
+    return Column(heading, cell)
+
+
+def lengths(heading: str, kind: str) -> Column:
+    """The lengths read for what is of that kind, "perplexity" or "accuracy"."""
+
+    def cell(results: Results, lines: list[Line]) -> str:
+        return (
+            ", ".join(f"{length:,}" for length in sorted({line["read_length"] for line in lines if kind in line}))
+            or NONE
+        )
+
+    return Column(heading, cell)
+
+
+def prompts(results: Results, lines: list[Line]) -> str:
+    own = [line for line in lines if "accuracy" in line]
+    return each_setting(own, lambda group: f"{sum(line['samples'] for line in group):,}", OVER_DEPTHS, NONE)
+
+
+def lowest_depth(results: Results, lines: list[Line]) -> str:
+    """The depth with the lowest accuracy, the first of them."""
+    own = [line for line in lines if "accuracy" in line and line.get("depth") is not None]
+    return each_setting(own, _lowest_depth, OVER_DEPTHS, NONE)
+
+
+def _lowest_depth(lines: list[Line]) -> str:
+    depths = sorted({line["depth"] for line in lines})
+    shares = [accuracy([line for line in lines if line["depth"] == depth]).value for depth in depths]
+    lowest = min(shares)
+    return f"{share(lowest)} at depth {depths[shares.index(lowest)]:g}"
+
+
+def more_perplexity(results: Results, lines: list[Line]) -> str:
+    """Above landmark attention without a miss gate, for the same corpus and length."""
+    own = [line for line in lines if "perplexity" in line]
+    if not own:
+        return NONE
+    same = {name: own[0].get(name) for name in ("corpus", "read_length")}
+    base = results.find(table=words.MISS_GATE, method=words.LANDMARK, **same)
+    try:
+        above = perplexity(one_setting(own, "")).value - perplexity(one_setting(base, "")).value
+    except Untested:
+        return NONE
+    return f"{above:+.2f}"
+
+
+def speed_ratio(results: Results, lines: list[Line]) -> str:
+    """To plain full attention over windows of the same length on the same machine."""
+    same = {name: lines[0].get(name) for name in ("read_length", "machine")}
+    base = results.find(table=words.THROUGHPUT, method=words.FULL, **same)
+    try:
+        own, full = (fmean(line["tokens_per_second"] for line in one_setting(some, "")) for some in (lines, base))
+    except (Untested, KeyError):  # or only its memory was measured
+        return NONE
+    return f"{own / full:.2f}"
+
+
+def each_setting(
+    lines: Sequence[Line],
+    text: Callable[[list[Line]], str],
+    but: Sequence[str] = ("seed",),
+    nothing: str = NOT_MEASURED,
+) -> str:
+    """The text of the lines; where they are of several settings, of each, told apart. Nothing is averaged over them."""
+    groups = by_setting(lines, but)
+    texts = [text(group) for group in groups]
+    if len(set(texts)) <= 1:
+        return texts[0] if texts else nothing
+    return "; ".join(f"{label}: {own}" for label, own in zip(labels(groups, but), texts, strict=True))
+
+
+PERPLEXITY = perplexities("perplexity")
+KEYS = means("keys attended", "attended", lambda value: f"{value:,.0f}")
 
 
 @dataclass(frozen=True)
@@ -31,11 +144,11 @@ def _methods(*methods: str, **settings: Any) -> tuple[Row, ...]:
 
 TABLES = (
     Table(
-        names.LANGUAGE_MODELING,
+        words.LANGUAGE_MODELING,
         "Language modeling",
         "Perplexity by the length read; the paper's table 1.",
         ("method", "read_length", "local", "cache", "blocks", "top_k"),
-        (cells.perplexities("books", names.BOOKS), cells.perplexities("math", names.MATH), KEYS),
+        (perplexities("books", words.BOOKS), perplexities("math", words.MATH), KEYS),
         (
             *paper.LANGUAGE_MODELING[:3],  # of 512 tokens
             Row(paper.landmark(512, 4)),
@@ -43,14 +156,14 @@ TABLES = (
             *paper.LANGUAGE_MODELING[3:],
             *(
                 row
-                for method in (names.SINKS, names.MEMORIZING)
+                for method in (words.SINKS, words.MEMORIZING)
                 for length in (2048, 4096)
                 for row in _methods(method, read_length=length)
             ),
         ),
     ),
     Table(
-        names.SELECTION,
+        words.SELECTION,
         "Who chooses blocks",
         "Each token of each head, each head for a whole chunk, or each token for all heads; the paper's table 2.",
         ("corpus", "selection", "read_length", "top_k"),
@@ -58,99 +171,99 @@ TABLES = (
         paper.SELECTION,
     ),
     Table(
-        names.TOP_K,
+        words.TOP_K,
         "How many blocks are opened",
         "",
         ("corpus", "method", "read_length", "top_k"),
         (PERPLEXITY, KEYS),
-        tuple(Row({"corpus": names.BOOKS, "top_k": top_k}) for top_k in (1, 2, 4, 8, 16)),
+        tuple(Row({"corpus": words.BOOKS, "top_k": top_k}) for top_k in (1, 2, 4, 8, 16)),
     ),
     Table(
-        names.BLOCK_SIZE,
+        words.BLOCK_SIZE,
         "How long blocks are",
         "",
         ("corpus", "method", "read_length", "block_size", "local", "top_k"),
         (PERPLEXITY, KEYS),
-        tuple(Row({"corpus": names.BOOKS, "block_size": size}) for size in (15, 31, 50, 63, 127)),
+        tuple(Row({"corpus": words.BOOKS, "block_size": size}) for size in (15, 31, 50, 63, 127)),
     ),
     Table(
-        names.MISS_GATE,
+        words.MISS_GATE,
         "Skipped retrievals",
         "Below the threshold on the miss gate nothing is fetched; the paper's appendix D. More perplexity: than "
         "landmark attention without a miss gate.",
         ("corpus", "method", "threshold", "read_length"),
-        (cells.means("skipped", "skipped", share), PERPLEXITY, Column("more perplexity", cells.more_perplexity)),
+        (means("skipped", "skipped", share), PERPLEXITY, Column("more perplexity", more_perplexity)),
         paper.MISS_GATE,
     ),
     Table(
-        names.POSITIONS,
+        words.POSITIONS,
         "Stingy and true positions",
         "Retrieved blocks read in slots, or where they stood in the text; with and without random jumps of position "
         "after landmarks in training (the paper's appendix E).",
         ("corpus", "method", "positions", "read_length"),
         (PERPLEXITY,),
         tuple(
-            Row({"corpus": names.BOOKS, "method": method, "positions": positions})
-            for method in (names.LANDMARK, names.WITH_JUMPS)
+            Row({"corpus": words.BOOKS, "method": method, "positions": positions})
+            for method in (words.LANDMARK, words.WITH_JUMPS)
             for positions in ("stingy", "true")
         ),
     ),
     Table(
-        names.BLOCK_DROPOUT,
+        words.BLOCK_DROPOUT,
         "Block dropout in training",
         "",
         ("corpus", "method", "block_dropout", "read_length", "top_k"),
         (PERPLEXITY,),
-        _methods(names.LANDMARK, names.WITH_BLOCK_DROPOUT, corpus=names.BOOKS),
+        _methods(words.LANDMARK, words.WITH_BLOCK_DROPOUT, corpus=words.BOOKS),
     ),
     Table(
-        names.TRAINING_MEMORY,
+        words.TRAINING_MEMORY,
         "Memory in training",
         "Training with retrieval from memory, and retrieval together with a recurrent window.",
         ("corpus", "method", "read_length", "local", "local_blocks", "top_k"),
         (PERPLEXITY, KEYS),
-        _methods(names.LANDMARK, names.WITH_MEMORY, names.WITH_RECURRENCE, corpus=names.BOOKS),
+        _methods(words.LANDMARK, words.WITH_MEMORY, words.WITH_RECURRENCE, corpus=words.BOOKS),
     ),
     Table(
-        names.PASS_KEY,
+        words.PASS_KEY,
         "Pass keys",
         "Share of keys found, over all depths; the paper's section 4.2.",
         ("method", "model", "window", "read_length"),
         (
-            cells.accuracies("accuracy"),
-            Column("prompts", cells.prompts),
-            Column("lowest", cells.lowest_depth),
+            accuracies("accuracy"),
+            Column("prompts", prompts),
+            Column("lowest", lowest_depth),
         ),
         (
-            *(Row({"method": names.LANDMARK, "read_length": paper.WINDOW * times}) for times in (1, 4, 16)),
+            *(Row({"method": words.LANDMARK, "read_length": paper.WINDOW * times}) for times in (1, 4, 16)),
             paper.PASS_KEY,
-            *_methods(names.ANCESTOR, names.SINKS, names.TRANSFORMER_XL, names.MEMORIZING),
+            *_methods(words.ANCESTOR, words.SINKS, words.TRANSFORMER_XL, words.MEMORIZING),
         ),
     ),
     Table(
-        names.CONVERSION,
+        words.CONVERSION,
         "Conversion",
         "What a pretrained model learns while it is trained to use landmarks.",
         ("method", "model", "tokens_trained"),
         (
-            cells.lengths("tokens read", "perplexity"),
+            lengths("tokens read", "perplexity"),
             PERPLEXITY,
-            cells.lengths("tokens searched", "accuracy"),
-            cells.accuracies("pass keys"),
+            lengths("tokens searched", "accuracy"),
+            accuracies("pass keys"),
         ),
-        _methods(names.ANCESTOR, names.LANDMARK),
+        _methods(words.ANCESTOR, words.LANDMARK),
     ),
     Table(
-        names.THROUGHPUT,
+        words.THROUGHPUT,
         "Training speed",
         "Training on windows of the length read. Ratio: to the speed of full attention at that length.",
         ("machine", "method", "read_length"),
         (
-            cells.means("tokens/s", "tokens_per_second", lambda value: f"{value:,.0f}"),
-            Column("ratio", cells.speed_ratio),
-            cells.means("memory, MB", "memory_mb", lambda value: f"{value:,.0f}"),
+            means("tokens/s", "tokens_per_second", lambda value: f"{value:,.0f}"),
+            Column("ratio", speed_ratio),
+            means("memory, MB", "memory_mb", lambda value: f"{value:,.0f}"),
         ),
-        _methods(names.FULL, names.LANDMARK, names.TRANSFORMER_XL),
+        _methods(words.FULL, words.LANDMARK, words.TRANSFORMER_XL),
     ),
 )
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from landmark.report.intervals import Interval
-from landmark.report.measured import Untested, describe, difference, mean, one_setting
-from landmark.report.results import Line, Results
-from landmark.report.words import more_text
+from reproduce.tables.intervals import Interval
+from reproduce.tables.measured import Untested, describe, difference, mean, one_setting
+from reproduce.tables.results import Line, Results
+from reproduce.tables.words import more_text
 
 HELD = "held"
 FAILED = "did not hold"

@@ -28,20 +28,20 @@ class Entry:
 SMALL = "0.9 M weights, 6.6 M tokens; 12 minutes of two CPU cores"
 PAPER = "151 M weights without embeddings, 15.7 G tokens; for GPUs"
 
-RECIPES = (
-    Entry("small_books", "landmark.recipes.small:small_books", "the paper's comparisons, on books of yours", SMALL),
-    Entry("small_math", "landmark.recipes.small:small_math", "the same on mathematical texts of yours", SMALL),
-    Entry("paper_pg19", "landmark.recipes.paper:paper_pg19", "the paper's own comparisons, on PG-19", PAPER),
-    Entry("paper_arxiv", "landmark.recipes.paper:paper_arxiv", "the same on the papers of the proof-pile", PAPER),
+TRAININGS = (
+    Entry("small_books", "reproduce.trainings.small:small_books", "the paper's comparisons, on books of yours", SMALL),
+    Entry("small_math", "reproduce.trainings.small:small_math", "the same on mathematical texts of yours", SMALL),
+    Entry("paper_pg19", "reproduce.trainings.paper:paper_pg19", "the paper's own comparisons, on PG-19", PAPER),
+    Entry("paper_arxiv", "reproduce.trainings.paper:paper_arxiv", "the same on the papers of the proof-pile", PAPER),
     Entry(
         "shipped_model",
-        "landmark.recipes.shipped_model:shipped_model",
+        "reproduce.trainings.shipped_model:shipped_model",
         "the model in the package, on books of yours",
         "3.8 M weights, 11.7 M tokens; minutes of a GPU",
     ),
     Entry(
         "smollm2_135m",
-        "landmark.recipes.smollm2:smollm2_135m",
+        "reproduce.trainings.smollm2:smollm2_135m",
         "SmolLM2-135M-Instruct by self-distillation, on books of yours",
         "135 M weights, 4.9 M trained, 23 M tokens; minutes of a GPU",
     ),
@@ -49,14 +49,14 @@ RECIPES = (
 
 
 def find(name: str) -> Entry:
-    """The recipe of that name; raises ValueError with the nearest names where there is none."""
-    for entry in RECIPES:
+    """The training of that name; raises ValueError with the nearest names where there is none."""
+    for entry in TRAININGS:
         if entry.name == name:
             return entry
-    names = [entry.name for entry in RECIPES]
+    names = [entry.name for entry in TRAININGS]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    remedy = f"did you mean {near[0]}?" if near else f"recipes of the package are {', '.join(names)}"
-    raise ValueError(f"there is no recipe {name!r}, neither a TOML file nor a recipe of the package; {remedy}")
+    remedy = f"did you mean {near[0]}?" if near else f"trainings of the project are {', '.join(names)}"
+    raise ValueError(f"there is no training {name!r}; {remedy}")
 
 
 def plan_of(entry: Entry, options: TrainOptions) -> "Plan":
@@ -71,14 +71,14 @@ def plan_of(entry: Entry, options: TrainOptions) -> "Plan":
     make = getattr(import_module(module), name)
     parameters = inspect.signature(make).parameters
     given = options.given()
-    del given["recipe"]
+    del given["name"]
     taken = {name: given.pop(name) for name in parameters if name in given}
     free = {name: given.pop(name) for name in (*FREE, "precision") if name in given}
     if given:
         raise ValueError(
-            f"the recipe {entry.name} does not take {flags(given)}: leave that out; it takes {flags(parameters)}"
+            f"the training {entry.name} does not take {flags(given)}: leave that out; it takes {flags(parameters)}"
         )
     missing = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     if missing := [name for name in missing if name not in taken]:
-        raise ValueError(f"the recipe {entry.name} needs {flags(missing)}: `landmark train --help` says what it is")
+        raise ValueError(f"the training {entry.name} needs {flags(missing)}: see --help")
     return replace(make(**taken), **free)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from landmark.blocks import stream_length
 from landmark.data.windows import Stage
+from landmark.stream import stream_length
 from landmark.training.recipe import Recipe
 
 WINDOW = 512  # ordinary tokens, whatever the attention

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from landmark.recipes import language_modeling
-from landmark.recipes.language_modeling import BLOCK_SIZE, WINDOW, reach
 from landmark.training.plan import Plan
+from reproduce.trainings import language_modeling
+from reproduce.trainings.language_modeling import BLOCK_SIZE, WINDOW, reach
 
 STEPS = 240_000
 TOKENS_PER_MICRO_BATCH = 16 * WINDOW

@@ -11,9 +11,9 @@ from typing import Any
 
 from landmark.data.recall import RecallTask
 from landmark.data.windows import Stage
-from landmark.recipes.corpus import text_files
 from landmark.training.plan import Plan
 from landmark.training.recipe import Recipe
+from reproduce.trainings.corpus import text_files
 
 VOCABULARY = 4095
 

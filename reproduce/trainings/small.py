@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from landmark.recipes import language_modeling
-from landmark.recipes.corpus import Corpus
-from landmark.recipes.language_modeling import BLOCK_SIZE, WINDOW, reach
 from landmark.training.plan import Plan
+from reproduce.trainings import language_modeling
+from reproduce.trainings.corpus import Corpus
+from reproduce.trainings.language_modeling import BLOCK_SIZE, WINDOW, reach
 
 TOKENS_PER_STEP = 8 * WINDOW  # of the size "small"
 STEPS = 1600

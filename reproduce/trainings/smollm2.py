@@ -12,9 +12,9 @@ from typing import Any
 
 from landmark.data.recall import RecallTask
 from landmark.data.windows import Stage
-from landmark.recipes.corpus import text_files
 from landmark.training.plan import Lora, Plan
 from landmark.training.recipe import Recipe
+from reproduce.trainings.corpus import text_files
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SETTINGS: dict[str, Any] = {"block_size": 63, "top_k": 4, "local_blocks": 1}

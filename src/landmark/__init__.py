@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from landmark.contexts.context import Context
     from landmark.hf import LandmarkCache, convert, from_pretrained, load_adapter, read
-    from landmark.ops import landmark_attention
+    from landmark.ops.attention import landmark_attention
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ _HOME = {
     "LandmarkCache": "landmark.hf",
     "convert": "landmark.hf",
     "from_pretrained": "landmark.hf",
-    "landmark_attention": "landmark.ops",
+    "landmark_attention": "landmark.ops.attention",
     "load_adapter": "landmark.hf",
     "read": "landmark.hf",
 }

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, get_args
 
-from landmark.blocks import check_block_size
+from landmark.stream import check_block_size
 
 # Who chooses the blocks to open: each query of each head; each query, for all heads; each head, for all queries of the
 # chunk. "per_head" looks ahead within a chunk: an earlier query reads what a later one asked for, so that what a model

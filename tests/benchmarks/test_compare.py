@@ -2,9 +2,9 @@
 
 import pytest
 
-from landmark.bench import compare as module
-from landmark.bench.compare import FOREIGN_REFUSALS, Contender, Task, compare
-from landmark.bench.floors import Work
+from benchmarks import compare as module
+from benchmarks.compare import FOREIGN_REFUSALS, Contender, Task, compare
+from benchmarks.roofline import Work
 
 TASK = Task({"bench": "test"}, base="slow", units=2, tokens=10)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from landmark.bench import memory
-from landmark.bench.memory import free_bytes, peak_extra_bytes, shortage
+from benchmarks import machine
+from benchmarks.machine import free_bytes, peak_extra_bytes, shortage
 
 CPU = torch.device("cpu")
 MB = 1_000_000
@@ -51,7 +51,7 @@ def test_errors_come_through_and_stderr_is_given_back(capfd):
 
 
 def test_shortage_names_the_figures(monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 5 * 10**9)
+    monkeypatch.setattr(machine, "free_bytes", lambda device: 5 * 10**9)
     assert shortage(4 * 10**9, CPU) is None
     assert shortage(4 * 10**9 + 1, CPU) == "needs 4.0 GB and 1 GB to spare, 5.0 GB are free"
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from landmark.bench import full
-from landmark.bench.contexts import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
-from landmark.bench.floors import Sizes
-from landmark.bench.models import subject
-from landmark.bench.options import ReadOptions
-from landmark.bench.read import opened_blocks
-from landmark.blocks import stream_length
-from landmark.ops import landmark_attention
+from benchmarks import full_attention
+from benchmarks.models import subject
+from benchmarks.options import ReadOptions
+from benchmarks.past import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
+from benchmarks.read import opened_blocks
+from benchmarks.roofline import Sizes
+from landmark.ops.attention import landmark_attention
+from landmark.stream import stream_length
 
 OPTIONS = ReadOptions(layers=3, heads=4, kv_heads=2, width=32, block_size=5, top_k=2, local_blocks=1)
 
@@ -36,13 +36,15 @@ def test_the_twin_shares_every_weight(tiny):
 @torch.no_grad()
 def test_full_attention_in_pieces_is_that_of_the_whole(tiny):
     ids = torch.randint(4000, (2, 40))
-    whole = tiny.plain(input_ids=ids, use_cache=False, bench_attend=full.causal).logits
+    whole = tiny.plain(input_ids=ids, use_cache=False, bench_attend=full_attention.causal).logits
     like = torch.empty(0, dtype=torch.float64)
-    cache = full.fixed_cache(tiny.sizes, batch=2, past=0, room=40, like=like)
+    cache = full_attention.fixed_cache(tiny.sizes, batch=2, past=0, room=40, like=like)
     pieces = []
     for start, stop in ((0, 17), (17, 38), (38, 39), (39, 40)):
         single = stop - start == 1
-        attend = full.last_token if single else full.chunk_over_past(start, stop - start, ids.device)
+        attend = (
+            full_attention.last_token if single else full_attention.chunk_over_past(start, stop - start, ids.device)
+        )
         out = tiny.plain(input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True, bench_attend=attend)
         pieces.append(out.logits)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-10)
@@ -56,7 +58,7 @@ SIZES = Sizes(1, 4, 2, 8, 0, 0, 4)
 
 
 def test_a_fixed_cache_gives_no_more_than_is_in_use():
-    past = full.fixed_cache(SIZES, batch=1, past=3, room=2, like=torch.empty(0))
+    past = full_attention.fixed_cache(SIZES, batch=1, past=3, room=2, like=torch.empty(0))
     new = torch.zeros(1, 2, 1, 8)
     key, value = past.update(new, new, 0)
     assert key.shape == value.shape == (1, 2, 4, 8)
@@ -67,7 +69,7 @@ def test_a_fixed_cache_gives_no_more_than_is_in_use():
 def test_dense_decoding_is_the_grouped_softmax():
     q, k, v = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 23, 8), torch.randn(1, 2, 23, 8)
     expected = landmark_attention(q, k, v, block_size=5, backend="blockwise")
-    torch.testing.assert_close(full.dense_landmarks(5)(q, k, v, None), expected)
+    torch.testing.assert_close(full_attention.dense_landmarks(5)(q, k, v, None), expected)
 
 
 @pytest.mark.parametrize("tokens", [4, 5, 123, 1000])

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from landmark.bench import ops, read
-from landmark.bench.machine import prepare
-from landmark.bench.models import subject
-from landmark.bench.options import DecodeOptions, OpsOptions, ReadOptions
+from benchmarks import ops, read
+from benchmarks.machine import prepare
+from benchmarks.models import subject
+from benchmarks.options import DecodeOptions, OpsOptions, ReadOptions
 
 
 @pytest.mark.parametrize(

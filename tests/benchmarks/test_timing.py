@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from landmark.bench.timing import Spread, by_turns, median_ratio, spread
+from benchmarks.machine import Spread, by_turns, median_ratio, spread
 
 
 def test_spread():

@@ -13,6 +13,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from landmark.cli import main as cli
+from landmark.cli.program import USAGE_ERROR
 from landmark.limits import LARGEST, OutFile, OutFolder, Range, limits_of
 
 COMMANDS = {command.name: command for command in cli.COMMANDS}
@@ -62,7 +63,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     except SystemExit as end:  # by the parser
         code = end.code
     output = capsys.readouterr()
-    assert (code, output.out) == (cli.USAGE_ERROR, "")
+    assert (code, output.out) == (USAGE_ERROR, "")
     (line,) = output.err.splitlines()
     assert line.startswith("landmark: error: ")
     return line
@@ -242,8 +243,8 @@ def shell(script: str, **environment: str) -> subprocess.CompletedProcess[bytes]
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("landmark recipes >&-", "standard output is closed"),
-        ("landmark recipes > /dev/full", "No space left on device"),
+        ("landmark --help >&-", "standard output is closed"),
+        ("landmark --help > /dev/full", "No space left on device"),
         ("landmark ask --help > /dev/full", "No space left on device"),
         ("landmark tokenizer train - --out /dev/null/x <&-", "out is /dev/null/x"),
         ("landmark tokenizer train - --out $TARGET/new <&-", "standard input is closed"),
@@ -258,14 +259,14 @@ def test_streams_that_are_closed_full_or_not_text(script, said, tmp_path):
         ended = shell(script, TARGET=str(tmp_path), LC_ALL=locale)
         (line,) = ended.stderr.decode().splitlines()
         assert said in line
-        assert (ended.returncode, ended.stdout) == (cli.USAGE_ERROR, b"")
+        assert (ended.returncode, ended.stdout) == (USAGE_ERROR, b"")
     assert not list(tmp_path.iterdir())
 
 
 def test_closed_input_and_error_harm_nothing_that_does_not_need_them(tmp_path):
-    ended = shell("landmark recipes <&- 2>&-")
-    assert (ended.returncode, b"small_books" in ended.stdout) == (0, True)
-    assert shell("landmark nonsense <&- >&- 2>&-").returncode == cli.USAGE_ERROR
+    ended = shell("landmark --help <&- 2>&-")
+    assert (ended.returncode, b"landmark demo" in ended.stdout) == (0, True)
+    assert shell("landmark nonsense <&- >&- 2>&-").returncode == USAGE_ERROR
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "5", "20", "-3", "abc", "1000000"])

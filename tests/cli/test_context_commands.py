@@ -158,8 +158,8 @@ def test_what_an_interruption_left_unread_is_told_and_read(tmp_path, files, mode
 
 
 def test_the_commands_know_every_index():
-    from landmark.cli.context import Memory
-    from landmark.index.choose import IndexKind
+    from landmark.cli.read import Memory
+    from landmark.index.options import IndexKind
 
     assert get_args(get_type_hints(Memory)["index"]) == get_args(IndexKind)
 
@@ -190,6 +190,6 @@ def test_documents_of_one_command_are_compared_before_the_model_is_loaded(tmp_pa
     texts = iter((BOOK, NOTE))  # as a named pipe gives
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("landmark.data.text.read_text", lambda path: next(texts))
-        patch.setattr("landmark.cli.context.load", None)
+        patch.setattr("landmark.cli.read.load", None)
         assert cli.main(["append", str(tmp_path / "new"), files[0], files[0]]) == 2
     assert f"two different texts are named {files[0]}" in capsys.readouterr().err

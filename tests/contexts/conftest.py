@@ -13,7 +13,7 @@ def path(tmp_path: Path) -> Path:
     """A context that holds `made.HELD`."""
     from made import HEADER, LAYOUT, Content, add, commit
 
-    from landmark.contexts.writing import create
+    from landmark.contexts.writer import create
 
     path = tmp_path / "one"
     with create(path, HEADER, LAYOUT) as writer:

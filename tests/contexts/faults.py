@@ -11,13 +11,12 @@ from typing import Any, Literal
 from made import HEADER, LAYOUT, Content, add, check, commit, short_segments
 
 from landmark.contexts import disk
-from landmark.contexts.checking import verify
 from landmark.contexts.disk import OpenFile
-from landmark.contexts.folders import delete
-from landmark.contexts.forking import fork
+from landmark.contexts.folder import delete, fork
 from landmark.contexts.manifest import has_manifest
-from landmark.contexts.reading import open_reader
-from landmark.contexts.writing import create, open_writer
+from landmark.contexts.snapshot import open_reader
+from landmark.contexts.verify import verify
+from landmark.contexts.writer import create, open_writer
 
 CALLS = (
     "create open_or_create write truncate sync sync_folder make_folder link replace remove remove_folder".split()  # noqa: SIM905

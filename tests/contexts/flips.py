@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from landmark.contexts.manifest import MANIFEST
-from landmark.contexts.reading import Snapshot, open_reader
+from landmark.contexts.snapshot import Snapshot, open_reader
 
 # The bytes of a landmark record hold three kinds of things.
 REGIONS = (

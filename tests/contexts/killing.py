@@ -10,12 +10,11 @@ from pathlib import Path
 from faults import content
 from made import HEADER, LAYOUT, add, check, commit, short_segments
 
-from landmark.contexts.checking import verify
-from landmark.contexts.folders import delete
-from landmark.contexts.forking import fork
+from landmark.contexts.folder import delete, fork
 from landmark.contexts.manifest import has_manifest
-from landmark.contexts.reading import open_reader
-from landmark.contexts.writing import create, open_writer
+from landmark.contexts.snapshot import open_reader
+from landmark.contexts.verify import verify
+from landmark.contexts.writer import create, open_writer
 
 _COMMITS = 30  # then the context is deleted, and another one is made in its place
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from landmark.contexts import writing
+from landmark.contexts import writer
 from landmark.contexts.manifest import Extent, Layout, extended, publish, read_manifest, segment_file
-from landmark.contexts.reading import Snapshot
-from landmark.contexts.writing import Writer
-from landmark.store.records import BlockShape
+from landmark.contexts.snapshot import Snapshot
+from landmark.contexts.writer import Writer
+from landmark.store.base import BlockShape
 
 HEADER = {"model": "tiny", "block_size": 2}
 LAYOUT = Layout(
@@ -119,12 +119,12 @@ def _bytes(tensor: Tensor) -> memoryview:
 @contextmanager
 def short_segments(blocks: int) -> Iterator[None]:
     """Lets a segment end after so many blocks."""
-    usual = writing.SEGMENT_BYTES
-    writing.SEGMENT_BYTES = blocks * LAYOUT.block_bytes
+    usual = writer.SEGMENT_BYTES
+    writer.SEGMENT_BYTES = blocks * LAYOUT.block_bytes
     try:
         yield
     finally:
-        writing.SEGMENT_BYTES = usual
+        writer.SEGMENT_BYTES = usual
 
 
 def names(folder: Path) -> set[str]:

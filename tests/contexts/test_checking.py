@@ -7,10 +7,10 @@ from faults import content
 from flips import REGIONS, committed_byte, flipped, read_all
 from made import HEADER, LAYOUT, add, commit, short_segments
 
-from landmark.contexts.checking import verify
-from landmark.contexts.damage import Damage
-from landmark.contexts.reading import open_reader
-from landmark.contexts.writing import create
+from landmark.contexts.disk import Damage
+from landmark.contexts.snapshot import open_reader
+from landmark.contexts.verify import verify
+from landmark.contexts.writer import create
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 import landmark
 from landmark import Context
 from landmark.contexts.manifest import publish, read_manifest
-from landmark.hf.sampled_fingerprint import sampled_fingerprint
+from landmark.hf.fingerprint import sampled_fingerprint
 from landmark.hf.tokenizer import encode
-from landmark.index.choose import IndexOptions
+from landmark.index.options import IndexOptions
 
 BOOK = "it was a calm sea and jim looked at the ships for a long while . " * 30
 NOTE = "keys and ships 0123456789 . he spoke of it . " * 12
@@ -124,7 +124,7 @@ def test_what_the_index_made_of_landmarks_need_not_be_made_again(index, tmp_path
     with Context.create(tmp_path / "context", model, index=index) as context:
         context.append(BOOK, "book")
         expected = logits(context)
-    monkeypatch.setattr("landmark.index.coarse.basis_for", None)  # what is made would begin with it
+    monkeypatch.setattr("landmark.index.codes.basis_for", None)  # what is made would begin with it
     assert torch.equal(logits(Context.open(tmp_path / "context", model, index=index)), expected)
     fork = context.fork(tmp_path / "fork")
     assert torch.equal(logits(fork), expected)

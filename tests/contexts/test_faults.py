@@ -8,12 +8,11 @@ import pytest
 from faults import LOSSES, FaultyDisk, PowerCut, Session, refuse_a_call
 from made import HEADER, LAYOUT, Content, add, check, commit
 
-from landmark.contexts.checking import verify
-from landmark.contexts.folders import delete
-from landmark.contexts.forking import fork
+from landmark.contexts.folder import delete, fork
 from landmark.contexts.manifest import has_manifest
-from landmark.contexts.reading import open_reader
-from landmark.contexts.writing import create, open_writer
+from landmark.contexts.snapshot import open_reader
+from landmark.contexts.verify import verify
+from landmark.contexts.writer import create, open_writer
 
 # Every call is tried by benchmarks/reliability.py; here every 23rd, and with another start for each kind of fault.
 STEP = 23

@@ -7,13 +7,11 @@ import pytest
 from made import HEADER, HELD, LAYOUT, Content, add, check, commit, names, short_segments
 
 from landmark.contexts import disk
-from landmark.contexts.checking import verify
-from landmark.contexts.exporting import export
-from landmark.contexts.folders import delete
-from landmark.contexts.forking import fork
-from landmark.contexts.listing import find, info
-from landmark.contexts.reading import open_reader
-from landmark.contexts.writing import create, open_writer
+from landmark.contexts.export import export
+from landmark.contexts.folder import delete, find, fork, info
+from landmark.contexts.snapshot import open_reader
+from landmark.contexts.verify import verify
+from landmark.contexts.writer import create, open_writer
 
 
 def test_a_fork_shares_its_files_and_goes_on_alone(path, tmp_path):

@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from made import HEADER, LAYOUT, Content, add, check, commit, names, short_segments
 
-from landmark.contexts.checking import verify
-from landmark.contexts.folders import delete
-from landmark.contexts.forking import fork
-from landmark.contexts.listing import find, info
-from landmark.contexts.reading import open_reader
-from landmark.contexts.writing import create, open_writer
+from landmark.contexts.folder import delete, find, fork, info
+from landmark.contexts.snapshot import open_reader
+from landmark.contexts.verify import verify
+from landmark.contexts.writer import create, open_writer
 
 SEEDS = st.lists(st.integers(0, 50), max_size=4).map(tuple)
 

@@ -9,8 +9,8 @@ from made import HEADER, LAYOUT, Content, as_version_1, commit
 from landmark.contexts.disk import OpenFile
 from landmark.contexts.library import Library
 from landmark.contexts.manifest import segment_file
-from landmark.contexts.reading import open_reader
-from landmark.contexts.writing import create
+from landmark.contexts.snapshot import open_reader
+from landmark.contexts.writer import create
 from landmark.hf import Span
 
 WORD = "Grüße aus Köln \N{SNOWMAN} "
@@ -55,7 +55,7 @@ def told(sources):
 @pytest.mark.parametrize("part_tokens", [1, 2, 7, 1024])
 @pytest.mark.parametrize("version", [1, 2])
 def test_sources_of_any_tokens(tmp_path, monkeypatch, part_tokens, version):
-    monkeypatch.setattr("landmark.contexts.parts.PART_TOKENS", part_tokens)
+    monkeypatch.setattr("landmark.contexts.documents.PART_TOKENS", part_tokens)
     texts = [WORD * 3, "", "\N{SNOWMAN}", "ab", WORD, "", "x" * 40, "\N{SNOWMAN}", WORD * 2, "", "end"]
     library = library_of(tmp_path / "context", texts, in_memory=4)
     if version == 1:
@@ -79,7 +79,7 @@ def test_tokens_may_stand_anywhere(tmp_path_factory, starts):
     path = tmp_path_factory.mktemp("any") / "context"
     text, tokens = WORD * 2, np.array([(1, start, min(start + 2, 34)) for start in starts], np.uint32)
     with pytest.MonkeyPatch.context() as patch, create(path, HEADER, LAYOUT) as writer:
-        patch.setattr("landmark.contexts.parts.PART_TOKENS", 3)
+        patch.setattr("landmark.contexts.documents.PART_TOKENS", 3)
         Library(writer, writer).add("one", text, tokens)
         commit(writer, Content())
     library = Library(open_reader(path))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from made import HEADER, HELD, LAYOUT, Content, add, as_version_1, check, commit, short_segments
 
-from landmark.contexts import disk, lock
-from landmark.contexts.checking import verify
+from landmark.contexts import disk, folder
 from landmark.contexts.manifest import Layout, publish, read_manifest
-from landmark.contexts.reading import open_reader
-from landmark.contexts.writing import create, open_writer
+from landmark.contexts.snapshot import open_reader
+from landmark.contexts.verify import verify
+from landmark.contexts.writer import create, open_writer
 
 
 def test_a_second_writer_is_told_of_the_first(path):
@@ -171,7 +171,7 @@ def test_a_folder_that_may_not_be_written(path, monkeypatch):
     def refuse(_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(lock.disk, "open_or_create", refuse)
+    monkeypatch.setattr(folder.disk, "open_or_create", refuse)
     with pytest.raises(ValueError, match=r"lock cannot be written \(Permission denied\): open the context for reading"):
         open_writer(path)
     check(open_reader(path), HELD)

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.blocks import stream_length
 from landmark.data.recall import ANSWER, COPY, HIDDEN, RecallTask
 from landmark.data.windows import IGNORED, Stage, StageBatches, tokens_per_step
+from landmark.stream import stream_length
 
 IDS = np.arange(5000, dtype=np.uint16) % 290
 

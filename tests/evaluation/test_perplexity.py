@@ -13,11 +13,11 @@ from landmark.evaluation.perplexity import (
     cut_windows,
     mean_and_error,
     paired,
+    parse_setting,
     score,
     token_nll,
 )
 from landmark.evaluation.reading import Reading
-from landmark.evaluation.settings import parse_setting
 
 IDS = torch.randint(3, 270, (2, 60), generator=torch.Generator().manual_seed(1))
 NAN = math.nan

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.evaluation.costs import full_attention, reading_scores
-from landmark.evaluation.reading import Reading, local_like
+from landmark.evaluation.reading import Reading, full_attention, local_like, reading_scores
 
 
 def attended_by_hand(reading: Reading, length: int) -> list[int]:

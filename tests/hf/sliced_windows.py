@@ -5,8 +5,8 @@ import torch.distributed as dist
 from families import family
 
 import landmark
-from landmark.hf.sequence import WindowSlice
-from landmark.training.group import leave_group_at_exit
+from landmark.hf.sequence_parallel import WindowSlice
+from landmark.training.processes import leave_group_at_exit
 
 BLOCK_SIZE = 7
 # Norms compute in float32, whatever the model does.

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import landmark
-from landmark.hf.adapter_file import FILE, describe, write_adapter
+from landmark.hf.serialization import FILE, describe, write_adapter
 from landmark.training.adapters import adapt
 from landmark.training.plan import Lora
 

@@ -7,7 +7,7 @@ import torch
 from families import family
 
 import landmark
-from landmark.hf.state import cache_state, resume_cache
+from landmark.hf.serialization import cache_state, resume_cache
 
 SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
 IDS = torch.randint(3, 61, (1, 260), generator=torch.Generator().manual_seed(5))

@@ -9,7 +9,7 @@ import transformers
 from families import FAMILIES, REJECTED, build, family
 
 import landmark
-from landmark.ops import landmark_attention
+from landmark.ops.attention import landmark_attention
 
 IDS = torch.randint(3, 61, (2, 50), generator=torch.Generator().manual_seed(1))
 
@@ -116,7 +116,7 @@ def test_phase_starts_the_window_inside_a_block(monkeypatch):
         return landmark_attention(*args, **kwargs)
 
     model = landmark.convert(family("llama"), block_size=7)
-    monkeypatch.setattr("landmark.hf.attention.landmark_attention", spy)
+    monkeypatch.setattr("landmark.hf.calls.landmark_attention", spy)
     shifted = logits(model, landmark_phase=3)
     assert set(seen) == {(7, 3)}
     assert not torch.allclose(shifted, logits(model))

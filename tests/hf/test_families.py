@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from families import OTHERS, REJECTED, build, family
+from families import OTHERS, REJECTED, build, family, table
 
 import landmark
-from landmark.hf.families import table
 
 IDS = torch.randint(3, 61, (2, 40), generator=torch.Generator().manual_seed(1))
 TABLE = Path(__file__).parents[2] / "docs" / "models.md"

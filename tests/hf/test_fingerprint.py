@@ -6,7 +6,7 @@ from families import family
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import landmark
-from landmark.hf import weights
+from landmark.hf import fingerprint
 from landmark.hf.compat import config_fields
 from landmark.hf.fingerprint import differences, model_fingerprint, model_mark
 
@@ -62,8 +62,8 @@ def test_every_number_of_every_weight_counts_however_it_was_changed(model, weigh
 
 def test_weights_are_hashed_once(model, monkeypatch):
     hashed = []
-    usual = weights._sha256
-    monkeypatch.setattr(weights, "_sha256", lambda data, what: hashed.append(what) or usual(data, what))
+    usual = fingerprint._sha256
+    monkeypatch.setattr(fingerprint, "_sha256", lambda data, what: hashed.append(what) or usual(data, what))
     first = model_fingerprint(model)
     assert hashed
     hashed.clear()
@@ -84,14 +84,14 @@ def test_weights_of_every_kind_are_hashed():
         "part": torch.arange(5000, dtype=torch.int8)[3:],
         "truth": torch.tensor([True, False]),
     }
-    found = weights.hashes(tensors)
+    found = fingerprint.hashes(tensors)
     assert len(set(found.values())) == len(tensors)
-    assert weights.hashes({name: tensor.clone() for name, tensor in tensors.items()}) == found
+    assert fingerprint.hashes({name: tensor.clone() for name, tensor in tensors.items()}) == found
     with torch.inference_mode():
-        assert weights.hashes({"scalar": torch.tensor(1.5)}) == {"scalar": found["scalar"]}
-    assert weights.hashes({"x": torch.zeros(4, 2)}) != weights.hashes({"x": torch.zeros(2, 4)})
+        assert fingerprint.hashes({"scalar": torch.tensor(1.5)}) == {"scalar": found["scalar"]}
+    assert fingerprint.hashes({"x": torch.zeros(4, 2)}) != fingerprint.hashes({"x": torch.zeros(2, 4)})
     with pytest.raises(ValueError, match="x has no data here"):
-        weights.hashes({"x": torch.empty(3, device="meta")})
+        fingerprint.hashes({"x": torch.empty(3, device="meta")})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
 import landmark
 from landmark.hf.compat import through
-from landmark.hf.generation import answer
+from landmark.hf.reader import answer
 
 IDS = torch.randint(3, 61, (2, 70), generator=torch.Generator().manual_seed(5))
 

@@ -7,7 +7,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM
 
 import landmark
-from landmark.hf.gguf import gguf_config, gguf_model, gguf_tokenizer
+from landmark.hf.loading import gguf_config, gguf_model, gguf_tokenizer
 from landmark.training.options import TrainOptions
 from landmark.training.run import train
 
@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_told_in_one_line(file, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=broken.name) as told:
             landmark.from_pretrained(broken)
         assert "\n" not in str(told.value)
-    monkeypatch.setattr("landmark.hf.gguf.find_spec", lambda name: None)
+    monkeypatch.setattr("landmark.hf.loading.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"landmark-attention\[gguf\]"):
         landmark.from_pretrained(file)
 

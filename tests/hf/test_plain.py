@@ -4,7 +4,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, PreTrainedTokenizerFast
 
 import landmark
-from landmark.hf.plain import load_plain, save_plain
+from reproduce.plain_model import load_plain, save_plain
 
 IDS = torch.arange(2, 20)[None]
 

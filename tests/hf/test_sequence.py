@@ -10,8 +10,8 @@ import torch
 from families import family
 
 import landmark
-from landmark.blocks import Stream
-from landmark.hf.sequence import WindowSlice, check_heads
+from landmark.hf.sequence_parallel import WindowSlice, check_heads
+from landmark.stream import Stream
 
 
 @pytest.mark.parametrize("slices", [1, 2, 4, 60])

@@ -1,6 +1,6 @@
 import torch
 
-from landmark.index.clusters import means_of, nearest, spreads
+from landmark.index.ivf import means_of, nearest, spreads
 
 
 def heaps(each: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from landmark.index import coarse_loops, hierarchical
+from landmark.index import codes_numba, hierarchical
 from landmark.index import exact as exact_module
 from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
@@ -131,7 +131,7 @@ def test_few_blocks_are_resident_and_many_are_not():
     index.append(0, torch.randn(2, 1, 8))
     assert index.resident(2, [9]) is None
     index.search(torch.randn(1, 2, 1, 8), 2, [9])
-    assert index.nbytes - before == 2 * 8 * 4 + hierarchical._COARSE_FROM * 2 * (coarse_loops.CODES + 4)
+    assert index.nbytes - before == 2 * 8 * 4 + hierarchical._COARSE_FROM * 2 * (codes_numba.CODES + 4)
 
 
 def test_codes_that_do_not_help_are_left_until_there_are_twice_as_many_blocks():

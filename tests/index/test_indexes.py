@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from landmark.index import Index, exact
+from landmark.index import exact
+from landmark.index.base import Index
+from landmark.index.constant import TiedIndex
 from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
-from landmark.index.tied import TiedIndex
 
 
 def every_list(rows: int, max_blocks: int | None = None) -> HierarchicalIndex:

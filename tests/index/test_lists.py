@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from landmark.index import coarse, evidence
+from landmark.index import codes, recall
 from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
 
@@ -69,7 +69,7 @@ def test_blocks_are_searched_alike_whether_they_came_at_once_or_since(monkeypatc
     for some in keys[:, 2048:].split(97, 1):
         late.append(0, some)
         late.search(query[:, :, :1], 2, [3600])
-    monkeypatch.setattr(coarse, "basis_for", None)  # nothing is made anew
+    monkeypatch.setattr(codes, "basis_for", None)  # nothing is made anew
     wanted = made_exact(keys).search(query, 2, [3600])[1]
     monkeypatch.undo()
     for one in (late, index):
@@ -99,7 +99,7 @@ def test_few_queries_look_into_every_list_until_enough_is_known():
         if step < 2:  # 4 and then 8 best blocks of a head: no evidence for 0.85 of them
             assert share(found, wanted) >= 0.8
     known = index._coarse._evidence[0][0]
-    assert evidence._ENOUGH <= len(known._ranks) < evidence._ENOUGH + 4
+    assert recall._ENOUGH <= len(known._ranks) < recall._ENOUGH + 4
 
 
 @pytest.mark.parametrize("recall", [0.9, 1.0])
@@ -110,7 +110,7 @@ def test_what_was_made_can_be_kept_and_goes_on(recall, monkeypatch):
     index.append(0, keys[:, 3000:3100])
     index.search(query, 2, [3100])
     kept = {name: tensor.clone() for name, tensor in index.tensors().items()}
-    monkeypatch.setattr("landmark.index.coarse.basis_for", None)  # none is made
+    monkeypatch.setattr("landmark.index.codes.basis_for", None)  # none is made
     for start in (3100, 4000):
         again = made(keys[:, :start], recall)
         again.resume({name: tensor.clone() for name, tensor in kept.items()})

@@ -14,7 +14,7 @@ HEADS, GROUP = 2, 2
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("tile", [1, 64, 1024])
 def test_one_index_codes_and_branches_find_the_same_bits(dim, form, tile, monkeypatch):
-    for module in ("products", "forked"):
+    for module in ("keys", "branch"):
         monkeypatch.setattr(f"landmark.index.{module}.TILE", tile)
     torch.manual_seed(0)
     # So nearly equal that another order of summing makes another key the best.

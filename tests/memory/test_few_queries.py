@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from landmark.index.constant import TiedIndex
 from landmark.index.exact import ExactIndex
-from landmark.index.tied import TiedIndex
 from landmark.memory import selection
-from landmark.memory.past import Past
+from landmark.memory.geometry import Past
 from landmark.memory.selection import Retrieval
-from landmark.ops import compiled
+from landmark.ops import numba_loops
 from landmark.ops.rotary import Rotation
 
 STRIDE, DIM = 4, 6
@@ -81,7 +81,7 @@ def test_few_queries_choose_what_many_choose(counts, max_blocks, top_k, length, 
     query = torch.randint(-1, 2, (2, 2 * groups, length, DIM)).double()
     retrieval = Retrieval(index, past, quarter_turns(), 1.0, None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "_WORTH_A_THREAD", 1)
+        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
         few = retrieval.choose(query, "per_token_and_head", None)
         patch.setattr(selection, "FEW_QUERIES", 0)
         many = retrieval.choose(query, "per_token_and_head", None)

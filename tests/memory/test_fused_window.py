@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from landmark.memory import LayerMemory, local_attention
+from landmark.memory import LayerMemory, window
 from landmark.ops.fused import obstacle
 from landmark.ops.rotary import Rotation
 
@@ -20,10 +20,10 @@ def rotation() -> Rotation:
 
 def test_rows_of_different_lengths(monkeypatch):
     chunks = [torch.randn(3, 2, heads, 20, 16, device=DEVICE) for heads in (4, 2, 2)]
-    monkeypatch.setattr(local_attention, "is_few", lambda query: False)
+    monkeypatch.setattr(window, "is_few", lambda query: False)
     outputs = []
     for serves in (lambda query: obstacle(query) is None, lambda query: False):
-        monkeypatch.setattr(local_attention, "_fused", serves)
+        monkeypatch.setattr(window, "_fused", serves)
         memory = LayerMemory(block_size=5, top_k=2, local_blocks=1)
         for step, lengths in enumerate(([20, 9], [13, 20], [20, 0])):
             out = memory.attend(*(x[step] for x in chunks), lengths=lengths, rotation=rotation())

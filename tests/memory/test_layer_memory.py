@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.memory import LayerMemory, local_attention
+from landmark.memory import LayerMemory, window
 from landmark.ops.reference import reference_attention
 from landmark.ops.rotary import Rotation
 
@@ -61,7 +61,7 @@ def test_enough_blocks_give_attention_over_the_whole_stream(
     )
     # Every block in memory has a slot: the position range must be long enough.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_attention, "is_few", lambda query: looped)
+        patch.setattr(window, "is_few", lambda query: looped)
         out = read(memory, qkv, chunks, scale=0.7, softcap=softcap, sinks=sinks)
     turned = [rotation().apply(x, torch.arange(total)) for x in qkv[:2]]
     is_landmark = (torch.arange(total) % (block_size + 1) == block_size)[None]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from landmark.index.choose import IndexOptions
+from landmark.index.options import IndexOptions
 from landmark.memory import LayerMemory
 from landmark.memory.storage import ProcessStorage
 from landmark.ops.rotary import Rotation

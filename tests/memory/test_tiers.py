@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from landmark.memory import LayerMemory
 from landmark.memory.storage import ProcessStorage
-from landmark.ops import compiled
+from landmark.ops import numba_loops
+from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation
-from landmark.ops.tiles import working_dtype
-from landmark.store import BlockStore
-from landmark.store.chain import Chain
-from landmark.store.cold import ColdStore
+from landmark.store.base import BlockStore
 from landmark.store.device import DeviceStore
+from landmark.store.files import Chain, ColdStore
 from landmark.store.tiered import TieredStore
 
 DIM, STRIDE, KV_HEADS, TOP_K = 6, 4, 2, 2
@@ -50,7 +49,7 @@ def rotation(dtype: torch.dtype) -> Rotation:
 def working_on(threads: int) -> Iterator[None]:
     """Compiled loops share even little work among so many threads."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "_WORTH_A_THREAD", 1)
+        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
         torch.set_num_threads(threads)
         try:
             yield

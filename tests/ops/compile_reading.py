@@ -17,8 +17,8 @@ from triton.runtime.autotuner import Autotuner
 sys.path.insert(0, str(Path(__file__).parent / "fused"))
 from compile_kernels import compiled, usage
 
-from landmark.ops import search_kernels, search_landmarks
-from landmark.ops.retrieved import Pages, triton_blocks
+from landmark.ops import topk_triton
+from landmark.ops.retrieved import Pages, gpu
 from landmark.ops.retrieved.pages import Scores
 from landmark.ops.rotary import Rotation
 
@@ -38,29 +38,29 @@ def blocks_calls(dtype: torch.dtype, dim: int, stride: int) -> Iterator[tuple[st
     query, buffer = torch.empty(1, 4, 16, dim, dtype=dtype), torch.empty(1, 2, 16, stride, dim, dtype=dtype)
     places = torch.zeros(1, 4, 16, 4, dtype=torch.long)
     table = torch.empty(16, dim)
-    kernel, triton_blocks.blocks_kernel = triton_blocks.blocks_kernel, Recorder()
+    kernel, gpu.blocks_kernel = gpu.blocks_kernel, Recorder()
     for few, shared in ((1 << 20, 0), (0, 1 << 20), (0, 0)):
-        triton_blocks._FEW_PAIRS, triton_blocks._SHARED_FROM = few, shared
+        gpu._FEW_PAIRS, gpu._SHARED_FROM = few, shared
         rotation = Rotation(table, table, "half")
-        triton_blocks.triton_blocks(query, Pages(buffer, buffer, places), places, rotation, Scores(0.1, 30.0))
-    for args, constants in triton_blocks.blocks_kernel.launches:
+        gpu.triton_blocks(query, Pages(buffer, buffer, places), places, rotation, Scores(0.1, 30.0))
+    for args, constants in gpu.blocks_kernel.launches:
         yield f"stride {stride}, tile {constants['M']} x {constants['N']}", kernel, args, constants
-    triton_blocks.blocks_kernel = kernel
+    gpu.blocks_kernel = kernel
 
 
 def search_calls(dtype: torch.dtype, dim: int, rows: int) -> Iterator[tuple[str, Any, list[Any], dict[str, Any]]]:
     """The two launches for a group of so many heads."""
-    originals = search_kernels.best_of_part_kernel, search_kernels.best_of_all_kernel
-    search_landmarks.obstacle = lambda *_: None
-    search_kernels.best_of_part_kernel, search_kernels.best_of_all_kernel = recorders = Recorder(), Recorder()
+    originals = topk_triton.best_of_part_kernel, topk_triton.best_of_all_kernel
+    topk_triton.obstacle = lambda *_: None
+    topk_triton.best_of_part_kernel, topk_triton.best_of_all_kernel = recorders = Recorder(), Recorder()
     numbers = torch.zeros(1, 4096, dtype=torch.long)
-    search_landmarks.search_landmarks(
+    topk_triton.search_landmarks(
         torch.empty(1, 2 * rows, 1, dim, dtype=dtype), torch.empty(1, 2, 4096, dim, dtype=dtype), numbers, 4
     )
     for original, recorder in zip(originals, recorders, strict=True):
         for args, constants in recorder.launches:
             yield f"{rows} queries", original, args, constants
-    search_kernels.best_of_part_kernel, search_kernels.best_of_all_kernel = originals
+    topk_triton.best_of_part_kernel, topk_triton.best_of_all_kernel = originals
 
 
 def tilings(kernel: Any, args: list[Any], constants: dict[str, Any]) -> list[triton.Config]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from landmark.ops import landmark_attention
+from landmark.ops.attention import landmark_attention
 
 X = torch.randn(2, 2, 6, 4)
 LONG = torch.zeros(2, 6, dtype=torch.long)

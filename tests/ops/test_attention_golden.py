@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from landmark.ops import landmark_attention
+from landmark.ops.attention import landmark_attention
 
 _FOLDER = Path(__file__).parents[1] / "golden" / "op"
 _NAMES = sorted(path.stem for path in _FOLDER.glob("*.npz"))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from landmark.ops import landmark_attention
+from landmark.ops.attention import landmark_attention
 
 BACKENDS = ["reference", "blockwise"]
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from landmark.ops import blockwise_attention, landmark_attention
-from landmark.ops import tiles as tiles_module
+from landmark.ops import blockwise as tiles_module
+from landmark.ops.attention import blockwise_attention, landmark_attention
 
 
 @st.composite

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from landmark.ops import compiled as module
-from landmark.ops.compiled import compiled, in_parts
+from landmark.ops import numba_loops as module
+from landmark.ops.numba_loops import compiled, in_parts
 
 
 def double(x):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.ops import compiled
+from landmark.ops import numba_loops
 from landmark.ops.retrieved import Pages, gathered, join_retrieved, merge, retrieved_attention
 from landmark.ops.rotary import Rotation
 
@@ -63,7 +63,7 @@ def test_equals_the_definition(backend, shared, rows, kv_heads, groups, length, 
     distance = torch.randint(STRIDE, 60, (rows, some_heads, length, k))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gathered, "_TILE_BYTES", tile)
-        patch.setattr(compiled, "_WORTH_A_THREAD", 1)
+        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
         options = {"rotation": rotation(style), "scale": 0.4, "softcap": softcap, "backend": backend}
         inside, gates = retrieved_attention(query, pages, distance, **options)
     expected = one_by_one(query, pages, distance, rotation(style), softcap)
@@ -105,7 +105,7 @@ def test_a_few_queries_are_joined_in_one_pass(shared, kv_heads, groups, length, 
     local[1][torch.rand(local[1].shape) < 0.3] = -torch.inf
     local[0][local[1] == -torch.inf] = 0.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "_WORTH_A_THREAD", 1)
+        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
         turning = rotation(style)
         found = join_retrieved(
             *local, query, [(slice(None), pages)], distance, rotation=turning, scale=0.4, softcap=softcap

@@ -16,7 +16,7 @@ from landmark.ops.rotary import Rotation
 pytest.importorskip("triton")
 
 from landmark.ops import retrieved, triton_support
-from landmark.ops.retrieved import triton_blocks
+from landmark.ops.retrieved import gpu
 
 # Without a GPU the kernels run in Triton's interpreter.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,14 +126,14 @@ def test_reads_one_by_one_as_exactly_as_gathered(shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", IN_TILES.values(), ids=IN_TILES)
 def test_reads_in_tiles_as_exactly_as_gathered(shape, dtype, monkeypatch):
-    monkeypatch.setattr(triton_blocks, "_FEW_PAIRS", 0)
-    monkeypatch.setattr(triton_blocks, "_TILE_BYTES", 1 << 10)  # long blocks take several steps
+    monkeypatch.setattr(gpu, "_FEW_PAIRS", 0)
+    monkeypatch.setattr(gpu, "_TILE_BYTES", 1 << 10)  # long blocks take several steps
     assert_as_exact_as_gathered(*case(dtype, **shape), products=dtype, rotation=rotation("half", 16), scale=0.3)
 
 
 def test_large_tiles(monkeypatch):
-    monkeypatch.setattr(triton_blocks, "_FEW_PAIRS", 0)
-    monkeypatch.setattr(triton_blocks, "_SHARED_FROM", 0)
+    monkeypatch.setattr(gpu, "_FEW_PAIRS", 0)
+    monkeypatch.setattr(gpu, "_SHARED_FROM", 0)
     shape = {"kv_heads": 1, "groups": 2, "length": 60, "k": 2, "stride": 16}
     call = case(torch.float16, **shape)
     assert_as_exact_as_gathered(*call, products=torch.float16, rotation=rotation("half", 16), scale=0.3)
@@ -143,7 +143,7 @@ def test_large_tiles(monkeypatch):
 @pytest.mark.parametrize("style", ["half", "interleaved", "none"])
 @pytest.mark.parametrize("softcap", [None, 1.5, 50.0])
 def test_styles_and_caps(style, softcap, few, monkeypatch):
-    monkeypatch.setattr(triton_blocks, "_FEW_PAIRS", few)
+    monkeypatch.setattr(gpu, "_FEW_PAIRS", few)
     call = case(torch.float32, kv_heads=1, length=2, k=2, stride=5, dim=20)
     # Four dimensions stay as they are.
     assert_as_exact_as_gathered(*call, rotation=rotation(style, 16), scale=0.3, softcap=softcap)
@@ -151,7 +151,7 @@ def test_styles_and_caps(style, softcap, few, monkeypatch):
 
 @pytest.mark.parametrize("few", [0, 4096])
 def test_ten_runs_are_the_same_to_the_bit(few, monkeypatch):
-    monkeypatch.setattr(triton_blocks, "_FEW_PAIRS", few)
+    monkeypatch.setattr(gpu, "_FEW_PAIRS", few)
     call = case(torch.float16, kv_heads=1, length=3, k=2, stride=4)
     options = {"rotation": rotation("half", 16), "scale": 0.3, "backend": "triton"}
     first, *others = [retrieved_attention(*call, **options) for _ in range(10)]
@@ -161,7 +161,7 @@ def test_ten_runs_are_the_same_to_the_bit(few, monkeypatch):
 
 @pytest.mark.parametrize("few", [0, 4096])
 def test_blocks_beyond_two_to_the_31_elements(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(triton_blocks, "_FEW_PAIRS", few)
+    monkeypatch.setattr(gpu, "_FEW_PAIRS", few)
     stride, dim = 2, 16
     count = (1 << 31) // (stride * dim) + 2
     room = count * stride * dim
@@ -182,17 +182,17 @@ def test_blocks_beyond_two_to_the_31_elements(few, tmp_path, monkeypatch):
 
 
 def test_tiles_may_run_in_any_order(monkeypatch):
-    monkeypatch.setattr(triton_blocks, "_FEW_PAIRS", 0)
+    monkeypatch.setattr(gpu, "_FEW_PAIRS", 0)
     call = case(torch.float32, length=9, k=3, stride=4)
     options = {"rotation": rotation("half", 16), "scale": 0.3, "backend": "triton"}
     forwards = retrieved_attention(*call, **options)
-    tiles = triton_blocks._shared_tiles
+    tiles = gpu._shared_tiles
 
     def from_the_last(*arguments):
         order, starts = tiles(*arguments)
         return order, starts.flip(0)
 
-    monkeypatch.setattr(triton_blocks, "_shared_tiles", from_the_last)
+    monkeypatch.setattr(gpu, "_shared_tiles", from_the_last)
     backwards = retrieved_attention(*call, **options)
     assert all(torch.equal(x, y) for x, y in zip(forwards, backwards, strict=True))
 
@@ -206,7 +206,7 @@ def test_tiles_may_run_in_any_order(monkeypatch):
 )
 def test_every_pair_is_in_one_tile_of_its_block(heads, pairs, capacity, size, skew):
     places = torch.stack([torch.randint(-1, capacity, (heads, pairs)) for _ in range(skew)]).amin(0)
-    order, starts = triton_blocks._shared_tiles(places, capacity, size)
+    order, starts = gpu._shared_tiles(places, capacity, size)
     pages = torch.where(places < 0, -1, places + capacity * torch.arange(heads)[:, None]).flatten()
     assert sorted(order.tolist()) == list(range(heads * pairs))
     tiles = []
@@ -245,9 +245,7 @@ def test_auto_takes_kernels_on_a_gpu_only(monkeypatch):
     def refuse(*_):
         raise NotImplementedError
 
-    monkeypatch.setattr(
-        *(triton_blocks, "triton_blocks") if DEVICE == "cuda" else (retrieved, "in_place_blocks"), refuse
-    )
+    monkeypatch.setattr(*(gpu, "triton_blocks") if DEVICE == "cuda" else (retrieved, "in_place_blocks"), refuse)
     with pytest.raises(NotImplementedError):
         retrieved_attention(*case(torch.float32, length=1, k=1, stride=2), rotation=rotation("half", 16), scale=0.3)
 

@@ -6,10 +6,9 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from landmark.ops import search_landmarks as module
+from landmark.ops import topk_triton as module
 from landmark.ops import triton_support
-from landmark.ops.search_kernels import packed
-from landmark.ops.search_landmarks import search_landmarks
+from landmark.ops.topk_triton import packed, search_landmarks
 
 # Without a GPU the kernels run in Triton's interpreter.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

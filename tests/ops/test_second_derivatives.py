@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from landmark.ops import landmark_attention
+from landmark.ops.attention import landmark_attention
 from landmark.ops.retrieved import Pages, retrieved_attention
 from landmark.ops.rotary import Rotation
 from landmark.training.loss import weighted_cross_entropy

@@ -8,10 +8,10 @@ from families import family
 from torch import Tensor
 
 import landmark
-from landmark.blocks import stream_length
+from landmark.hf.calls import ENDLESS, Reader
 from landmark.hf.rope import Scoring
-from landmark.hf.segments import ENDLESS, Reader
 from landmark.ops.rotary import Rotation
+from landmark.stream import stream_length
 
 DIM = 6
 

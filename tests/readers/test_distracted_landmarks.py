@@ -5,9 +5,9 @@ import torch
 from reader_cases import DIM, random_layer, read, rotation, turn, widths
 from torch import Tensor
 
-from landmark.blocks import stream_length
-from landmark.ops import landmark_attention
-from landmark.readers.distracted import DistractedLandmarks, Distractors
+from landmark.ops.attention import landmark_attention
+from landmark.readers.distractors import DistractedLandmarks, Distractors
+from landmark.stream import stream_length
 
 SIZE = 3
 PLAIN = torch.tensor([True, False])

@@ -8,7 +8,7 @@ import torch
 from reader_cases import random_layer, read, sharp, turn
 from torch import Tensor
 
-from landmark.readers.knn import Memorizing, add_memory_gates, load_with_gates, memory_layer
+from landmark.readers.memorizing import Memorizing, add_memory_gates, load_with_gates, memory_layer
 from landmark.readers.recurrent import Recurrent
 
 IDS = torch.randint(3, 61, (2, 40), generator=torch.Generator().manual_seed(3))

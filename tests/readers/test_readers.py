@@ -5,9 +5,9 @@ import torch
 from reader_cases import sharp
 
 import landmark
-from landmark.readers.knn import Memorizing, add_memory_gates
+from landmark.readers.memorizing import Memorizing, add_memory_gates
 from landmark.readers.recurrent import Recurrent, RecurrentLandmarks
-from landmark.readers.retrieved import RetrievedLandmarks
+from landmark.readers.retrieval import RetrievedLandmarks
 from landmark.readers.sinks import Sinks
 
 IDS = torch.randint(3, 61, (2, 41), generator=torch.Generator().manual_seed(5))

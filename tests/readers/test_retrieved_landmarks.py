@@ -8,7 +8,7 @@ from reader_cases import random_layer, read, sharp, turn, widths
 from torch import Tensor
 
 from landmark.hf import LandmarkCache
-from landmark.readers.retrieved import RetrievedLandmarks
+from landmark.readers.retrieval import RetrievedLandmarks
 
 IDS = torch.randint(3, 61, (2, 120), generator=torch.Generator().manual_seed(2))
 

@@ -8,10 +8,10 @@ import torch
 from reader_cases import random_layer, read, sharp, turn
 from torch import Tensor
 
-from landmark.evaluation.segments import SegmentReading
 from landmark.hf.rope import Scoring
 from landmark.ops.rotary import Rotation
 from landmark.readers.sinks import Sinks
+from reproduce.runs.segments import SegmentReading
 
 
 def dense(

@@ -2,7 +2,7 @@
 
 import torch
 
-from landmark.store import BlockStore
+from landmark.store.base import BlockStore
 
 
 def some_blocks(count: int, dtype: torch.dtype = torch.float32, heads: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

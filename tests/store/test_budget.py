@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from landmark.store.budget import parse_bytes, step_bytes
-from landmark.store.records import BlockShape
+from landmark.store.base import BlockShape, parse_bytes, step_bytes
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_cases import some_blocks
 
-from landmark.store.backing import Misses
-from landmark.store.chain import Chain, Run, SpillFile
-from landmark.store.cold import ColdStore
-from landmark.store.records import BlockFile, BlockShape
+from landmark.store.base import BlockShape, Misses
+from landmark.store.files import BlockFile, Chain, ColdStore, Run, SpillFile
 
 BLOCK = BlockShape.of(*some_blocks(1))
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.store.paging import Paging
+from landmark.store.lru import Paging
 
 SLOTS = 4
 

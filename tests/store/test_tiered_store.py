@@ -8,12 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_cases import read, some_blocks
 
-from landmark.store.chain import Chain
-from landmark.store.cold import ColdStore
+from landmark.store.base import BlockShape, Traffic
 from landmark.store.device import DeviceStore
-from landmark.store.records import BlockFile, BlockShape
+from landmark.store.files import BlockFile, Chain, ColdStore
 from landmark.store.tiered import TieredStore
-from landmark.store.traffic import Traffic
 
 BLOCK = BlockShape.of(*some_blocks(1))
 KINDS = ("files", "host", "two levels")

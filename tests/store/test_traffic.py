@@ -1,6 +1,7 @@
 import torch
 
-from landmark.store.traffic import Traffic, distinct_blocks
+from landmark.store.base import Traffic
+from landmark.store.tiered import distinct_blocks
 
 
 def test_counts_of_layers_add_up():

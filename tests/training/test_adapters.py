@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from landmark.hf import convert, from_pretrained, load_adapter
-from landmark.ops import landmark_attention
-from landmark.training import models, quantized
+from landmark.ops.attention import landmark_attention
+from landmark.training import models
 from landmark.training.adapters import adapt
 from landmark.training.plan import Lora
 from landmark.training.run import train
@@ -135,7 +135,7 @@ def test_gradient_checkpointing_computes_twice_and_changes_no_weight(adapting, t
         calls.append(options["block_size"])
         return landmark_attention(*arguments, **options)
 
-    monkeypatch.setattr("landmark.hf.attention.landmark_attention", counted)
+    monkeypatch.setattr("landmark.hf.calls.landmark_attention", counted)
     found = []
     for twice in (False, True):
         calls.clear()
@@ -150,8 +150,8 @@ def test_gradient_checkpointing_computes_twice_and_changes_no_weight(adapting, t
 def test_four_bits_are_trained_and_finished_as_they_were_trained(adapting, tied_base, tmp_path):
     folder = train(adapting(tied_base, load_in="4bit"))
     finished = from_pretrained(folder)
-    quantized.keep_numbers()
-    four = AutoModelForCausalLM.from_pretrained(tied_base, quantization_config=quantized.four_bits(torch.float32))
+    models.keep_numbers()
+    four = AutoModelForCausalLM.from_pretrained(tied_base, quantization_config=models.four_bits(torch.float32))
     assert four.model.layers[0].self_attn.q_proj.weight.dtype == torch.uint8
     model = convert(four, block_size=7)
     before = logits(model)
@@ -192,7 +192,7 @@ def test_what_is_not_installed_or_cannot_work_is_said_before_any_work(adapting, 
         with pytest.raises(ValueError, match=r"cannot work on this machine's \w+ \(no kernel for this device\)"):
             train(four)
     with monkeypatch.context() as patch:
-        patch.setattr(quantized, "is_bitsandbytes_available", lambda: False)
+        patch.setattr(models, "is_bitsandbytes_available", lambda: False)
         with pytest.raises(ValueError, match=r"landmark-attention\[quantized\]"):
             train(four)
     monkeypatch.setattr(models, "find_spec", lambda name: None)

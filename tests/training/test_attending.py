@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from landmark.data.windows import Stage
-from landmark.readers.knn import load_with_gates
-from landmark.recipes.small import stage
+from landmark.readers.memorizing import load_with_gates
 from landmark.training.callbacks import StopOnSignal
 from landmark.training.models import load_model, load_tokenizer
 from landmark.training.plan import plan_of
 from landmark.training.recipe import Recipe
-from landmark.training.run import carry_out
+from landmark.training.run import train
+from reproduce.trainings.small import stage
 
 POSITIONS = {
     "knn": 128,
@@ -41,7 +41,7 @@ def plan(options, material, tmp_path):
 
 @pytest.mark.parametrize("attention", POSITIONS)
 def test_a_stopped_training_resumes_exactly(attention, plan, monkeypatch):
-    whole = load_with_gates(carry_out(plan(attention, "whole"))).state_dict()
+    whole = load_with_gates(train(plan(attention, "whole"))).state_dict()
 
     def stop_in_the_second_step(self, args, state, control, **keywords):
         if state.global_step == 2:
@@ -52,8 +52,8 @@ def test_a_stopped_training_resumes_exactly(attention, plan, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(StopOnSignal, "on_step_end", stop_in_the_second_step)
         with pytest.raises(KeyboardInterrupt):
-            carry_out(plan(attention, "parts"))
-    resumed = load_with_gates(carry_out(plan(attention, "parts"))).state_dict()
+            train(plan(attention, "parts"))
+    resumed = load_with_gates(train(plan(attention, "parts"))).state_dict()
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
@@ -63,7 +63,7 @@ def test_a_stopped_training_resumes_exactly(attention, plan, monkeypatch):
 
 
 def test_a_model_with_gates_is_trained_on_with_them(plan):
-    first = carry_out(plan("knn", "first", steps=2))
+    first = train(plan("knn", "first", steps=2))
     more = replace(plan("knn", "more"), model=str(first), config=None, block_size=None)
     gates = [
         model.model.layers[0].self_attn.memory_gate

@@ -1,6 +1,6 @@
 import pytest
 
-from landmark.training.claim import check_claim, claim, only_one
+from landmark.training.run_lock import check_claim, claim, only_one
 
 SETTINGS = {
     "recipe": {"stages": [{"steps": 4, "attention": "landmark"}, {"steps": 2, "attention": "landmark"}], "clip": 1.0},

@@ -9,10 +9,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from landmark.hf import convert, from_pretrained
 from landmark.training.adapters import adapt
-from landmark.training.models import load_teacher
+from landmark.training.models import AdaptersOff, FrozenCopy, load_teacher
 from landmark.training.plan import Lora, plan_of
-from landmark.training.run import carry_out, train
-from landmark.training.teachers import AdaptersOff, FrozenCopy
+from landmark.training.run import train
 
 IDS = torch.randint(3, 300, (2, 40), generator=torch.Generator().manual_seed(1))
 
@@ -95,7 +94,7 @@ def test_answers_are_learnt_as_they_are(distilling, tmp_path, material):
     plan = plan_of(distilling(adapter="lora", json=str(log), validation=(str(material / "held_out.txt"),)))
     (stage,) = plan.recipe.stages
     stage = replace(stage, window_positions=192, recall_fraction=0.5)
-    carry_out(replace(plan, recipe=replace(plan.recipe, stages=(stage,)), eval_windows=2))
+    train(replace(plan, recipe=replace(plan.recipe, stages=(stage,)), eval_windows=2))
     (measured,) = [line for line in map(json.loads, log.read_text().splitlines()) if line["event"] == "eval"]
     assert measured["eval_text_loss"] < 1
     assert measured["eval_answer_loss"] > 1  # cross entropy

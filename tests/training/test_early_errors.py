@@ -73,13 +73,13 @@ def test_a_text_that_is_too_short_leaves_neither_tokens_nor_tokenizer(options, t
     (tmp_path / "short.txt").write_text("the whale said 7\n" * 5)
     plan = replace(plan_of(options(tokenizer=str(tmp_path / "new"))), vocabulary=262)
     with pytest.raises(ValueError, match="fewer than a window"):
-        run_module.carry_out(replace(plan, texts=(str(tmp_path / "short.txt"),)))
+        run_module.train(replace(plan, texts=(str(tmp_path / "short.txt"),)))
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "run" / "tokens").exists()
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "load_model", None)
         with pytest.raises(TypeError):
-            run_module.carry_out(plan)
+            run_module.train(plan)
 
 
 def test_a_tokenizer_is_trained_where_there_is_none(options, material, tmp_path):
@@ -88,11 +88,9 @@ def test_a_tokenizer_is_trained_where_there_is_none(options, material, tmp_path)
     assert len(load_tokenizer(replace(plan, vocabulary=280))) == 290, "the one that is there serves"
 
 
-def test_text_and_recipe_options_go_together(options):
-    with pytest.raises(ValueError, match="no text to train on: name some with --texts, or a recipe"):
+def test_there_must_be_text(options):
+    with pytest.raises(ValueError, match="no text to train on: name some with --texts"):
         train(options(texts=()))
-    with pytest.raises(ValueError, match="--attention: for recipes of the package"):
-        train(options(attention="full"))
 
 
 def test_windows_without_room_for_a_block_and_its_landmark(options, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from landmark.training import group
+from landmark.training import processes
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -15,7 +15,7 @@ def test_a_thread_that_is_at_work_is_waited_for():
     started, done = threading.Event(), []
 
     def work() -> None:
-        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(group.MESSENGERS)
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(processes.MESSENGERS)
         started.set()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)  # without Python's lock, as such threads work
         done.append(True)
@@ -23,23 +23,23 @@ def test_a_thread_that_is_at_work_is_waited_for():
     worker = threading.Thread(target=work)
     worker.start()
     started.wait()
-    group.wait_for_messengers()
+    processes.wait_for_messengers()
     assert done
     worker.join()
 
 
 def test_without_such_threads_there_is_nothing_to_wait_for(monkeypatch):
-    monkeypatch.setattr(group, "MESSENGERS", "nobody")
-    monkeypatch.setattr(group, "PATIENCE", float("inf"))
-    group.wait_for_messengers()
+    monkeypatch.setattr(processes, "MESSENGERS", "nobody")
+    monkeypatch.setattr(processes, "PATIENCE", float("inf"))
+    processes.wait_for_messengers()
 
 
 def test_only_a_training_that_failed_ends_in_the_middle(monkeypatch):
     registered = []
-    monkeypatch.setattr(group.atexit, "register", registered.append)
-    monkeypatch.setattr(group.atexit, "unregister", lambda f: f in registered and registered.remove(f))
+    monkeypatch.setattr(processes.atexit, "register", registered.append)
+    monkeypatch.setattr(processes.atexit, "unregister", lambda f: f in registered and registered.remove(f))
     for _ in range(2):
-        group.leave_group_at_exit()
+        processes.leave_group_at_exit()
         assert len(registered) == 1
-    group.stay_in_group_at_exit()
+    processes.stay_in_group_at_exit()
     assert registered == []

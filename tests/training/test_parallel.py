@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from landmark.training.parallel import check_processes
 from landmark.training.plan import plan_of
+from landmark.training.processes import check_processes
 from landmark.training.run import train
 
 

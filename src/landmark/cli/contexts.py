@@ -58,7 +58,7 @@ class ExportOptions:
 
 def run_ls(options: ListOptions) -> int:
     """One line for each context."""
-    from landmark.contexts.listing import find, info
+    from landmark.contexts.folder import find, info
 
     for path in find(options.folder):
         found = info(path)
@@ -71,8 +71,8 @@ def run_ls(options: ListOptions) -> int:
 
 def run_info(options: ContextOptions) -> int:
     """All that is told without a model."""
-    from landmark.contexts.listing import info
-    from landmark.contexts.reading import open_reader
+    from landmark.contexts.folder import info
+    from landmark.contexts.snapshot import open_reader
 
     found = info(options.context)
     documents = [asdict(document) for document in open_reader(options.context).documents()]
@@ -91,7 +91,7 @@ def run_info(options: ContextOptions) -> int:
 
 def run_verify(options: ContextOptions) -> int:
     """Each damage on a line of its own; exit code 1 if there is any."""
-    from landmark.contexts.checking import verify
+    from landmark.contexts.verify import verify
 
     with bytes_done(f"verifying {options.context}") as progress:
         damages = verify(options.context, progress)
@@ -106,8 +106,7 @@ def run_verify(options: ContextOptions) -> int:
 
 def run_delete(options: DeleteOptions) -> int:
     """Ask, where someone can answer, and delete."""
-    from landmark.contexts.folders import delete
-    from landmark.contexts.listing import info
+    from landmark.contexts.folder import delete, info
 
     found = info(options.context)
     if not options.yes:
@@ -126,7 +125,7 @@ def run_delete(options: DeleteOptions) -> int:
 
 def run_export(options: ExportOptions) -> int:
     """Write the tar file."""
-    from landmark.contexts.exporting import export
+    from landmark.contexts.export import export
 
     with bytes_done(f"exporting {options.context}") as progress:
         export(options.context, options.out, progress)

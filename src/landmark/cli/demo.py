@@ -101,7 +101,7 @@ def show_opened(console: "Console", tokenizer: Any, prompt: "Prompt", cache: "La
 
 def show_costs(console: "Console", model: Any, reading: Any, tokens: int, kept: int) -> None:
     """Print what was computed and kept, beside what full attention over as many tokens takes."""
-    from landmark.evaluation.costs import full_attention, reading_scores
+    from landmark.evaluation.reading import full_attention, reading_scores
 
     full = full_attention(model.config, tokens, model.dtype.itemsize)
     scores = reading_scores(model.config, reading, tokens)

@@ -142,7 +142,7 @@ def run_perplexity(options: PerplexityOptions) -> int:
     lengths = whole_numbers("lengths", options.lengths, LONGEST)
     from landmark.data.text import read_documents
     from landmark.evaluation import perplexity
-    from landmark.evaluation.settings import parse_setting
+    from landmark.evaluation.perplexity import parse_setting
     from landmark.hf.tokenizer import encode
 
     documents = [document for source in options.data for document in read_documents(source)]

@@ -53,7 +53,7 @@ def run(options: GenerateOptions) -> int:
     from landmark.evaluation.passages import passages
     from landmark.evaluation.reading import Reading
     from landmark.hf import read
-    from landmark.hf.generation import TextTo, answer
+    from landmark.hf.reader import TextTo, answer
     from landmark.hf.tokenizer import encode, opening
 
     def reading_of(config: Any) -> Reading:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from landmark.cli.reading import load, tokens_read
-from landmark.contexts.documents import distinct
 from landmark.limits import FromOne, FromZero, Limit, MaybeFromZero, OutFolder, Seed, Temperature
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ class Bytes(Limit):
     """Bytes, as text such as 256MB."""
 
     def check(self, name: str, value: str) -> None:
-        from landmark.store.budget import parse_bytes
+        from landmark.store.base import parse_bytes
 
         parse_bytes(name, value)
 
@@ -37,7 +36,7 @@ class Memory:
     """Most bytes of keys and values kept in main memory, e.g. 256MB; landmark keys come on top. Default: 256MB."""
     device_budget: Annotated[str | None, Bytes()] = None
     """The same for a GPU's memory."""
-    index: Literal["auto", "exact", "hierarchical", "faiss_flat", "faiss_ivf", "faiss_hnsw"] = "auto"
+    index: Literal["auto", "exact", "hierarchical"] = "auto"
     """How the landmarks are searched: docs/indexes.md."""
 
     def keywords(self) -> dict[str, Any]:
@@ -48,8 +47,8 @@ class Memory:
         """Raises ValueError for what does not go with a context, and a model with this `config`, not loaded yet."""
         import torch
 
+        from landmark.contexts.compatibility import check_memory
         from landmark.contexts.manifest import read_manifest
-        from landmark.contexts.opening import check_memory
         from landmark.hf import LandmarkCache
 
         if self.device_budget is not None and not torch.cuda.is_available():
@@ -117,6 +116,8 @@ def run_read(options: ReadOptions) -> int:
     """Make or open the context, add what it lacks, read."""
     if not options.files and not options.out.exists():
         raise ValueError("there is nothing to read: name at least one file, or - for standard input")
+    from landmark.contexts.documents import distinct
+
     documents = distinct(named_texts(options.files))
     from landmark.contexts.context import Context
     from landmark.contexts.manifest import read_manifest
@@ -135,6 +136,8 @@ def run_read(options: ReadOptions) -> int:
 
 def run_append(options: AppendOptions) -> int:
     """Open the context, add, read."""
+    from landmark.contexts.documents import distinct
+
     documents = distinct(named_texts(options.files))
     from landmark.contexts.context import Context
 

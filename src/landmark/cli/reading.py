@@ -17,9 +17,9 @@ def load(path: Path | None, check: Callable[[Any], object] = lambda config: None
     """
     from landmark.assets import model_path
     from landmark.hf import from_pretrained
-    from landmark.hf.device import placed
+    from landmark.hf.cache import placed
+    from landmark.hf.config import Settings, text_config
     from landmark.hf.loading import read_config, read_tokenizer
-    from landmark.hf.settings import Settings, text_config
     from landmark.hf.tokenizer import load_tokenizer, only_errors
 
     folder = model_path() if path is None else path

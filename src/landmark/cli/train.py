@@ -1,8 +1,13 @@
-"""`landmark train`: train from scratch, teach landmarks to an existing model, or train a recipe of the package."""
+"""`landmark train` and `landmark tokenizer train`."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
+
+from landmark.limits import OutFolder, Range
 from landmark.training.options import TrainOptions
 
 
@@ -12,15 +17,34 @@ def run(options: TrainOptions) -> int:
 
     if STDIN in (*options.texts, *options.validation):
         raise ValueError("a training reads its texts again when it goes on: name files, not - for standard input")
-    from landmark.recipes import catalogue
+    from landmark.training.run import train  # loads transformers
 
-    named = options.recipe is not None and not Path(options.recipe).is_file()
-    entry = catalogue.find(str(options.recipe)) if named else None
-
-    from landmark.training.plan import plan_of  # loads torch
-    from landmark.training.run import carry_out  # loads transformers
-
-    plan = plan_of(options) if entry is None else catalogue.plan_of(entry, options)
-    final = carry_out(plan)
+    final = train(options)
     print(f"the trained model is in {final}", file=sys.stderr)
+    return 0
+
+
+# `landmark tokenizer train`: train a byte-level BPE tokenizer on texts.
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Train a tokenizer in which every text round-trips and every digit is a token of its own."""
+
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Texts to train on: files, or the other sources that `landmark train --texts` takes."""
+
+    out: Annotated[Path, OutFolder()]
+    """Folder to write the tokenizer to."""
+
+    vocab_size: Annotated[int, Range(1, 10**7)] = 4096
+    """Number of tokens. A converted model has one row more, for the landmark."""
+
+
+def run_tokenizer(options: TokenizerOptions) -> int:
+    """Train the tokenizer, and say where it is."""
+    from landmark.data.tokenizer import train_tokenizer
+
+    train_tokenizer(options.texts, options.vocab_size, options.out, show_progress=sys.stderr.isatty())
+    print(f"a tokenizer of {options.vocab_size} tokens is in {options.out}", file=sys.stderr)
     return 0

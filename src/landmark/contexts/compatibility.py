@@ -8,18 +8,18 @@ from torch import Tensor
 
 import landmark
 from landmark.contexts.manifest import Layout
-from landmark.contexts.reading import Snapshot
+from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.storage import ContextStorage, made_prefix
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
+from landmark.hf.config import Settings, layer_budgets, layer_kinds, text_config
 from landmark.hf.fingerprint import differences, fingerprint_by_the_rule_of, model_fingerprint
-from landmark.hf.settings import Settings, layer_budgets, layer_kinds, text_config
-from landmark.hf.state import resume_cache
+from landmark.hf.serialization import resume_cache
 from landmark.hf.tokenizer import load_tokenizer, opening, text_encoder
-from landmark.index.choose import IndexKind, IndexOptions
+from landmark.index.options import IndexKind, IndexOptions
 from landmark.memory import LayerMemory, Selection
 from landmark.memory.storage import Budgets
-from landmark.store.records import BlockShape
+from landmark.store.base import BlockShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

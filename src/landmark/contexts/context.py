@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from landmark.allocator import return_freed_pages
-from landmark.contexts import opening
+from landmark.contexts import compatibility
 from landmark.contexts.documents import distinct
-from landmark.contexts.forking import fork
+from landmark.contexts.folder import fork
 from landmark.contexts.library import Library, Source
-from landmark.contexts.reading import Snapshot, open_reader
 from landmark.contexts.segments import Document
-from landmark.contexts.writing import Writer, create, open_writer
+from landmark.contexts.snapshot import Snapshot, open_reader
+from landmark.contexts.writer import Writer, create, open_writer
 from landmark.hf import LandmarkCache, read
 from landmark.hf.fingerprint import model_mark
-from landmark.hf.generation import TextTo, answer
-from landmark.hf.state import cache_state
+from landmark.hf.reader import TextTo, answer
+from landmark.hf.serialization import cache_state
 from landmark.hf.tokenizer import encode
-from landmark.store.traffic import Traffic
+from landmark.store.base import Traffic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,10 +84,10 @@ class Context:
         `model` is a converted model, `tokenizer` its own (by default the one saved beside it). `memory`: see `open`.
         Raises ValueError if `path` exists, or for settings under which nothing would be kept.
         """
-        tokenizer = opening.tokenizer_of(model) if tokenizer is None else tokenizer
+        tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
         LandmarkCache(model.config, **memory)  # tells of settings that mean nothing before anything is made
-        header, layout = opening.header(model, tokenizer), opening.layout(model)
-        opening.check_memory(header, layout, model.config, **memory)
+        header, layout = compatibility.header(model, tokenizer), compatibility.layout(model)
+        compatibility.check_memory(header, layout, model.config, **memory)
         writer = create(Path(path), header, layout)
         return cls._opened(writer, model, tokenizer, memory)
 
@@ -110,10 +110,10 @@ class Context:
         Raises ValueError if this is no context, if another process writes to it, if it was read by another model,
         other adapters or scaling of them, another tokenizer or block size (naming the difference), or if it is damaged.
         """
-        tokenizer = opening.tokenizer_of(model) if tokenizer is None else tokenizer
+        tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
         snapshot = open_writer(Path(path)) if write else open_reader(Path(path))
         try:
-            opening.check_header(snapshot, model, tokenizer)
+            compatibility.check_header(snapshot, model, tokenizer)
             return cls._opened(snapshot, model, tokenizer, memory)
         except BaseException:
             if isinstance(snapshot, Writer):
@@ -125,7 +125,7 @@ class Context:
         cls, snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", memory: dict[str, Any]
     ) -> "Context":
         writer = snapshot if isinstance(snapshot, Writer) else None
-        cache = opening.cache_of(snapshot, model, **memory)
+        cache = compatibility.cache_of(snapshot, model, **memory)
         return cls(model, tokenizer, Library(snapshot, writer), cache, memory, growing=writer is not None)
 
     # What is in it.
@@ -203,7 +203,7 @@ class Context:
             if not text.strip():
                 raise ValueError(f"document {name!r} is empty: there is nothing to read in it")
         for number, (name, text) in enumerate(documents):
-            tokens = opening.tokenized(self.tokenizer, text, first=empty and number == 0)
+            tokens = compatibility.tokenized(self.tokenizer, text, first=empty and number == 0)
             self._library.add(name, text, tokens)
         if documents:
             self._commit()
@@ -239,7 +239,7 @@ class Context:
     def _check_model(self) -> None:
         """Raises ValueError if the model changed since it was last compared: trained on, or other adapters in use."""
         if (mark := model_mark(self.model)) != self._mark:
-            opening.check_header(self._library.snapshot, self.model, self.tokenizer)
+            compatibility.check_header(self._library.snapshot, self.model, self.tokenizer)
             self._mark = mark
 
     def _check_growing(self) -> None:

@@ -7,9 +7,12 @@ fail. The errors raised name their file, which those of calls on a descriptor do
 import errno
 import os
 import weakref
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 
 class OpenFile:
@@ -111,3 +114,31 @@ def remove(path: Path) -> None:
 def remove_folder(path: Path) -> None:
     """Takes an empty folder away."""
     path.rmdir()
+
+
+# What is said of committed bytes that are not there, or not as they were written.
+
+
+class Damage(ValueError):
+    """Something wrong with a file of a context; raised where it is met, and listed by `checking.verify`."""
+
+    def __init__(self, file: Path, what: str) -> None:
+        super().__init__(f"{file} {what}; take the context from a copy, or read the text again")
+        self.file = file
+        self.what = what
+
+
+# Checksums of records that end with one: CRC-32 of all their bytes before it, in a field `crc32`.
+
+
+def checksums(records: np.ndarray) -> np.ndarray:
+    """What the checksum of each record must be, uint32 `[n]`."""
+    size = records.dtype.itemsize
+    data = records.view(np.uint8).data
+    ends = range(size - 4, len(data), size)
+    return np.fromiter((zlib.crc32(data[end - size + 4 : end]) for end in ends), np.uint32, len(records))
+
+
+def unsound(records: np.ndarray) -> np.ndarray:
+    """Which records are not as their checksums say."""
+    return np.flatnonzero(checksums(records) != records["crc32"])

@@ -10,7 +10,7 @@ from typing import IO, cast
 from landmark.contexts import disk
 from landmark.contexts.disk import OpenFile
 from landmark.contexts.manifest import MANIFEST, SEGMENTS
-from landmark.contexts.reading import Snapshot, open_reader
+from landmark.contexts.snapshot import Snapshot, open_reader
 
 Progress = Callable[[int, int], object]
 

@@ -1,14 +1,72 @@
 """The folder of a context: how one comes to be and goes, and what in it is not part of the commit."""
 
+import errno
+import fcntl
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from landmark.contexts import disk
 from landmark.contexts.disk import OpenFile
-from landmark.contexts.lock import take_lock
-from landmark.contexts.manifest import KINDS, LOCK, MANIFEST, NEW_MANIFEST, SEGMENTS, Manifest, has_manifest
+from landmark.contexts.manifest import (
+    KINDS,
+    LOCK,
+    MANIFEST,
+    NEW_MANIFEST,
+    SEGMENTS,
+    Manifest,
+    has_manifest,
+    publish,
+    segment_file,
+)
+from landmark.contexts.snapshot import open_reader, with_state
+
+# The lock of a context's one writer. The system releases it when the process ends, however it ends.
+
+
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def take_lock(folder: Path) -> OpenFile:
+    """Locks the context in `folder` until the file is closed.
+
+    Raises ValueError if somebody else holds the lock, or if nothing may be written there.
+    """
+    path = folder / LOCK
+    try:
+        file = disk.open_or_create(path)
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}): open the context for reading, "
+            f"or fork or export it to a folder that you may change"
+        ) from error
+    try:
+        _hold(file, folder)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _hold(file: OpenFile, folder: Path) -> None:
+    try:
+        fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = bytes(file.read(file.size)).decode() or "not told yet"
+        raise ValueError(
+            f"{folder} is being written by another writer (process {holder}): wait until it closes, or fork the context"
+        ) from error
+    if not file.path.exists() or not os.path.samestat(file.path.stat(), os.fstat(file.descriptor)):
+        raise ValueError(f"{folder} was deleted by another process just now: give another context")
+    disk.truncate(file, 0)
+    disk.write(file, str(os.getpid()).encode(), 0)
+
 
 _STATE = re.compile(r"state-\d+\.safetensors")
 _SEGMENT_FILE = re.compile(rf"(\d+)\.({'|'.join(KINDS)})")
@@ -103,3 +161,71 @@ def _foreign(path: Path) -> list[Path]:
     if segments.is_dir():
         foreign += [file for file in segments.iterdir() if not _SEGMENT_FILE.fullmatch(file.name)]
     return foreign
+
+
+# What contexts there are, and what is in them.
+
+
+def find(folder: str | Path) -> list[Path]:
+    """The contexts in `folder`, damaged ones too, by name; ValueError if it is no folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give the one that contexts were saved in")
+    return sorted(path for path in folder.iterdir() if has_manifest(path))
+
+
+def info(path: str | Path) -> dict[str, Any]:
+    """What is in the context in `path`, as JSON can say it; raises ValueError where `open_reader` does.
+
+    `shared_bytes` lie in segments that a fork took over, and may be on disk only once for several contexts.
+    """
+    snapshot = open_reader(path)
+    manifest = snapshot.manifest
+    shared = [entry for entry in manifest.segments if not entry.owned]
+    return {
+        "path": str(path),
+        "generation": manifest.generation,
+        "documents": len(snapshot.documents()),
+        "tokens": manifest.token_count,
+        "text_bytes": sum(entry.text.bytes for entry in manifest.segments),
+        "blocks": manifest.blocks,
+        "segments": len(manifest.segments),
+        "bytes": manifest.committed_bytes,
+        "shared_bytes": sum(sum(entry.sizes(manifest.layout).values()) for entry in shared),
+        "header": manifest.header,
+    }
+
+
+# Forks: another context that begins as this one and shares its files.
+
+
+def fork(path: str | Path, to: str | Path) -> None:
+    """Makes in `to` a context that is what `path` is now. Both may go on and be deleted, whatever the other does.
+
+    No block is copied: `to` names the same files and adds to none of them. A writer may have `path` open.
+    Raises ValueError if `path` is no sound context, if `to` exists, or if the two folders cannot share files.
+    """
+    path, to = Path(path), Path(to)
+    open_reader(path)
+    with founding(to) as lock:
+        manifest, _ = with_state(path, lambda state: _share(state, to / state.name))
+        # A power cut could take a new manifest back; its writer would then cut files that the fork counts on.
+        disk.sync_folder(path)
+        for number, entry in enumerate(manifest.segments, start=1):
+            for kind in entry.sizes(manifest.layout):
+                _share(segment_file(path, number, kind), segment_file(to, number, kind))
+        disk.sync_folder(segment_file(to, 1, "blocks").parent)
+        publish(to, replace(manifest, segments=tuple(replace(entry, owned=False) for entry in manifest.segments)))
+    lock.close()
+
+
+def _share(source: Path, target: Path) -> None:
+    try:
+        disk.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        raise ValueError(
+            f"{target} cannot share the bytes of {source} ({error.strerror}): fork to a folder of the same "
+            f"file system, or export the context"
+        ) from error

@@ -10,8 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from landmark.contexts import disk
-from landmark.contexts.checksums import checksums
-from landmark.contexts.disk import OpenFile
+from landmark.contexts.disk import OpenFile, checksums
 from landmark.contexts.manifest import KINDS, Layout, SegmentEntry, extended, segment_file
 from landmark.contexts.segments import ContextBlocks, open_committed
 

@@ -8,11 +8,10 @@ from itertools import chain, count, islice
 
 import numpy as np
 
-from landmark.contexts.documents import digest, distinct, encoded
-from landmark.contexts.parts import characters_of
-from landmark.contexts.reading import Snapshot
+from landmark.contexts.documents import characters_of, digest, distinct, encoded
 from landmark.contexts.segments import Document, Segment
-from landmark.contexts.writing import Writer
+from landmark.contexts.snapshot import Snapshot
+from landmark.contexts.writer import Writer
 from landmark.hf import Span
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from landmark.contexts import disk
-from landmark.contexts.damage import Damage
-from landmark.store.records import BlockShape
+from landmark.contexts.disk import Damage
+from landmark.store.base import BlockShape
 
 FORMAT = "landmark context"
 VERSION = 2

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from landmark.contexts.damage import Damage
-from landmark.contexts.disk import OpenFile
+from landmark.contexts.disk import Damage, OpenFile
+from landmark.contexts.documents import PART, Parts, parts_of
 from landmark.contexts.manifest import TOKEN, Extent, Layout, SegmentEntry, segment_file
-from landmark.contexts.parts import PART, Parts, parts_of
-from landmark.store.records import BlockFile
+from landmark.store.files import BlockFile
 
 _PIECE_BYTES = 16 << 20  # landmark records are loaded in pieces, so that a long segment takes little memory twice
 

@@ -10,9 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from landmark.contexts.checksums import unsound
-from landmark.contexts.damage import Damage
-from landmark.contexts.disk import OpenFile
+from landmark.contexts.disk import Damage, OpenFile, unsound
 from landmark.contexts.manifest import Layout, Manifest, read_manifest
 from landmark.contexts.segments import Document, Segment, read_extent
 

@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landmark.contexts.reading import Snapshot
-from landmark.contexts.writing import Writer
-from landmark.index import Index
-from landmark.index.choose import IndexOptions, make_index
+from landmark.contexts.snapshot import Snapshot
+from landmark.contexts.writer import Writer
+from landmark.index.base import Index
 from landmark.index.hierarchical import HierarchicalIndex
+from landmark.index.options import IndexOptions, make_index
 from landmark.memory.storage import Budgets
-from landmark.store import BlockStore
-from landmark.store.chain import Chain, Run
-from landmark.store.cold import ColdStore
+from landmark.store.base import BlockStore
+from landmark.store.files import Chain, ColdStore, Run
 
 
 class ContextStorage:

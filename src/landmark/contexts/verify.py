@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from landmark.contexts.checksums import unsound
-from landmark.contexts.damage import Damage
-from landmark.contexts.disk import OpenFile
+from landmark.contexts.disk import Damage, OpenFile, unsound
 from landmark.contexts.manifest import Layout, read_manifest
-from landmark.contexts.reading import segments_of, with_state
 from landmark.contexts.segments import Segment, open_committed, read_extent
+from landmark.contexts.snapshot import segments_of, with_state
 
 Progress = Callable[[int, int], object]
 

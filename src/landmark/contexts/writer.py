@@ -15,10 +15,9 @@ from torch import Tensor
 
 from landmark.contexts import disk
 from landmark.contexts.disk import OpenFile
-from landmark.contexts.documents import digest, encoded
-from landmark.contexts.folders import founding, stray_files
+from landmark.contexts.documents import digest, encoded, parts_of
+from landmark.contexts.folder import founding, stray_files, take_lock
 from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard
-from landmark.contexts.lock import take_lock
 from landmark.contexts.manifest import (
     SEGMENTS,
     TOKEN,
@@ -31,9 +30,8 @@ from landmark.contexts.manifest import (
     read_manifest,
     state_name,
 )
-from landmark.contexts.parts import parts_of
-from landmark.contexts.reading import Snapshot, encode_state, open_reader, to_json
 from landmark.contexts.segments import Segment
+from landmark.contexts.snapshot import Snapshot, encode_state, open_reader, to_json
 
 SEGMENT_BYTES = 1 << 30  # of blocks; the commit that reaches it closes the segment
 

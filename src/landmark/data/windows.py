@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
-from landmark.blocks import tokens_that_fit
 from landmark.data.recall import ANSWER, COPY, HIDDEN, TEXT, Piece, RecallTask, RecallWindows
 from landmark.data.spoken import Voice
+from landmark.stream import tokens_that_fit
 
 IGNORED = -100
 # How a stage attends, and whether its windows hold landmarks and are read in several segments.

@@ -13,7 +13,7 @@ from landmark.data.recall import pass_key_question, pass_key_statement, random_k
 from landmark.evaluation.process import PeakMemory
 from landmark.evaluation.reading import Reading
 from landmark.hf import LandmarkCache, read
-from landmark.hf.generation import answer
+from landmark.hf.reader import answer
 from landmark.hf.tokenizer import encode, opening
 
 DIGITS = 5

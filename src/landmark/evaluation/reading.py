@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from landmark.blocks import stream_length
 from landmark.hf import LandmarkCache
-from landmark.hf.settings import Settings, text_config, trained_positions
+from landmark.hf.config import Settings, text_config, trained_positions
 from landmark.memory import Selection
+from landmark.stream import stream_length
 
 ATTENTIONS = ("landmark", "full", "local")
 
@@ -169,3 +169,38 @@ def _check_left_out(why: str, given: dict[str, Any]) -> None:
 def _blocks_in_sight(local: int, block_size: int) -> int:
     """Blocks behind a chunk of one block, of which a token sees (block_size + 1) / 2 on average."""
     return max(0, int(np.ceil((local - (block_size + 1) / 2) / block_size)))
+
+
+# Settings of a comparison as people write them: `full@512`, `landmark@4096,top_k=0`, `local@4096`.
+
+
+# What full attention over a text would have cost, beside what reading it through memory does.
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Bytes of keys and values at the end of a text, query-key scores on the way; all layers and heads."""
+
+    kv_bytes: int
+    scores: int
+
+
+def full_attention(config: Any, tokens: int, bytes_per_number: int) -> Costs:
+    """Costs of plain causal attention: token i scores i keys, every key and value stays."""
+    config = text_config(config)
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers = config.num_hidden_layers
+    kv_bytes = 2 * layers * kv_heads * head_dim * bytes_per_number * tokens
+    return Costs(kv_bytes, layers * heads * (tokens * (tokens + 1) // 2))
+
+
+def reading_scores(config: Any, reading: Reading, tokens: int) -> int:
+    """Scores computed by reading through memory: all landmarks in memory, and the ordinary keys attended to.
+
+    Landmarks in the local window are left out, one in `block_size + 1` local keys.
+    """
+    config = text_config(config)
+    scored = reading.attended_keys(tokens) + reading.blocks_in_memory(tokens)
+    return config.num_hidden_layers * config.num_attention_heads * int(scored.astype(np.int64).sum())

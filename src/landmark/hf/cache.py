@@ -3,32 +3,75 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-from landmark.blocks import Stream, stream_length
-from landmark.hf.cache_layer import LandmarkLayer
 from landmark.hf.columns import Columns
-from landmark.hf.device import demand
+from landmark.hf.config import Settings, chunk_tokens, layer_budgets, layer_kinds, text_config, trained_positions
 from landmark.hf.rope import Rope
-from landmark.hf.settings import (
-    Settings,
-    chunk_tokens,
-    layer_budgets,
-    layer_kinds,
-    text_config,
-    trained_positions,
-)
 from landmark.hf.sliding import SlidingWindow
 from landmark.hf.trace import Recording, Trace
-from landmark.index.choose import IndexKind, IndexOptions
+from landmark.index.options import IndexKind, IndexOptions
 from landmark.memory import LayerMemory, Retrievals, Selection
 from landmark.memory.storage import ProcessStorage, Storage
 from landmark.ops.rotary import Rotation
-from landmark.store.traffic import Traffic
+from landmark.store.base import Traffic
+from landmark.stream import Stream, stream_length
+
+# One layer of a cache in the form transformers asks for.
+
+
+class LandmarkLayer(CacheLayerMixin):
+    """One layer of the cache: a memory, or the window of a native sliding layer.
+
+    Keys and values pass through `update` untouched; the attention call works on `memory` or `window` itself.
+    """
+
+    is_sliding = False
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(self, memory: LayerMemory | SlidingWindow) -> None:
+        super().__init__()
+        self.memory = memory
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        raise NotImplementedError("lengths belong to the whole cache: ask LandmarkCache.get_seq_length()")
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+# Where models go that nobody has placed, and what is asked of tensors without waiting for their device.
+
+
+def placed(model: Any) -> Any:
+    """The model on the GPU that torch is set to, where it sees one; on the CPU otherwise."""
+    return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def demand(condition: Tensor, message: str) -> None:
+    """Raises ValueError with `message` unless all of `condition` holds.
+
+    On a GPU, which this does not wait for, the error comes later and is one of the device.
+    """
+    if condition.is_cuda:
+        torch._assert_async(condition.all(), message)  # type: ignore[attr-defined]
+    elif not condition.all():
+        raise ValueError(message)
 
 
 class LandmarkCache(Cache):

@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from landmark.blocks import stream_length, tokens_that_fit
 from landmark.memory import Positions, Selection
-from landmark.memory.rules import check_rules
 from landmark.memory.storage import Budgets
+from landmark.settings import check_rules
+from landmark.stream import stream_length, tokens_that_fit
 
 # With its landmark a block fills a tile of 64.
 DEFAULT_BLOCK_SIZE = 63

@@ -7,19 +7,95 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from landmark.hf import attention
-from landmark.hf.check import check_attention, hidden_states
-from landmark.hf.gguf import gguf_model, is_gguf
+from landmark.hf import calls
+from landmark.hf.cache import LandmarkCache
+from landmark.hf.compat import through
+from landmark.hf.config import (
+    DEFAULT_BLOCK_SIZE,
+    Positions,
+    Settings,
+    chunk_positions,
+    layer_kinds,
+    text_config,
+    trained_positions,
+)
 from landmark.hf.hooks import before_base, behind_base, unrotate
-from landmark.hf.loading import read_config, read_weights
+from landmark.hf.loading import gguf_model, is_gguf, read_config, read_weights
 from landmark.hf.model import adopt, saved_rows, settle
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
-from landmark.hf.rope import find_ropes
-from landmark.hf.settings import DEFAULT_BLOCK_SIZE, Positions, Settings, chunk_positions, layer_kinds, text_config
+from landmark.hf.rope import evaluating, find_ropes, rotation
 from landmark.memory import Selection
+
+# The proof, at conversion, that a model computes the same with landmark attention, and the same through a cache.
+
+
+# Five tokens in blocks of two: two whole blocks and a tail. What a query reads takes (2 + 1 + 0 + 1) * 3 + 3 positions.
+_TOKENS, _BLOCK, _POSITIONS = 5, 2, 15
+# Of the norm of the hidden states. Other kernels, and rotary in another place, round otherwise in every layer: in
+# bfloat16 the 30 layers of SmolLM2-135M end 0.12 apart. States that have nothing in common are 1.4 apart.
+_TOLERANCE = {torch.float16: 0.1, torch.bfloat16: 0.5}
+
+
+def hidden_states(base: nn.Module, **options: Any) -> Tensor:
+    """What the base model makes of a few ordinary tokens, `[1, 5, C]`."""
+    embeddings: Any = base.get_input_embeddings()  # type: ignore[operator]
+    ids = torch.arange(2, 2 + _TOKENS, device=embeddings.weight.device)[None] % len(embeddings.weight)
+    with torch.no_grad(), evaluating(base):
+        return base(input_ids=ids, **options)[0]
+
+
+def check_attention(model: PreTrainedModel, untouched: Tensor, landmark_id: int) -> None:
+    """Compares the model, its hooks in place, with itself before (`untouched`, by `hidden_states`) and with its cache.
+
+    An input within one block has no gates, so it must give what the untouched model gives. An input of several blocks
+    must give the same in one forward and chunk by chunk, with every block opened. Raises ValueError with the reason.
+    """
+    name, base = type(model).__name__, model.base_model
+    config: Any = text_config(model.config)
+    stored = getattr(config, "landmark", None)
+    settings = {"block_size": _TOKENS + 1, "landmark_id": landmark_id, "top_k": 2, "local_blocks": 0}
+    try:
+        config.landmark = settings
+        if not _changes_with_length(base, trained_positions(config)):
+            found = hidden_states(base, use_cache=False)
+            _compare(found, untouched, f"{name} gives other hidden states with landmark attention than with its own")
+        config.landmark = settings | {"block_size": _BLOCK}
+        if trained_positions(config) >= _POSITIONS:
+            whole = hidden_states(base, use_cache=False)
+            read = _read(name, base, config)
+            _compare(read, whole, f"{name} reads something else through a cache than without one")
+    finally:
+        config.landmark = stored
+        if stored is None:
+            del config.landmark
+
+
+def _changes_with_length(base: Any, trained: int) -> bool:
+    """Whether the model itself rotates short texts otherwise than long ones; landmark attention always as long ones."""
+    like = torch.empty(0, device=base.device)
+    for rope in set(base.landmark_ropes):
+        short, long = (rotation(base.rotary_emb, rope, _TOKENS, pinned, like) for pinned in (_TOKENS, trained))
+        if not torch.equal(short.cos, long.cos):
+            return True
+    return False
+
+
+def _read(name: str, base: Any, config: Any) -> Tensor:
+    """Hidden states of chunks of one block; ValueError for a model that breaks off in it, however it does."""
+    try:
+        return hidden_states(base, **through(base, LandmarkCache(config, chunk_size=_BLOCK)))
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read through a cache ({type(error).__name__}: {error})") from error
+
+
+def _compare(found: Tensor, expected: Tensor, what: str) -> None:
+    error = float((found.double() - expected.double()).norm() / expected.double().norm())
+    if not error <= _TOLERANCE.get(found.dtype, 1e-3):
+        raise ValueError(f"{what} (relative difference {error:.2g}): this model is not supported")
+
 
 # What says where on the hub, or in which cache, a configuration lies.
 _HUB = (
@@ -89,7 +165,7 @@ def convert(
     settings = _settings(config, rows, {name: value for name, value in given.items() if value is not None})
     chunk_positions(settings, config)
     if attached:
-        model.set_attn_implementation(attention.NAME)
+        model.set_attn_implementation(calls.NAME)
     else:
         _attach(model, base, name, kinds, add_row=settings.landmark_id == rows)
     settle(model, settings)
@@ -125,13 +201,13 @@ def _attach(model: PreTrainedModel, base: Any, name: str, kinds: list[str], add_
     if add_row:
         check_rows_can_be_added(model)
     config = text_config(model.config)
-    if config._attn_implementation == attention.NAME:  # from the configuration of another converted model
+    if config._attn_implementation == calls.NAME:  # from the configuration of another converted model
         model.set_attn_implementation("eager")
     before: Any = config._attn_implementation
     untouched = hidden_states(base, use_cache=False)
     handles: list[Any] = []
     try:
-        model.set_attn_implementation(attention.NAME)
+        model.set_attn_implementation(calls.NAME)
         handles += [module.register_forward_pre_hook(unrotate, with_kwargs=True) for module in _attentions(base)]
         base.landmark_ropes = find_ropes(base, name, len(kinds), getattr(config, "layer_types", None))
         handles.append(base.register_forward_pre_hook(before_base, with_kwargs=True))
@@ -143,7 +219,7 @@ def _attach(model: PreTrainedModel, base: Any, name: str, kinds: list[str], add_
         if hasattr(base, "landmark_ropes"):
             del base.landmark_ropes
         model.set_attn_implementation(before)
-        if isinstance(error, TypeError | attention.CalledOutside):
+        if isinstance(error, TypeError | calls.CalledOutside):
             raise ValueError(f"{name} does not hand keyword arguments on to its attention, which needs them") from error
         raise
     if add_row:
@@ -180,7 +256,7 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
     if not Path(path).exists() and Path(path).is_absolute():
         raise ValueError(f"no model at {path}: give the directory that save_pretrained wrote, or a hub name")
     if "attn_implementation" in options:
-        raise ValueError(f"the attention of a converted model is {attention.NAME!r}: leave attn_implementation out")
+        raise ValueError(f"the attention of a converted model is {calls.NAME!r}: leave attn_implementation out")
     config = options.get("config") or read_config(path, **{n: options[n] for n in _HUB if n in options})
     Settings.of(text_config(config))
     options = {"dtype": torch.float32, "vocab_size": saved_rows(text_config(config))} | options

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
-from landmark.hf.attention import NAME
-from landmark.hf.cache import LandmarkCache
+from landmark.hf.cache import LandmarkCache, demand
+from landmark.hf.calls import NAME
 from landmark.hf.compat import UnsupportedRelease, cache_argument, renamed_cache
-from landmark.hf.device import demand
+from landmark.hf.config import Settings, text_config
 from landmark.hf.refusals import check_rows_can_be_added
-from landmark.hf.settings import Settings, text_config
 
 _KIND_OF_CACHE = "cache_implementation"
 
@@ -99,7 +98,7 @@ class LandmarkMixin:
         if any(name != NAME for name in asked):
             raise ValueError(
                 f"the attention of a converted model is {NAME!r}, not {attn_implementation!r}: load the model anew and"
-                " leave landmark.convert out, or write one without landmarks by landmark.hf.plain.save_plain"
+                " leave landmark.convert out, or write one without landmarks by reproduce.plain_model.save_plain"
             )
         super().set_attn_implementation(attn_implementation, *args, **options)  # type: ignore[misc]
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
-from landmark.hf.settings import text_config
+from landmark.hf.config import text_config
 
 
 def check_model(model: Any) -> None:

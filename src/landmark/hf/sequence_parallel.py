@@ -14,10 +14,10 @@ import torch.distributed
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from landmark.blocks import Stream, stream_length
-from landmark.hf.attention import WholeCall
+from landmark.hf.calls import WholeCall
+from landmark.hf.config import text_config
 from landmark.hf.rope import Scoring
-from landmark.hf.settings import text_config
+from landmark.stream import Stream, stream_length
 
 
 @dataclass(frozen=True)

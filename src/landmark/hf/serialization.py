@@ -20,10 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import config_fields
+from landmark.hf.config import text_config
 from landmark.hf.convert import convert
-from landmark.hf.gguf import gguf_model, is_gguf
-from landmark.hf.settings import text_config
+from landmark.hf.loading import gguf_model, is_gguf
+from landmark.hf.sliding import SlidingWindow
+from landmark.memory import LayerMemory
+from landmark.memory.window import WindowState
 
 ENTRY = "landmark"
 FILE = "adapter_model.safetensors"  # in a folder
@@ -166,3 +170,42 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, numbers) and isinstance(other, numbers):
         return math.isclose(one, other, rel_tol=1e-6)
     return one == other
+
+
+# What a cache holds besides blocks, as named tensors: enough, with the blocks, to go on in another process.
+
+
+_WINDOW = ("keys", "values", "turned")
+_SLIDING = ("keys", "values", "kept", "seen")
+
+
+def cache_state(cache: LandmarkCache) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors named "LAYER.NAME", and JSON-able metadata, of a cache that has read something and was settled."""
+    tensors: dict[str, Tensor] = {}
+    layers: dict[str, Any] = {}
+    for layer, memory in enumerate(cache.memories):
+        if isinstance(memory, LayerMemory):
+            window, seen = memory.state()
+            layers[str(layer)] = {"lengths": window.lengths, "seen": seen}
+            named = zip(_WINDOW, window[:3], strict=True)
+        else:
+            named = ((name, getattr(memory, name)) for name in _SLIDING)
+        tensors |= {f"{layer}.{name}": tensor.contiguous().cpu() for name, tensor in named}
+    return tensors, {"layers": layers, "tokens": cache.tokens_read()}
+
+
+def resume_cache(
+    cache: LandmarkCache, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], blocks: int, device: torch.device
+) -> None:
+    """Makes a new cache, whose storage holds `blocks` blocks a row, go on where `cache_state` was taken."""
+    for layer, memory in enumerate(cache.memories):
+        if isinstance(memory, LayerMemory):
+            known = metadata["layers"][str(layer)]
+            keys, values, turned = (tensors[f"{layer}.{name}"].to(device) for name in _WINDOW)
+            window = WindowState(keys, values, turned, known["lengths"])
+            memory.resume(window, known["seen"], [blocks] * len(known["seen"]))
+        else:
+            assert isinstance(memory, SlidingWindow)
+            for name in _SLIDING:
+                setattr(memory, name, tensors[f"{layer}.{name}"].to(device))
+    cache.resume(torch.tensor(metadata["tokens"], device=device))

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from landmark.data.encoder import TextEncoder
+from landmark.hf.config import Settings, text_config
 from landmark.hf.loading import read_tokenizer
-from landmark.hf.settings import Settings, text_config
 
 
 def only_errors() -> None:

@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import Tensor
 
-from landmark.index import Index, Resident
-from landmark.index.products import TILE, products_at, tiles
+from landmark.index.base import Index, Resident
+from landmark.index.keys import TILE, products_at, tiles
 from landmark.index.topk import top_newest
-from landmark.ring import numbers_below, slot_numbers
+from landmark.store.block_buffer import numbers_below, slot_numbers
 
 
 class ForkedIndex:

@@ -1,13 +1,13 @@
-"""Compiled loops of `landmark.index.coarse`: landmark keys into short codes, and the search through them."""
+"""Compiled loops of `landmark.index.codes`: landmark keys into short codes, and the search through them."""
 
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from landmark.index.key_loops import plain, score
+from landmark.index.keys import plain, score
 from landmark.index.topk import insert
-from landmark.ops.compiled import compiled
+from landmark.ops.numba_loops import compiled
 
 CODES = 16  # leading coordinates kept of a key, in one byte each
 LARGEST = 127
@@ -64,7 +64,7 @@ def search_codes(
     """Fills `best` and `found [R,k]` of the queries start..stop of `query [R,D]`, and `read [R]`: keys read for each.
 
     Queries share the rows and heads of `keys [B,Hkv,S,D]` evenly. Of each row the blocks from one of `bounds [B,2]` to
-    the other are searched. `key_units` are those of `KeyRing`, and `means` to `rests` of `landmark.index.coarse`.
+    the other are searched. `key_units` are those of `KeyRing`, and `means` to `rests` of `landmark.index.codes`.
     """
     sharing = query.shape[0] // (keys.shape[0] * keys.shape[1])
     turned, constants = np.empty((_BATCH, CODES + 1), query.dtype), np.empty(_BATCH, np.float64)

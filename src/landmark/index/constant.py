@@ -9,8 +9,8 @@ import copy
 import torch
 from torch import Tensor
 
-from landmark.index import Index, Resident
-from landmark.ring import kept_of, oldest_numbers
+from landmark.index.base import Index, Resident
+from landmark.store.block_buffer import kept_of, oldest_numbers
 
 
 class TiedIndex:

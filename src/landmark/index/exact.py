@@ -6,15 +6,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from landmark.index import Index, Resident
-from landmark.index.forked import ForkedIndex
-from landmark.index.key_loops import rounding
-from landmark.index.key_ring import KeyFormat, KeyRing
-from landmark.index.products import products, products_at, tiles
+from landmark.index.base import Index, Resident
+from landmark.index.branch import ForkedIndex
+from landmark.index.keys import KeyFormat, KeyRing, products, products_at, rounding, tiles
 from landmark.index.topk import Products, top_newest
-from landmark.ops.search_landmarks import search_landmarks
+from landmark.ops.topk_triton import search_landmarks
 from landmark.ops.triton_support import obstacle
-from landmark.ring import numbers_below, oldest_numbers
+from landmark.store.block_buffer import numbers_below, oldest_numbers
 
 # Scores computed at once: on a CPU little enough to be in cache when the best are picked.
 _TILE_SCORES = 1 << 21

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from landmark.index import Resident
-from landmark.index.coarse import Coarse
-from landmark.index.coarse_loops import LANES
+from landmark.index.base import Resident
+from landmark.index.codes import Coarse
+from landmark.index.codes_numba import LANES
 from landmark.index.exact import ExactIndex
-from landmark.index.key_ring import KeyFormat
-from landmark.index.lists import Lists
+from landmark.index.ivf import Lists
+from landmark.index.keys import KeyFormat
 
 _COARSE_FROM = 2048  # blocks; fewer are scored as fast as looked at
 _WORTHWHILE = 1 / 16  # of the keys read: reading more, one by one, takes longer than scoring all
@@ -20,7 +20,7 @@ _WORTHWHILE = 1 / 16  # of the keys read: reading more, one by one, takes longer
 class HierarchicalIndex(ExactIndex):
     """Landmark keys on a CPU and, once there are many, their codes; implements `landmark.index.Index`.
 
-    Finds what `ExactIndex` finds for `recall` 1, and below about that share of it: see `landmark.index.head_lists`.
+    Finds what `ExactIndex` finds for `recall` 1, and below about that share of it: see `landmark.index.ivf`.
     Keys without any favoured direction defeat the codes: then every key is scored until there are twice as many.
 
     Raises ValueError for a `recall` outside [0.5, 1] and for keys not on a CPU or neither float32 nor float64.

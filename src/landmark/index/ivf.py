@@ -5,6 +5,7 @@ deviations more, for the best are there for what they differ from it. The newest
 which every query looks, until there are enough of them to be laid into the others.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,15 +15,107 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.index.basis import Array
-from landmark.index.clusters import means_of, nearest, spreads
-from landmark.index.coarse import Coding, coding_for
-from landmark.index.coarse_loops import CODES, encode
-from landmark.index.evidence import Evidence
-from landmark.index.key_ring import KeyRing
-from landmark.index.list_loops import LANES, Tiles, search_lists
-from landmark.index.tiles import Blocks, blocks_of, put_newest, tiles_of
-from landmark.ops.compiled import in_parts
+from landmark.index.codes import Array, Coding, coding_for
+from landmark.index.codes_numba import CODES, encode
+from landmark.index.ivf_numba import LANES, Tiles, search_lists
+from landmark.index.keys import KeyRing
+from landmark.index.recall import Evidence
+from landmark.ops.numba_loops import in_parts
+
+# Groups of keys that are alike, by k-means, and the mean and spread of each.
+
+
+_ROUNDS = 6
+_POINTS_TOGETHER = 1 << 21  # products of keys and means computed at once
+
+
+def means_of(keys: Tensor, count: int) -> Tensor:
+    """Means `[count,D]` of groups of `keys [n,D]`, each the nearest to the keys of its group; n is `count` or more.
+
+    The same keys give the same means. A group that loses all its keys keeps its mean.
+    """
+    means = keys[torch.arange(count) * len(keys) // count].clone()
+    for _ in range(_ROUNDS):
+        totals, sizes = torch.zeros_like(means), keys.new_zeros(count, 1)
+        for some in keys.split(max(1, _POINTS_TOGETHER // count)):
+            group = nearest(some, means)
+            totals.index_add_(0, group, some)
+            sizes.index_add_(0, group, sizes.new_ones(len(some), 1))
+        means = torch.where(sizes > 0, totals / sizes.clamp(min=1), means)
+    return means
+
+
+def nearest(keys: Tensor, means: Tensor) -> Tensor:
+    """The nearest of `means [m,D]` to each of `keys [n,D]`, long [n]."""
+    norms = means.square().sum(1) / 2
+    parts = keys.split(max(1, _POINTS_TOGETHER // len(means)))
+    return torch.cat([torch.addmm(norms, part, means.T, beta=-1).argmax(1) for part in parts])
+
+
+def spreads(keys: Tensor, means: Tensor) -> Tensor:
+    """Root mean square of an entry of a key less its group's mean, [m]; 0 for groups without keys."""
+    group = nearest(keys, means)
+    squares = (keys - means[group]).square().mean(1)
+    sizes = torch.bincount(group, minlength=len(means))
+    return (keys.new_zeros(len(means)).index_add_(0, group, squares) / sizes.clamp(min=1)).sqrt()
+
+
+# Encoded blocks in tiles, by list, as compiled loops search them.
+
+
+class Blocks(NamedTuple):
+    """Encoded blocks, one after the other."""
+
+    numbers: Array  # [n]
+    codes: Array  # [n,CODES]
+    rests: Array  # [n]
+
+    def and_then(self, more: "Blocks") -> "Blocks":
+        """These and others behind them."""
+        return Blocks._make(map(np.concatenate, zip(self, more, strict=True)))
+
+
+def tiles_of(belongs: Array, blocks: Blocks, lists: int, newest: int) -> Tiles:
+    """Tiles of `blocks`, each in the list that it `belongs [n]` to, with room for so many of the `newest`."""
+    order = np.argsort(belongs, kind="stable")
+    sizes = np.bincount(belongs, minlength=lists)
+    first = np.concatenate(([0], np.cumsum(-(-sizes // LANES))))
+    count = first[-1] + -(-newest // LANES)
+    tiles = Tiles(
+        np.full((count, LANES), -1, np.int32),
+        np.zeros((count, CODES, LANES), np.int8),
+        np.zeros((count, LANES), blocks.rests.dtype),
+        np.append(first, first[-1]),
+    )
+    own = belongs[order]
+    lanes = first[own] * LANES + np.arange(len(own)) - (np.cumsum(sizes) - sizes)[own]
+    _put(tiles, lanes, Blocks(*(x[order] for x in blocks)))
+    return tiles
+
+
+def put_newest(tiles: Tiles, blocks: Blocks, listed: int) -> None:
+    """Puts blocks among the newest, of which number `listed` is the first."""
+    first = tiles.first
+    _put(tiles, first[-2] * LANES + blocks.numbers - listed, blocks)
+    first[-1] = first[-2] + -(-(blocks.numbers[-1] + 1 - listed) // LANES)
+
+
+def blocks_of(tiles: Tiles, oldest: int) -> tuple[Array, Blocks]:
+    """The list of every block in `tiles` from number `oldest` on, the newest being the last list, and the blocks."""
+    first = tiles.first
+    kept = tiles.numbers[: first[-1]].reshape(-1) >= oldest
+    belongs = np.repeat(np.arange(len(first) - 1), np.diff(first) * LANES)[kept]
+    codes = tiles.codes[: first[-1]].swapaxes(1, 2).reshape(-1, CODES)
+    numbers, rests = (x[: first[-1]].reshape(-1)[kept] for x in (tiles.numbers, tiles.rests))
+    return belongs, Blocks(numbers, codes[kept], rests)
+
+
+def _put(tiles: Tiles, lanes: Array, blocks: Blocks) -> None:
+    """Puts blocks at `lanes [n]`, counted through all tiles."""
+    places = lanes // LANES, lanes % LANES
+    tiles.numbers[places], tiles.rests[places] = blocks.numbers, blocks.rests
+    tiles.codes.swapaxes(1, 2)[places] = blocks.codes
+
 
 _NEWEST = 1024  # blocks in the last list, at most
 _PER_ROOT = 2  # lists, by the square root of the number of blocks
@@ -75,7 +168,7 @@ class HeadLists:
     Half of what may be missed may lie in lists without a look, and the other half where codes leave too little for what
     has none: the bound by Cauchy and Schwarz is far from what is there. How many lists, and how much of the bound, it
     takes to find the best, queries tell themselves: for some of them all lists are searched, with the whole bound, and
-    what it would have taken is `landmark.index.evidence`. It is gathered anew whenever blocks were laid into the lists,
+    what it would have taken is `landmark.index.recall`. It is gathered anew whenever blocks were laid into the lists,
     and whenever a query that is searched for in full, one of many, shows that it holds no longer.
     """
 
@@ -225,3 +318,88 @@ def _highest(likely: Array, count: int) -> Array:
     """The lowest of the `count` highest in each row of `likely [R,lists]`."""
     place = likely.shape[1] - count
     return np.partition(likely, place, axis=1)[:, place]
+
+
+# Landmark keys in lists of those that are alike: a query looks into a few lists only.
+
+
+_GROWTH = 2  # lists are made anew when there are so many times the blocks they were made for
+
+
+class Lists:
+    """Lists for every row and key-value head of a ring of keys, to find a share `recall` of the best blocks."""
+
+    def __init__(self, rows: int, recall: float) -> None:
+        self._recall = recall
+        self._heads: list[list[HeadLists]] = [[] for _ in range(rows)]
+        self._evidence: list[list[Evidence]] = [[] for _ in range(rows)]
+
+    def search(self, keys: KeyRing, query: Tensor, k: int, upto: list[int]) -> tuple[Array, Array, Array]:
+        """Scores and numbers `[B,H,T,k]` as `Index.search` gives them, and how many keys were read `[B,H,T]`."""
+        query = query.contiguous()
+        best = query.new_full((*query.shape[:3], k), -torch.inf)
+        found, read = torch.full(best.shape, -1), torch.zeros(best.shape[:3], dtype=torch.long)
+        for row, end in enumerate(upto):
+            heads = self._up_to_date(keys, row, query[row])
+            for head, lists in enumerate(heads):
+                group = query.shape[1] // len(heads)
+                some = slice(head * group, (head + 1) * group)
+                # The heads of a group lie side by side, so that these are views to write to.
+                queries, *out = (x[row, some].flatten(0, 1) for x in (query, best, found, read))
+                lists.search(HeadKeys(keys, row, head), self._evidence_of(row, head), queries, end, *out)
+        return best.numpy(), found.numpy(), read.numpy()
+
+    def reorder(self, rows: list[int]) -> None:
+        """Makes row i what row `rows[i]` was."""
+        if rows != list(range(len(self._heads))):
+            self._heads = [copy.deepcopy(self._heads[row]) for row in rows]
+            self._evidence = [copy.deepcopy(self._evidence[row]) for row in rows]
+
+    def apart(self) -> "Lists":
+        """The same lists, with evidence that goes on from here by itself."""
+        other = copy.copy(self)
+        other._evidence = copy.deepcopy(self._evidence)
+        return other
+
+    def _evidence_of(self, row: int, head: int) -> Evidence:
+        known = self._evidence[row]
+        known += [Evidence() for _ in range(head + 1 - len(known))]
+        return known[head]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was made of the keys, by name, to `resume` from."""
+        return {
+            f"{row}.{head}.{name}": tensor
+            for row, heads in enumerate(self._heads)
+            for head, lists in enumerate(heads)
+            for name, tensor in (lists.tensors() | self._evidence_of(row, head).tensors()).items()
+        }
+
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on with what `tensors` gave, for as many rows, some of the first of whose blocks it was made of."""
+        heads: dict[tuple[int, int], dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            row, head, own = name.split(".")
+            heads.setdefault((int(row), int(head)), {})[own] = tensor
+        for row, head in sorted(heads):
+            self._heads[row].append(HeadLists.resume(self._recall, heads[row, head]))
+            self._evidence[row].append(Evidence.resume(heads[row, head]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what was made of the keys."""
+        return sum(lists.nbytes for heads in self._heads for lists in heads)
+
+    def _up_to_date(self, keys: KeyRing, row: int, query: Tensor) -> list[HeadLists]:
+        """The lists of a row, with all that came; where they are made, `query [H,T,D]` says what queries are like."""
+        count, heads = keys.ring.counts[row], self._heads[row]
+        if count and (not heads or count >= _GROWTH * heads[0].made):
+            groups = query.chunk(keys.arrays()[0].shape[1])
+            heads = [
+                HeadLists.over(HeadKeys(keys, row, head), own.flatten(0, 1), self._recall)
+                for head, own in enumerate(groups)
+            ]
+            self._heads[row] = heads
+        for head, lists in enumerate(heads):
+            lists.update(HeadKeys(keys, row, head))
+        return heads

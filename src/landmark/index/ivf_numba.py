@@ -1,12 +1,12 @@
-"""Compiled loops of `landmark.index.lists`: the search through codes that lie in lists, and their laying out."""
+"""Compiled loops of `landmark.index.ivf`: the search through codes that lie in lists, and their laying out."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from landmark.index.coarse_loops import CODES, bounds_of, group_highs, note_those_above, put, turn, widen
-from landmark.index.key_loops import score
-from landmark.ops.compiled import compiled
+from landmark.index.codes_numba import CODES, bounds_of, group_highs, note_those_above, put, turn, widen
+from landmark.index.keys import score
+from landmark.ops.numba_loops import compiled
 
 LANES = 64  # landmarks in a tile: a list fills up its last one with nothing, which costs less the smaller tiles are
 _BATCH = 64  # queries that meet a tile while it is in cache

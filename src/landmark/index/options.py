@@ -5,16 +5,13 @@ from typing import Literal, get_args
 
 import torch
 
-from landmark.index import Index
+from landmark.index.base import Index
+from landmark.index.constant import TiedIndex
 from landmark.index.exact import ExactIndex
-from landmark.index.faiss import FaissIndex, FaissKind
 from landmark.index.hierarchical import HierarchicalIndex, check_recall
-from landmark.index.key_ring import KeyFormat
-from landmark.index.tied import TiedIndex
+from landmark.index.keys import KeyFormat
 
-IndexKind = Literal["auto", "exact", "hierarchical", "faiss_flat", "faiss_ivf", "faiss_hnsw"]
-
-_FAISS: dict[IndexKind, FaissKind] = {"faiss_flat": "flat", "faiss_ivf": "ivf", "faiss_hnsw": "hnsw"}
+IndexKind = Literal["auto", "exact", "hierarchical"]
 
 
 @dataclass(frozen=True)
@@ -43,23 +40,22 @@ class IndexOptions:
                 raise ValueError(f"index {name} is {value!r}: choose from {', '.join(known)}")
         check_recall(self.recall)
         if self.recall < 1 and self.kind != "hierarchical":
-            raise ValueError(f'recall {self.recall} needs kind "hierarchical", not {self.kind!r}: it alone can be told')
-        if self.keys != "float32" and self.kind.startswith("faiss"):
-            raise ValueError(f'keys {self.keys!r} need kind "exact" or "hierarchical", not {self.kind!r}')
+            raise ValueError(
+                f'recall {self.recall} needs kind "hierarchical", not {self.kind!r}: the other indexes have no recall'
+                " setting"
+            )
 
 
 def make_index(options: IndexOptions, rows: int, max_blocks: int | None, *, tied: bool, device: torch.device) -> Index:
     """An empty index for `rows` rows; `tied` promises that all keys are equal, and then one stands for all.
 
-    Raises ValueError if the index does not work on `device`, with `max_blocks`, or without a library that is missing.
+    Raises ValueError if the index does not work on `device`.
     """
     if tied:
         return TiedIndex(rows, max_blocks)
     on_cpu = device.type == "cpu"
-    if options.kind not in ("auto", "exact") and not on_cpu:
+    if options.kind == "hierarchical" and not on_cpu:
         raise ValueError(f'index kind "{options.kind}" works on a CPU, not on {device}: choose "exact" or "auto"')
-    if options.kind in _FAISS:
-        return FaissIndex(rows, max_blocks, kind=_FAISS[options.kind])
     if options.kind == "exact" or not on_cpu:
         return ExactIndex(rows, max_blocks, keys=options.keys)
     return HierarchicalIndex(rows, max_blocks, keys=options.keys, recall=options.recall)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.index.key_loops import score as score_of
-from landmark.ops.compiled import compiled, in_parts
+from landmark.index.keys import score as score_of
+from landmark.ops.numba_loops import compiled, in_parts
 
 _GROUPED_FROM = 1024  # blocks; below, one topk over all is as fast
 _GROUP = 16
@@ -22,7 +22,7 @@ class Products(NamedTuple):
     keys: Any  # [G,S,D], as `KeyRing` keeps them; queries share the G evenly
     units: Any  # [G,S], what the entries of keys count in, or None
     first: int  # the key that the first of the N scores is of
-    slack: Any  # [R]: how far a score may be from that of `landmark.index.key_loops`
+    slack: Any  # [R]: how far a score may be from that of `landmark.index.keys`
 
 
 def top_newest(scores: Tensor, numbers: Tensor, k: int, products: Products | None = None) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from landmark.memory.blocks import Opened
 from landmark.memory.layer import LayerMemory
-from landmark.memory.misses import Retrievals
-from landmark.memory.rules import SELECTIONS, Positions, Selection
+from landmark.memory.selection import Retrievals
+from landmark.settings import SELECTIONS, Positions, Selection
 
 __all__ = ["SELECTIONS", "LayerMemory", "Opened", "Positions", "Retrievals", "Selection"]

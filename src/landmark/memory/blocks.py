@@ -7,19 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landmark.index import Index
-from landmark.memory.local_attention import Scoring
-from landmark.memory.misses import Retrievals, missed
-from landmark.memory.past import Past
-from landmark.memory.places import real_tokens
-from landmark.memory.rules import Positions, Selection
-from landmark.memory.selection import Retrieval
+from landmark.index.base import Index
+from landmark.memory.geometry import Past, real_tokens
+from landmark.memory.selection import Retrieval, Retrievals, missed
+from landmark.memory.window import Scoring
+from landmark.ops.blockwise import working_dtype
 from landmark.ops.retrieved import Pages, join_retrieved
 from landmark.ops.rotary import Rotation
-from landmark.ops.tiles import working_dtype
-from landmark.ring import kept_of
-from landmark.store import BlockStore
-from landmark.store.traffic import Traffic
+from landmark.settings import Positions, Selection
+from landmark.store.base import BlockStore, Traffic
+from landmark.store.block_buffer import kept_of
 
 
 @dataclass(frozen=True)

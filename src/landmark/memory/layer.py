@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from landmark.memory.blocks import BlockMemory, Opened
-from landmark.memory.local import LocalWindow, WindowState
-from landmark.memory.local_attention import Scoring, attend_locally
-from landmark.memory.misses import Retrievals
-from landmark.memory.past import Past, past_of
-from landmark.memory.rules import Positions, Selection, check_max_blocks, check_miss_threshold, check_rules
+from landmark.memory.geometry import Past, past_of
+from landmark.memory.selection import Retrievals
 from landmark.memory.storage import ProcessStorage, Storage
+from landmark.memory.window import LocalWindow, Scoring, WindowState, attend_locally
 from landmark.ops.rotary import Rotation
-from landmark.store.traffic import Traffic
+from landmark.settings import Positions, Selection, check_max_blocks, check_miss_threshold, check_rules
+from landmark.store.base import Traffic
 
 
 class LayerMemory:

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.index import Resident
-from landmark.index.key_loops import rounding, score
+from landmark.index.base import Resident
+from landmark.index.keys import rounding, score
 from landmark.index.topk import insert
-from landmark.memory.past import Past
-from landmark.ops.compiled import compiled, in_parts, inner_products, rotate
+from landmark.memory.geometry import Past
+from landmark.ops.numba_loops import compiled, in_parts, inner_products, rotate
 from landmark.ops.rotary import Rotation
 
 _RUN = 32  # landmarks looked at at once

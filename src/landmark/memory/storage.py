@@ -5,15 +5,11 @@ from typing import Protocol
 
 import torch
 
-from landmark.index import Index
-from landmark.index.choose import IndexOptions, make_index
-from landmark.store import BlockStore
-from landmark.store.backing import Backing
-from landmark.store.budget import check_budget, parse_bytes
-from landmark.store.chain import Chain
-from landmark.store.cold import ColdStore
+from landmark.index.base import Index
+from landmark.index.options import IndexOptions, make_index
+from landmark.store.base import Backing, BlockShape, BlockStore, check_budget, parse_bytes
 from landmark.store.device import DeviceStore
-from landmark.store.records import BlockShape
+from landmark.store.files import Chain, ColdStore
 from landmark.store.tiered import TieredStore
 
 

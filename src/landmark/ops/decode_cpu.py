@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.compiled import add_weighted, compiled, in_parts, inner_products, rotate, share_out
+from landmark.ops.blockwise import working_dtype
+from landmark.ops.numba_loops import add_weighted, compiled, in_parts, inner_products, rotate, share_out
 from landmark.ops.rotary import Rotation
-from landmark.ops.tiles import working_dtype
 
 FEW_QUERIES = 8  # in a chunk, up to which the number of operations costs more than their size
 _FEW_LOOPED = 512  # from here on matrix products of blockwise attention are faster, as measured on one thread

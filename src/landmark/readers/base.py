@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from landmark.hf.rope import Scoring
-from landmark.ops import landmark_attention
+from landmark.ops.attention import landmark_attention
 
 
 class CarriedKeys:

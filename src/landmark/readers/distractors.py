@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from landmark.blocks import check_block_size, check_phase
+from landmark.hf.calls import Reader
 from landmark.hf.rope import Scoring
-from landmark.hf.segments import Reader
-from landmark.ops import blockwise_attention, complete_first_block, landmark_attention
+from landmark.ops.attention import blockwise_attention, complete_first_block, landmark_attention
+from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation
-from landmark.ops.tiles import working_dtype
+from landmark.stream import check_block_size, check_phase
 
 
 class Distractors:

@@ -10,13 +10,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from landmark.hf import from_pretrained
+from landmark.hf.calls import Reader
+from landmark.hf.config import text_config
 from landmark.hf.rope import Scoring
-from landmark.hf.segments import Reader
-from landmark.hf.settings import text_config
 from landmark.index.exact import ExactIndex
+from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation
-from landmark.ops.tiles import working_dtype
-from landmark.readers.past import causal_attention
+from landmark.readers.base import causal_attention
 
 # Memory begins with a weight of an eighth: little harm to a trained model, and enough gradient to learn from.
 _FIRST_GATE = -2.0

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landmark.blocks import check_block_size
+from landmark.hf.calls import Reader
 from landmark.hf.rope import Scoring
-from landmark.hf.segments import Reader
-from landmark.ops import landmark_attention
+from landmark.ops.attention import landmark_attention
 from landmark.ops.rotary import Rotation
-from landmark.readers.past import CarriedKeys, causal_attention
+from landmark.readers.base import CarriedKeys, causal_attention
+from landmark.stream import check_block_size
 
 
 class Recurrent(Reader):

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landmark.blocks import check_block_size, check_phase
+from landmark.hf.calls import Reader
 from landmark.hf.rope import Scoring
-from landmark.hf.segments import Reader
-from landmark.index import Index
-from landmark.index.choose import IndexOptions, make_index
-from landmark.memory.past import Past, past_of
+from landmark.index.base import Index
+from landmark.index.options import IndexOptions, make_index
+from landmark.memory.geometry import Past, past_of
 from landmark.memory.selection import Retrieval
-from landmark.ops import blockwise_attention
+from landmark.ops.attention import blockwise_attention
+from landmark.ops.blockwise import working_dtype
 from landmark.ops.retrieved import merge
 from landmark.ops.retrieved.pages import Scores
 from landmark.ops.retrieved.trainable import trainable_blocks
 from landmark.ops.rotary import Rotation
-from landmark.ops.tiles import working_dtype
+from landmark.stream import check_block_size, check_phase
 
 
 class RetrievedLandmarks(Reader):

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landmark.hf.calls import Reader
 from landmark.hf.rope import Scoring
-from landmark.hf.segments import Reader
+from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation
-from landmark.ops.tiles import working_dtype
-from landmark.readers.past import CarriedKeys
+from landmark.readers.base import CarriedKeys
 
 
 class Sinks(Reader):

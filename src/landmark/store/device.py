@@ -7,16 +7,14 @@ import torch
 from torch import Tensor
 
 from landmark.ops.retrieved import Pages
-from landmark.ring import BlockRing
-from landmark.store.backing import Misses, move
-from landmark.store.records import BlockShape
-from landmark.store.traffic import Traffic
+from landmark.store.base import BlockShape, Misses, Traffic, move
+from landmark.store.block_buffer import BlockRing
 
 
 class DeviceStore:
     """Buffers [B,Hkv,capacity,stride,D]: a block of one head is one contiguous piece.
 
-    Implements `landmark.store.BlockStore`, and on the host `landmark.store.backing.Backing`. Keeps the newest
+    Implements `landmark.store.BlockStore`, and on the host `landmark.store.base.Backing`. Keeps the newest
     `max_blocks` blocks of each row, all if None.
     """
 
@@ -66,7 +64,7 @@ class DeviceStore:
 
     @property
     def traffic(self) -> Traffic:
-        """Nothing: what is read where it lies is not counted. See `landmark.store.traffic.distinct_blocks`."""
+        """Nothing: what is read where it lies is not counted. See `landmark.store.tiered.distinct_blocks`."""
         return Traffic()
 
     @property

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from landmark.ops.compiled import compiled
-from landmark.store.backing import Misses
+from landmark.ops.numba_loops import compiled
+from landmark.store.base import Misses
 
 
 class Plan(NamedTuple):

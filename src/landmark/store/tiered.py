@@ -7,11 +7,20 @@ import torch
 from torch import Tensor
 
 from landmark.ops.retrieved import Pages
-from landmark.store.backing import Backing, Misses, move
-from landmark.store.budget import check_budget, step_bytes
-from landmark.store.paging import Paging, Plan
-from landmark.store.records import BlockShape
-from landmark.store.traffic import Traffic
+from landmark.store.base import Backing, BlockShape, Misses, Traffic, check_budget, move, step_bytes
+from landmark.store.lru import Paging, Plan
+
+# What a store moved, and how often a block was where it was wanted.
+
+
+def distinct_blocks(blocks: Tensor, kv_heads: int) -> int:
+    """Blocks that must be read for `blocks [B,H,T,k]` (-1 is none): distinct ones of each key-value head, summed.
+
+    Any store must read as many; for one that counts no traffic.
+    """
+    grouped = blocks.reshape(len(blocks) * kv_heads, -1).cpu().numpy()
+    return sum(int(np.count_nonzero(np.unique(numbers) >= 0)) for numbers in grouped)
+
 
 _CPU = torch.device("cpu")
 
@@ -20,7 +29,7 @@ class TieredStore:
     """Slots for some of the blocks that `below` keeps; the blocks wanted least recently make room for others.
 
     Implements `landmark.store.BlockStore`; what is computed from it is the same as from a `DeviceStore`. On a CPU it
-    is also a `landmark.store.backing.Backing`: slots of a GPU lie over slots of the host, those over files.
+    is also a `landmark.store.base.Backing`: slots of a GPU lie over slots of the host, those over files.
 
     Args:
         below: keeps all blocks.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landmark.ops.derivatives import first_derivatives_only
+from landmark.ops.autograd import first_derivatives_only
 
 # Rows worked on at once: with a vocabulary of 4096 a float32 temporary of 16 MiB, whatever the batch.
 ROWS = 1024

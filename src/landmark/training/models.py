@@ -1,28 +1,109 @@
 """The model and tokenizer that a training starts from."""
 
+from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from landmark.data.hub import check_reachable
 from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import convert, loading
-from landmark.hf.gguf import gguf_config, gguf_model, gguf_tokenizer, is_gguf
-from landmark.hf.settings import DEFAULT_BLOCK_SIZE, layer_kinds, text_config
-from landmark.readers.knn import add_memory_gates, load_with_gates
+from landmark.hf.config import DEFAULT_BLOCK_SIZE, layer_kinds, text_config
+from landmark.hf.loading import gguf_config, gguf_model, gguf_tokenizer, is_gguf
+from landmark.readers.memorizing import add_memory_gates, load_with_gates
+from landmark.readers.recurrent import Recurrent
 from landmark.training.plan import Plan
-from landmark.training.quantized import check_four_bits, four_bits, keep_numbers
-from landmark.training.teachers import AdaptersOff, FrozenCopy, Teacher
+
+# Weights in 4 bits through bitsandbytes: whether it can work here, and what it is asked for.
+
+
+def check_four_bits() -> None:
+    """Raise ValueError unless bitsandbytes is installed and can keep weights in 4 bits on this machine."""
+    if not is_bitsandbytes_available():
+        raise ValueError("--load-in 4bit needs a recent bitsandbytes: pip install 'landmark-attention[quantized]'")
+    from bitsandbytes import functional
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        packed, state = functional.quantize_4bit(torch.ones(64, device=device))
+        functional.dequantize_4bit(packed, state)
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"--load-in 4bit: the bitsandbytes that is installed cannot work on this machine's {device} ({error}); "
+            "leave --load-in out, or train where it can"
+        ) from error
+
+
+def four_bits(compute: torch.dtype) -> BitsAndBytesConfig:
+    """The 4-bit normal floats of QLoRA (Dettmers et al. 2023), their scales quantized too; products in `compute`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def keep_numbers() -> None:
+    """Lets models that are loaded from now on keep their weights of 4 bits as they are while they are evaluated.
+
+    On CPUs that multiply in bfloat16, bitsandbytes would pack them anew for that, with scales of fewer bits, and a
+    training would go on with other numbers than before. There is no setting for it.
+    """
+    from bitsandbytes.nn import modules
+
+    name = "has_avx512bf16"  # which a layer asks when it is made
+    if hasattr(modules, name):
+        setattr(modules, name, lambda: False)
+
+
+# Teachers of a conversion: the same model before it got landmarks, with its own full attention over a whole window.
+
+
+class Teacher(ABC):
+    """Gives the next-token logits that a student is to have."""
+
+    @abstractmethod
+    def logits(self, student: Any, input_ids: Tensor) -> Tensor:
+        """Logits `[B, T, V]` of windows `[B, T]` of ordinary tokens, without gradient."""
+
+
+class FrozenCopy(Teacher):
+    """A second copy of the model, never converted; for students whose every weight is trained."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    def logits(self, student: Any, input_ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model.to(input_ids.device)(input_ids=input_ids, use_cache=False).logits
+
+
+class AdaptersOff(Teacher):
+    """The student itself without its adapters, reading without landmarks: no second copy of the weights."""
+
+    def logits(self, student: Any, input_ids: Tensor) -> Tensor:
+        whole_window = Recurrent(input_ids.shape[1], 0)  # nothing carried: full attention
+        was_training = student.training
+        student.eval()  # no dropout, no recomputation
+        try:
+            with torch.no_grad(), student.disable_adapter():
+                return student(input_ids=input_ids, use_cache=False, landmark_reader=whole_window).logits
+        finally:
+            student.train(was_training)
 
 
 def check_packages(plan: Plan) -> None:

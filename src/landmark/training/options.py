@@ -10,8 +10,7 @@ from landmark.limits import SEEDS, LearningRate, MaybeFromOne, MaybeFromZero, Ou
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Train a model to read with landmarks: from scratch (--config), from an existing model (--model), or by a recipe
-    of the package (--recipe NAME; `landmark recipes` lists them).
+    """Train a model to read with landmarks: from scratch (--config) or from an existing model (--model).
 
     Run the same command again to resume an interrupted training; it continues exactly where it stopped.
     """
@@ -38,15 +37,9 @@ class TrainOptions:
     tokens: Annotated[Path | None, OutFolder()] = None
     """Folder that keeps the tokenized text, to share it between runs. Default: inside OUT."""
 
-    recipe: str | None = None
-    """TOML file with the stages and the optimizer's settings, or the name of a recipe of the package, which decides
-    about everything. Without it, one stage is made of the options --steps to --packing."""
-
-    data: Path | None = None
-    """Folder with the texts of a recipe of the package, if it takes any."""
-
-    attention: str | None = None
-    """Attention of a recipe of the package, if it can have several: landmark (the default), full, recurrent, ..."""
+    recipe: Path | None = None
+    """TOML file with the stages and the optimizer's settings. Without it, one stage is made of the options --steps to
+    --packing."""
 
     steps: Annotated[int | None, Range(1, 10**8)] = None
     """Optimizer steps (default 1000, or those of the recipe)."""

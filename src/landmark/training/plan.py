@@ -1,4 +1,4 @@
-"""A whole training, decided to the last setting: what the command line's options and the recipes of the package say."""
+"""A whole training, decided to the last setting: what options of a command line, or a program, say."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from landmark.limits import check_limits
-from landmark.training.options import TrainOptions, flags
+from landmark.training.options import TrainOptions
 from landmark.training.recipe import Recipe, recipe_of
 
 # What changes where things lie or what is shown, but not one weight.
@@ -122,13 +122,8 @@ def plan_of(options: TrainOptions) -> Plan:
     """The plan that options describe; raises ValueError, naming the file or the option, where they make none."""
     check_limits(options)
     given = options.given()
-    of_recipes = given.keys() & {"data", "attention"}
-    if of_recipes:
-        raise ValueError(f"{flags(sorted(of_recipes))}: for recipes of the package; name one with --recipe NAME")
     if not options.texts:
-        raise ValueError(
-            "there is no text to train on: name some with --texts, or a recipe of the package with --recipe"
-        )
+        raise ValueError("there is no text to train on: name some with --texts")
     known = {field.name for field in fields(Plan)} - {"recipe", "config", "adapter"}
     given = {name: value for name, value in given.items() if name in known}
     config = None if options.config is None else _read_config(options.config)

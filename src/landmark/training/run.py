@@ -23,9 +23,8 @@ from landmark.data.text import check_files
 from landmark.data.tokens import MANIFEST, TokenFile, tokenize
 from landmark.data.windows import Stage, StageBatches, TooShort, check_blocks, check_length, tokens_per_step
 from landmark.training.callbacks import Report, StopOnSignal, TrainedTokens
-from landmark.training.claim import check_claim, claim, only_one
-from landmark.training.group import leave_group_at_exit, stay_in_group_at_exit
 from landmark.training.models import (
+    Teacher,
     arithmetic,
     block_size_of,
     check_packages,
@@ -34,9 +33,9 @@ from landmark.training.models import (
     load_tokenizer,
 )
 from landmark.training.options import TrainOptions
-from landmark.training.parallel import check_processes
 from landmark.training.plan import Plan, plan_of
-from landmark.training.teachers import Teacher
+from landmark.training.processes import check_processes, leave_group_at_exit, stay_in_group_at_exit
+from landmark.training.run_lock import check_claim, claim, only_one
 from landmark.training.trainer import LandmarkTrainer
 
 FINAL = "model"
@@ -45,16 +44,12 @@ ADAPTER = "adapter"
 EVAL_SEED = 1
 
 
-def train(options: TrainOptions) -> Path:
-    """Train as `options` say; see `carry_out`."""
-    return carry_out(plan_of(options))
+def train(training: TrainOptions | Plan) -> Path:
+    """Train as options or a plan say, resuming what stands in the folder `out`; returns the finished model's folder.
 
-
-def carry_out(plan: Plan) -> Path:
-    """Train as `plan` says, resuming what stands in `plan.out`; returns the finished model's folder.
-
-    Raises ValueError for plans that cannot work, KeyboardInterrupt if stopped (after a checkpoint).
+    Raises ValueError for trainings that cannot work, KeyboardInterrupt if stopped (after a checkpoint).
     """
+    plan = training if isinstance(training, Plan) else plan_of(training)
     recipe = plan.recipe
     check_packages(plan)
     if not torch.cuda.is_available():
@@ -185,8 +180,7 @@ def _kind(plan: Plan) -> type[LandmarkTrainer]:
     if plan.parallel in (None, "ddp"):
         return LandmarkTrainer
     # Here, because not every build of PyTorch has what these need.
-    from landmark.training.sharded import ShardedTrainer
-    from landmark.training.sliced import SlicedTrainer
+    from landmark.training.sharded import ShardedTrainer, SlicedTrainer
 
     return {"fsdp": ShardedTrainer, "sequence": SlicedTrainer}[plan.parallel]
 

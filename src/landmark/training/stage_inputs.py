@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor
 
 from landmark.data.windows import Stage
-from landmark.hf.settings import Settings, text_config
-from landmark.readers.distracted import DistractedLandmarks, Distractors
-from landmark.readers.knn import Memorizing
+from landmark.hf.config import Settings, text_config
+from landmark.readers.distractors import DistractedLandmarks, Distractors
+from landmark.readers.memorizing import Memorizing
 from landmark.readers.recurrent import Recurrent, RecurrentLandmarks
-from landmark.readers.retrieved import RetrievedLandmarks
+from landmark.readers.retrieval import RetrievedLandmarks
 
 
 def attending(

@@ -9,11 +9,11 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 
 from landmark.data.recall import ANSWER, COPY, HIDDEN, REPLY, TEXT
-from landmark.readers.distracted import Distractors
-from landmark.training.attending import attending
+from landmark.readers.distractors import Distractors
 from landmark.training.loss import distillation_loss, weighted_cross_entropy
+from landmark.training.models import Teacher
 from landmark.training.plan import Plan
-from landmark.training.teachers import Teacher
+from landmark.training.stage_inputs import attending
 
 NO_LABEL = -100
 

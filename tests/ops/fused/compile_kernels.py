@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from landmark.ops.fused import launch, tuning
+from landmark.ops.fused import launch
 
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
 
@@ -110,7 +110,7 @@ def main() -> None:
         dtype_name, dim, block_size, *masked = case.split(",")
         dtype = getattr(torch, dtype_name)
         for kernel, args, constants in calls(dtype, int(dim), int(block_size), bool(masked)):
-            tilings = tuning.tilings(kernel, tuning.columns(constants), constants["WIDTH"], dtype.itemsize)
+            tilings = launch.tilings(kernel, launch.columns(constants), constants["WIDTH"], dtype.itemsize)
             for tiling in tilings[:1] if options.first else tilings:
                 binary = compiled(kernel, args, constants, tiling, options.target)
                 found = {

@@ -8,7 +8,7 @@ import pytest
 import triton.language as tl
 from triton.runtime import interpreter
 
-from landmark.ops.fused import launch, tuning
+from landmark.ops.fused import launch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for fused_cases
 
@@ -32,4 +32,4 @@ def _prepare_the_language_once(monkeypatch):
 @pytest.fixture(autouse=True)
 def _tune_nothing(monkeypatch):
     """To tune, a GPU's compiler makes each kernel several times over. One test has them all."""
-    monkeypatch.setattr(launch, "tilings", lambda *args: tuning.tilings(*args)[:1])
+    monkeypatch.setattr(launch, "tilings", lambda *args: launch.tilings(*args)[:1])

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landmark.ops import landmark_attention, reference_attention
+from landmark.ops.attention import landmark_attention, reference_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fused_cases import DEVICE, Case, assert_errs_at_most_twice, dense, fused, plain_half, results, rounding
 
-from landmark.ops.fused import launch, tuning
+from landmark.ops.fused import launch
 
 _GOLDEN = Path(__file__).parents[2] / "golden" / "op"
 _ALL = ("sinks", "key_mask", "segment_ids")
@@ -80,7 +80,7 @@ def test_many_tiles(dtype, dim, block_size):
 @pytest.mark.parametrize("number", [0, 1, 2, None], ids=["first", "second", "third", "tuned"])
 def test_every_size_of_tile_that_may_be_chosen(number, dim, monkeypatch):
     def chosen(*args):
-        tilings = tuning.tilings(*args)
+        tilings = launch.tilings(*args)
         return tilings if number is None else [tilings[min(number, len(tilings) - 1)]]
 
     monkeypatch.setattr(launch, "tilings", chosen)

@@ -5,7 +5,8 @@ import torch
 from fused_cases import DEVICE, Case, dense, dense_weights, fused, results
 from torch.utils.checkpoint import checkpoint
 
-from landmark.ops import blockwise_attention, landmark_attention, triton_support
+from landmark.ops import triton_support
+from landmark.ops.attention import blockwise_attention, landmark_attention
 from landmark.ops.fused import fused_forward, operators
 from landmark.ops.fused.spans import label_tensors
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from landmark.ops import landmark_attention
+from landmark.ops.attention import landmark_attention
 
 BLOCK, LENGTH, DIM = 3, 22, 16
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

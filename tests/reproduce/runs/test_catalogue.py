@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
-from landmark.experiments.catalogue import BLOCK_SIZES, experiments
-from landmark.experiments.setup import FULL, QUICK
-from landmark.experiments.trainings import Training
-from landmark.report.claims import comparisons
-from landmark.report.results import KEY, matches
+from reproduce.runs.catalogue import BLOCK_SIZES, experiments
+from reproduce.runs.setup import FULL, QUICK
+from reproduce.runs.trainings import Training
+from reproduce.tables.claims import comparisons
+from reproduce.tables.results import KEY, matches
 
 
 def keys(scale):

@@ -1,7 +1,7 @@
 import pytest
 
-from landmark.experiments.comparisons import add_comparisons, difference
-from landmark.report.results import Results
+from reproduce.runs.run import add_comparisons, difference
+from reproduce.tables.results import Results
 
 ROW = {"table": "language_modeling", "corpus": "books", "seed": 0, "steps": 9, "se": None, "samples": 3}
 FULL = ROW | {"method": "full attention", "read_length": 512, "local": 512, "perplexity": 9.0, "nll": [2.0, 3.0, 4.0]}

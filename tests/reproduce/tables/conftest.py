@@ -6,7 +6,7 @@ import pytest
 # `measurements` is a module of helpers beside these tests, not a package.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from landmark.report.results import Results
+from reproduce.tables.results import Results
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import math
 import pytest
 from measurements import add_differences, add_perplexities, full, landmark, pass_key, transformer_xl
 
-from landmark.report import names
-from landmark.report.claims import CLAIMS, comparisons
-from landmark.report.results import Line, Results
-from landmark.report.verdicts import Outcome
+from reproduce.tables import words
+from reproduce.tables.claims import CLAIMS, comparisons
+from reproduce.tables.results import Line, Results
+from reproduce.tables.verdicts import Outcome
 
 HELD, FAILED, UNTESTED = "held", "did not hold", "not tested here"
 
@@ -91,7 +91,7 @@ def test_transformer_xl_is_met_at_one_length_with_fewer_keys(results: Results, d
 
 
 def selected(selection: str, read_length: int, top_k: int) -> Line:
-    setting = {"table": names.SELECTION, "method": names.LANDMARK, "corpus": "books", "selection": selection}
+    setting = {"table": words.SELECTION, "method": words.LANDMARK, "corpus": "books", "selection": selection}
     return setting | {"read_length": read_length, "top_k": top_k}
 
 
@@ -114,7 +114,7 @@ def test_choosing_freely_is_compared_in_all_three_settings(results: Results, las
 def test_pass_keys_at_64_windows(results: Results, right, prompts, verdict):
     results.add(pass_key(512, 0, 50))  # near ones do not count
     results.add(pass_key(32768, right, prompts))
-    results.add(pass_key(32768, 1, 20, names.ANCESTOR, model="plain"))
+    results.add(pass_key(32768, 1, 20, words.ANCESTOR, model="plain"))
     outcome = judge(results, "Landmark attention finds")
     assert outcome.verdict == verdict
     assert outcome.figures.startswith(f"at 32,768 tokens {100 * right / prompts:.1f} % (")
@@ -133,7 +133,7 @@ def test_the_window_says_how_far_is_far(results: Results):
 
 @pytest.mark.parametrize(("true", "verdict"), [(20.2, HELD), (21.0, FAILED)])
 def test_true_positions_are_held_against_stingy_ones(results: Results, true, verdict):
-    setting = {"table": names.POSITIONS, "corpus": "books", "method": names.WITH_JUMPS, "read_length": 4096}
+    setting = {"table": words.POSITIONS, "corpus": "books", "method": words.WITH_JUMPS, "read_length": 4096}
     add_perplexities(results, setting | {"positions": "stingy"}, 20.0, se=0.001)
     add_perplexities(results, setting | {"positions": "true"}, true, se=0.001)
     assert judge(results, "Books: jumps of position").verdict == verdict
@@ -144,8 +144,8 @@ def test_true_positions_are_held_against_stingy_ones(results: Results, true, ver
     [(0.6, 1.005, HELD), (0.4, 1.005, FAILED), (0.6, 1.02, FAILED), (None, 1.0, UNTESTED)],
 )
 def test_a_gate_must_skip_and_cost_little(results: Results, skipped, more, verdict):
-    without = {"table": names.MISS_GATE, "corpus": "books", "method": names.LANDMARK, "read_length": 2048, "top_k": 4}
-    gated = without | {"method": names.WITH_MISS_GATE, "threshold": 0.3}
+    without = {"table": words.MISS_GATE, "corpus": "books", "method": words.LANDMARK, "read_length": 2048, "top_k": 4}
+    gated = without | {"method": words.WITH_MISS_GATE, "threshold": 0.3}
     add_perplexities(results, without, 20.0, se=0.0001)
     add_perplexities(results, gated, 20.0 * more, se=0.0001, skipped=skipped)
     assert judge(results, "Books: a miss gate").verdict == verdict
@@ -159,7 +159,7 @@ def test_comparisons_are_all_that_the_claims_ask_for(results: Results):
         add_differences(results, one, other, -0.5)
     for setting in {str(one): one for one, _ in pairs}.values():
         add_perplexities(results, setting, 20.0, attended=300, skipped=0.6)
-    for corpus in names.CORPORA:
+    for corpus in words.CORPORA:
         for length in (2048, 4096):
             add_perplexities(results, transformer_xl(length, corpus), math.e, attended=384)
     verdicts = {claim.sentence: claim.judge(results).verdict for claim in CLAIMS}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from landmark.report.intervals import of_share, over_seeds, student_t
+from reproduce.tables.intervals import of_share, over_seeds, student_t
 
 
 @pytest.mark.parametrize(

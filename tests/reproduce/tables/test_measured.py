@@ -5,8 +5,8 @@ import math
 import pytest
 from measurements import add_differences, add_perplexities, full, landmark, pass_key
 
-from landmark.report.measured import Untested, accuracy, describe, difference, one_setting, perplexity
-from landmark.report.results import Results
+from reproduce.tables.measured import Untested, accuracy, describe, difference, one_setting, perplexity
+from reproduce.tables.results import Results
 
 T2 = 4.302653  # Student's t of 2 degrees of freedom
 T9 = 2.262157

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from measurements import add_differences, add_perplexities, full, landmark, pass_key
 
-from landmark.report import names
-from landmark.report.render import check_plots, render
-from landmark.report.results import Results
+from reproduce.tables import words
+from reproduce.tables.render import check_plots, render
+from reproduce.tables.results import Results
 
 PLOTS = ("perplexity", "selection", "top_k", "block_size", "miss_gate", "pass_key", "conversion")
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measured(results: Results) -> Results:
     around = {"machine": "AMD EPYC, 2 cores", "date": "2026-11-25", "weights": "0.9M"}
-    books = {"method": names.LANDMARK, "corpus": "books", "read_length": 4096, "local": 250}
+    books = {"method": words.LANDMARK, "corpus": "books", "read_length": 4096, "local": 250}
     for length in (512, 2048, 4096):
         add_perplexities(results, landmark(length, 4), 20.0, 20.1, attended=350, **around)
         add_perplexities(results, landmark(length, 4, "math"), 5.0, **around)
@@ -31,25 +31,25 @@ def measured(results: Results) -> Results:
     add_differences(results, landmark(512, 4), full(), -0.01)
     for number, selection in enumerate(("per_token_and_head", "per_head", "per_token")):
         add_perplexities(
-            results, books | {"table": names.SELECTION, "selection": selection, "top_k": 4}, 20 + number, 19 + number
+            results, books | {"table": words.SELECTION, "selection": selection, "top_k": 4}, 20 + number, 19 + number
         )
     for size in (1, 4, 16):
-        add_perplexities(results, books | {"table": names.TOP_K, "top_k": size}, 20 + 1 / size)
+        add_perplexities(results, books | {"table": words.TOP_K, "top_k": size}, 20 + 1 / size)
         add_perplexities(
-            results, books | {"table": names.BLOCK_SIZE, "block_size": 8 * size, "top_k": 32 // size}, 20.0
+            results, books | {"table": words.BLOCK_SIZE, "block_size": 8 * size, "top_k": 32 // size}, 20.0
         )
-    gate = books | {"table": names.MISS_GATE, "read_length": 2048}
+    gate = books | {"table": words.MISS_GATE, "read_length": 2048}
     add_perplexities(results, gate, 20.0)
     for threshold in (0.1, 0.3):
-        changes = {"method": names.WITH_MISS_GATE, "threshold": threshold}
+        changes = {"method": words.WITH_MISS_GATE, "threshold": threshold}
         add_perplexities(results, gate | changes, 20 + threshold, skipped=2 * threshold)
     for length in (512, 32768):
         for tenth in range(10):
             results.add(pass_key(length, 5 - tenth // 5, 5, depth=tenth / 10, model="0.9M weights", **around))
     for steps in (0, 50):
-        told = {"table": names.CONVERSION, "steps": steps, "tokens_trained": steps * 1000}
+        told = {"table": words.CONVERSION, "steps": steps, "tokens_trained": steps * 1000}
         add_perplexities(results, books | told, 30 - steps / 5)
-        results.add(told | {"method": names.LANDMARK, "seed": 0, "read_length": 8192, "accuracy": 0.5, "samples": 4})
+        results.add(told | {"method": words.LANDMARK, "seed": 0, "read_length": 8192, "accuracy": 0.5, "samples": 4})
     return results
 
 
@@ -87,7 +87,7 @@ def test_toy_step_counts_are_loud(results: Results, tmp_path: Path):
 def test_nothing_measured_is_a_whole_report(results: Results, tmp_path: Path):
     render(results, tmp_path)
     report = (tmp_path / "results.md").read_text()
-    assert report.count("\n## ") == 1 + len(names.TABLES)
+    assert report.count("\n## ") == 1 + len(words.TABLES)
     assert report.count("Plot of ") == len(PLOTS)
     assert "0 held, 0 did not hold, 15 not tested here." in report
     assert list((tmp_path / "figures").iterdir()) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from measurements import add_perplexities, full, landmark
 
-from landmark.report.results import Results
+from reproduce.tables.results import Results
 
 LINE = {
     "table": "language_modeling",

@@ -3,20 +3,20 @@ from pathlib import Path
 
 import pytest
 
-from landmark.recipes.catalogue import RECIPES, find, plan_of
-from landmark.recipes.paper import paper_pg19
-from landmark.recipes.small import small_books
-from landmark.training.options import TrainOptions
+from reproduce.train import NamedTraining
+from reproduce.trainings.catalogue import TRAININGS, find, plan_of
+from reproduce.trainings.paper import paper_pg19
+from reproduce.trainings.small import small_books
 
 OUT = Path("runs/one")
 
 
 def planned(name: str, **options: object):
-    return plan_of(find(name), TrainOptions(out=OUT, recipe=name, **options))
+    return plan_of(find(name), NamedTraining(out=OUT, name=name, **options))
 
 
-@pytest.mark.parametrize("entry", RECIPES, ids=lambda entry: entry.name)
-def test_every_recipe_makes_a_plan(entry, data):
+@pytest.mark.parametrize("entry", TRAININGS, ids=lambda entry: entry.name)
+def test_every_training_makes_a_plan(entry, data):
     needs_texts = not entry.name.startswith("paper")
     plan = planned(entry.name, seed=5, **({"data": data} if needs_texts else {}))
     assert (plan.out, plan.seed) == (OUT, 5)
@@ -43,7 +43,7 @@ def test_given_where_the_package_has_another_default_is_given(data):
         ("small_books", {"data": Path(), "adapter": "lora"}, "small_books does not take --adapter"),
         ("shipped_model", {"attention": "full"}, "it takes --out, --data, --seed"),
         ("paper_pg19", {"data": Path()}, "paper_pg19 does not take --data"),
-        ("small_math", {}, "the recipe small_math needs --data"),
+        ("small_math", {}, "the training small_math needs --data"),
     ],
 )
 def test_other_options_are_refused(name, options, message):
@@ -52,7 +52,7 @@ def test_other_options_are_refused(name, options, message):
 
 
 def test_unknown_names_are_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"no recipe 'smal_book', neither .*; did you mean small_books\?"):
+    with pytest.raises(ValueError, match=r"no training 'smal_book'; did you mean small_books\?"):
         find("smal_book")
-    with pytest.raises(ValueError, match=r"recipes of the package are small_books, small_math, paper_pg19"):
+    with pytest.raises(ValueError, match=r"trainings of the project are small_books, small_math, paper_pg19"):
         find("xyz")

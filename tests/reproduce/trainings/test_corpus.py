@@ -1,6 +1,6 @@
 import pytest
 
-from landmark.recipes.corpus import Corpus
+from reproduce.trainings.corpus import Corpus
 
 
 def test_files_come_by_name(data):

@@ -1,6 +1,6 @@
 import pytest
 
-from landmark.recipes.language_modeling import SPAN, reach, recipe, stage, windows
+from reproduce.trainings.language_modeling import SPAN, reach, recipe, stage, windows
 
 
 @pytest.mark.parametrize("attention", windows(SPAN))

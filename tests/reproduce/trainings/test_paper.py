@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from landmark.data.corpora import CORPORA
 from landmark.data.windows import tokens_per_step
-from landmark.recipes.paper import paper_arxiv, paper_pg19
+from reproduce.trainings.paper import paper_arxiv, paper_pg19
 
 
 def test_the_model_has_the_papers_size():

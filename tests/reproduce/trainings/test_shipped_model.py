@@ -2,7 +2,7 @@ from pathlib import Path
 
 from landmark.data.recall import RecallTask
 from landmark.data.windows import Stage
-from landmark.recipes.shipped_model import shipped_model
+from reproduce.trainings.shipped_model import shipped_model
 
 
 def test_the_curriculum_ends_among_distractors(data):

@@ -2,9 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from landmark.data.windows import Stage
-from landmark.recipes.corpus import Corpus
-from landmark.recipes.small import MODEL, small, small_books, small_math
 from landmark.training.recipe import Recipe
+from reproduce.trainings.corpus import Corpus
+from reproduce.trainings.small import MODEL, small, small_books, small_math
 
 
 def test_a_small_training_stays_what_was_measured(data):

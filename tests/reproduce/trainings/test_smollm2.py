@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from landmark.recipes.catalogue import find, plan_of
-from landmark.recipes.smollm2 import SHARES, STAGES, smollm2_135m
-from landmark.training.options import TrainOptions
+from reproduce.train import NamedTraining
+from reproduce.trainings.catalogue import find, plan_of
+from reproduce.trainings.smollm2 import SHARES, STAGES, smollm2_135m
 
 
 def folder(tmp_path: Path) -> Path:
@@ -22,7 +22,7 @@ def test_the_plan_distils_with_adapters(tmp_path):
 
 def test_a_gguf_file_can_stand_in_for_the_hub(tmp_path):
     data = folder(tmp_path)
-    options = TrainOptions(out=tmp_path / "out", recipe="smollm2_135m", data=data, model="a.gguf")
+    options = NamedTraining(out=tmp_path / "out", name="smollm2_135m", data=data, model="a.gguf")
     assert plan_of(find("smollm2_135m"), options).model == "a.gguf"
 
 

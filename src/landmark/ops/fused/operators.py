@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landmark.ops.derivatives import second_derivatives_refused
+from landmark.ops.autograd import second_derivatives_refused
 from landmark.ops.fused import launch
 from landmark.ops.fused.launch import Inputs, Rules
 

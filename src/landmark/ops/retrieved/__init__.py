@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from landmark.ops.few_queries import FEW_QUERIES
-from landmark.ops.retrieved.few_queries import join_few
+from landmark.ops.decode_cpu import FEW_QUERIES
+from landmark.ops.retrieved.cpu import in_place_blocks, join_few, merge, reads_in_place
 from landmark.ops.retrieved.gathered import gathered_blocks
-from landmark.ops.retrieved.in_place import in_place_blocks, reads_in_place
-from landmark.ops.retrieved.merging import merge
 from landmark.ops.retrieved.pages import Pages, Scores
 from landmark.ops.rotary import Rotation
 from landmark.ops.triton_support import obstacle
@@ -108,7 +106,7 @@ def _reader(backend: str, query: Tensor, pages: Pages) -> _Read:
         reason = obstacle(query, pages.keys, pages.values)
         if reason is None:
             # Needs the package triton.
-            from landmark.ops.retrieved.triton_blocks import triton_blocks
+            from landmark.ops.retrieved.gpu import triton_blocks
 
             return triton_blocks
         if backend == "triton":

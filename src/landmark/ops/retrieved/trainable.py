@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from landmark.ops.blockwise import working_dtype
 from landmark.ops.retrieved.pages import Scores
 from landmark.ops.rotary import Rotation
-from landmark.ops.tiles import working_dtype
 
 
 def trainable_blocks(

@@ -1,0 +1,1 @@
+"""Tables, plots and verdicts, made of measurements."""

@@ -1,0 +1,1 @@
+"""The trainings of the project, each decided to the last setting."""

@@ -1,0 +1,1 @@
+"""Indexes of landmark keys: which blocks score highest for a query."""

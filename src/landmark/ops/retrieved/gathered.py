@@ -1,0 +1,102 @@
+"""Retrieved blocks in plain PyTorch, on any device: the blocks of a few queries at a time are copied together."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from landmark.ops.blockwise import working_dtype
+from landmark.ops.retrieved.pages import Pages, Scores
+from landmark.ops.rotary import Rotation
+
+# Gathered bytes of a tile: on a CPU little enough to be in cache when they are used.
+_TILE_BYTES = 4 << 20
+_TILE_BYTES_ACCELERATOR = 8 << 20
+
+
+def gathered_blocks(
+    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scores: Scores
+) -> tuple[Tensor, Tensor]:
+    """See `landmark.ops.retrieved_attention`."""
+    work = _laid_out(query, pages, distance)
+    stride, dim, k = pages.keys.shape[3], query.shape[-1], pages.places.shape[-1]
+    items, queries = _tile_sizes(query, work.query.shape[1], k, stride)
+    gates = query.new_empty(*work.query.shape[:2], k, dtype=working_dtype(query))
+    inside = gates.new_empty(*gates.shape, pages.values.shape[-1])
+    # Every tile fills the same buffers: fresh ones would cost page after page in faults.
+    rooms = [x.new_empty(items * k, *x.shape[3:]) for x in (pages.keys, pages.values)]
+    for start in range(0, len(work.query), items):
+        some = slice(start, start + items)
+        places = work.places[some]
+        keys, values = (
+            torch.index_select(x.flatten(0, 2), 0, places.clamp(min=0).flatten(), out=room[: places.numel()])
+            for x, room in zip((pages.keys, pages.values), rooms, strict=True)
+        )
+        for first in range(0, work.query.shape[1], queries):
+            those = slice(first, first + queries)
+            turned = rotation.apply(work.query[some, those, None].to(gates.dtype), work.distance[some, those])
+            scaled = turned.expand(-1, -1, k, dim) * scores.scale
+            inside[some, those], gates[some, those] = _read(scaled, keys, values, places, scores.softcap)
+    return work.by_head(inside.flatten(-2)).unflatten(-1, inside.shape[-2:]), work.by_head(gates)
+
+
+class _Work(NamedTuple):
+    """The same task as M items, each a set of blocks with the R queries that share it."""
+
+    query: Tensor  # [M,R,D]
+    places: Tensor  # [M,k], among all pages of all rows and heads; -1 is no block
+    distance: Tensor  # [M,R,k]
+    by_head: Callable[[Tensor], Tensor]  # [M,R,X] -> [B,H,T,X]
+
+
+def _laid_out(query: Tensor, pages: Pages, distance: Tensor) -> _Work:
+    rows, heads, length, dim = query.shape
+    kv_heads, capacity = pages.keys.shape[1:3]
+    groups, k = heads // kv_heads, pages.places.shape[-1]
+    first = torch.arange(rows * kv_heads, device=query.device).view(rows, kv_heads, 1, 1, 1) * capacity
+
+    def among_all(numbers: Tensor) -> Tensor:
+        """Places among all pages, from places `numbers [B,Hkv,...]`."""
+        return torch.where(numbers < 0, -1, numbers + first).reshape(-1, k)
+
+    if pages.places.shape[1] == heads:
+        # Queries that share the blocks of their head are one item.
+        sharing = length if pages.places.shape[2] == 1 else 1
+        return _Work(
+            query.reshape(-1, sharing, dim),
+            among_all(pages.places.unflatten(1, (kv_heads, groups)).flatten(2, 3)[:, :, :, None]),
+            distance.reshape(-1, sharing, k),
+            lambda x: x.view(rows, heads, length, -1),
+        )
+    assert pages.places.shape[1] == 1, "blocks are shared by all heads or by none"
+    return _Work(
+        query.unflatten(1, (kv_heads, groups)).transpose(2, 3).reshape(-1, groups, dim),
+        among_all(pages.places.expand(-1, kv_heads, -1, -1)[:, :, :, None]),
+        distance.expand(-1, kv_heads, -1, -1).reshape(-1, 1, k).expand(-1, groups, -1),
+        lambda x: x.view(rows, kv_heads, length, groups, -1).transpose(2, 3).flatten(1, 2),
+    )
+
+
+def _tile_sizes(query: Tensor, sharing: int, k: int, stride: int) -> tuple[int, int]:
+    """Items and queries per tile: bounds what is gathered, and the queries and scores that meet it."""
+    limit = _TILE_BYTES if query.device.type == "cpu" else _TILE_BYTES_ACCELERATOR
+    size = max(4, query.element_size())  # halves are widened to float32 in the tile
+    gathered = 2 * k * stride * query.shape[-1] * size
+    per_query = 2 * k * (stride + query.shape[-1]) * size
+    queries = max(1, min(sharing, limit // per_query))
+    return max(1, limit // max(gathered, queries * per_query)), queries
+
+
+def _read(query: Tensor, keys: Tensor, values: Tensor, places: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """One tile: query [m,r,k,D] scaled and rotated, keys and values [m * k,stride,...], places [m,k]."""
+    items, queries, k, dim = query.shape
+    keys, values = keys.to(query.dtype), values.to(query.dtype)
+    scores = query.transpose(1, 2).reshape(items * k, queries, dim) @ keys.transpose(1, 2)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    missing = (places < 0).view(-1, 1)
+    gates = scores[..., -1].masked_fill(missing, -torch.inf)
+    # What is read for no block is the first one: it must not count.
+    inside = (scores[..., :-1].softmax(-1) @ values[:, :-1]).masked_fill_(missing[..., None], 0.0)
+    return inside.view(items, k, queries, -1).transpose(1, 2), gates.view(items, k, queries).transpose(1, 2)

@@ -1,0 +1,1 @@
+"""Stores of the keys and values of blocks: on the device, tiered, in files."""
