@@ -40,7 +40,7 @@ def run(
         "batch": batch,
         "steps": options.steps,
         "block_size": settings.block_size,
-        "top_k": settings.top_k,
+        "retrieve": settings.retrieve,
         "local_blocks": settings.local_blocks,
         **subject.sizes._asdict(),
     }
@@ -57,13 +57,13 @@ def _memory(machine: Machine, subject: Subject, options: DecodeOptions, context:
     if lack is not None:
         return Contender("memory", missing=lack)
     cache = filled_cache(subject, batch=len(ids), tokens=context)
-    blocks, top_k = blocks_in_memory(subject.settings, context), subject.settings.top_k
-    return _through(cache, "memory", subject, options, context, ids, blocks=blocks, top_k=top_k)
+    blocks, retrieve = blocks_in_memory(subject.settings, context), subject.settings.retrieve
+    return _through(cache, "memory", subject, options, context, ids, blocks=blocks, retrieve=retrieve)
 
 
 def _no_memory(machine: Machine, subject: Subject, options: DecodeOptions, context: int, ids: Tensor) -> Contender:
-    cache = LandmarkCache(subject.model.config, top_k=0)
-    return _through(cache, "no memory", subject, options, context, ids, blocks=0, top_k=0)
+    cache = LandmarkCache(subject.model.config, retrieve=0)
+    return _through(cache, "no memory", subject, options, context, ids, blocks=0, retrieve=0)
 
 
 def _through(
@@ -75,9 +75,9 @@ def _through(
     ids: Tensor,
     *,
     blocks: int,
-    top_k: int,
+    retrieve: int,
 ) -> Contender:
-    """Steps of the converted model through a cache with so many blocks, of which a query opens `top_k`."""
+    """Steps of the converted model through a cache with so many blocks, of which a query opens `retrieve`."""
 
     cached = through(subject.model, cache)
 
@@ -94,7 +94,7 @@ def _through(
             window=positions_in_sight(subject.settings, context),
             block_size=subject.settings.block_size,
             blocks=blocks,
-            top_k=top_k,
+            retrieve=retrieve,
             opened=opened_blocks(cache, subject.sizes),
             logits=True,
         )

@@ -84,7 +84,7 @@ def run(
     for count in queries:
         places = torch.randint(landmarks.queries.shape[1], (count,), generator=generator)
         yield from _search(
-            machine, built, landmarks.queries[None, :, places], landmarks.top_k, blocks, rounds, progress
+            machine, built, landmarks.queries[None, :, places], landmarks.retrieve, blocks, rounds, progress
         )
 
 
@@ -123,7 +123,7 @@ def _search(
         "heads": heads,
         "kv_heads": 1,
         "head_dim": dim,
-        "top_k": k,
+        "retrieve": k,
     }
     work = Work(2 * dim * heads * blocks, 4 * dim * blocks // count)
     made = [_contender(one, query, k, blocks, work) for one in built]

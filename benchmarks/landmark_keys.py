@@ -25,7 +25,7 @@ class Landmarks(NamedTuple):
 
     keys: Tensor
     queries: Tensor
-    top_k: int
+    retrieve: int
 
 
 class RecordingIndex(ExactIndex):
@@ -70,7 +70,7 @@ def landmarks_of_book(tokens: int = TOKENS) -> Landmarks:
     keys = index.keys(torch.arange(count)[None])[0]
     group = index.asked[0].shape[1] // len(keys)
     queries = torch.cat(index.asked, dim=2)[0, :group]
-    return Landmarks(keys[0], queries, cache.settings.top_k)
+    return Landmarks(keys[0], queries, cache.settings.retrieve)
 
 
 def drawn_like(keys: Tensor, count: int, generator: torch.Generator) -> Tensor:

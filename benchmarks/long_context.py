@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--host-budget", default="256MB")
     parser.add_argument("--index", default="auto")
     parser.add_argument("--recall", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, help="blocks opened to answer; default: as many as while reading")
+    parser.add_argument("--retrieve", type=int, help="blocks opened to answer; default: as many as while reading")
     parser.add_argument("--beside", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -156,8 +156,8 @@ def stated_keys(context: Context) -> list[tuple[str, range]]:
 def ask(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict[str, Any]) -> None:
     """Ask for every key, and print each answer and the whole."""
     before, start = resident_bytes(), time.perf_counter()
-    if options.top_k is not None:
-        memory["top_k"] = options.top_k
+    if options.retrieve is not None:
+        memory["retrieve"] = options.retrieve
     context = Context.open(options.folder, model, tokenizer, **memory)
     opened = time.perf_counter() - start
     asked = [context]
@@ -255,7 +255,7 @@ def decode(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict
             row = {
                 "tokens": context.tokens_read,
                 "selection": selection,
-                "top_k": cache.settings.top_k,
+                "retrieve": cache.settings.retrieve,
                 "blocks_per_token": (moved.wanted - before.wanted) / DECODED,
                 "read_kb_per_token": (moved.wanted - before.wanted) * piece / DECODED / 1e3,
                 "from_disk_kb_per_token": (moved.file_bytes - before.file_bytes) / DECODED / 1e3,

@@ -69,14 +69,14 @@ def _loaded(options: ModelOptions) -> PreTrainedModel:
     only_errors()
     model = from_pretrained(options.model)
     stored = Settings.of(text_config(model.config))
-    given = {name: getattr(options, name) for name in ("top_k", "local_blocks")}
+    given = {name: getattr(options, name) for name in ("retrieve", "local_blocks")}
     changed = {name: value for name, value in given.items() if value is not None}
     return convert(model, **(stored.to_dict() | changed)) if changed else model
 
 
 def _random(options: ModelOptions, layers: int) -> PreTrainedModel:
     heads, width, block_size = options.heads or 8, options.width or 512, options.block_size or 50
-    top_k, local_blocks = options.top_k or 4, options.local_blocks or 0
+    retrieve, local_blocks = options.retrieve or 4, options.local_blocks or 0
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
@@ -85,12 +85,12 @@ def _random(options: ModelOptions, layers: int) -> PreTrainedModel:
         num_attention_heads=heads,
         num_key_value_heads=options.kv_heads or heads,
         # Room for the longest chunk that is ever read at once.
-        max_position_embeddings=(top_k + 1 + local_blocks + 1) * (block_size + 1) + MAX_CHUNK,
+        max_position_embeddings=(retrieve + 1 + local_blocks + 1) * (block_size + 1) + MAX_CHUNK,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
-    convert(model, block_size=block_size, landmark_id=VOCABULARY - 1, top_k=top_k, local_blocks=local_blocks)
+    convert(model, block_size=block_size, landmark_id=VOCABULARY - 1, retrieve=retrieve, local_blocks=local_blocks)
     text_config(model.config).landmark["trained_tokens"] = None  # nobody asks what it says
     return model
 

@@ -87,7 +87,7 @@ class ModelOptions(CommonOptions):
     """Size of its feed-forward layers; default 4 times the width."""
     block_size: MaybeFromOne = None
     """Ordinary tokens in a block; default: the model's setting, 50 for the random model."""
-    top_k: MaybeFromOne = None
+    retrieve: MaybeFromOne = None
     """Blocks opened per query; default: the model's setting, 4 for the random model."""
     local_blocks: MaybeFromZero = None
     """Newest complete blocks kept in sight; default: the model's setting, 0 for the random model."""
@@ -109,7 +109,7 @@ class ModelOptions(CommonOptions):
 class ReadOptions(ModelOptions):
     """Time reading: chunks of a long text, with all that came before in memory.
 
-    Contenders, with the same weights and chunks: memory; "no memory" (the same with top_k 0 and nothing kept; the
+    Contenders, with the same weights and chunks: memory; "no memory" (the same with retrieve 0 and nothing kept; the
     base of the ratios); plain (the model before conversion on the chunk alone); full (it again, with attention to
     the whole text through a preallocated cache). Memory is filled with random keys and values, not read.
 
@@ -129,7 +129,7 @@ class ReadOptions(ModelOptions):
 class DecodeOptions(ModelOptions):
     """Time decoding: one token after another, over contexts of any length.
 
-    Contenders, with the same weights: memory; no memory (the same with top_k 0: what the weights and everything
+    Contenders, with the same weights: memory; no memory (the same with retrieve 0: what the weights and everything
     around attention cost); full (the model before conversion, attention to every token through a preallocated cache;
     the base of the ratios); growing (the same through transformers' own cache, which copies all keys and values at
     every step); and with --dense the grouped softmax over every token, written densely. Contexts are filled with

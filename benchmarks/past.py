@@ -50,7 +50,7 @@ def filled_cache_bytes(subject: Subject, *, batch: int, tokens: int) -> int:
 def _reach(cache: LandmarkCache) -> int:
     """Rotary positions in use when the longest chunk is read."""
     settings = cache.settings
-    return (settings.top_k + 1 + settings.local_blocks + 1) * settings.stride + cache.chunk_positions
+    return (settings.retrieve + 1 + settings.local_blocks + 1) * settings.stride + cache.chunk_positions
 
 
 def _piece_blocks(settings: Settings, reach: int, blocks: int) -> int:

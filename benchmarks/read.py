@@ -47,7 +47,7 @@ def run(
         "blocks": blocks_in_memory(settings, context),
         "chunk": options.chunk,
         "block_size": settings.block_size,
-        "top_k": settings.top_k,
+        "retrieve": settings.retrieve,
         "local_blocks": settings.local_blocks,
         **subject.sizes._asdict(),
     }
@@ -71,14 +71,14 @@ def _memory(machine: Machine, subject: Subject, options: ReadOptions, context: i
     cache = filled_cache(subject, batch=1, tokens=start)
 
     def work() -> Work:
-        blocks, top_k = blocks_in_memory(subject.settings, context), subject.settings.top_k
-        return chunk_work(subject, context, options.chunk, blocks, top_k, opened_blocks(cache, subject.sizes))
+        blocks, retrieve = blocks_in_memory(subject.settings, context), subject.settings.retrieve
+        return chunk_work(subject, context, options.chunk, blocks, retrieve, opened_blocks(cache, subject.sizes))
 
     return Contender("memory", lambda: _into(subject, ids, cache), work=work, kept_bytes=lambda: cache.nbytes)
 
 
 def _no_memory(machine: Machine, subject: Subject, options: ReadOptions, context: int, ids: Tensor) -> Contender:
-    cache = LandmarkCache(subject.model.config, top_k=0)
+    cache = LandmarkCache(subject.model.config, retrieve=0)
     return Contender(
         BASE,
         lambda: _into(subject, ids, cache),
@@ -124,7 +124,7 @@ def _over(subject: Subject, ids: Tensor, cache: Any) -> None:
     base(input_ids=ids, **through(base, cache), bench_attend=attend)
 
 
-def chunk_work(subject: Subject, context: int, tokens: int, blocks: int, top_k: int, opened: int) -> Work:
+def chunk_work(subject: Subject, context: int, tokens: int, blocks: int, retrieve: int, opened: int) -> Work:
     """Work of `tokens` ordinary tokens and their landmarks that begin `context` tokens into a text."""
     size = subject.settings.block_size
     return memory_work(
@@ -134,7 +134,7 @@ def chunk_work(subject: Subject, context: int, tokens: int, blocks: int, top_k: 
         window=positions_in_sight(subject.settings, context),
         block_size=size,
         blocks=blocks,
-        top_k=top_k,
+        retrieve=retrieve,
         opened=opened,
         logits=False,
     )

@@ -94,18 +94,18 @@ def memory_work(
     window: int,
     block_size: int,
     blocks: int = 0,
-    top_k: int = 0,
+    retrieve: int = 0,
     opened: int = 0,
     logits: bool,
 ) -> Work:
     """`positions` of a stream, landmarks included, read with `blocks` in memory and `window` positions in sight.
 
     Every layer but the first, whose landmarks are all alike, scores every landmark: its float32 key is read once.
-    Each query reads its `top_k` blocks; `opened` counts different blocks, over layers, rows and key heads: each
+    Each query reads its `retrieve` blocks; `opened` counts different blocks, over layers, rows and key heads: each
     comes from memory once.
     """
     stride, heads = block_size + 1, batch * model.heads
-    chosen = positions * min(top_k, blocks)
+    chosen = positions * min(retrieve, blocks)
     inside = Pairs(chosen * stride, chosen * block_size)
     scoring = 2 * model.head_dim * heads * (model.layers - 1) * positions * blocks
     landmarks = 4 * model.head_dim * batch * model.kv_heads * (model.layers - 1) * blocks

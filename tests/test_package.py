@@ -145,7 +145,7 @@ def test_bad_option_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (ValueError("top_k is -1:\n  give 0 or more"), 2, "landmark: error: top_k is -1: give 0 or more\n"),
+        (ValueError("retrieve is -1:\n  give 0 or more"), 2, "landmark: error: retrieve is -1: give 0 or more\n"),
         (
             FileNotFoundError(2, "No such file", "a"),
             2,

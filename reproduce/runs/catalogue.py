@@ -108,9 +108,9 @@ def _variants() -> Iterator[Experiment]:
 
 
 def _block_size_rows(size: int) -> tuple[Row, ...]:
-    top_k, local = BLOCK_SIZES[size]
+    retrieve, local = BLOCK_SIZES[size]
     told = {"block_size": size, "blocks": 4096 // size}
-    rows = [read.landmark(words.BLOCK_SIZE, 4096, top_k, local=local).with_settings(**told)]
+    rows = [read.landmark(words.BLOCK_SIZE, 4096, retrieve, local=local).with_settings(**told)]
     if size == MOST_OPENED:
-        rows += [read.landmark(words.TOP_K, 4096, k, local=225).with_settings(**told) for k in (1, 2, 4, 8, 16)]
+        rows += [read.landmark(words.RETRIEVE, 4096, k, local=225).with_settings(**told) for k in (1, 2, 4, 8, 16)]
     return tuple(rows)

@@ -60,7 +60,7 @@ def converted(setup: Setup, steps: int) -> tuple[Any, Any]:
     model = plain_model(setup)
     if steps == 0:
         untrained, tokenizer = load_plain(model)
-        return placed(convert(untrained, block_size=BLOCK_SIZE, top_k=2)).eval(), tokenizer
+        return placed(convert(untrained, block_size=BLOCK_SIZE, retrieve=2)).eval(), tokenizer
     out = setup.out / "trainings" / f"conversion-{steps}"
     plan = small(setup.corpora["books"], out, tokenizer_of(setup, "books"), steps=steps, size=setup.scale.size)
     recipe = Recipe(

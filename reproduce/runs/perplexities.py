@@ -44,13 +44,13 @@ class Row:
         return replace(self, settings=self.settings | settings)
 
 
-def landmark(table: str, length: int, top_k: int, *, method: str = "landmark", local: int = 250, **changes: Any) -> Row:
+def landmark(table: str, length: int, retrieve: int, *, method: str = "landmark", local: int = 250, **changes: Any) -> Row:
     """Landmark attention that reads chunks of `local` tokens, by the paper's rules (no local blocks).
 
     `changes` are arguments of `Reading.of`; those that say something of the method are told in the line.
     """
     arguments: dict[str, Any] = {"local_blocks": 0} | changes
-    told = {"local": local, "top_k": top_k, "blocks": changes.get("max_blocks") or BLOCKS[length]}
+    told = {"local": local, "retrieve": retrieve, "blocks": changes.get("max_blocks") or BLOCKS[length]}
     told |= {
         name: changes[key]
         for key, name in (("selection", "selection"), ("miss_threshold", "threshold"), ("local_blocks", "local_blocks"))
@@ -58,14 +58,14 @@ def landmark(table: str, length: int, top_k: int, *, method: str = "landmark", l
     }
 
     def reading(config: Any) -> Reading:
-        return Reading.of(config, top_k=top_k, local=local, **arguments)
+        return Reading.of(config, retrieve=retrieve, local=local, **arguments)
 
     return Row(table, method, length, reading, told)
 
 
-def true_positions(length: int, top_k: int, method: str) -> Row:
+def true_positions(length: int, retrieve: int, method: str) -> Row:
     """Landmark attention whose opened blocks are read where they stood in the text."""
-    stingy = landmark("positions", length, top_k, method=method)
+    stingy = landmark("positions", length, retrieve, method=method)
 
     def reading(config: Any) -> Reading:
         return TruePositions(**vars(stingy.reading(config)))
@@ -102,14 +102,14 @@ def sinks(table: str, length: int, count: int = 4) -> Row:
     return Row(table, "sliding window with sinks", length, lambda config: one, {"local": window})
 
 
-def memorizing(table: str, length: int, top_k: int = 32) -> Row:
+def memorizing(table: str, length: int, retrieve: int = 32) -> Row:
     """Memorizing Transformer: windows whose memory layer looks up single keys of everything before."""
 
     def reading(config: Any) -> SegmentReading:
         layer = config.landmark_memory_layer
-        return SegmentReading("knn", WINDOW, lambda: Memorizing(WINDOW, top_k, layer), extra=top_k)
+        return SegmentReading("knn", WINDOW, lambda: Memorizing(WINDOW, retrieve, layer), extra=retrieve)
 
-    return Row(table, "Memorizing Transformer", length, reading, {"local": WINDOW, "top_k": top_k})
+    return Row(table, "Memorizing Transformer", length, reading, {"local": WINDOW, "retrieve": retrieve})
 
 
 class TestWindows:

@@ -30,8 +30,8 @@ def _language_modeling(corpus: str) -> tuple[Claim, ...]:
     def read(settings: Line) -> Line:
         return {"table": words.LANGUAGE_MODELING, "corpus": corpus, **settings}
 
-    def landmark(read_length: int, top_k: int, **other: Any) -> Line:
-        return read(paper.landmark(read_length, top_k, **other))
+    def landmark(read_length: int, retrieve: int, **other: Any) -> Line:
+        return read(paper.landmark(read_length, retrieve, **other))
 
     def near_transformer_xl(read_length: int) -> Check:
         one, other = landmark(read_length, 4), read(paper.transformer_xl(read_length))
@@ -69,8 +69,8 @@ def _language_modeling(corpus: str) -> tuple[Claim, ...]:
 
 
 def _as_good_as(selection: str) -> Claim:
-    def selected(name: str, read_length: int, top_k: int) -> Line:
-        setting = {"selection": name, "read_length": read_length, "top_k": top_k}
+    def selected(name: str, read_length: int, retrieve: int) -> Line:
+        setting = {"selection": name, "read_length": read_length, "retrieve": retrieve}
         return {"table": words.SELECTION, "corpus": words.BOOKS, "method": words.LANDMARK, **setting}
 
     return Claim(
@@ -122,7 +122,7 @@ def _skipping(threshold: float, least: float, share_above: float) -> Check:
         "corpus": words.BOOKS,
         "method": words.LANDMARK,
         "read_length": 2048,
-        "top_k": 4,
+        "retrieve": 4,
     }
     gated = {**without, "method": words.WITH_MISS_GATE, "threshold": threshold}
 

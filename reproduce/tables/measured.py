@@ -25,7 +25,7 @@ def differing(groups: Sequence[Sequence[Line]], but: Sequence[str] = ("seed",)) 
 
 
 def labels(groups: Sequence[Sequence[Line]], but: Sequence[str] = ("seed",)) -> list[str]:
-    """What tells each group from the others, such as "top_k 4, steps 2,000"."""
+    """What tells each group from the others, such as "retrieve 4, steps 2,000"."""
     names = differing(groups, but)
     return [
         ", ".join(f"{word(name)} {number(value)}" for name in names if (value := group[0].get(name)) is not None)

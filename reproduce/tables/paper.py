@@ -22,10 +22,10 @@ class Row:
     paper: dict[str, str] = field(default_factory=dict)
 
 
-def landmark(read_length: int, top_k: int, *, local: int = LOCAL, blocks: int | None = None) -> dict[str, Any]:
+def landmark(read_length: int, retrieve: int, *, local: int = LOCAL, blocks: int | None = None) -> dict[str, Any]:
     """The settings of landmark attention in table 1."""
     blocks = BLOCKS[read_length] if blocks is None else blocks
-    return {"method": LANDMARK, "read_length": read_length, "local": local, "blocks": blocks, "top_k": top_k}
+    return {"method": LANDMARK, "read_length": read_length, "local": local, "blocks": blocks, "retrieve": retrieve}
 
 
 def full(local: int) -> dict[str, Any]:
@@ -63,13 +63,13 @@ SELECTION_SETTINGS = ((2048, 2), (2048, 4), (4096, 4))  # read length, k
 
 # Table 2, on PG-19.
 SELECTION = tuple(
-    Row({"corpus": BOOKS, "selection": selection, "read_length": length, "top_k": top_k}, {"paper: PG-19": value})
+    Row({"corpus": BOOKS, "selection": selection, "read_length": length, "retrieve": retrieve}, {"paper: PG-19": value})
     for selection, values in zip(
         SELECTIONS,
         (("15.14", "14.92", "14.72"), ("15.48", "15.10", "14.95"), ("15.44", "15.04", "14.89")),
         strict=True,
     )
-    for (length, top_k), value in zip(SELECTION_SETTINGS, values, strict=True)
+    for (length, retrieve), value in zip(SELECTION_SETTINGS, values, strict=True)
 )
 
 

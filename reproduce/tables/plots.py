@@ -87,11 +87,11 @@ def _granularity(results: Results) -> Figure | None:
     by_corpus = grouped(lines, lambda line: line.get("corpus"))
     figure, [row] = panels(1, len(by_corpus))
     for axes, (corpus, own) in zip(row, by_corpus.items(), strict=True):
-        settings = sorted({(line["read_length"], line.get("top_k") or 0) for line in own})
+        settings = sorted({(line["read_length"], line.get("retrieve") or 0) for line in own})
         selections = grouped(own, lambda line: line.get("selection"))
         for place, (selection, some) in enumerate(selections.items()):
             shift = 0.15 * (place - (len(selections) - 1) / 2)
-            at = grouped(some, lambda line: (line["read_length"], line.get("top_k") or 0))
+            at = grouped(some, lambda line: (line["read_length"], line.get("retrieve") or 0))
             places = [settings.index(setting) + shift for setting in at]
             middle, low, high = zip(*(_perplexity(_chosen(group)) for group in at.values()), strict=True)
             bars = [
@@ -99,7 +99,7 @@ def _granularity(results: Results) -> Figure | None:
                 [b - a for a, b in zip(middle, high, strict=True)],
             ]
             axes.errorbar(places, middle, yerr=bars, fmt="o", capsize=3, label=str(selection).replace("_", " "))
-        axes.set_xticks(range(len(settings)), [f"{length:,} tokens\nk = {top_k}" for length, top_k in settings])
+        axes.set_xticks(range(len(settings)), [f"{length:,} tokens\nk = {retrieve}" for length, retrieve in settings])
         axes.set(title=f"who chooses blocks, {corpus}", ylabel="perplexity")
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
@@ -177,12 +177,17 @@ def _conversion(results: Results) -> Figure | None:
 PLOTS = (
     Plot("perplexity", words.LANGUAGE_MODELING, "perplexity by the length read", _by_length),
     Plot("selection", words.SELECTION, "perplexity by who chooses blocks", _granularity),
-    Plot("top_k", words.TOP_K, "perplexity by blocks opened", _one_curve(words.TOP_K, "top_k", "blocks opened")),
+    Plot(
+        "retrieve",
+        words.RETRIEVE,
+        "perplexity by blocks opened",
+        _one_curve(words.RETRIEVE, "retrieve", "blocks opened"),
+    ),
     Plot(
         "block_size",
         words.BLOCK_SIZE,
         "perplexity by block size",
-        _one_curve(words.BLOCK_SIZE, "block_size", "block size", but=("local", "top_k", "blocks")),
+        _one_curve(words.BLOCK_SIZE, "block_size", "block size", but=("local", "retrieve", "blocks")),
     ),
     Plot("miss_gate", words.MISS_GATE, "perplexity by retrievals skipped", _skipped),
     Plot("pass_key", words.PASS_KEY, "pass keys found by length and depth", _heat_map),

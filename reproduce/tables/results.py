@@ -21,7 +21,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from reproduce.tables.words import CORPORA, TABLES
+from landmark.settings import current_names
+from reproduce.tables.words import CORPORA, RETRIEVE, TABLES
 
 Line = dict[str, Any]
 
@@ -33,7 +34,7 @@ SETTINGS = (
     "local",  # ordinary tokens of a chunk, or of a window for methods without memory
     "local_blocks",
     "cache",  # positions carried from segment to segment, as by Transformer-XL
-    "top_k",
+    "retrieve",
     "blocks",  # blocks kept in memory at most
     "selection",
     "block_size",
@@ -172,9 +173,11 @@ def _check_one_of(line: Line, name: str, known: tuple[str | None, ...], where: s
 
 def _parse(text: bytes, where: str) -> Line:
     try:
-        line = json.loads(text)
+        line = json.loads(text, object_hook=current_names)
     except ValueError as error:
         raise ValueError(f"{where} is not JSON ({error}): delete the line, or choose another file") from error
+    if isinstance(line, dict) and line.get("table") == "top_k":  # as it was called before
+        line["table"] = RETRIEVE
     if not isinstance(line, dict):
         raise ValueError(f"{where} is not a JSON object: delete the line, or choose another file")
     return line

@@ -10,7 +10,7 @@ ONE_SEED = "†"  # the interval is that of the windows
 
 WORDS = {
     "read_length": "read length",
-    "top_k": "k",
+    "retrieve": "k",
     "cache": "XL cache",
     "local_blocks": "local blocks",
     "block_size": "block size",
@@ -67,7 +67,7 @@ def percent(change: float) -> str:
 # Tables of the report.
 LANGUAGE_MODELING = "language_modeling"
 SELECTION = "selection"
-TOP_K = "top_k"
+RETRIEVE = "retrieve"
 BLOCK_SIZE = "block_size"
 MISS_GATE = "miss_gate"
 POSITIONS = "positions"
@@ -79,7 +79,7 @@ THROUGHPUT = "throughput"
 TABLES = (
     LANGUAGE_MODELING,
     SELECTION,
-    TOP_K,
+    RETRIEVE,
     BLOCK_SIZE,
     MISS_GATE,
     POSITIONS,

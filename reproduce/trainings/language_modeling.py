@@ -38,9 +38,11 @@ def stage(
     known = windows(span)
     if attention not in known:
         raise ValueError(f"attention is {attention!r}: choose one of {', '.join(known)}")
-    window, segments, top_k = known[attention]
+    window, segments, retrieve = known[attention]
     positions = reach(window, block_size) if attention.startswith("landmark") else window
-    return Stage(steps, positions, tokens // window, attention=attention, segments=segments, top_k=top_k, **changes)
+    return Stage(
+        steps, positions, tokens // window, attention=attention, segments=segments, retrieve=retrieve, **changes
+    )
 
 
 def recipe(stage: Stage, micro_batches: int = 1) -> Recipe:

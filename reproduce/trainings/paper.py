@@ -51,7 +51,7 @@ def paper(
         config=MODEL | {"max_position_embeddings": reach(WINDOW, block_size)},
         recipe=language_modeling.recipe(stage, MICRO_BATCHES),
         block_size=block_size,
-        top_k=2,
+        retrieve=2,
         precision="bfloat16",
         eval_every=5000,
         save_every=1000,

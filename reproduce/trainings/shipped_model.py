@@ -56,7 +56,7 @@ def shipped_model(out: Path, data: Path, *, seed: int = 0) -> Plan:
         config=MODEL,
         recipe=Recipe(CURRICULUM, learning_rate=1.5e-3, warmup_steps=100, weight_decay=0.1),
         block_size=31,
-        top_k=2,
+        retrieve=2,
         save_dtype="float16",
         seed=seed,
     )

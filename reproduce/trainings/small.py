@@ -70,7 +70,7 @@ def small(
         config=config | {"max_position_embeddings": reach(WINDOW, block_size)},
         recipe=language_modeling.recipe(made),
         block_size=block_size,
-        top_k=2 if 5 * (block_size + 1) < WINDOW else 1,  # slots, a local block and a tail fit the trained range
+        retrieve=2 if 5 * (block_size + 1) < WINDOW else 1,  # slots, a local block and a tail fit the trained range
         precision=precision,
         eval_every=400,
         eval_windows=32,

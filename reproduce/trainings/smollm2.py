@@ -17,7 +17,7 @@ from landmark.training.recipe import Recipe
 from reproduce.trainings.corpus import text_files
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SETTINGS: dict[str, Any] = {"block_size": 63, "top_k": 4, "local_blocks": 1}
+SETTINGS: dict[str, Any] = {"block_size": 63, "retrieve": 4, "local_blocks": 1}
 LORA = Lora(rank=16, alpha=32)
 LEARNING_RATE = 1e-3
 WARMUP = 30
@@ -33,7 +33,7 @@ def _among(distractors: int, stage: Stage) -> Stage:
         attention="landmark_distractors",
         distractors=distractors,
         distract_answers=True,
-        top_k=SETTINGS["top_k"],
+        retrieve=SETTINGS["retrieve"],
     )
 
 
@@ -64,7 +64,7 @@ def smollm2_135m(out: Path, data: Path, model: str = MODEL, *, seed: int = 0) ->
             weight_decay=0.0,
         ),
         block_size=SETTINGS["block_size"],
-        top_k=SETTINGS["top_k"],
+        retrieve=SETTINGS["retrieve"],
         adapter=LORA,
         distill=True,
         eval_windows=8,

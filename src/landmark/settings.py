@@ -1,5 +1,6 @@
 """The settings of reading through memory, and what is wrong with bad ones."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from landmark.stream import check_block_size
@@ -11,11 +12,18 @@ Selection = Literal["per_token_and_head", "per_token", "per_head"]
 SELECTIONS: tuple[str, ...] = get_args(Selection)
 Positions = Literal["stingy", "true"]
 
+_NAMES = {"top_k": "retrieve"}  # of settings that were saved under another name
 
-def check_rules(*, block_size: Any, top_k: Any, selection: Any, local_blocks: Any, positions: Any) -> None:
+
+def current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings under the names of today."""
+    return {_NAMES.get(name, name): value for name, value in saved.items()}
+
+
+def check_rules(*, block_size: Any, retrieve: Any, selection: Any, local_blocks: Any, positions: Any) -> None:
     """Raises ValueError, naming the value and the remedy, for settings that mean nothing."""
     check_block_size(block_size)
-    _check_count("top_k", top_k, "0 means local attention only")
+    _check_count("retrieve", retrieve, "0 means local attention only")
     _check_count("local_blocks", local_blocks, "0 is the paper's rule")
     _check_choice("selection", selection, SELECTIONS)
     _check_choice("positions", positions, get_args(Positions))
@@ -33,7 +41,7 @@ def check_miss_threshold(miss_threshold: Any) -> None:
     if not number or not 0 <= miss_threshold < 1:
         raise ValueError(
             f"miss_threshold is {miss_threshold!r}: give a share of attention, 0 (always open blocks) or more and less"
-            " than 1 (for no blocks at all, top_k is 0)"
+            " than 1 (for no blocks at all, retrieve is 0)"
         )
 
 

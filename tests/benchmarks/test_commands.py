@@ -28,7 +28,7 @@ FIGURES = [
 WHERE = ["device", "machine", "threads", "dtype", "contender", "base"]
 AFTER = ["flops_per_s", "bytes_per_s", "skipped"]
 SHAPE = ["layers", "heads", "kv_heads", "head_dim", "layer_weights", "head_weights", "number_bytes"]
-SETTINGS = ["block_size", "top_k", "local_blocks"]
+SETTINGS = ["block_size", "retrieve", "local_blocks"]
 
 OPS = ["ops", "--rounds", "2", "--contenders", "blockwise,reference"]
 TINY_OPS = [*OPS, "--lengths", "12,24", "--heads", "4", "--kv-heads", "2", "--head-dim", "8", "--block-size", "3"]
@@ -113,9 +113,9 @@ def test_a_context_that_does_not_fit_is_skipped_with_the_figures(capsys):
 
 
 def test_a_converted_model_from_a_folder(model_folder, capsys):
-    arguments = ["--model", str(model_folder), "--contexts", "60", "--rounds", "2", "--top-k", "1"]
+    arguments = ["--model", str(model_folder), "--contexts", "60", "--rounds", "2", "--retrieve", "1"]
     rows = rows_of(["read", *arguments, "--chunk", "20"], capsys)
-    assert {(row["block_size"], row["top_k"], row["local_blocks"]) for row in rows} == {(5, 1, 1)}
+    assert {(row["block_size"], row["retrieve"], row["local_blocks"]) for row in rows} == {(5, 1, 1)}
     check_figures(rows)
     check_figures(rows_of(["decode", *arguments, "--steps", "2", "--batch-sizes", "1"], capsys))
 

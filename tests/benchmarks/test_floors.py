@@ -50,7 +50,9 @@ def test_full_work():
 
 
 def test_memory_work():
-    found = memory_work(MODEL, batch=1, positions=2, window=1, block_size=2, blocks=5, top_k=3, opened=4, logits=False)
+    found = memory_work(
+        MODEL, batch=1, positions=2, window=1, block_size=2, blocks=5, retrieve=3, opened=4, logits=False
+    )
     weights = 2 * 2 * 100
     local = 2 * 4 * 4 * (4 + 4)  # an ordinary token sees 2 keys, then a landmark all 2 but its own
     inside = 2 * 4 * 4 * 6 * (3 + 2)  # 2 queries by 3 blocks of 2 tokens and a landmark
@@ -61,6 +63,7 @@ def test_memory_work():
 
 def test_no_more_blocks_are_opened_than_there_are():
     two, many = (
-        memory_work(MODEL, batch=1, positions=1, window=0, block_size=2, blocks=2, top_k=k, logits=True) for k in (2, 9)
+        memory_work(MODEL, batch=1, positions=1, window=0, block_size=2, blocks=2, retrieve=k, logits=True)
+        for k in (2, 9)
     )
     assert two == many

@@ -14,7 +14,7 @@ from benchmarks.roofline import Sizes
 from landmark.ops.attention import landmark_attention
 from landmark.stream import stream_length
 
-OPTIONS = ReadOptions(layers=3, heads=4, kv_heads=2, width=32, block_size=5, top_k=2, local_blocks=1)
+OPTIONS = ReadOptions(layers=3, heads=4, kv_heads=2, width=32, block_size=5, retrieve=2, local_blocks=1)
 
 
 @pytest.fixture

@@ -218,9 +218,12 @@ def test_options_are_held_against_the_model_before_its_weights_are_read(model_fo
     book, model = str(tmp_path / "book.txt"), ["--model", str(model_folder)]
     for arguments, said in [
         (["generate", *model, "--file", book, "--prompt", "x", "--chunk-size", "5000"], "does not fit"),
-        (["generate", *model, "--file", book, "--prompt", "x", "--top-k", "1000"], "nothing fits"),
+        (["generate", *model, "--file", book, "--prompt", "x", "--retrieve", "1000"], "nothing fits"),
         (["eval", "passkey", *model, "--haystack", book, "--local", "1000"], "does not fit"),
-        (["eval", "passkey", *model, "--haystack", book, "--attention", "full", "--top-k", "2"], "leave out top_k"),
+        (
+            ["eval", "passkey", *model, "--haystack", book, "--attention", "full", "--retrieve", "2"],
+            "leave out retrieve",
+        ),
         (["eval", "perplexity", *model, "--data", book, "--lengths", "300,400"], "divide the longest"),
         (["eval", "perplexity", *model, "--data", book, "--against", "full"], "no setting to compare with"),
         (["eval", "perplexity", *model, "--data", book, "--lengths", "1"], "give 2 or more"),

@@ -39,9 +39,9 @@ def test_passkey_prints_a_line_per_length(model_folder, book, capsys, tmp_path):
     assert cli.main([*arguments, "--lengths", "150,200"]) == 0
     rows = lines(capsys)
     assert [row["length"] for row in rows] == [150, 200]
-    fields = "length accuracy samples by_depth attention top_k local_blocks chunk tokens_per_s seconds peak_rss_mb"
+    fields = "length accuracy samples by_depth attention retrieve local_blocks chunk tokens_per_s seconds peak_rss_mb"
     assert all(list(row) == fields.split() for row in rows)
-    assert (rows[0]["samples"], rows[0]["attention"], rows[0]["top_k"]) == (2, "landmark", 2)
+    assert (rows[0]["samples"], rows[0]["attention"], rows[0]["retrieve"]) == (2, "landmark", 2)
     # All answers are in the log: nothing is read again, the figures stay.
     before = log.read_text()
     assert cli.main([*arguments, "--lengths", "200,150"]) == 0
@@ -82,13 +82,13 @@ def test_perplexity_prints_settings_then_comparisons(model_folder, book, capsys)
         "30",
         "--json",
         "--against",
-        "landmark@200,top_k=0",
+        "landmark@200,retrieve=0",
         "full@200",
     ]
     assert cli.main(arguments) == 0
     rows = lines(capsys)
     settings, comparisons = rows[:4], rows[4:]
-    assert [(row["attention"], row["length"], row["top_k"]) for row in settings] == [
+    assert [(row["attention"], row["length"], row["retrieve"]) for row in settings] == [
         ("landmark", 400, 2),
         ("landmark", 200, 2),
         ("landmark", 200, 0),
@@ -98,8 +98,8 @@ def test_perplexity_prints_settings_then_comparisons(model_folder, book, capsys)
     assert all(row["windows"] == 2 and row["perplexity"] > 1 and row["nll_se"] >= 0 for row in settings)
     assert len(comparisons) == 4
     first = comparisons[0]
-    assert first["setting"] == "landmark@400,top_k=2,local_blocks=1,chunk=30"
-    assert first["against"] == "landmark@200,top_k=0,local_blocks=1,chunk=30"
+    assert first["setting"] == "landmark@400,retrieve=2,local_blocks=1,chunk=30"
+    assert first["against"] == "landmark@200,retrieve=0,local_blocks=1,chunk=30"
     # Of 400 tokens the first is nobody's target; the 201st has no past in the windows of 200.
     assert first["tokens"] == 2 * 398
     assert cli.main(arguments[:10]) == 0
@@ -141,11 +141,11 @@ def test_perplexity_reads_as_the_options_say(model_folder, book, capsys):
         (["--lengths", "12"], "length 12 is too short for a key"),
         (["--lengths", "4k"], "lengths is '4k'"),
         (["--lengths", "0"], "numbers of 1 or more"),
-        (["--top-k", "-1"], "top_k is -1"),
+        (["--retrieve", "-1"], "retrieve is -1"),
         (["--samples", "0"], "samples is 0"),
         (["--seed", "-1"], "seed is -1"),
         (["--haystack", "/nonexistent.txt"], "does not exist"),
-        (["--attention", "full", "--top-k", "2"], "leave out top_k"),
+        (["--attention", "full", "--retrieve", "2"], "leave out retrieve"),
         (["--model", "/nonexistent"], "no model at"),
     ],
 )

@@ -54,7 +54,7 @@ def test_sampling_follows_the_seed(model_folder, book, capsys):
         (["--max-new-tokens", "0"], "max_new_tokens is 0: give 1 or more"),
         (["--temperature", "-1"], "temperature is -1.0: give 0 for the most likely"),
         (["--chunk-size", "5000"], "does not fit the trained range"),
-        (["--top-k", "-2"], "top_k is -2"),
+        (["--retrieve", "-2"], "retrieve is -2"),
         (["--file", "/nonexistent.txt"], "does not exist"),
     ],
 )

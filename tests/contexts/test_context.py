@@ -276,7 +276,7 @@ def test_an_empty_context_can_be_opened(tmp_path, model):
 
 def other(model, folder, **settings):
     changed = landmark.from_pretrained(folder)
-    return landmark.convert(changed, **{"block_size": 5, "top_k": 2, "local_blocks": 1} | settings)
+    return landmark.convert(changed, **{"block_size": 5, "retrieve": 2, "local_blocks": 1} | settings)
 
 
 def test_another_model_block_size_or_tokenizer_is_refused_with_the_difference(path, folder, model, tmp_path):
@@ -314,7 +314,7 @@ def test_another_model_block_size_or_tokenizer_is_refused_with_the_difference(pa
         (lambda context: context.fork(context.path), "exists"),
         (lambda context: Context.open(context.path, context.model, host_budget=10), "too small for a single query"),
         (lambda context: Context.open(context.path / "nothing", context.model), "not a context"),
-        (lambda context: Context.create(context.path.parent / "x", context.model, top_k=-1), "top_k is -1"),
+        (lambda context: Context.create(context.path.parent / "x", context.model, retrieve=-1), "retrieve is -1"),
     ],
 )
 def test_mistakes_harm_nothing(path, model, call, said):

@@ -123,7 +123,7 @@ def test_accuracy_by_depth():
 
 
 def test_summary_by_hand():
-    reading = Reading("landmark", 5, top_k=2, local_blocks=1, chunk_size=9)
+    reading = Reading("landmark", 5, retrieve=2, local_blocks=1, chunk_size=9)
     line = summary(reading, 100, [sample(0.0, True), sample(1.0, False, index=1)])
     assert line == {
         "length": 100,
@@ -131,7 +131,7 @@ def test_summary_by_hand():
         "samples": 2,
         "by_depth": {"0.0-0.1": 1.0, "0.9-1.0": 0.0},
         "attention": "landmark",
-        "top_k": 2,
+        "retrieve": 2,
         "local_blocks": 1,
         "chunk": 9,
         "tokens_per_s": 50.0,

@@ -55,7 +55,7 @@ def test_likelihood_is_that_of_a_loop_over_tokens(model, attention):
     options = {} if attention == "full" else {"local_blocks": 2}
     reading = Reading.of(model.config, attention, **options)
     if attention == "landmark":
-        reading = Reading.of(model.config, top_k=2, local_blocks=1, local=7)
+        reading = Reading.of(model.config, retrieve=2, local_blocks=1, local=7)
     nll = token_nll(model, IDS, reading)
     assert nll[:, 0].isnan().all()
     for row in range(2):
@@ -99,7 +99,7 @@ def test_a_threshold_is_reported_with_the_share_it_spares(model):
         shares.append(figures.get("retrievals_skipped"))
     assert shares[:2] == [None, 0.0]
     assert 0 < shares[2] < shares[3] == 1
-    local = score(model, windows, Setting(Reading.of(model.config, top_k=0, local=10), 60))
+    local = score(model, windows, Setting(Reading.of(model.config, retrieve=0, local=10), 60))
     np.testing.assert_allclose(scored.nll, local.nll, atol=1e-4)
 
 
@@ -134,12 +134,12 @@ def test_pairs_are_the_tokens_that_both_predicted():
 
 
 def test_settings_take_over_what_they_leave_out(model):
-    compared = Setting(Reading.of(model.config, top_k=3, local_blocks=2, local=20), 400)
-    other = parse_setting("landmark@200,top_k=0", model.config, compared)
-    assert other == Setting(Reading("landmark", 5, top_k=0, local_blocks=2, chunk_size=20), 200)
+    compared = Setting(Reading.of(model.config, retrieve=3, local_blocks=2, local=20), 400)
+    other = parse_setting("landmark@200,retrieve=0", model.config, compared)
+    assert other == Setting(Reading("landmark", 5, retrieve=0, local_blocks=2, chunk_size=20), 200)
     other = parse_setting("landmark@200,max_blocks=7,selection=per_head,miss_threshold=0.25", model.config, compared)
     assert other.reading == Reading("landmark", 5, 3, 2, 20, max_blocks=7, selection="per_head", miss_threshold=0.25)
-    told = "landmark@200,top_k=3,local_blocks=2,chunk=20,max_blocks=7,selection=per_head,miss_threshold=0.25"
+    told = "landmark@200,retrieve=3,local_blocks=2,chunk=20,max_blocks=7,selection=per_head,miss_threshold=0.25"
     assert other.name == told
     assert parse_setting("landmark@100", model.config, other).reading == other.reading
     assert parse_setting("full@100", model.config, compared) == Setting(Reading("full", 5), 100)
@@ -156,7 +156,7 @@ def test_settings_take_over_what_they_leave_out(model):
         "full@",
         "full@x",
         "local@-8",
-        *("landmark@8," + x for x in ("top_k", "k=2", "selection=", "miss_threshold=.")),
+        *("landmark@8," + x for x in ("retrieve", "k=2", "selection=", "miss_threshold=.")),
     ],
 )
 def test_no_setting(model, text):

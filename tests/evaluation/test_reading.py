@@ -18,7 +18,7 @@ def attended_by_hand(reading: Reading, length: int) -> list[int]:
     for start in range(0, length, reading.chunk_size):
         for position in range(start, min(start + reading.chunk_size, length)):
             local = range(memory * reading.block_size, position + 1)
-            keys.append(len(local) + min(reading.top_k, memory, most) * reading.block_size)
+            keys.append(len(local) + min(reading.retrieve, memory, most) * reading.block_size)
         complete = (start + reading.chunk_size) // reading.block_size
         memory = max(memory, complete - reading.local_blocks)
     return keys
@@ -26,7 +26,7 @@ def attended_by_hand(reading: Reading, length: int) -> list[int]:
 
 @given(
     block_size=st.integers(1, 7),
-    top_k=st.integers(0, 4),
+    retrieve=st.integers(0, 4),
     local_blocks=st.integers(0, 4),
     chunk_size=st.integers(1, 30),
     max_blocks=st.none() | st.integers(1, 4),
@@ -40,7 +40,7 @@ def test_attended_keys_follow_the_rule(**counts):
 
 
 def test_blocks_in_memory_are_those_of_the_cache(model):
-    reading = Reading.of(model.config, top_k=20, local_blocks=1, local=13)  # opens all there are
+    reading = Reading.of(model.config, retrieve=20, local_blocks=1, local=13)  # opens all there are
     cache, ids = reading.cache(model.config), torch.arange(60)[None]
     expected = reading.blocks_in_memory(60)
     for start in range(0, 60, 13):
@@ -78,7 +78,7 @@ def test_full_attention_sees_all():
 
 def test_defaults_are_the_models(model):
     reading = Reading.of(model.config)
-    assert (reading.top_k, reading.local_blocks) == (2, 1)
+    assert (reading.retrieve, reading.local_blocks) == (2, 1)
     # (2 + 1 + 1 + 1) * 6 positions of 256 are taken; 226 hold 188 tokens, whatever the phase.
     assert reading.chunk_size == 188
 
@@ -86,13 +86,13 @@ def test_defaults_are_the_models(model):
 @pytest.mark.parametrize(("local", "blocks"), [(1, 0), (3, 0), (4, 1), (8, 1), (9, 2), (103, 20)])
 def test_local_attention_sees_at_least_what_was_asked(model, local, blocks):
     reading = Reading.of(model.config, "local", local=local)
-    assert (reading.local_blocks, reading.top_k, reading.chunk_size) == (blocks, 0, 5)
+    assert (reading.local_blocks, reading.retrieve, reading.chunk_size) == (blocks, 0, 5)
     # Far from the start a token sees its blocks, and of its own 1 to 5 tokens, 3 on average.
     assert reading.attended_keys(1000)[-5:].mean() == blocks * 5 + 3 >= local
 
 
 def test_local_like_is_the_smallest_that_sees_as_much(model):
-    reading = Reading.of(model.config, top_k=4, local_blocks=2, local=30)
+    reading = Reading.of(model.config, retrieve=4, local_blocks=2, local=30)
     local = local_like(model.config, reading, 400)
     less = Reading.of(model.config, "local", local_blocks=local.local_blocks - 1)
     assert less.attended(400) < reading.attended(400) <= local.attended(400)
@@ -102,8 +102,8 @@ def test_local_like_is_the_smallest_that_sees_as_much(model):
     ("options", "said"),
     [
         ({"attention": "global"}, "choose one of landmark, full, local"),
-        ({"attention": "full", "top_k": 2}, "leave out top_k"),
-        ({"attention": "local", "top_k": 2}, "opens no blocks"),
+        ({"attention": "full", "retrieve": 2}, "leave out retrieve"),
+        ({"attention": "local", "retrieve": 2}, "opens no blocks"),
         ({"attention": "local", "local": 9, "local_blocks": 1}, "give one of them"),
         ({"attention": "local", "local": 9000}, "does not fit the trained range"),
         ({"attention": "local", "max_blocks": 3, "selection": "per_head"}, r"leave out max_blocks \(3\), selection"),
@@ -115,7 +115,7 @@ def test_local_like_is_the_smallest_that_sees_as_much(model):
         ({"miss_threshold": 1.0}, "miss_threshold is 1.0"),
         ({"attention": "local", "miss_threshold": 0.1}, r"leave out miss_threshold \(0.1\)"),
         ({"attention": "full", "miss_threshold": 0.1}, r"leave out miss_threshold \(0.1\)"),
-        ({"top_k": -1}, "top_k is -1"),
+        ({"retrieve": -1}, "retrieve is -1"),
         ({"local_blocks": -1}, "local_blocks is -1"),
     ],
 )
@@ -129,7 +129,7 @@ def test_costs_by_hand(model):
     full = full_attention(model.config, 10, bytes_per_number=4)
     assert full.kv_bytes == 2 * 2 * 2 * 8 * 4 * 10
     assert full.scores == 2 * 4 * 55
-    reading = Reading("landmark", block_size=2, top_k=1, local_blocks=0, chunk_size=2)
+    reading = Reading("landmark", block_size=2, retrieve=1, local_blocks=0, chunk_size=2)
     # Chunks of one block: own tokens 1 + 2 each time, one opened block and all landmarks after the first.
     assert reading_scores(model.config, reading, 6) == 2 * 4 * (3 + (3 + 2 * 2 + 2 * 1) + (3 + 2 * 2 + 2 * 2))
 

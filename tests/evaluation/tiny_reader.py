@@ -37,5 +37,5 @@ def save(folder: Path) -> Path:
         for weight in model.parameters():
             if weight.dim() == 2:
                 weight.mul_(8)
-    landmark.convert(model, block_size=BLOCK_SIZE, top_k=2, local_blocks=1).save_pretrained(model_folder)
+    landmark.convert(model, block_size=BLOCK_SIZE, retrieve=2, local_blocks=1).save_pretrained(model_folder)
     return model_folder

@@ -218,7 +218,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
 def tried(model: Any) -> str:
     """ "works", or why not. Works: converted, and read through memory with every block opened as without memory."""
     try:
-        converted: Any = convert(model, block_size=7, top_k=16, positions="true", trained_tokens=1)
+        converted: Any = convert(model, block_size=7, retrieve=16, positions="true", trained_tokens=1)
     except ValueError as error:
         return str(error)
     ids = torch.randint(3, 61, (1, 60), generator=torch.Generator().manual_seed(0))

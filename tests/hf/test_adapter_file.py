@@ -27,7 +27,7 @@ def plain(seed: int = 0, **changes) -> LlamaForCausalLM:
 def trained(tmp_path_factory):
     """A folder with an adapter of random numbers, and what the model computes with it."""
     folder = tmp_path_factory.mktemp("adapter")
-    adapted = adapt(landmark.convert(plain(), block_size=7, top_k=2), LORA, base="")
+    adapted = adapt(landmark.convert(plain(), block_size=7, retrieve=2), LORA, base="")
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:

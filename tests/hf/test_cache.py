@@ -11,7 +11,7 @@ IDS = torch.randint(3, 61, (2, 45), generator=GENERATOR)
 
 
 def converted(name="llama", **options):
-    options = {"block_size": 5, "top_k": 9, "local_blocks": 1, "positions": "true"} | options
+    options = {"block_size": 5, "retrieve": 9, "local_blocks": 1, "positions": "true"} | options
     return landmark.convert(family(name), **options)
 
 
@@ -50,7 +50,7 @@ def test_float64_is_exact():
 
 
 def test_a_long_input_is_cut_by_itself():
-    model = landmark.convert(family("llama"), block_size=5, top_k=2, local_blocks=1)
+    model = landmark.convert(family("llama"), block_size=5, retrieve=2, local_blocks=1)
     long = torch.randint(3, 61, (1, 1500), generator=GENERATOR)
     cache = landmark.LandmarkCache(model.config)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_a_long_input_is_cut_by_itself():
 
 
 def test_rows_with_left_padding_read_as_they_would_alone():
-    model = converted(positions="stingy", top_k=2)
+    model = converted(positions="stingy", retrieve=2)
     mask = torch.ones_like(IDS)
     mask[0, :16] = 0
     cache, columns = landmark.LandmarkCache(model.config), 0
@@ -82,9 +82,9 @@ def test_rows_with_left_padding_read_as_they_would_alone():
     torch.testing.assert_close(together[1:], hidden(model, IDS[1:], [10, 30, 31, 32, 33]), atol=1e-5, rtol=1e-4)
 
 
-def test_top_k_zero_is_local_attention_and_keeps_no_blocks():
+def test_retrieve_zero_is_local_attention_and_keeps_no_blocks():
     model = converted(positions="stingy")
-    cache = landmark.LandmarkCache(model.config, top_k=0)
+    cache = landmark.LandmarkCache(model.config, retrieve=0)
     hidden(model, IDS, [20], cache)
     assert cache.trace().blocks == {}
     full = landmark.LandmarkCache(model.config)
@@ -93,7 +93,7 @@ def test_top_k_zero_is_local_attention_and_keeps_no_blocks():
 
 
 def test_trace_tells_blocks_gates_and_spans():
-    model = converted(positions="stingy", top_k=2)
+    model = converted(positions="stingy", retrieve=2)
     cache = landmark.LandmarkCache(model.config)
     hidden(model, IDS, [30], cache)
     trace = cache.trace()
@@ -114,7 +114,7 @@ def test_trace_tells_blocks_gates_and_spans():
 
 
 def test_trace_can_follow_several_forwards():
-    model = converted(positions="stingy", top_k=2)
+    model = converted(positions="stingy", retrieve=2)
     cache = landmark.LandmarkCache(model.config)
     hidden(model, IDS[:, :30], [], cache)
     cache.start_trace()
@@ -125,7 +125,7 @@ def test_trace_can_follow_several_forwards():
 
 
 def test_max_blocks_bounds_what_is_kept():
-    model = converted(positions="stingy", top_k=2)
+    model = converted(positions="stingy", retrieve=2)
     cache = landmark.LandmarkCache(model.config, max_blocks=3)
     long = torch.randint(3, 61, (1, 600), generator=GENERATOR)
     hidden(model, long[:, :300], [100, 200], cache)
@@ -136,7 +136,7 @@ def test_max_blocks_bounds_what_is_kept():
 
 
 def test_crop_takes_back_tokens_in_sight():
-    model = converted(positions="stingy", top_k=2, local_blocks=2)
+    model = converted(positions="stingy", retrieve=2, local_blocks=2)
     cache, whole = landmark.LandmarkCache(model.config), landmark.LandmarkCache(model.config)
     hidden(model, IDS, [40, 43], cache)
     cache.crop(-3)
@@ -164,11 +164,11 @@ def test_another_batch_size_is_an_error():
 
 
 def test_cache_settings_are_checked():
-    model = converted(positions="stingy", top_k=2)
-    with pytest.raises(ValueError, match="top_k is -1"):
-        landmark.LandmarkCache(model.config, top_k=-1)
+    model = converted(positions="stingy", retrieve=2)
+    with pytest.raises(ValueError, match="retrieve is -1"):
+        landmark.LandmarkCache(model.config, retrieve=-1)
     with pytest.raises(ValueError, match="nothing fits"):
-        landmark.LandmarkCache(model.config, top_k=50)
+        landmark.LandmarkCache(model.config, retrieve=50)
     with pytest.raises(ValueError, match="max_blocks"):
         landmark.LandmarkCache(model.config, max_blocks=0)
 

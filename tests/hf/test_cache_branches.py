@@ -14,7 +14,7 @@ IDS = torch.randint(3, 61, (1, 260), generator=torch.Generator().manual_seed(5))
 
 
 def model_of(name="llama", **options):
-    return landmark.convert(family(name), **{"block_size": 5, "top_k": 2, "local_blocks": 1} | options)
+    return landmark.convert(family(name), **{"block_size": 5, "retrieve": 2, "local_blocks": 1} | options)
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def test_a_fork_and_its_origin_go_on_by_themselves(name):
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_a_fork_tells_repeated_words_apart_as_its_origin_does(selection):
     # Their landmarks have nearly the same keys: what sums them in another order opens another block.
-    model = model_of(selection=selection, top_k=4)
+    model = model_of(selection=selection, retrieve=4)
     ids = IDS[:, :15].repeat(1, 20)
     expected = goes_on(model, landmark.read(model, ids[:, :150], chunk_size=31), ids[:, 150:])
     branch = landmark.read(model, ids[:, :150], chunk_size=31).fork()

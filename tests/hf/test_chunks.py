@@ -11,7 +11,7 @@ IDS = torch.randint(3, 61, (2, 400), generator=torch.Generator().manual_seed(9))
 
 def model_of(trained=60, name="llama", **options):
     """A model whose (2 + 1 + 1) * 6 = 24 positions before a chunk leave 36 of 60 to it: 6 blocks, no more."""
-    options = {"block_size": 5, "top_k": 2, "local_blocks": 1} | options
+    options = {"block_size": 5, "retrieve": 2, "local_blocks": 1} | options
     return landmark.convert(family(name, max_position_embeddings=trained), **options)
 
 
@@ -33,11 +33,11 @@ def logits(model, cache, ids, **options):
 
 
 def test_the_chunks_of_the_paper_fill_its_range():
-    model = model_of(512, block_size=50, top_k=4, local_blocks=0)
+    model = model_of(512, block_size=50, retrieve=4, local_blocks=0)
     # (4 + 1 + 0) * 51 + 255 = 510 of 512 positions; behind a tail of up to 49 tokens there is room for 201.
     assert landmark.LandmarkCache(model.config, chunk_size=250).chunk_tokens == 250
     assert landmark.LandmarkCache(model.config).chunk_tokens == 201
-    said = r"255 lie before it: \(top_k 4 \+ 1 \+ local_blocks 0\) \* stride 51; give at most 250, or lower"
+    said = r"255 lie before it: \(retrieve 4 \+ 1 \+ local_blocks 0\) \* stride 51; give at most 250, or lower"
     with pytest.raises(ValueError, match=said):
         landmark.LandmarkCache(model.config, chunk_size=300)
     with pytest.raises(ValueError, match="at most 201 where it begins inside a block, or 250 in whole blocks"):
@@ -48,10 +48,10 @@ def test_the_chunks_of_the_paper_fill_its_range():
 def test_a_block_may_fit_where_no_tail_would():
     model = model_of()
     with pytest.raises(ValueError, match="nothing fits"):
-        landmark.LandmarkCache(model.config, top_k=7)
-    assert landmark.LandmarkCache(model.config, top_k=7, chunk_size=5).chunk_tokens == 5  # (7 + 1 + 1) * 6 + 6
+        landmark.LandmarkCache(model.config, retrieve=7)
+    assert landmark.LandmarkCache(model.config, retrieve=7, chunk_size=5).chunk_tokens == 5  # (7 + 1 + 1) * 6 + 6
     with pytest.raises(ValueError, match="at most 0"):
-        landmark.LandmarkCache(model.config, top_k=8, chunk_size=5)
+        landmark.LandmarkCache(model.config, retrieve=8, chunk_size=5)
 
 
 @pytest.mark.parametrize("chunk_size", [0, -5, 5.0, True])

@@ -14,7 +14,7 @@ IDS = torch.randint(3, 61, (2, 120), generator=torch.Generator().manual_seed(2))
 
 
 def converted(name="llama", **options):
-    return landmark.convert(family(name), **{"block_size": 5, "top_k": 2, "local_blocks": 2} | options)
+    return landmark.convert(family(name), **{"block_size": 5, "retrieve": 2, "local_blocks": 2} | options)
 
 
 def logits(model, ids, cache, **options):

@@ -63,13 +63,13 @@ def test_adds_one_row_the_mean_of_the_others_that_no_logits_have():
 
 
 def test_converting_again_changes_what_is_named_and_nothing_else():
-    model = landmark.convert(family("llama"), block_size=7, top_k=3, selection="per_token", local_blocks=2)
+    model = landmark.convert(family("llama"), block_size=7, retrieve=3, selection="per_token", local_blocks=2)
     once, settings = logits(model), dict(model.config.landmark)
     landmark.convert(model)
     torch.testing.assert_close(logits(model), once, rtol=0, atol=0)
     assert model.config.landmark == settings
-    landmark.convert(model, top_k=2)
-    assert model.config.landmark == settings | {"top_k": 2}
+    landmark.convert(model, retrieve=2)
+    assert model.config.landmark == settings | {"retrieve": 2}
     with pytest.raises(ValueError, match="this model's landmark is row 61"):
         landmark.convert(model, landmark_id=5)
     assert model.config.vocab_size == 61
@@ -83,7 +83,7 @@ def test_pickle_and_deepcopy_keep_the_model_whole():
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt_neox", "gpt_oss"])
 def test_save_and_load_round_trip(name, tmp_path):
-    model = landmark.convert(family(name), block_size=7, top_k=3, local_blocks=1)
+    model = landmark.convert(family(name), block_size=7, retrieve=3, local_blocks=1)
     model.save_pretrained(tmp_path)
     loaded = landmark.from_pretrained(tmp_path)
     assert loaded.config.get_text_config().landmark == model.config.get_text_config().landmark
@@ -197,12 +197,12 @@ def test_training_with_gradient_checkpointing_gives_the_same_gradients():
     ("options", "word"),
     [
         ({"block_size": 0}, "block_size is 0"),
-        ({"block_size": 7, "top_k": -1}, "top_k is -1"),
+        ({"block_size": 7, "retrieve": -1}, "retrieve is -1"),
         ({"block_size": 7, "local_blocks": -2}, "local_blocks"),
         ({"block_size": 7, "selection": "best"}, "selection"),
         ({"block_size": 7, "positions": "absolute"}, "positions"),
         ({"block_size": 7, "landmark_id": 99}, "landmark_id is 99"),
-        ({"block_size": 63, "top_k": 4}, r"\(top_k 4 \+ 1 \+ local_blocks 1 \+ 1\) \* stride 64 = 448"),
+        ({"block_size": 63, "retrieve": 4}, r"\(retrieve 4 \+ 1 \+ local_blocks 1 \+ 1\) \* stride 64 = 448"),
     ],
 )
 def test_bad_settings_are_named(options, word):

@@ -14,7 +14,7 @@ VERSIONS = r"installed are transformers \d+\.\d+"
 
 
 def converted(name="llama"):
-    return landmark.convert(family(name), block_size=5, top_k=2, local_blocks=1)
+    return landmark.convert(family(name), block_size=5, retrieve=2, local_blocks=1)
 
 
 def read(model):
@@ -94,7 +94,7 @@ def test_a_model_is_not_converted_and_left_as_it_was(part, mutation, error, said
     with torch.no_grad():
         assert torch.equal(model(input_ids=IDS).logits, expected)
     assert not hasattr(model.config, "landmark")
-    landmark.convert(model, block_size=5, top_k=2)
+    landmark.convert(model, block_size=5, retrieve=2)
     read(model)
 
 
@@ -237,7 +237,7 @@ def test_a_foreign_cache_that_stayed_empty_is_not_taken_for_what_was_read():
 
 def test_a_cache_for_other_blocks_is_refused():
     model = converted()
-    other = landmark.LandmarkCache(landmark.convert(family("llama"), block_size=7, top_k=2).config)
+    other = landmark.LandmarkCache(landmark.convert(family("llama"), block_size=7, retrieve=2).config)
     with pytest.raises(ValueError, match="made for another model: block_size 7, not 5"):
         model(input_ids=IDS, **through(model, other))
 
@@ -313,7 +313,7 @@ def test_hooks_of_accelerate_do_not_go_around_the_model():
 
 
 def test_the_loss_of_routers_is_one_of_tokens_alone():
-    model = landmark.convert(family("mixtral"), block_size=5, top_k=2)
+    model = landmark.convert(family("mixtral"), block_size=5, retrieve=2)
     mask = (torch.arange(40) < 31).long()[None]
     with torch.no_grad():
         options = {"attention_mask": mask, "output_router_logits": True}

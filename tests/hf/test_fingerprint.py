@@ -15,7 +15,7 @@ LORA = {"r": 4, "target_modules": ["q_proj", "k_proj"], "init_lora_weights": Fal
 
 @pytest.fixture
 def model():
-    return landmark.convert(family("llama"), block_size=7, top_k=2, local_blocks=1)
+    return landmark.convert(family("llama"), block_size=7, retrieve=2, local_blocks=1)
 
 
 def changed(model, before):

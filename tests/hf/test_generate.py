@@ -13,7 +13,7 @@ IDS = torch.randint(3, 61, (2, 70), generator=torch.Generator().manual_seed(5))
 
 
 def converted(name="llama", **options):
-    options = {"block_size": 5, "top_k": 2, "local_blocks": 1} | options
+    options = {"block_size": 5, "retrieve": 2, "local_blocks": 1} | options
     model = landmark.convert(family(name), **options)
     model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=None, max_new_tokens=12, do_sample=False)
     return model
@@ -48,7 +48,7 @@ def test_the_landmark_is_never_generated():
 
 
 def test_prefill_in_chunks():
-    model = converted(top_k=30, positions="true")
+    model = converted(retrieve=30, positions="true")
     assert torch.equal(model.generate(IDS, prefill_chunk_size=9), model.generate(IDS))
 
 
@@ -140,7 +140,7 @@ def test_embeddings_instead_of_ids():
 
 
 def test_without_a_cache_every_step_is_the_training_attention():
-    model = converted(top_k=40, positions="true")
+    model = converted(retrieve=40, positions="true")
     assert torch.equal(model.generate(IDS, use_cache=False), model.generate(IDS))
 
 
@@ -196,7 +196,7 @@ def test_a_class_of_its_own_does_not_drop_the_cache(name):
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     rope |= {"original_max_position_embeddings": 64, "short_mscale": 1.0, "long_mscale": 1.0}
     changes = {"original_max_position_embeddings": 64, "rope_parameters": rope, "num_local_experts": 4}
-    model = landmark.convert(build(name, changes), block_size=5, top_k=2)
+    model = landmark.convert(build(name, changes), block_size=5, retrieve=2)
     text, question = IDS[:1], torch.randint(3, 61, (1, 70), generator=torch.Generator().manual_seed(8))
     cache = landmark.read(model, text)
     branch = cache.fork()

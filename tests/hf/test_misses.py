@@ -16,7 +16,7 @@ def model_of(name="llama", **options):
         for name, weight in model.named_parameters():
             if "q_proj" in name or "k_proj" in name:
                 weight.mul_(8)
-    return landmark.convert(model, **{"block_size": 5, "top_k": 2, "local_blocks": 1} | options)
+    return landmark.convert(model, **{"block_size": 5, "retrieve": 2, "local_blocks": 1} | options)
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def test_a_threshold_of_nearly_one_is_local_attention(name):
     model = model_of(name)
     cache = landmark.LandmarkCache(model.config, miss_threshold=ALMOST_ONE, host_budget="10MB")
     found = logits(model, cache)
-    assert torch.equal(found, logits(model, landmark.LandmarkCache(model.config, top_k=0)))
+    assert torch.equal(found, logits(model, landmark.LandmarkCache(model.config, retrieve=0)))
     layers = len(cache.trace().blocks)
     # 110 tokens and their 22 landmarks follow the first 40, each a query of 4 heads in 2 rows.
     assert (cache.retrievals.asked, cache.retrievals.skipped) == (layers * 2 * 4 * 132, layers * 2 * 4 * 132)

@@ -16,7 +16,7 @@ def model():
         for name, weight in model.named_parameters():
             if "q_proj" in name or "k_proj" in name:
                 weight.mul_(8)
-    return landmark.convert(model, block_size=5, top_k=2, local_blocks=1)
+    return landmark.convert(model, block_size=5, retrieve=2, local_blocks=1)
 
 
 def traced(model, threshold, mask=None):

@@ -37,7 +37,7 @@ def test_nearly_equal_keys_are_told_apart_alike(left):
         index.append(0, keys[:, left:])
     angles = torch.outer(torch.arange(400), 30.0 ** (-torch.arange(8) / 8)).repeat(1, 2)
     past = Past(
-        counts=(90,), kept=(90,), top_k=3, stingy=True, stride=STRIDE, starts=(300,), valid=(5,), width=5,
+        counts=(90,), kept=(90,), retrieve=3, stingy=True, stride=STRIDE, starts=(300,), valid=(5,), width=5,
         device=torch.device("cpu"),
     )  # fmt: skip
     retrieval = Retrieval(index, past, Rotation(angles.cos(), angles.sin(), "half"), 0.3, None)
@@ -54,13 +54,13 @@ def test_nearly_equal_keys_are_told_apart_alike(left):
 @given(
     counts=st.lists(st.integers(0, 70), min_size=2, max_size=2).filter(any),
     max_blocks=st.sampled_from([None, 1, 3, 40]),
-    top_k=st.integers(1, 5),
+    retrieve=st.integers(1, 5),
     length=st.integers(1, 3),
     groups=st.integers(1, 2),
     stingy=st.booleans(),
     tied=st.booleans(),
 )
-def test_few_queries_choose_what_many_choose(counts, max_blocks, top_k, length, groups, stingy, tied):
+def test_few_queries_choose_what_many_choose(counts, max_blocks, retrieve, length, groups, stingy, tied):
     tied = tied and stingy  # landmark keys at places of their own are not equal
     index = (TiedIndex if tied else ExactIndex)(2, max_blocks)
     for row, count in enumerate(counts):
@@ -70,7 +70,7 @@ def test_few_queries_choose_what_many_choose(counts, max_blocks, top_k, length, 
     past = Past(
         counts=tuple(counts),
         kept=tuple(count if max_blocks is None else min(count, max_blocks) for count in counts),
-        top_k=top_k,
+        retrieve=retrieve,
         stingy=stingy,
         stride=STRIDE,
         starts=(300, 310),

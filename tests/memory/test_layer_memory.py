@@ -57,7 +57,7 @@ def test_enough_blocks_give_attention_over_the_whole_stream(
     qkv = stream(total, heads=heads)
     sinks = torch.randn(heads).double() if with_sinks else None
     memory = LayerMemory(
-        block_size=block_size, top_k=100, selection=selection, local_blocks=local_blocks, positions=positions
+        block_size=block_size, retrieve=100, selection=selection, local_blocks=local_blocks, positions=positions
     )
     # Every block in memory has a slot: the position range must be long enough.
     with pytest.MonkeyPatch.context() as patch:
@@ -82,7 +82,7 @@ def test_rows_of_different_lengths_read_like_each_row_alone(
     first, second, selection, positions, local_blocks, max_blocks, tied
 ):
     settings = {
-        "block_size": 3, "top_k": 2, "selection": selection, "positions": positions,
+        "block_size": 3, "retrieve": 2, "selection": selection, "positions": positions,
         "local_blocks": local_blocks, "max_blocks": max_blocks, "tied_landmarks": tied,
     }  # fmt: skip
     qkv = stream(60, rows=3)
@@ -116,7 +116,7 @@ def test_rows_of_different_lengths_read_like_each_row_alone(
 
 def test_rows_can_be_reordered_and_repeated():
     qkv, more = stream(40, rows=2), stream(9, rows=2)
-    settings = {"block_size": 3, "top_k": 2, "local_blocks": 1}
+    settings = {"block_size": 3, "retrieve": 2, "local_blocks": 1}
     kept, moved = LayerMemory(**settings), LayerMemory(**settings)
     read(kept, qkv, [25, 15])
     read(moved, qkv, [25, 15])
@@ -128,7 +128,7 @@ def test_rows_can_be_reordered_and_repeated():
 
 
 def test_reordering_to_the_same_order_copies_nothing():
-    memory = LayerMemory(block_size=3, top_k=2, local_blocks=0)
+    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=0)
     memory.reorder(torch.tensor([0]))
     read(memory, stream(40, rows=2), [40])
     before = memory._blocks._store._keys.data
@@ -140,7 +140,7 @@ def test_reordering_to_the_same_order_copies_nothing():
 @pytest.mark.parametrize("wrong", [1, 2, 17])
 def test_cropping_the_newest_chunk_is_as_if_it_had_never_been_read(as_tensor, wrong):
     qkv = stream(50)
-    settings = {"block_size": 3, "top_k": 2, "local_blocks": 1}
+    settings = {"block_size": 3, "retrieve": 2, "local_blocks": 1}
     straight, corrected = LayerMemory(**settings), LayerMemory(**settings)
     for memory in (straight, corrected):
         read(memory, [x[:, :, :41] for x in qkv], [30, 11])
@@ -156,17 +156,17 @@ def test_cropping_the_newest_chunk_is_as_if_it_had_never_been_read(as_tensor, wr
 def test_cropping_further_keeps_the_stream_whole():
     """Blocks that are in memory by then stay there; when all are opened nothing is lost."""
     qkv = stream(50)
-    memory = LayerMemory(block_size=3, top_k=100, local_blocks=1)
+    memory = LayerMemory(block_size=3, retrieve=100, local_blocks=1)
     read(memory, [x[:, :, :45] for x in qkv], [41, 4])
     read(memory, stream(3), [3])
     memory.crop(43)
     out = read(memory, [x[:, :, 43:] for x in qkv], [7])
-    whole = read(LayerMemory(block_size=3, top_k=100, local_blocks=1), qkv, [50])
+    whole = read(LayerMemory(block_size=3, retrieve=100, local_blocks=1), qkv, [50])
     torch.testing.assert_close(out, whole[:, :, 43:], atol=1e-12, rtol=0)
 
 
 def test_cropping_into_memory_is_refused():
-    memory = LayerMemory(block_size=3, top_k=2, local_blocks=1)
+    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=1)
     read(memory, stream(31), [30, 1])
     with pytest.raises(ValueError, match="cannot take back 8 stream positions: only the newest 7"):
         memory.crop(23)
@@ -177,7 +177,7 @@ def test_cropping_into_memory_is_refused():
 def test_equal_scores_open_the_newest_blocks():
     query, key, value = (torch.ones(1, 1, 41, DIM).double() for _ in range(3))
     nothing = Rotation(torch.empty(0, 0), torch.empty(0, 0), "none")
-    memory = LayerMemory(block_size=3, top_k=3, local_blocks=0)
+    memory = LayerMemory(block_size=3, retrieve=3, local_blocks=0)
     for part in ((0, 40), (40, 41)):
         chunk = [x[:, :, slice(*part)] for x in (query, key, value)]
         memory.attend(*chunk, lengths=None, rotation=nothing)
@@ -196,7 +196,7 @@ def test_tied_landmarks_change_nothing_but_the_work(selection, max_blocks):
     for tied in (False, True):
         memory = LayerMemory(
             block_size=3,
-            top_k=2,
+            retrieve=2,
             selection=selection,
             local_blocks=1,
             max_blocks=max_blocks,
@@ -208,13 +208,13 @@ def test_tied_landmarks_change_nothing_but_the_work(selection, max_blocks):
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-13, rtol=0)
 
 
-def test_without_top_k_only_the_window_is_seen_and_kept():
+def test_without_retrieval_only_the_window_is_seen_and_kept():
     qkv = stream(60)
-    memory = LayerMemory(block_size=3, top_k=0, local_blocks=2)
+    memory = LayerMemory(block_size=3, retrieve=0, local_blocks=2)
     out = read(memory, qkv, [50, 10])
     assert memory.last is None
     assert memory.nbytes == 2 * 2 * (2 * 4 + 2 + 10) * DIM * 8  # window, tail and the chunk just read
-    alone = LayerMemory(block_size=3, top_k=0, local_blocks=9)
+    alone = LayerMemory(block_size=3, retrieve=0, local_blocks=9)
     start = (50 // 4 - 2) * 4
     expected = read(alone, [x[:, :, start:] for x in qkv], [60 - start])[:, :, 50 - start :]
     torch.testing.assert_close(out[:, :, 50:], expected, atol=1e-12, rtol=0)
@@ -225,7 +225,7 @@ def test_lower_precision_stays_close(dtype):
     qkv = [x.to(dtype) for x in stream(60, heads=4)]
     outs = []
     for convert in (lambda x: x, lambda x: x.double()):
-        memory = LayerMemory(block_size=3, top_k=100, local_blocks=1)
+        memory = LayerMemory(block_size=3, retrieve=100, local_blocks=1)
         outs.append(read(memory, [convert(x) for x in qkv], [40, 20]))
     assert outs[0].dtype == dtype
     tolerance = 1e-6 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
@@ -234,7 +234,7 @@ def test_lower_precision_stays_close(dtype):
 
 def test_nothing_needs_a_gradient():
     qkv = [x.requires_grad_() for x in stream(30)]
-    memory = LayerMemory(block_size=3, top_k=2, local_blocks=0)
+    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=0)
     assert not read(memory, qkv, [20, 10]).requires_grad
     assert not memory._blocks._store._keys.data.requires_grad
 
@@ -242,7 +242,7 @@ def test_nothing_needs_a_gradient():
 @given(pieces=st.lists(st.integers(1, 60), min_size=1, max_size=5), local_blocks=st.integers(0, 2))
 def test_extending_remembers_what_reading_does(pieces, local_blocks):
     qkv = stream(sum(pieces))
-    settings = {"block_size": 3, "top_k": 2, "local_blocks": local_blocks}
+    settings = {"block_size": 3, "retrieve": 2, "local_blocks": local_blocks}
     extended, readers = LayerMemory(**settings), LayerMemory(**settings)
     short = rotation(2 * sum(pieces) + 40)
     for q, k, v in zip(*(x.split(pieces, dim=2) for x in qkv), strict=True):
@@ -254,6 +254,6 @@ def test_extending_remembers_what_reading_does(pieces, local_blocks):
 
 
 def test_extending_needs_a_table_that_reaches_beyond_the_window():
-    memory = LayerMemory(block_size=3, top_k=2, local_blocks=1)
+    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=1)
     with pytest.raises(ValueError, match=r"ends at position 7 .* may take 8: use a longer table"):
         memory.extend(*stream(30)[1:], rotation(7))

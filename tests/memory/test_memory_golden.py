@@ -23,12 +23,12 @@ def rotation(dtype: torch.dtype) -> Rotation:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
 def test_golden(name, dtype, tolerance):
-    _, top_k, most, selection = name.split("-")
+    _, retrieve, most, selection = name.split("-")
     query, key, value = (torch.tensor(GOLDEN[x]).to(dtype) for x in "qkv")
     case = {x: torch.tensor(GOLDEN[f"{name}/{x}"]) for x in ("lens", "start_index", "blocks", "o")}
     memory = LayerMemory(
         block_size=STRIDE - 1,
-        top_k=int(top_k[1:]),
+        retrieve=int(retrieve[1:]),
         selection=selection,
         local_blocks=0,
         max_blocks=int(most[1:]),

@@ -19,7 +19,7 @@ def rotation():
 
 
 def read(q, k, v, lengths=None, dtype=torch.float32, kind="auto"):
-    memory = LayerMemory(block_size=BLOCK, top_k=2, local_blocks=2, storage=ProcessStorage(IndexOptions(kind)))
+    memory = LayerMemory(block_size=BLOCK, retrieve=2, local_blocks=2, storage=ProcessStorage(IndexOptions(kind)))
     outs, start = [], 0
     for step, chunk in enumerate(CHUNKS):
         part = slice(start, start + chunk)

@@ -70,4 +70,4 @@ def sharp(name: str, **changes: object) -> torch.nn.Module:
     for name, weight in model.named_parameters():
         if any(part in name for part in ("q_proj", "k_proj", "query_key_value")):
             weight.data *= 12
-    return landmark.convert(model, block_size=7, top_k=2, local_blocks=0)
+    return landmark.convert(model, block_size=7, retrieve=2, local_blocks=0)

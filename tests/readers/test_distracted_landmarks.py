@@ -13,8 +13,8 @@ SIZE = 3
 PLAIN = torch.tensor([True, False])
 
 
-def reader(kept: Distractors, tokens: int, top_k: int = 2, phase: int = 0) -> DistractedLandmarks:
-    return DistractedLandmarks(tokens, top_k, SIZE, kept, PLAIN, phase)
+def reader(kept: Distractors, tokens: int, retrieve: int = 2, phase: int = 0) -> DistractedLandmarks:
+    return DistractedLandmarks(tokens, retrieve, SIZE, kept, PLAIN, phase)
 
 
 @pytest.mark.parametrize("phase", [0, 2])
@@ -41,13 +41,13 @@ def test_keeps_landmarks_of_plain_rows_rotated_by_their_offset_and_forgets_the_o
     assert not kept.keys[1].requires_grad
 
 
-def written_out(qkv: list[Tensor], kept: Tensor, top_k: int, scale: float, softcap: float | None) -> Tensor:
+def written_out(qkv: list[Tensor], kept: Tensor, retrieve: int, scale: float, softcap: float | None) -> Tensor:
     """The window's own joint softmax, in which the distractors are empty blocks for the rows that ask."""
     query, key, value = qkv
     places = torch.arange(query.shape[2])
     turned = [turn(x, places) for x in (query, key)]
     own = landmark_attention(*turned, value, block_size=SIZE, scale=scale, softcap=softcap, backend="reference")
-    standing = turn(query, places + (top_k + 1) * (SIZE + 1)) * scale
+    standing = turn(query, places + (retrieve + 1) * (SIZE + 1)) * scale
     lost = standing.unflatten(1, (2, 2)) @ kept[None, :, None].mT
     key = turned[1].repeat_interleave(2, 1)
     scores = turned[0] @ key.mT * scale
@@ -62,14 +62,14 @@ def written_out(qkv: list[Tensor], kept: Tensor, top_k: int, scale: float, softc
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("top_k", [1, 2])
-def test_distractors_take_weight_that_is_lost_from_rows_that_ask(top_k, softcap):
+@pytest.mark.parametrize("retrieve", [1, 2])
+def test_distractors_take_weight_that_is_lost_from_rows_that_ask(retrieve, softcap):
     kept, tokens = Distractors(7), 14
     kept.keys[1] = torch.randn(2, 7, DIM, dtype=torch.float64) * 2
     before = kept.keys[1]
     qkv = random_layer(stream_length(tokens, SIZE))
-    expected = written_out(qkv, before, top_k, 0.4, softcap)
-    found = read(reader(kept, tokens, top_k), qkv, [tokens], scale=0.4, softcap=softcap)
+    expected = written_out(qkv, before, retrieve, 0.4, softcap)
+    found = read(reader(kept, tokens, retrieve), qkv, [tokens], scale=0.4, softcap=softcap)
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
     upstream = torch.randn_like(found)
     for mine, theirs in zip(*(torch.autograd.grad(out, qkv, upstream) for out in (found, expected)), strict=True):
@@ -98,8 +98,8 @@ def test_saved_and_loaded_they_are_the_same(tmp_path):
 def test_refuses_settings_that_mean_nothing():
     with pytest.raises(ValueError, match="distractors is 0: give the number of landmarks to keep"):
         Distractors(0)
-    with pytest.raises(ValueError, match="top_k is 0: give 1 or more"):
-        reader(Distractors(5), 9, top_k=0)
+    with pytest.raises(ValueError, match="retrieve is 0: give 1 or more"):
+        reader(Distractors(5), 9, retrieve=0)
 
 
 @pytest.mark.parametrize("phase", [0, 2])

@@ -19,7 +19,7 @@ def gates(heads: int = 4) -> Tensor:
 
 
 def dense(
-    qkv: list[Tensor], segments: list[int], top_k: int, gate: Tensor, *, scale: float, softcap=None, sinks=None
+    qkv: list[Tensor], segments: list[int], retrieve: int, gate: Tensor, *, scale: float, softcap=None, sinks=None
 ) -> Tensor:
     """All scores of a segment at once; those in memory that are not among the best are hidden."""
     query, key, value = qkv
@@ -36,7 +36,7 @@ def dense(
         out = scores.softmax(-1)[..., :width] @ value[:, :, own]
         if start:
             scores = _capped(query[:, :, own] @ key[:, :, before].detach().transpose(-1, -2) * scale, softcap)
-            lowest = scores.sort(-1, descending=True).values[..., : min(top_k, start)][..., -1:]
+            lowest = scores.sort(-1, descending=True).values[..., : min(retrieve, start)][..., -1:]
             weights = scores.masked_fill(scores < lowest, -math.inf).softmax(-1)
             g = 1 / (1 + torch.exp(-gate[:, None, None]))
             out = g * (weights @ value[:, :, before].detach()) + (1 - g) * out
@@ -50,13 +50,13 @@ def _capped(scores: Tensor, softcap: float | None) -> Tensor:
 
 
 @pytest.mark.parametrize("segments", [[6, 6, 6], [6, 6, 3], [4, 1, 1, 1, 1], [7]], ids=str)
-@pytest.mark.parametrize(("top_k", "capped"), [(1, False), (3, True), (50, False)])
-def test_outputs_and_gradients_equal_the_dense_computation(segments, top_k, capped):
+@pytest.mark.parametrize(("retrieve", "capped"), [(1, False), (3, True), (50, False)])
+def test_outputs_and_gradients_equal_the_dense_computation(segments, retrieve, capped):
     qkv, gate = random_layer(sum(segments)), gates()
     sinks = torch.randn(4).double().requires_grad_() if capped else None
     rules = {"scale": 0.8, "softcap": 2.0 if capped else None, "sinks": sinks}
-    found = read(Memorizing(7, top_k, 1), qkv, segments, gate=gate, **rules)
-    expected = dense(qkv, segments, top_k, gate, **rules)
+    found = read(Memorizing(7, retrieve, 1), qkv, segments, gate=gate, **rules)
+    expected = dense(qkv, segments, retrieve, gate, **rules)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     wanted = [*qkv, *([gate] if len(segments) > 1 else []), *([sinks] if capped else [])]
     upstream = torch.randn_like(found)
@@ -120,7 +120,7 @@ def test_the_paper_has_its_memory_in_the_ninth_of_twelve_layers():
 
 
 def test_what_cannot_work_is_named(tmp_path):
-    with pytest.raises(ValueError, match="top_k is 0"):
+    with pytest.raises(ValueError, match="retrieve is 0"):
         Memorizing(5, 0, 1)
     model = sharp("llama")
     with pytest.raises(ValueError, match=r"no memory gate: call add_memory_gates\(model, 1\)"):

@@ -19,7 +19,7 @@ IDS = torch.randint(3, 61, (2, 120), generator=torch.Generator().manual_seed(2))
 def test_equals_reading_through_a_cache(name, segment, dtype, tolerance):
     model = sharp(name).to(dtype)
     ids = IDS[:, :40] if segment == 1 else IDS
-    cache = LandmarkCache(model.config, top_k=2, local_blocks=0)
+    cache = LandmarkCache(model.config, retrieve=2, local_blocks=0)
     with torch.no_grad():
         pieces = [model(input_ids=piece, past_key_values=cache).logits for piece in ids.split(segment, 1)]
     expected = torch.cat(pieces, 1)
@@ -31,7 +31,15 @@ def test_equals_reading_through_a_cache(name, segment, dtype, tolerance):
 
 
 def written_out(
-    qkv: list[Tensor], segments: list[int], size: int, top_k: int, phase: int, *, scale: float, softcap=None, sinks=None
+    qkv: list[Tensor],
+    segments: list[int],
+    size: int,
+    retrieve: int,
+    phase: int,
+    *,
+    scale: float,
+    softcap=None,
+    sinks=None,
 ) -> Tensor:
     """Section 3 of the design, query by query; what lies before a segment has no gradient."""
     query, key, value = qkv
@@ -43,7 +51,7 @@ def written_out(
         for row, head, i in torch.cartesian_prod(*map(torch.arange, (*query.shape[:2], width))).tolist():
             one = Query(query[row, head, start + i], *(x[row, head] for x in seen), start, start + i, size + 1, phase)
             sink = None if sinks is None else sinks[head]
-            out[row, head, start + i] = one.attend(top_k, scale, softcap, sink)
+            out[row, head, start + i] = one.attend(retrieve, scale, softcap, sink)
         start += width
     return out
 
@@ -63,9 +71,9 @@ class Query:
     def block(self, number: int) -> list[int]:
         return [place for place in range(len(self.keys)) if (place + self.phase) // self.stride == number]
 
-    def attend(self, top_k: int, scale: float, softcap: float | None, sink: Tensor | None) -> Tensor:
+    def attend(self, retrieve: int, scale: float, softcap: float | None, sink: Tensor | None) -> Tensor:
         stride, n = self.stride, (self.start + self.phase) // self.stride  # complete blocks of earlier segments
-        k = min(top_k, n)
+        k = min(retrieve, n)
         first_local = (k + 1) * stride * (n > 0) - n * stride  # from places to rotary positions
         turned = turn(self.query, torch.tensor(first_local + self.place + self.phase))
 
@@ -101,16 +109,16 @@ SEGMENTS = {"even": [7, 7], "ragged": [3, 7, 2, 4], "ones at the end": [11, 1, 1
 
 
 @pytest.mark.parametrize("segments", SEGMENTS)
-@pytest.mark.parametrize(("top_k", "phase", "capped"), [(2, 0, False), (1, 2, True), (3, 1, False), (9, 0, True)])
-def test_outputs_and_gradients_are_those_of_the_rules(segments, top_k, phase, capped):
+@pytest.mark.parametrize(("retrieve", "phase", "capped"), [(2, 0, False), (1, 2, True), (3, 1, False), (9, 0, True)])
+def test_outputs_and_gradients_are_those_of_the_rules(segments, retrieve, phase, capped):
     tokens = SEGMENTS[segments]
     lengths = widths(tokens, 3, phase)
     qkv = random_layer(sum(lengths), rows=1, heads=2, kv_heads=1)
     sinks = torch.randn(2).double().requires_grad_() if capped else None
     rules = {"scale": 0.9, "softcap": 2.0 if capped else None, "sinks": sinks}
     wanted = qkv if sinks is None else [*qkv, sinks]
-    found = read(RetrievedLandmarks(11, top_k, 3, phase), qkv, tokens, **rules)
-    expected = written_out(qkv, lengths, 3, top_k, phase, **rules)
+    found = read(RetrievedLandmarks(11, retrieve, 3, phase), qkv, tokens, **rules)
+    expected = written_out(qkv, lengths, 3, retrieve, phase, **rules)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     upstream = torch.randn_like(found)
     grads, expected_grads = (torch.autograd.grad(out, wanted, upstream) for out in (found, expected))
@@ -143,7 +151,7 @@ def test_dropout_takes_weights_away_and_keeps_their_mean():
     ("settings", "word"),
     [
         ((0, 2, 7), "segment has 0"),
-        ((5, 0, 7), "top_k is 0"),
+        ((5, 0, 7), "retrieve is 0"),
         ((5, 2, 0), "block_size is 0"),
         ((5, 2, 7, 7), "phase is 7"),
     ],

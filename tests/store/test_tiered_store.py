@@ -136,7 +136,7 @@ def test_a_budget_too_small_for_a_query_says_what_one_takes():
     store.append(0, *some_blocks(9))
     wanted = torch.tensor([1, 3, 5, 7]).expand(2, 2, 1, 4).clone()
     wanted[1] = -1
-    with pytest.raises(ValueError, match=rf"take {needed} with all rows: raise the budget, or lower top_k"):
+    with pytest.raises(ValueError, match=rf"take {needed} with all rows: raise the budget, or lower retrieve"):
         next(store.pages(wanted))
     read(store, wanted[..., :3], 2)
 
@@ -147,7 +147,7 @@ def test_a_budget_too_small_is_told_where_the_blocks_are_there_already():
     with pytest.raises(ValueError, match="too small for a single query"):
         TieredStore(cold, budget=2 * BLOCK.nbytes, step_blocks=3)
     grown = TieredStore(cold, budget=3 * BLOCK.nbytes, step_blocks=3)
-    with pytest.raises(ValueError, match="lower top_k, block_size or the number of rows"):
+    with pytest.raises(ValueError, match="lower retrieve, block_size or the number of rows"):
         grown.reorder([0, 0])
     assert grown.counts == [3]
 

@@ -31,7 +31,7 @@ def plan(options, material, tmp_path):
             small = Stage(steps, 120, 2, attention=attention, distractors=40, recall_fraction=0.5)
         else:
             small = stage(attention, steps, block_size=7)
-        small = replace(small, window_positions=POSITIONS[attention], batch_size=2, top_k=min(small.top_k, 5))
+        small = replace(small, window_positions=POSITIONS[attention], batch_size=2, retrieve=min(small.retrieve, 5))
         recipe = Recipe((small,), learning_rate=0.01, warmup_steps=1, micro_batches=2)
         given = options(out=tmp_path / folder, recipe=None, steps=steps, validation=(str(material / "held_out.txt"),))
         return replace(plan_of(given), recipe=recipe, eval_every=2, eval_windows=2)

@@ -77,12 +77,12 @@ def test_an_existing_model_learns_landmarks_and_then_more(options, material, tmp
     first = train(options(**short, model=str(tmp_path / "plain"), out=tmp_path / "first"))
     assert from_pretrained(first).config.landmark["block_size"] == 7
     assert from_pretrained(first).config.use_cache
-    second = options(**short, model=str(first), tokenizer=None, block_size=None, top_k=2, out=tmp_path / "second")
+    second = options(**short, model=str(first), tokenizer=None, block_size=None, retrieve=2, out=tmp_path / "second")
     taught = from_pretrained(first).config.landmark["trained_tokens"]
     assert 2 * 2 * 35 <= taught <= 2 * 2 * 48, "two steps of two windows"
     landmark = from_pretrained(train(second)).config.landmark
     assert landmark["trained_tokens"] == 2 * taught
-    assert (landmark["block_size"], landmark["top_k"], landmark["landmark_id"]) == (7, 2, 300)
+    assert (landmark["block_size"], landmark["retrieve"], landmark["landmark_id"]) == (7, 2, 300)
     with pytest.raises(ValueError, match="blocks of 7 tokens, not 9"):
         train(options(**short, model=str(first), block_size=9, out=tmp_path / "third"))
 

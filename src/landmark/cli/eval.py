@@ -27,7 +27,7 @@ class ReadingOptions:
     """Folder of a converted model with its tokenizer; the one in the package when left out."""
     attention: Attention = "landmark"
     """landmark: through memory; local: the last tokens only; full: all at once, at true positions."""
-    top_k: MaybeFromZero = None
+    retrieve: MaybeFromZero = None
     """Blocks opened per query; default: the model's setting."""
     local_blocks: MaybeFromZero = None
     """Newest complete blocks kept in sight; default: the model's setting."""
@@ -73,7 +73,7 @@ class PerplexityOptions(ReadingOptions):
     windows: MaybeFromOne = None
     """At most so many windows of the longest length, spread evenly over the texts; default: all."""
     against: tuple[str, ...] = ()
-    """Settings to compare with, token by token: ATTENTION@LENGTH[,top_k=N][,local_blocks=N][,local=N][,max_blocks=N]
+    """Settings to compare with, token by token: ATTENTION@LENGTH[,retrieve=N][,local_blocks=N][,local=N][,max_blocks=N]
     [,selection=NAME][,miss_threshold=X]. What a landmark setting leaves out is as in the one compared; bare
     local@LENGTH sees as many keys."""
     batch_size: FromOne = 4
@@ -125,7 +125,7 @@ def run_passkey(options: PasskeyOptions) -> int:
             "accuracy",
             "samples",
             "attention",
-            "top_k",
+            "retrieve",
             "local_blocks",
             "tokens_per_s",
             "seconds",
@@ -179,7 +179,7 @@ def run_perplexity(options: PerplexityOptions) -> int:
         columns = (
             "attention",
             "length",
-            "top_k",
+            "retrieve",
             "local_blocks",
             "chunk",
             "perplexity",
@@ -213,7 +213,7 @@ def reading_of(options: ReadingOptions, config: Any) -> "Reading":
     return Reading.of(
         config,
         options.attention,
-        top_k=options.top_k,
+        retrieve=options.retrieve,
         local_blocks=options.local_blocks,
         local=options.local,
         max_blocks=options.max_blocks,

@@ -29,7 +29,7 @@ class GenerateOptions:
     """0 takes the most likely token each time; above 0 samples."""
     seed: Seed = 0
     """Decides what is sampled."""
-    top_k: MaybeFromZero = None
+    retrieve: MaybeFromZero = None
     """Blocks opened per query; default: the model's setting."""
     local_blocks: MaybeFromZero = None
     """Newest complete blocks kept in sight; default: the model's setting."""
@@ -57,7 +57,9 @@ def run(options: GenerateOptions) -> int:
     from landmark.hf.tokenizer import encode, opening
 
     def reading_of(config: Any) -> Reading:
-        return Reading.of(config, top_k=options.top_k, local_blocks=options.local_blocks, local=options.chunk_size)
+        return Reading.of(
+            config, retrieve=options.retrieve, local_blocks=options.local_blocks, local=options.chunk_size
+        )
 
     model, tokenizer = load(options.model, reading_of)
     reading = reading_of(model.config)

@@ -104,7 +104,7 @@ class AskOptions(Memory):
     """0 takes the most likely token each time; above 0 samples."""
     seed: Seed = 0
     """Decides what is sampled."""
-    top_k: MaybeFromZero = None
+    retrieve: MaybeFromZero = None
     """Blocks opened per query; default: as when the context was read."""
     sources: FromZero = 5
     """Opened blocks to show, the most read first."""
@@ -156,8 +156,8 @@ def run_ask(options: AskOptions) -> int:
     if not options.prompt:
         raise ValueError("the prompt is empty: say what is to be continued")
     folder = model_of(options.context, options.model)
-    model, tokenizer = load(folder, lambda config: options.check(config, options.context, top_k=options.top_k))
-    context = Context.open(options.context, model, tokenizer, top_k=options.top_k, **options.keywords())
+    model, tokenizer = load(folder, lambda config: options.check(config, options.context, retrieve=options.retrieve))
+    context = Context.open(options.context, model, tokenizer, retrieve=options.retrieve, **options.keywords())
     torch.manual_seed(options.seed)
     started = time.perf_counter()
     answer = context.generate(

@@ -68,8 +68,8 @@ def layout(model: "PreTrainedModel") -> Layout:
     token = int(Settings.of(text_config(model.config)).landmark_id == 0)  # any but the landmark
     cache = read(model, [token], LandmarkCache(model.config))
     stride, blocks = cache.settings.stride, []
-    if not cache.settings.top_k:
-        raise ValueError("top_k is 0: no blocks are kept, so that there is nothing to save; convert with 1 or more")
+    if not cache.settings.retrieve:
+        raise ValueError("retrieve is 0: no blocks are kept, so that there is nothing to save; convert with 1 or more")
     for memory in cache.memories:
         if isinstance(memory, LayerMemory):
             window, _ = memory.state()
@@ -85,13 +85,13 @@ def cache_of(
     index: IndexKind | IndexOptions = "auto",
     host_budget: int | str | None = None,
     device_budget: int | str | None = None,
-    top_k: int | None = None,
+    retrieve: int | None = None,
     selection: Selection | None = None,
     local_blocks: int | None = None,
 ) -> LandmarkCache:
     """A cache that goes on where the context ends; settings that are given override those with which it was read."""
     options = IndexOptions(index) if isinstance(index, str) else index
-    given = {"top_k": top_k, "selection": selection, "local_blocks": local_blocks}
+    given = {"retrieve": retrieve, "selection": selection, "local_blocks": local_blocks}
     settings = _settings(snapshot.header, given)
     config = text_config(model.config)
     layers = [layer for layer, kind in enumerate(layer_kinds(config)) if kind == "landmark"]
@@ -133,7 +133,7 @@ def check_memory(
 
 def _settings(header: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """How the context is read: as it was, but for what is given."""
-    kept = {name: header["settings"][name] for name in ("top_k", "selection", "local_blocks")}
+    kept = {name: header["settings"][name] for name in ("retrieve", "selection", "local_blocks")}
     return kept | {name: value for name, value in given.items() if value is not None}
 
 

@@ -104,7 +104,7 @@ class Context:
         """The context in the folder `path`, as it was committed last; `write` lets it grow.
 
         `memory` are keywords of `LandmarkCache`: `host_budget` and `device_budget` bound the blocks kept in memory
-        ("256MB"; host_budget is 256 MB by default), `index` says how landmarks are searched, `top_k` and `selection`
+        ("256MB"; host_budget is 256 MB by default), `index` says how landmarks are searched, `retrieve` and `selection`
         which blocks are opened (by default as when it was read).
 
         Raises ValueError if this is no context, if another process writes to it, if it was read by another model,

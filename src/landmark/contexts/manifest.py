@@ -14,6 +14,7 @@ import torch
 
 from landmark.contexts import disk
 from landmark.contexts.disk import Damage
+from landmark.settings import current_names
 from landmark.store.base import BlockShape
 
 FORMAT = "landmark context"
@@ -202,7 +203,7 @@ def _parse(data: bytes, path: Path) -> Manifest:
         )
     return Manifest(
         generation=fields["generation"],
-        header=fields["header"],
+        header=_current(fields["header"]),
         layout=Layout(tuple(map(_shape, fields["blocks"])), tuple((h, d) for h, d in fields["landmarks"])),
         segments=tuple(map(_segment, fields["segments"])),
         state=fields["state"] and Extent(**fields["state"]),
@@ -220,3 +221,7 @@ def _segment(fields: dict[str, Any]) -> SegmentEntry:
     return SegmentEntry(
         fields["first"], fields["blocks"], fields["owned"], **extents, parts=None if parts is None else Extent(**parts)
     )
+
+
+def _current(header: dict[str, Any]) -> dict[str, Any]:
+    return {name: current_names(value) if name == "settings" else value for name, value in header.items()}

@@ -38,10 +38,10 @@ class Stage:
     attention over the same stream. `recall_fraction` is the probability that a window is a recall window.
 
     `attention` is one of `ATTENTIONS`: "landmark" (section 3.1 of the paper), the same over `segments` of a window
-    with the segment before as a recurrent window ("landmark_recurrent") or read through its landmarks, `top_k`
+    with the segment before as a recurrent window ("landmark_recurrent") or read through its landmarks, `retrieve`
     blocks a query ("landmark_retrieval"), among the newest `distractors` landmarks of plain windows where a window asks
     ("landmark_distractors"; with `distract_answers` only where it answers), or without landmarks "full", "recurrent"
-    (Transformer-XL) or "knn" (Memorizing Transformer, `top_k` keys a query). `jumps` is the largest distance put
+    (Transformer-XL) or "knn" (Memorizing Transformer, `retrieve` keys a query). `jumps` is the largest distance put
     between two blocks, `block_dropout` the probability that a layer closes a block.
 
     With `packing` a window knows its documents: no query sees another document, and no first token of a document is
@@ -54,7 +54,7 @@ class Stage:
     gates: bool = True
     attention: str = "landmark"
     segments: int = 1
-    top_k: int = 2
+    retrieve: int = 2
     jumps: int = 0
     block_dropout: float = 0.0
     distractors: int = 0
@@ -64,7 +64,7 @@ class Stage:
     recall: RecallTask = field(default_factory=RecallTask)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "window_positions", "batch_size", "segments", "top_k"):
+        for name in ("steps", "window_positions", "batch_size", "segments", "retrieve"):
             if getattr(self, name) < 1:
                 raise ValueError(f"a stage's {name} must be at least 1, not {getattr(self, name)}")
         for name in ("recall_fraction", "block_dropout"):

@@ -163,7 +163,7 @@ def summary(reading: Reading, length: int, samples: Sequence[Sample]) -> dict[st
         "samples": len(samples),
         "by_depth": by_depth(samples),
         "attention": reading.attention,
-        "top_k": reading.top_k,
+        "retrieve": reading.retrieve,
         "local_blocks": reading.local_blocks,
         "chunk": reading.chunk_size,
         "tokens_per_s": length * len(samples) / seconds,

@@ -33,7 +33,7 @@ class Setting:
         reading = self.reading
         if reading.attention == "full":
             return f"full@{self.length}"
-        told = {"top_k": reading.top_k, "local_blocks": reading.local_blocks, "chunk": reading.chunk_size}
+        told = {"retrieve": reading.retrieve, "local_blocks": reading.local_blocks, "chunk": reading.chunk_size}
         usual = {field.name: field.default for field in fields(reading)}
         for name in ("max_blocks", "selection", "miss_threshold"):
             if getattr(reading, name) != usual[name]:
@@ -60,7 +60,7 @@ class Scored:
         figures = {
             "attention": reading.attention,
             "length": self.setting.length,
-            "top_k": reading.top_k,
+            "retrieve": reading.retrieve,
             "local_blocks": reading.local_blocks,
             "chunk": reading.chunk_size,
             "max_blocks": reading.max_blocks,
@@ -202,7 +202,7 @@ def paired(one: Scored, other: Scored) -> dict[str, Any]:
 
 # What each option of a setting must look like, and what it means.
 OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "top_k": (r"\d+", int),
+    "retrieve": (r"\d+", int),
     "local_blocks": (r"\d+", int),
     "local": (r"\d+", int),
     "max_blocks": (r"\d+", int),
@@ -211,8 +211,8 @@ OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 FORM = (
-    "ATTENTION@LENGTH[,top_k=N][,local_blocks=N][,local=N][,max_blocks=N][,selection=NAME]"
-    "[,miss_threshold=X], e.g. landmark@4096,top_k=0"
+    "ATTENTION@LENGTH[,retrieve=N][,local_blocks=N][,local=N][,max_blocks=N][,selection=NAME]"
+    "[,miss_threshold=X], e.g. landmark@4096,retrieve=0"
 )
 
 
@@ -234,7 +234,7 @@ def parse_setting(text: str, config: Any, compared: Setting) -> Setting:
         return Setting(local_like(config, reading, length), length)
     if attention == "landmark" and reading.attention == "landmark":
         inherited = {
-            "top_k": reading.top_k,
+            "retrieve": reading.retrieve,
             "local_blocks": reading.local_blocks,
             "local": reading.chunk_size,
             "max_blocks": reading.max_blocks,

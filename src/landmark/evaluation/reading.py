@@ -18,17 +18,17 @@ ATTENTIONS = ("landmark", "full", "local")
 class Reading:
     """One way to read a text.
 
-    - `landmark`: chunks of `chunk_size` ordinary tokens through a cache that opens `top_k` blocks per query, chosen
+    - `landmark`: chunks of `chunk_size` ordinary tokens through a cache that opens `retrieve` blocks per query, chosen
       by `selection` among the newest `max_blocks` (all if None), and keeps `local_blocks` in sight (section 3.2 of
       the paper). A query whose blocks would get less than `miss_threshold` of its attention opens none (appendix D).
-    - `local`: the same with `top_k` 0 and chunks of one block: a window sliding over `local_blocks` blocks.
+    - `local`: the same with `retrieve` 0 and chunks of one block: a window sliding over `local_blocks` blocks.
       With `per_head`, all tokens of a chunk choose together, so that what a token attends to depends on later ones.
     - `full`: the attention of training over the whole text at once (section 3.1); the counts are 0.
     """
 
     attention: str
     block_size: int
-    top_k: int = 0
+    retrieve: int = 0
     local_blocks: int = 0
     chunk_size: int = 0
     max_blocks: int | None = None
@@ -41,7 +41,7 @@ class Reading:
         config: Any,
         attention: str = "landmark",
         *,
-        top_k: int | None = None,
+        retrieve: int | None = None,
         local_blocks: int | None = None,
         local: int | None = None,
         max_blocks: int | None = None,
@@ -57,11 +57,11 @@ class Reading:
         if attention not in ATTENTIONS:
             raise ValueError(f"attention is {attention!r}: choose one of {', '.join(ATTENTIONS)}")
         size = Settings.of(text_config(config)).block_size
-        opening: dict[str, Any] = {"top_k": top_k or None, "max_blocks": max_blocks, "selection": selection}
+        opening: dict[str, Any] = {"retrieve": retrieve or None, "max_blocks": max_blocks, "selection": selection}
         opening["miss_threshold"] = miss_threshold or None
         sight = {"local_blocks": local_blocks, "local": local}
         if attention == "full":
-            _check_left_out("full attention sees everything", opening | sight | {"top_k": top_k})
+            _check_left_out("full attention sees everything", opening | sight | {"retrieve": retrieve})
             return cls("full", size)
         if local is not None and local < 1:
             raise ValueError(f"local is {local}: give the number of ordinary tokens, 1 or more")
@@ -69,10 +69,10 @@ class Reading:
             _check_left_out("local attention opens no blocks", opening)
             if local is not None and local_blocks is not None:
                 raise ValueError("local and local_blocks both say how far local attention sees: give one of them")
-            top_k, local_blocks = 0, _blocks_in_sight(local, size) if local is not None else local_blocks
+            retrieve, local_blocks = 0, _blocks_in_sight(local, size) if local is not None else local_blocks
         cache = LandmarkCache(
             config,
-            top_k=top_k,
+            retrieve=retrieve,
             local_blocks=local_blocks,
             max_blocks=max_blocks,
             selection=selection,
@@ -83,7 +83,7 @@ class Reading:
         return cls(
             attention,
             size,
-            chosen.top_k,
+            chosen.retrieve,
             chosen.local_blocks,
             cache.chunk_tokens,
             max_blocks,
@@ -107,7 +107,7 @@ class Reading:
             return None
         return LandmarkCache(
             config,
-            top_k=self.top_k,
+            retrieve=self.retrieve,
             local_blocks=self.local_blocks,
             max_blocks=self.max_blocks,
             selection=self.selection,
@@ -123,7 +123,9 @@ class Reading:
     @property
     def looks_ahead(self) -> bool:
         """Whether what a token attends to depends on later tokens of its chunk."""
-        return self.attention == "landmark" and self.selection == "per_head" and self.top_k > 0 and self.chunk_size > 1
+        return (
+            self.attention == "landmark" and self.selection == "per_head" and self.retrieve > 0 and self.chunk_size > 1
+        )
 
     def attended(self, length: int) -> float:
         """Ordinary keys, its own included, that a token attends to on average over `length` tokens."""
@@ -134,7 +136,7 @@ class Reading:
         positions = np.arange(length)
         if self.attention == "full":
             return positions + 1
-        opened = np.minimum(self.top_k, self.blocks_in_memory(length))
+        opened = np.minimum(self.retrieve, self.blocks_in_memory(length))
         return positions - self._blocks_behind(length) * self.block_size + 1 + opened * self.block_size
 
     def blocks_in_memory(self, length: int) -> np.ndarray:
@@ -171,7 +173,7 @@ def _blocks_in_sight(local: int, block_size: int) -> int:
     return max(0, int(np.ceil((local - (block_size + 1) / 2) / block_size)))
 
 
-# Settings of a comparison as people write them: `full@512`, `landmark@4096,top_k=0`, `local@4096`.
+# Settings of a comparison as people write them: `full@512`, `landmark@4096,retrieve=0`, `local@4096`.
 
 
 # What full attention over a text would have cost, beside what reading it through memory does.

@@ -77,7 +77,7 @@ def demand(condition: Tensor, message: str) -> None:
 class LandmarkCache(Cache):
     """Reads any length in bounded device memory: pass it as `past_key_values`, to `forward` or `generate`.
 
-    `config` is that of a converted model. `top_k`, `selection` and `local_blocks` override the model's settings for
+    `config` is that of a converted model. `retrieve`, `selection` and `local_blocks` override the model's settings for
     this cache; `max_blocks` keeps only the newest blocks. Length is counted in ordinary tokens (for padded batches, in
     columns of `input_ids`, as transformers counts). `selection` "per_head" looks ahead within a chunk: earlier queries
     of it read what later ones asked for.
@@ -92,7 +92,7 @@ class LandmarkCache(Cache):
     `storage` names the storage of each landmark layer instead of these three.
 
     `chunk_size` is the most ordinary tokens that one forward reads at once, by default what fits the trained range
-    wherever in a block it begins; longer inputs are cut. A multiple of block_size may be larger, until `(top_k + 1 +
+    wherever in a block it begins; longer inputs are cut. A multiple of block_size may be larger, until `(retrieve + 1 +
     local_blocks) * stride` and the chunk with its landmarks fill the range: chunks then end where blocks end, and
     after a tail the next one is shorter by it (in a batch, by the longest tail).
 
@@ -105,7 +105,7 @@ class LandmarkCache(Cache):
         self,
         config: PretrainedConfig,
         *,
-        top_k: int | None = None,
+        retrieve: int | None = None,
         selection: Selection | None = None,
         max_blocks: int | None = None,
         local_blocks: int | None = None,
@@ -116,7 +116,7 @@ class LandmarkCache(Cache):
         device_budget: int | str | None = None,
         storage: Mapping[int, Storage] | None = None,
     ) -> None:
-        given = {"top_k": top_k, "selection": selection, "local_blocks": local_blocks}
+        given = {"retrieve": retrieve, "selection": selection, "local_blocks": local_blocks}
         config = text_config(config)
         self.settings = replace(Settings.of(config), **{k: v for k, v in given.items() if v is not None})
         self.chunk_tokens = chunk_tokens(self.settings, config, chunk_size)
@@ -149,7 +149,7 @@ class LandmarkCache(Cache):
             return SlidingWindow(self._window)
         return LayerMemory(
             block_size=self.settings.block_size,
-            top_k=self.settings.top_k,
+            retrieve=self.settings.retrieve,
             selection=self.settings.selection,
             local_blocks=self.settings.local_blocks,
             max_blocks=self.max_blocks,
@@ -223,7 +223,7 @@ class LandmarkCache(Cache):
     def positions_needed(self, stream: Stream) -> int:
         """Rotary positions that reading the chunk `stream` takes; ValueError where the trained range ends before."""
         if self.settings.positions == "stingy":
-            strides = self.settings.top_k + 1 + self.settings.local_blocks + 1
+            strides = self.settings.retrieve + 1 + self.settings.local_blocks + 1
             return strides * self.settings.stride + stream.width
         needed = int(self.stream_positions(stream).max()) + stream.width
         if needed > self.trained_positions:

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 
 from landmark.memory import Positions, Selection
 from landmark.memory.storage import Budgets
-from landmark.settings import check_rules
+from landmark.settings import check_rules, current_names
 from landmark.stream import stream_length, tokens_that_fit
 
 # With its landmark a block fills a tile of 64.
@@ -28,7 +28,7 @@ class Settings:
 
     block_size: int
     landmark_id: int
-    top_k: int = 4
+    retrieve: int = 4
     selection: Selection = "per_token_and_head"
     local_blocks: int = DEFAULT_LOCAL_BLOCKS
     positions: Positions = "stingy"
@@ -37,7 +37,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_rules(
             block_size=self.block_size,
-            top_k=self.top_k,
+            retrieve=self.retrieve,
             selection=self.selection,
             local_blocks=self.local_blocks,
             positions=self.positions,
@@ -56,7 +56,9 @@ class Settings:
             )
         if not isinstance(stored, dict) or not {"block_size", "landmark_id"} <= set(stored):
             raise ValueError(f"the configuration's landmark settings are damaged: {stored!r}; convert the model again")
-        stored = {name: value for name, value in stored.items() if name != "rows"}  # see `model.saved_rows`
+        stored = {
+            name: value for name, value in current_names(stored).items() if name != "rows"
+        }  # see `model.saved_rows`
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(stored) - known)
         if unknown:
@@ -110,7 +112,7 @@ def chunk_tokens(settings: Settings, config: PretrainedConfig, chunk_size: int |
     """Ordinary tokens of the longest chunk: `chunk_size`, or by default what fits wherever in a block it begins.
 
     Chunks of whole blocks may be longer than that, for they end with a block, and no tail stands before the next one
-    (as in section 4.1 of the paper: trained on 512 positions, blocks of 50, top_k 4 and chunks of 250). Raises
+    (as in section 4.1 of the paper: trained on 512 positions, blocks of 50, retrieve 4 and chunks of 250). Raises
     ValueError for a `chunk_size` that the trained range does not carry, and when nothing fits it.
     """
     size = settings.block_size
@@ -118,7 +120,7 @@ def chunk_tokens(settings: Settings, config: PretrainedConfig, chunk_size: int |
         return tokens_that_fit(chunk_positions(settings, config), size, size - 1)
     if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size!r}: give the ordinary tokens of a chunk, 1 or more")
-    trained, strides = trained_positions(config), settings.top_k + 1 + settings.local_blocks
+    trained, strides = trained_positions(config), settings.retrieve + 1 + settings.local_blocks
     before = 0 if settings.positions == "true" else strides * settings.stride
     most = max(0, trained - before) // settings.stride * size
     whole_blocks = chunk_size % size == 0
@@ -127,9 +129,9 @@ def chunk_tokens(settings: Settings, config: PretrainedConfig, chunk_size: int |
         others = "" if whole_blocks else f" where it begins inside a block, or {most} in whole blocks"
         raise ValueError(
             f"a chunk of {chunk_size} ordinary tokens does not fit the trained range of {trained} positions: it takes"
-            f" {stream_length(chunk_size, size)} with its landmarks, and {before} lie before it: (top_k"
-            f" {settings.top_k} + 1 + local_blocks {settings.local_blocks}) * stride {settings.stride}"
-            f"{'' if whole_blocks else ' and a tail'}; give at most {fits}{others}, or lower top_k or local_blocks"
+            f" {stream_length(chunk_size, size)} with its landmarks, and {before} lie before it: (retrieve"
+            f" {settings.retrieve} + 1 + local_blocks {settings.local_blocks}) * stride {settings.stride}"
+            f"{'' if whole_blocks else ' and a tail'}; give at most {fits}{others}, or lower retrieve or local_blocks"
         )
     return chunk_size
 
@@ -139,14 +141,14 @@ def chunk_positions(settings: Settings, config: PretrainedConfig) -> int:
     positions = trained_positions(config)
     if settings.positions == "true":
         return min(MAX_CHUNK, positions)
-    strides = settings.top_k + 1 + settings.local_blocks + 1
+    strides = settings.retrieve + 1 + settings.local_blocks + 1
     taken = strides * settings.stride
     room = min(MAX_CHUNK, positions - taken)
     if tokens_that_fit(room, settings.block_size, settings.block_size - 1) < 1:
         raise ValueError(
-            f"nothing fits the trained range: (top_k {settings.top_k} + 1 + local_blocks {settings.local_blocks} + 1)"
-            f" * stride {settings.stride} = {taken} positions, of {positions} trained, leaves no room for a chunk;"
-            " lower block_size, top_k or local_blocks"
+            f"nothing fits the trained range: (retrieve {settings.retrieve} + 1 + local_blocks {settings.local_blocks}"
+            f" + 1) * stride {settings.stride} = {taken} positions, of {positions} trained, leaves no room for a chunk;"
+            " lower block_size, retrieve or local_blocks"
         )
     return room
 
@@ -160,6 +162,6 @@ def layer_budgets(
     """
     heads = config.num_attention_heads
     groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
-    step_blocks = settings.top_k * (groups if settings.selection != "per_token" else 1)
+    step_blocks = settings.retrieve * (groups if settings.selection != "per_token" else 1)
     layers = layer_kinds(config).count("landmark")
     return Budgets.shared(host_budget, device_budget, layers=layers, step_blocks=max(1, step_blocks))

@@ -56,7 +56,7 @@ def check_attention(model: PreTrainedModel, untouched: Tensor, landmark_id: int)
     name, base = type(model).__name__, model.base_model
     config: Any = text_config(model.config)
     stored = getattr(config, "landmark", None)
-    settings = {"block_size": _TOKENS + 1, "landmark_id": landmark_id, "top_k": 2, "local_blocks": 0}
+    settings = {"block_size": _TOKENS + 1, "landmark_id": landmark_id, "retrieve": 2, "local_blocks": 0}
     try:
         config.landmark = settings
         if not _changes_with_length(base, trained_positions(config)):
@@ -115,7 +115,7 @@ def convert(
     *,
     block_size: int | None = None,
     landmark_id: int | None = None,
-    top_k: int | None = None,
+    retrieve: int | None = None,
     selection: Selection | None = None,
     local_blocks: int | None = None,
     positions: Positions | None = None,
@@ -132,7 +132,7 @@ def convert(
         block_size: ordinary tokens per block, 63 by default; a landmark follows each block.
         landmark_id: vocabulary row that serves as the landmark and is never generated; a new row, the mean of all
             others, by default. A row that is not the last keeps its logit, 100 nats below all others together.
-        top_k: blocks opened per query, 4 by default; 0 reads with local attention only.
+        retrieve: blocks opened per query, 4 by default; 0 reads with local attention only.
         selection: "per_token_and_head" (default), "per_token" or "per_head": who chooses its own blocks. "per_head"
             looks ahead within a chunk: its queries share what any of them asked for, so that predictions before the
             end of a chunk depend on later tokens of it; a perplexity read so is not one of predictions.
@@ -156,7 +156,7 @@ def convert(
     given = {
         "block_size": block_size,
         "landmark_id": landmark_id,
-        "top_k": top_k,
+        "retrieve": retrieve,
         "selection": selection,
         "local_blocks": local_blocks,
         "positions": positions,

@@ -28,6 +28,7 @@ from landmark.hf.loading import gguf_model, is_gguf
 from landmark.hf.sliding import SlidingWindow
 from landmark.memory import LayerMemory
 from landmark.memory.window import WindowState
+from landmark.settings import current_names
 
 ENTRY = "landmark"
 FILE = "adapter_model.safetensors"  # in a folder
@@ -82,7 +83,7 @@ def load_adapter(
     if getattr(config, "landmark", None) is not None:
         raise ValueError(f"{path} is for a model before conversion, and this one has landmarks already")
     _check_model(path, model, tensors, told)
-    settings = dict(told["settings"])
+    settings = current_names(told["settings"])
     if settings["landmark_id"] == model.get_input_embeddings().num_embeddings:  # type: ignore[union-attr]
         del settings["landmark_id"]  # the row that conversion adds
     model = convert(model, **settings)

@@ -20,8 +20,8 @@ class IndexOptions:
 
     "auto" is the hierarchical index on a CPU, which is exact search while blocks are few, and exact search elsewhere.
     `keys` other than "float32" are rounded, and the rounded key counts from then on. `recall` below 1 lets the
-    hierarchical index miss some of the best blocks: of the `top_k` best, about that share or more is found on average
-    over some hundreds of queries of a head, also after text or queries change, once that was noticed (see
+    hierarchical index miss some of the best blocks: of the `retrieve` best, about that share or more is found on
+    average over some hundreds of queries of a head, also after text or queries change, once that was noticed (see
     docs/indexes.md). It is no promise for a single query.
 
     Raises ValueError for options that do not exist or do not go together.

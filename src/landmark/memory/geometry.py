@@ -42,14 +42,14 @@ class Past:
     """What a chunk finds in memory (Mohtashami & Jaggi 2023, section 3.2).
 
     Per row of the batch, `counts` blocks have ever entered memory and `kept` are still there; a query opens at most
-    `top_k`. With `stingy` positions the k newest blocks of a row are scored from slots 1 to k and all older ones from
-    slot 0, and the chosen ones move to slots to be read; otherwise every block stays where it stood. The chunk's rows
-    begin at rotary positions `starts`, in the same sense, and hold `valid` of `width` columns.
+    `retrieve`. With `stingy` positions the k newest blocks of a row are scored from slots 1 to k and all older ones
+    from slot 0, and the chosen ones move to slots to be read; otherwise every block stays where it stood. The chunk's
+    rows begin at rotary positions `starts`, in the same sense, and hold `valid` of `width` columns.
     """
 
     counts: Counts
     kept: Counts
-    top_k: int
+    retrieve: int
     stingy: bool
     stride: int
     starts: Counts
@@ -60,7 +60,7 @@ class Past:
     @cached_property
     def k(self) -> int:
         """Blocks that a query opens, in the row that has most of them."""
-        return min(self.top_k, max(self.kept))
+        return min(self.retrieve, max(self.kept))
 
     @cached_property
     def asking(self) -> int:
@@ -75,7 +75,7 @@ class Past:
     @cached_property
     def upto(self) -> list[int]:
         """Where the search through the index ends in each row: with slots, the newest are scored apart."""
-        opened = [min(self.top_k, kept) * self.stingy for kept in self.kept]
+        opened = [min(self.retrieve, kept) * self.stingy for kept in self.kept]
         return [count - newest for count, newest in zip(self.counts, opened, strict=True)]
 
     @cached_property

@@ -20,7 +20,7 @@ class LayerMemory:
     """Attention of one layer that reads any length in chunks (Mohtashami & Jaggi 2023, section 3.2).
 
     The `local_blocks` newest complete blocks and the tail are ordinary context. Older blocks, the newest `max_blocks`,
-    lie in memory; each query opens the best `top_k` by `selection`, or none if those would get less than
+    lie in memory; each query opens the best `retrieve` by `selection`, or none if those would get less than
     `miss_threshold` of its attention together (appendix D). `positions` "stingy" moves opened blocks close to the
     query, "true" leaves them where they stood. `tied_landmarks` promises that all landmark keys are equal before
     rotary, as in a model's first layer. `storage` makes index and store of the blocks; None keeps all on the device.
@@ -32,7 +32,7 @@ class LayerMemory:
         self,
         *,
         block_size: int,
-        top_k: int,
+        retrieve: int,
         selection: Selection = "per_token_and_head",
         local_blocks: int,
         max_blocks: int | None = None,
@@ -42,13 +42,17 @@ class LayerMemory:
         storage: Storage | None = None,
     ) -> None:
         check_rules(
-            block_size=block_size, top_k=top_k, selection=selection, local_blocks=local_blocks, positions=positions
+            block_size=block_size,
+            retrieve=retrieve,
+            selection=selection,
+            local_blocks=local_blocks,
+            positions=positions,
         )
         check_max_blocks(max_blocks)
         check_miss_threshold(miss_threshold)
         self.block_size = block_size
         self.stride = block_size + 1
-        self.top_k = top_k
+        self.retrieve = retrieve
         self.selection: Selection = selection
         self.local_blocks = local_blocks
         self.max_blocks = max_blocks
@@ -212,24 +216,24 @@ class LayerMemory:
             )
 
     def _arithmetic(self, longest: int) -> str:
-        if self.positions == "true" and self.top_k:
+        if self.positions == "true" and self.retrieve:
             return "with positions='true' it must hold the whole text; use positions='stingy' or a longer table"
         return (
-            f"(top_k + 1 + local_blocks) * stride + tail + chunk = "
-            f"({self.top_k} + 1 + {self.local_blocks}) * {self.stride} + tail + {longest} must fit; "
-            "cut shorter chunks, or lower top_k, local_blocks or block_size"
+            f"(retrieve + 1 + local_blocks) * stride + tail + chunk = "
+            f"({self.retrieve} + 1 + {self.local_blocks}) * {self.stride} + tail + {longest} must fit; "
+            "cut shorter chunks, or lower retrieve, local_blocks or block_size"
         )
 
     def _starts(self, rows: int) -> list[int]:
         """Rotary position of the next query in each row."""
         if self._window is None:
             return [0] * rows
-        if self.positions == "true" and self.top_k:
+        if self.positions == "true" and self.retrieve:
             return self._seen
         starts = []
         for row, (leaving, length) in enumerate(zip(self._leaving, self._window.lengths, strict=True)):
             blocks = self._blocks
-            k = 0 if blocks is None else min(self.top_k, blocks.kept(blocks.counts[row] + leaving))
+            k = 0 if blocks is None else min(self.retrieve, blocks.kept(blocks.counts[row] + leaving))
             starts.append((k + 1) * self.stride * (k > 0) + length - leaving * self.stride)
         return starts
 
@@ -242,7 +246,7 @@ class LayerMemory:
     def _start(self, rows: int, device: torch.device) -> None:
         self._window = LocalWindow(rows)
         self._seen = [0] * rows
-        if self.top_k:
+        if self.retrieve:
             index = self._storage.index(rows, self.max_blocks, tied=self._tied, device=device)
             store = self._storage.store(rows, self.max_blocks, device=device)
             self._blocks = BlockMemory(
@@ -259,7 +263,7 @@ class LayerMemory:
         return past_of(
             counts=tuple(blocks.counts),
             kept=tuple(blocks.kept(count) for count in blocks.counts),
-            top_k=self.top_k,
+            retrieve=self.retrieve,
             stingy=self.positions == "stingy",
             stride=self.stride,
             starts=tuple(self._starts(len(valid))),

@@ -66,7 +66,7 @@ class DistractedLandmarks(Reader):
     def __init__(
         self,
         segment: int,
-        top_k: int,
+        retrieve: int,
         block_size: int,
         distractors: Distractors,
         plain: Tensor,
@@ -76,10 +76,10 @@ class DistractedLandmarks(Reader):
         super().__init__(segment, phase=phase)
         check_block_size(block_size)
         check_phase(phase, block_size)
-        if top_k < 1:
-            raise ValueError(f"top_k is {top_k}: give 1 or more, the slots that stand before a query in memory")
+        if retrieve < 1:
+            raise ValueError(f"retrieve is {retrieve}: give 1 or more, the slots that stand before a query in memory")
         self.block_size = block_size
-        self.slots = (top_k + 1) * (block_size + 1)
+        self.slots = (retrieve + 1) * (block_size + 1)
         self.distractors = distractors
         self.plain = plain
         self.phase = phase

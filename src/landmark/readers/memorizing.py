@@ -25,7 +25,7 @@ _FIRST_GATE = -2.0
 class Memorizing(Reader):
     """Causal attention within segments of `segment` tokens; in one layer, memory of all earlier segments besides.
 
-    In `layer` each head takes the `top_k` nearest keys of all earlier segments, by exact search, and mixes what it
+    In `layer` each head takes the `retrieve` nearest keys of all earlier segments, by exact search, and mixes what it
     finds there with its local attention: `g * memory + (1 - g) * local`, g the sigmoid of a learned number per head
     (Wu et al. 2022, section 3). Keys and queries of the memory have no positions, and nothing has a gradient but the
     queries and g. The first segment knows no memory.
@@ -38,11 +38,11 @@ class Memorizing(Reader):
     where the gates of `layer` are missing.
     """
 
-    def __init__(self, segment: int, top_k: int, layer: int) -> None:
+    def __init__(self, segment: int, retrieve: int, layer: int) -> None:
         super().__init__(segment)
-        if top_k < 1:
-            raise ValueError(f"top_k is {top_k}: give 1 or more keys for a query to attend to")
-        self.top_k = top_k
+        if retrieve < 1:
+            raise ValueError(f"retrieve is {retrieve}: give 1 or more keys for a query to attend to")
+        self.retrieve = retrieve
         self.layer = layer
         self._memory: _Memory | None = None
 
@@ -60,7 +60,7 @@ class Memorizing(Reader):
         if self._memory is None:
             self._memory = _Memory(key)
         else:
-            found = self._memory.attend(query, self.top_k, s).to(out.dtype)
+            found = self._memory.attend(query, self.retrieve, s).to(out.dtype)
             out = torch.lerp(out, found, gate.sigmoid().to(out.dtype)[:, None, None])
         self._memory.extend(key, value)
         return out
@@ -80,11 +80,11 @@ class _Memory:
         # Never written to: the graph of an earlier segment may still need what was.
         self._values = torch.cat((self._values, value.detach()), dim=2)
 
-    def attend(self, query: Tensor, top_k: int, s: Scoring) -> Tensor:
+    def attend(self, query: Tensor, retrieve: int, s: Scoring) -> Tensor:
         """Softmax over the nearest keys of `query [B,H,T,D]`, before rotary: the average of their values, like it."""
         rows, kv_heads, count, _ = self._values.shape
         scaled = query.to(working_dtype(query)) * (1 / math.sqrt(query.shape[-1]) if s.scale is None else s.scale)
-        scores, numbers = self._index.search(scaled.detach(), min(top_k, count), [count] * rows)
+        scores, numbers = self._index.search(scaled.detach(), min(retrieve, count), [count] * rows)
         heads = torch.arange(rows * kv_heads, device=query.device).view(rows, kv_heads, 1, 1, 1)
         places = (numbers.unflatten(1, (kv_heads, -1)) + heads * count).view(-1, numbers.shape[-1])
         scores = scores.view(places.shape)

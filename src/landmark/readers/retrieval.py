@@ -23,7 +23,7 @@ from landmark.stream import check_block_size, check_phase
 
 
 class RetrievedLandmarks(Reader):
-    """Each query opens its best `top_k` of the blocks that earlier segments completed; the rest is local.
+    """Each query opens its best `retrieve` of the blocks that earlier segments completed; the rest is local.
 
     The rules of a cache with `local_blocks` 0 (Mohtashami & Jaggi 2023, section 3.2), with gradients: they flow into
     queries and into the segment's own keys and values, but not into what earlier segments left, neither blocks nor
@@ -33,19 +33,19 @@ class RetrievedLandmarks(Reader):
     tokens were hidden. Raises ValueError for settings that mean nothing.
     """
 
-    def __init__(self, segment: int, top_k: int, block_size: int, phase: int = 0) -> None:
+    def __init__(self, segment: int, retrieve: int, block_size: int, phase: int = 0) -> None:
         super().__init__(segment, phase=phase)
         check_block_size(block_size)
         check_phase(phase, block_size)
-        if top_k < 1:
-            raise ValueError(f"top_k is {top_k}: give 1 or more blocks for a query to open")
+        if retrieve < 1:
+            raise ValueError(f"retrieve is {retrieve}: give 1 or more blocks for a query to open")
         self.block_size = block_size
-        self.top_k = top_k
+        self.retrieve = retrieve
         self._hidden = phase
         self._layers: dict[int, _Blocks] = {}
 
     def reach(self, width: int) -> int:
-        return (self.top_k + 2) * (self.block_size + 1) + width
+        return (self.retrieve + 2) * (self.block_size + 1) + width
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
         if module.layer_idx not in self._layers:
@@ -90,10 +90,10 @@ class RetrievedLandmarks(Reader):
         return past_of(
             counts=(count,) * rows,
             kept=(count,) * rows,
-            top_k=self.top_k,
+            retrieve=self.retrieve,
             stingy=True,
             stride=stride,
-            starts=((min(self.top_k, count) + 1) * stride + tail,) * rows,
+            starts=((min(self.retrieve, count) + 1) * stride + tail,) * rows,
             valid=(width,) * rows,
             width=width,
             device=query.device,

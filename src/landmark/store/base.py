@@ -207,7 +207,7 @@ def parse_bytes(name: str, value: int | str) -> int:
 def step_bytes(shape: BlockShape, rows: int, blocks: int) -> int:
     """The least budget of a layer whose queries may need `blocks` blocks of each key-value head at once.
 
-    That is top_k for each query head of the group, and top_k alone where heads share their choice.
+    That is retrieve for each query head of the group, and retrieve alone where heads share their choice.
     """
     return rows * shape.nbytes * blocks
 
@@ -218,5 +218,5 @@ def check_budget(budget: int, shape: BlockShape, rows: int, step_blocks: int) ->
     if budget < needed:
         raise ValueError(
             f"a layer's budget of {budget} bytes is too small for a single query, whose blocks take {needed} "
-            "with all rows: raise the budget, or lower top_k, block_size or the number of rows"
+            "with all rows: raise the budget, or lower retrieve, block_size or the number of rows"
         )

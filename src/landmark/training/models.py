@@ -164,7 +164,7 @@ def load_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
     model = _existing(plan) if plan.config is None else _from_scratch(plan, tokenizer)
     check_vocabulary(tokenizer, model)
     settings: dict[str, Any] = dict(getattr(model.config, "landmark", None) or {})
-    asked = {"block_size": plan.block_size, "top_k": plan.top_k}
+    asked = {"block_size": plan.block_size, "retrieve": plan.retrieve}
     settings |= {name: value for name, value in asked.items() if value is not None}
     model = convert(model, **settings)
     if any(stage.attention == "knn" for stage in plan.recipe.stages):

@@ -85,7 +85,7 @@ class TrainOptions:
     block_size: MaybeFromOne = None
     """Ordinary tokens in a block. Default: the model's own if it has landmarks already, else 63."""
 
-    top_k: MaybeFromZero = None
+    retrieve: MaybeFromZero = None
     """Blocks that the finished model opens at once. Default: the model's own, else 4."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None

@@ -49,7 +49,7 @@ class Plan:
     validation: tuple[str, ...] = ()
     tokens: Path | None = None
     block_size: int | None = None
-    top_k: int | None = None
+    retrieve: int | None = None
     adapter: Lora | None = None
     distill: bool = False
     load_in: str | None = None

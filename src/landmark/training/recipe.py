@@ -8,6 +8,7 @@ from typing import Any
 
 from landmark.data.recall import RecallTask
 from landmark.data.windows import Stage
+from landmark.settings import current_names
 from landmark.training.options import TrainOptions, flags
 
 ONE_STAGE_OPTIONS = ("steps", "window_positions", "batch_size", "micro_batches", "learning_rate", "packing")
@@ -97,7 +98,7 @@ def _checked(table: dict[str, Any], kind: type) -> dict[str, Any]:
     """`table` with lists as tuples, its names and types as in the dataclass `kind`."""
     types = {item.name: item.type for item in fields(kind) if item.name not in ("stages", "recall")}
     checked = {}
-    for name, value in table.items():
+    for name, value in current_names(table).items():
         if name not in types:
             raise ValueError(f"unknown setting {name!r}; known are {', '.join(types)}")
         checked[name] = _typed(name, value, types[name])

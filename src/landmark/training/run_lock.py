@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from landmark.settings import current_names
+
 RUN_FILE = "run.json"
 KEPT = ("checkpoint-*", "model*", "adapter")  # what a training writes that cost work
 SHOWN = 3  # differences named in a message
@@ -61,7 +63,7 @@ def check_claim(out: Path, settings: dict[str, Any]) -> None:
 
 def _changes(path: Path, settings: dict[str, Any]) -> list[str]:
     """What in `settings` is not as it was written down in `path`, each as a few words."""
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    begun = json.loads(path.read_text(encoding="utf-8"), object_hook=current_names)
     then, now = (dict(_leaves({name: all.get(name) for name in settings})) for all in (begun, settings))
     # A setting that did not exist yet counts as one that is not given.
     changed = [name for name in {**now, **then} if then.get(name) != now.get(name)]

@@ -41,15 +41,15 @@ def attending(
         return {"landmark_reader": Recurrent(segment, segment if stage.segments > 1 else 0)}
     if stage.attention == "knn":
         layer = text_config(config).landmark_memory_layer
-        return {"landmark_reader": Memorizing(segment, stage.top_k, layer)}
+        return {"landmark_reader": Memorizing(segment, stage.retrieve, layer)}
     block_size = Settings.of(text_config(config)).block_size
     if stage.attention == "landmark_distractors":
         kept = distractors.setdefault(stage.distractors, Distractors(stage.distractors))
         asking = answers.roll(-1, dims=1) if stage.distract_answers else None
-        reader = DistractedLandmarks(tokens, stage.top_k, block_size, kept, plain, phase=phase, asking=asking)
+        reader = DistractedLandmarks(tokens, stage.retrieve, block_size, kept, plain, phase=phase, asking=asking)
         return {"landmark_reader": reader}
     if stage.attention == "landmark_retrieval":
-        return {"landmark_reader": RetrievedLandmarks(segment, stage.top_k, block_size, phase=phase)}
+        return {"landmark_reader": RetrievedLandmarks(segment, stage.retrieve, block_size, phase=phase)}
     assert stage.attention == "landmark_recurrent", "every attention of a stage stands here"
     keep = segment + segment // block_size
     return {"landmark_reader": RecurrentLandmarks(segment, keep, block_size, phase=phase)}

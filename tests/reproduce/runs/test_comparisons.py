@@ -5,7 +5,7 @@ from reproduce.tables.results import Results
 
 ROW = {"table": "language_modeling", "corpus": "books", "seed": 0, "steps": 9, "se": None, "samples": 3}
 FULL = ROW | {"method": "full attention", "read_length": 512, "local": 512, "perplexity": 9.0, "nll": [2.0, 3.0, 4.0]}
-OURS = ROW | {"method": "landmark", "read_length": 512, "local": 250, "top_k": 2, "blocks": 10, "perplexity": 8.0}
+OURS = ROW | {"method": "landmark", "read_length": 512, "local": 250, "retrieve": 2, "blocks": 10, "perplexity": 8.0}
 OURS |= {"nll": [1.9, 2.8, 3.9]}
 
 
@@ -15,7 +15,7 @@ def test_a_difference_is_that_of_the_windows():
     # The gaps are -0.1, -0.2, -0.1: their deviation is 0.1 / sqrt(3).
     assert line["difference_se"] == pytest.approx(0.1 / 3)
     assert (line["method"], line["against"], line["against_local"]) == ("landmark", "full attention", 512)
-    assert line["against_top_k"] is None
+    assert line["against_retrieve"] is None
     assert "against_read_length" not in line, "both read as much"
 
 

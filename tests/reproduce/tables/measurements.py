@@ -6,8 +6,8 @@ from reproduce.tables import paper, words
 from reproduce.tables.results import Line, Results
 
 
-def landmark(read_length: int, top_k: int, corpus: str = "books", **other: Any) -> Line:
-    return {"table": words.LANGUAGE_MODELING, "corpus": corpus, **paper.landmark(read_length, top_k, **other)}
+def landmark(read_length: int, retrieve: int, corpus: str = "books", **other: Any) -> Line:
+    return {"table": words.LANGUAGE_MODELING, "corpus": corpus, **paper.landmark(read_length, retrieve, **other)}
 
 
 def full(local: int = 512, corpus: str = "books") -> Line:

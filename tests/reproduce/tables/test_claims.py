@@ -90,15 +90,15 @@ def test_transformer_xl_is_met_at_one_length_with_fewer_keys(results: Results, d
     assert f"{keys} keys attended to, Transformer-XL 384" in outcome.figures
 
 
-def selected(selection: str, read_length: int, top_k: int) -> Line:
+def selected(selection: str, read_length: int, retrieve: int) -> Line:
     setting = {"table": words.SELECTION, "method": words.LANDMARK, "corpus": "books", "selection": selection}
-    return setting | {"read_length": read_length, "top_k": top_k}
+    return setting | {"read_length": read_length, "retrieve": retrieve}
 
 
 @pytest.mark.parametrize(("last", "verdict"), [(-0.01, HELD), (0.01, FAILED), (0.0, UNTESTED)])
 def test_choosing_freely_is_compared_in_all_three_settings(results: Results, last, verdict):
-    for (length, top_k), difference in (((2048, 2), -0.01), ((2048, 4), -0.01), ((4096, 4), last)):
-        setting = length, top_k
+    for (length, retrieve), difference in (((2048, 2), -0.01), ((2048, 4), -0.01), ((4096, 4), last)):
+        setting = length, retrieve
         add_differences(results, selected("per_token_and_head", *setting), selected("per_head", *setting), difference)
     assert (
         judge(results, "Books: choosing blocks per token and head is at least as good as per head").verdict == verdict
@@ -144,7 +144,13 @@ def test_true_positions_are_held_against_stingy_ones(results: Results, true, ver
     [(0.6, 1.005, HELD), (0.4, 1.005, FAILED), (0.6, 1.02, FAILED), (None, 1.0, UNTESTED)],
 )
 def test_a_gate_must_skip_and_cost_little(results: Results, skipped, more, verdict):
-    without = {"table": words.MISS_GATE, "corpus": "books", "method": words.LANDMARK, "read_length": 2048, "top_k": 4}
+    without = {
+        "table": words.MISS_GATE,
+        "corpus": "books",
+        "method": words.LANDMARK,
+        "read_length": 2048,
+        "retrieve": 4,
+    }
     gated = without | {"method": words.WITH_MISS_GATE, "threshold": 0.3}
     add_perplexities(results, without, 20.0, se=0.0001)
     add_perplexities(results, gated, 20.0 * more, se=0.0001, skipped=skipped)

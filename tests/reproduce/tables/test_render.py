@@ -10,7 +10,7 @@ from reproduce.tables import words
 from reproduce.tables.render import check_plots, render
 from reproduce.tables.results import Results
 
-PLOTS = ("perplexity", "selection", "top_k", "block_size", "miss_gate", "pass_key", "conversion")
+PLOTS = ("perplexity", "selection", "retrieve", "block_size", "miss_gate", "pass_key", "conversion")
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def measured(results: Results) -> Results:
     add_differences(results, landmark(512, 4), full(), -0.01)
     for number, selection in enumerate(("per_token_and_head", "per_head", "per_token")):
         add_perplexities(
-            results, books | {"table": words.SELECTION, "selection": selection, "top_k": 4}, 20 + number, 19 + number
+            results, books | {"table": words.SELECTION, "selection": selection, "retrieve": 4}, 20 + number, 19 + number
         )
     for size in (1, 4, 16):
-        add_perplexities(results, books | {"table": words.TOP_K, "top_k": size}, 20 + 1 / size)
+        add_perplexities(results, books | {"table": words.RETRIEVE, "retrieve": size}, 20 + 1 / size)
         add_perplexities(
-            results, books | {"table": words.BLOCK_SIZE, "block_size": 8 * size, "top_k": 32 // size}, 20.0
+            results, books | {"table": words.BLOCK_SIZE, "block_size": 8 * size, "retrieve": 32 // size}, 20.0
         )
     gate = books | {"table": words.MISS_GATE, "read_length": 2048}
     add_perplexities(results, gate, 20.0)

@@ -64,11 +64,11 @@ def test_two_values_for_one_key_are_refused(results: Results):
 
 def test_settings_and_kinds_tell_lines_apart(results: Results):
     accuracy = {name: value for name, value in LINE.items() if name not in ("perplexity", "se")} | {"accuracy": 1.0}
-    for line in (LINE, LINE | {"top_k": 2}, LINE | {"seed": 1}, accuracy):
+    for line in (LINE, LINE | {"retrieve": 2}, LINE | {"seed": 1}, accuracy):
         results.add(line)
     against = {"against": "landmark", "difference": 0.1, "difference_se": None}
-    results.add(LINE | against | {"against_top_k": 2})
-    results.add(LINE | against | {"against_top_k": 4, "difference": 0.2})
+    results.add(LINE | against | {"against_retrieve": 2})
+    results.add(LINE | against | {"against_retrieve": 4, "difference": 0.2})
     assert len(Results(results.path).lines) == 6
 
 

@@ -45,8 +45,8 @@ def test_cells_hold_means_intervals_and_seeds(results: Results):
     assert row[9:] == ["460", "14.92", "3.35", "3", "100"]
 
 
-def landmark_cells(read_length: str, blocks: str, top_k: str) -> list[str]:
-    return ["landmark", read_length, "250", "-", blocks, top_k]
+def landmark_cells(read_length: str, blocks: str, retrieve: str) -> list[str]:
+    return ["landmark", read_length, "250", "-", blocks, retrieve]
 
 
 def test_a_corpus_that_is_missing_says_so(results: Results):
@@ -71,7 +71,7 @@ def test_what_no_column_tells_is_told_in_the_cell(results: Results):
 
 def test_selection_stands_beside_table_2(results: Results):
     setting = {"table": words.SELECTION, "method": words.LANDMARK, "corpus": "books", "selection": "per_head"}
-    add_perplexities(results, setting | {"read_length": 4096, "top_k": 4}, 20.0, se=None)
+    add_perplexities(results, setting | {"read_length": 4096, "retrieve": 4}, 20.0, se=None)
     found = rows(results, words.SELECTION)[1:]
     assert " ".join(row[5] for row in found) == "15.14 14.92 14.72 15.48 15.10 14.95 15.44 15.04 14.89"
     assert [row[4] for row in found] == ["not measured yet"] * 5 + ["20.00 (no interval)"] + ["not measured yet"] * 3
@@ -79,10 +79,10 @@ def test_selection_stands_beside_table_2(results: Results):
 
 
 def test_a_table_without_numbers_of_the_paper_keeps_its_places(results: Results):
-    setting = {"table": words.TOP_K, "method": words.LANDMARK, "corpus": "books", "read_length": 4096}
-    add_perplexities(results, setting | {"top_k": 4}, 20.0, se=None)
-    add_perplexities(results, setting | {"top_k": 3}, 21.0, se=None)
-    found = rows(results, words.TOP_K)[1:]
+    setting = {"table": words.RETRIEVE, "method": words.LANDMARK, "corpus": "books", "read_length": 4096}
+    add_perplexities(results, setting | {"retrieve": 4}, 20.0, se=None)
+    add_perplexities(results, setting | {"retrieve": 3}, 21.0, se=None)
+    found = rows(results, words.RETRIEVE)[1:]
     assert [row[3] for row in found] == ["1", "2", "4", "8", "16", "3"]
     assert [row[4] for row in found] == [
         *["not measured yet"] * 2,

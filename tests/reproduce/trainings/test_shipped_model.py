@@ -27,4 +27,4 @@ def test_it_trains_on_books_alone_with_a_tokenizer_of_its_own(data):
     plan = shipped_model(Path("out"), data, seed=4)
     assert plan.texts == tuple(str(data / "books" / "train" / name) for name in ("a.txt", "b.txt"))
     assert (plan.tokenizer, plan.vocabulary, plan.seed) == ("out/tokenizer", 4095, 4)
-    assert (plan.block_size, plan.top_k, plan.save_dtype) == (31, 2, "float16")
+    assert (plan.block_size, plan.retrieve, plan.save_dtype) == (31, 2, "float16")

@@ -11,17 +11,17 @@ def test_a_small_training_stays_what_was_measured(data):
     corpus = Corpus.of(data / "books")
     plan = small(corpus, Path("out"), Path("shared/tokenizer"), "recurrent", seed=3)
     assert plan.recipe == Recipe(
-        (Stage(1600, 1024, 4, attention="recurrent", segments=4, top_k=1),),
+        (Stage(1600, 1024, 4, attention="recurrent", segments=4, retrieve=1),),
         learning_rate=0.002,
         final_learning_rate=0.0004,
         warmup_steps=32,
         weight_decay=0.001,
     )
     assert plan.config == MODEL | {"max_position_embeddings": 523}
-    settings = (plan.block_size, plan.top_k, plan.precision, plan.seed, plan.tokens, plan.tokenizer, plan.vocabulary)
+    settings = (plan.block_size, plan.retrieve, plan.precision, plan.seed, plan.tokens, plan.tokenizer, plan.vocabulary)
     assert settings == (50, 2, "float32", 3, Path("shared/tokens"), "shared/tokenizer", None)
     landmarks = small(corpus, Path("out"), Path("shared/tokenizer"), block_size=63, steps=100, jumps=5)
-    assert landmarks.recipe.stages == (Stage(100, 521, 8, top_k=1, jumps=5),)
+    assert landmarks.recipe.stages == (Stage(100, 521, 8, retrieve=1, jumps=5),)
 
 
 def test_recipes_by_name_share_a_tokenizer_of_their_own(data):
