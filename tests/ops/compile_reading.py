@@ -36,13 +36,13 @@ class Recorder:
 def blocks_calls(dtype: torch.dtype, dim: int, stride: int) -> Iterator[tuple[str, Any, list[Any], dict[str, Any]]]:
     """The launches for single queries, for tiles of few queries and for large tiles."""
     query, buffer = torch.empty(1, 4, 16, dim, dtype=dtype), torch.empty(1, 2, 16, stride, dim, dtype=dtype)
-    places = torch.zeros(1, 4, 16, 4, dtype=torch.long)
-    table = torch.empty(16, dim)
+    table = torch.zeros(1, 4, 16, 4, dtype=torch.long)
+    angles = torch.empty(16, dim)
     kernel, gpu.blocks_kernel = gpu.blocks_kernel, Recorder()
     for few, shared in ((1 << 20, 0), (0, 1 << 20), (0, 0)):
         gpu._FEW_PAIRS, gpu._SHARED_FROM = few, shared
-        rotation = Rotation(table, table, "half")
-        gpu.triton_blocks(query, Pages(buffer, buffer, places), places, rotation, Scores(0.1, 30.0))
+        rotation = Rotation(angles, angles, "half")
+        gpu.triton_blocks(query, Pages(buffer, buffer, table), table, rotation, Scores(0.1, 30.0))
     for args, constants in gpu.blocks_kernel.launches:
         yield f"stride {stride}, tile {constants['M']} x {constants['N']}", kernel, args, constants
     gpu.blocks_kernel = kernel

@@ -18,28 +18,28 @@ def rotation(style) -> Rotation:
     return Rotation(a.cos(), a.sin(), style)
 
 
-def pages_of(rows: int, kv_heads: int, places: torch.Tensor) -> Pages:
+def pages_of(rows: int, kv_heads: int, table: torch.Tensor) -> Pages:
     keys, values = (torch.randn(rows, kv_heads, COUNT, STRIDE, DIM, dtype=torch.float64) for _ in range(2))
     values[:, :, :, -1] = torch.nan  # a landmark's value is never read
-    return Pages(keys, values, places)
+    return Pages(keys, values, table)
 
 
 def one_by_one(query, pages, distance, rotation, softcap):
     """The definition: one query, one block at a time."""
-    full = (*query.shape[:3], pages.places.shape[-1])
+    full = (*query.shape[:3], pages.table.shape[-1])
     groups = query.shape[1] // pages.keys.shape[1]
     inside = torch.zeros(*full, DIM, dtype=torch.float64)
     gates = torch.full(full, -torch.inf, dtype=torch.float64)
     for b, h, t, c in itertools.product(*(range(n) for n in full)):
-        place = int(pages.places.expand(full)[b, h, t, c])
-        if place < 0:
+        page = int(pages.table.expand(full)[b, h, t, c])
+        if page < 0:
             continue
-        scores = pages.keys[b, h // groups, place] @ rotation.apply(query[b, h, t], distance.expand(full)[b, h, t, c])
+        scores = pages.keys[b, h // groups, page] @ rotation.apply(query[b, h, t], distance.expand(full)[b, h, t, c])
         scores = scores * 0.4
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         gates[b, h, t, c] = scores[-1]
-        inside[b, h, t, c] = scores[:-1].softmax(0) @ pages.values[b, h // groups, place, :-1]
+        inside[b, h, t, c] = scores[:-1].softmax(0) @ pages.values[b, h // groups, page, :-1]
     return inside, gates
 
 
@@ -80,7 +80,7 @@ def test_float32_is_as_exact_as_plain_products(backend):
     none = Rotation(torch.empty(0), torch.empty(0), "none")
     options = {"rotation": none, "scale": 0.125}
     inside, gates = retrieved_attention(query, pages, distance, **options, backend=backend)
-    exact = Pages(keys.double(), values.double(), pages.places)
+    exact = Pages(keys.double(), values.double(), pages.table)
     expected = retrieved_attention(query.double(), exact, distance, **options, backend="gathered")
     assert inside.dtype == gates.dtype == torch.float32
     torch.testing.assert_close(inside.double(), expected[0], atol=2e-6, rtol=0)
@@ -129,10 +129,10 @@ def test_pieces_of_the_queries_change_not_a_bit(dtype, shared, kv_heads, groups,
     query, out = (torch.randn(1, heads, length, dim).to(dtype) for _ in range(2))
     keys, values = (torch.randn(1, kv_heads, count, 9, dim).to(dtype) for _ in range(2))
     lse = torch.randn(1, heads, length)
-    places = torch.randint(-1, count, (1, 1 if shared else heads, length, 3))
-    distance = torch.randint(9, 60, places.shape)
+    table = torch.randint(-1, count, (1, 1 if shared else heads, length, 3))
+    distance = torch.randint(9, 60, table.shape)
     options = {"rotation": rotation("half"), "scale": 0.4, "softcap": softcap}
-    whole = join_retrieved(out, lse, query, [(slice(None), Pages(keys, values, places))], distance, **options)
+    whole = join_retrieved(out, lse, query, [(slice(None), Pages(keys, values, table))], distance, **options)
 
     def pieces():
         """Blocks of every piece lie elsewhere, and only as long as it is read."""
@@ -143,7 +143,7 @@ def test_pieces_of_the_queries_change_not_a_bit(dtype, shared, kv_heads, groups,
             for there, x in zip(room, (keys, values), strict=True):
                 there[:, :, order] = x
             part = slice(start, start + cut)
-            yield part, Pages(*room, torch.where(places < 0, -1, order[places])[:, :, part])
+            yield part, Pages(*room, torch.where(table < 0, -1, order[table])[:, :, part])
             for x in room:
                 x.fill_(torch.nan)
             start += cut
@@ -166,8 +166,8 @@ def test_threads_do_not_change_a_bit():
 
 
 def test_named_backends_never_fall_back():
-    query, places = torch.randn(1, 2, 3, DIM).bfloat16(), torch.zeros(1, 2, 3, 1, dtype=torch.long)
-    pages = Pages(*(x.bfloat16() for x in pages_of(1, 1, places)[:2]), places)
+    query, table = torch.randn(1, 2, 3, DIM).bfloat16(), torch.zeros(1, 2, 3, 1, dtype=torch.long)
+    pages = Pages(*(x.bfloat16() for x in pages_of(1, 1, table)[:2]), table)
     distance = torch.full((1, 2, 3, 1), STRIDE)
     with pytest.raises(ValueError, match=r"bfloat16.*use backend='gathered'"):
         retrieved_attention(query, pages, distance, rotation=rotation("half"), scale=0.4, backend="numba")
@@ -222,12 +222,12 @@ def test_merge_where_one_side_or_both_are_empty():
 
 
 def test_scores_of_halves_are_computed_in_float32():
-    query, places = torch.randn(1, 2, 3, DIM).bfloat16(), torch.randint(COUNT, (1, 2, 3, 2))
-    pages = Pages(*(x.bfloat16() for x in pages_of(1, 1, places)[:2]), places)
+    query, table = torch.randn(1, 2, 3, DIM).bfloat16(), torch.randint(COUNT, (1, 2, 3, 2))
+    pages = Pages(*(x.bfloat16() for x in pages_of(1, 1, table)[:2]), table)
     distance = torch.full((1, 2, 3, 2), STRIDE)
     options = {"rotation": rotation("half"), "scale": 0.4}
     out, gates = retrieved_attention(query, pages, distance, **options)
     assert out.dtype == gates.dtype == torch.float32
-    wide = Pages(*(x.double() for x in pages[:2]), places)
+    wide = Pages(*(x.double() for x in pages[:2]), table)
     exact, _ = retrieved_attention(query.double(), wide, distance, **options)
     torch.testing.assert_close(out.double(), exact, atol=1e-6, rtol=0)

@@ -36,18 +36,18 @@ def rotation(style: str, width: int) -> Rotation:
 
 
 def case(dtype, *, rows=1, kv_heads=2, groups=2, length, k, stride, dim=16, value_dim=None, shared="none"):
-    """A call's query, pages and distance: places that are none, NaN where nobody may look."""
+    """A call's query, pages and distance: some pairs without a block, NaN where no query may look."""
     heads, value_dim = kv_heads * groups, value_dim or dim
     query = torch.randn(rows, heads, length, dim)
     keys = torch.randn(rows, kv_heads, USED + UNUSED, stride, dim)
     values = torch.randn(rows, kv_heads, USED + UNUSED, stride, value_dim)
     keys[:, :, USED:], values[:, :, USED:], values[:, :, :, -1] = torch.nan, torch.nan, torch.nan
     some_heads, some_queries = (1 if shared == "heads" else heads), (1 if shared == "queries" else length)
-    places = torch.randint(-1, USED, (rows, some_heads, some_queries, k))
-    places[-1, :, :, -1] = -1  # a row with fewer blocks
+    table = torch.randint(-1, USED, (rows, some_heads, some_queries, k))
+    table[-1, :, :, -1] = -1  # a row with fewer blocks
     distance = torch.randint(POSITIONS, (rows, some_heads, length, k))
     query, keys, values = (x.to(DEVICE, dtype) for x in (query, keys, values))
-    return query, Pages(keys, values, places.to(DEVICE)), distance.to(DEVICE)
+    return query, Pages(keys, values, table.to(DEVICE)), distance.to(DEVICE)
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def poisoned():
 
 
 def in_float64(query, pages, distance, **options):
-    pages = Pages(pages.keys.double(), pages.values.double(), pages.places)
+    pages = Pages(pages.keys.double(), pages.values.double(), pages.table)
     return retrieved_attention(query.double(), pages, distance, **options, backend="gathered")
 
 
@@ -75,7 +75,7 @@ def rounding(query, pages, distance, **options):
 
     found = []
     for _ in range(3):
-        others = Pages(moved(pages.keys), moved(pages.values), pages.places)
+        others = Pages(moved(pages.keys), moved(pages.values), pages.table)
         found.append(in_float64(moved(query), others, distance, **options))
     return found
 
@@ -172,11 +172,11 @@ def test_blocks_beyond_two_to_the_31_elements(few, tmp_path, monkeypatch):
     pages = data.view(1, 1, count, stride, dim)
     pages[:, :, -1] = torch.randn(stride, dim)
     query = torch.randn(1, 1, 2, dim, device=DEVICE).half()
-    places, distance = (torch.full((1, 1, 2, 1), x, device=DEVICE) for x in (count - 1, 0))
+    table, distance = (torch.full((1, 1, 2, 1), x, device=DEVICE) for x in (count - 1, 0))
     options = {"rotation": rotation("none", 2), "scale": 0.3}
-    inside, gates = retrieved_attention(query, Pages(pages, pages, places), distance, **options, backend="triton")
+    inside, gates = retrieved_attention(query, Pages(pages, pages, table), distance, **options, backend="triton")
     last = pages[:, :, -1:].clone()
-    exact = in_float64(query, Pages(last, last, torch.zeros_like(places)), distance, **options)
+    exact = in_float64(query, Pages(last, last, torch.zeros_like(table)), distance, **options)
     torch.testing.assert_close(inside.double(), exact[0], atol=1e-3, rtol=0)
     torch.testing.assert_close(gates.double(), exact[1], atol=1e-3, rtol=0)
 
@@ -205,9 +205,9 @@ def test_tiles_may_run_in_any_order(monkeypatch):
     skew=st.sampled_from([1, 3]),
 )
 def test_every_pair_is_in_one_tile_of_its_block(heads, pairs, capacity, size, skew):
-    places = torch.stack([torch.randint(-1, capacity, (heads, pairs)) for _ in range(skew)]).amin(0)
-    order, starts = gpu._shared_tiles(places, capacity, size)
-    pages = torch.where(places < 0, -1, places + capacity * torch.arange(heads)[:, None]).flatten()
+    table = torch.stack([torch.randint(-1, capacity, (heads, pairs)) for _ in range(skew)]).amin(0)
+    order, starts = gpu._shared_tiles(table, capacity, size)
+    pages = torch.where(table < 0, -1, table + capacity * torch.arange(heads)[:, None]).flatten()
     assert sorted(order.tolist()) == list(range(heads * pairs))
     tiles = []
     for start in starts[starts < heads * pairs].tolist():
@@ -220,7 +220,7 @@ def test_every_pair_is_in_one_tile_of_its_block(heads, pairs, capacity, size, sk
 def test_names_what_serves_instead(monkeypatch):
     options = {"rotation": rotation("half", 16), "scale": 0.3, "backend": "triton"}
     query, pages, distance = case(torch.float32, length=1, k=1, stride=2)
-    wide = Pages(*(x.double() for x in pages[:2]), pages.places)
+    wide = Pages(*(x.double() for x in pages[:2]), pages.table)
     instead = "numba" if DEVICE == "cpu" else "gathered"
     with pytest.raises(ValueError, match=f"not torch.float64; use backend='{instead}'"):
         retrieved_attention(query.double(), wide, distance, **options)

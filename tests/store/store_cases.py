@@ -15,17 +15,17 @@ def read(store: BlockStore, blocks: torch.Tensor, heads: int) -> tuple[torch.Ten
     parts = []
     for part, pages in store.pages(blocks):
         wanted = blocks[:, :, part] if blocks.shape[2] > 1 else blocks
-        assert (pages.places < 0).equal((wanted < 0).expand_as(pages.places))
-        assert pages.places.shape == wanted.shape, "the form of the choice is kept"
+        assert (pages.table < 0).equal((wanted < 0).expand_as(pages.table))
+        assert pages.table.shape == wanted.shape, "the form of the choice is kept"
         assert all(x[:, :, 0].isfinite().all() for x in pages[:2])
-        parts.append([at_places(x, pages.places, heads) for x in pages[:2]])
+        parts.append([at_pages(x, pages.table, heads) for x in pages[:2]])
     return torch.cat([keys for keys, _ in parts], 2), torch.cat([values for _, values in parts], 2)
 
 
-def at_places(data: torch.Tensor, places: torch.Tensor, heads: int) -> torch.Tensor:
-    """What lies at `places`, for each of `heads` query heads in the slots of its key-value head."""
+def at_pages(data: torch.Tensor, table: torch.Tensor, heads: int) -> torch.Tensor:
+    """The pages of page table `table`, for each of `heads` query heads those of its key-value head."""
     rows, kv_heads = data.shape[:2]
-    places = places.expand(-1, heads, -1, -1)
+    table = table.expand(-1, heads, -1, -1)
     own_head = torch.arange(heads) // (heads // kv_heads)
-    found = data[torch.arange(rows)[:, None, None, None], own_head[:, None, None], places.clamp(min=0)]
-    return found.masked_fill(places[..., None, None] < 0, 0)
+    found = data[torch.arange(rows)[:, None, None, None], own_head[:, None, None], table.clamp(min=0)]
+    return found.masked_fill(table[..., None, None] < 0, 0)

@@ -25,8 +25,8 @@ def pages_of(store: DeviceStore, numbers: torch.Tensor) -> Pages:
 
 def blocks_of(store: DeviceStore, row: int, head: int, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     pages = pages_of(store, torch.tensor(numbers).view(1, 1, 1, -1))
-    places = pages.places.flatten()
-    return pages.keys[row, head, places], pages.values[row, head, places]
+    table = pages.table.flatten()
+    return pages.keys[row, head, table], pages.values[row, head, table]
 
 
 @given(
@@ -50,10 +50,10 @@ def test_every_kept_block_comes_back(parts, max_blocks):
                 assert torch.equal(found[1], keys[row][head, kept.start :] + 100)
 
 
-def test_no_block_stays_no_block_and_place_0_is_finite_even_in_a_row_without_any():
+def test_no_block_stays_no_block_and_page_0_is_finite_even_in_a_row_without_any():
     store, _ = filled([3, 0])
     pages = pages_of(store, torch.tensor([[-1, 2], [-1, -1]]).view(2, 1, 1, 2))
-    assert pages.places.flatten().tolist() == [-1, 2, -1, -1]
+    assert pages.table.flatten().tolist() == [-1, 2, -1, -1]
     assert pages.keys[:, :, 0].isfinite().all()
     assert pages.values[:, :, 0].isfinite().all()
 

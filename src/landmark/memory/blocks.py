@@ -114,7 +114,7 @@ class BlockMemory:
         for dim in (1, 2):
             nobody = nobody.all(dim, keepdim=True) if blocks.shape[dim] == 1 else nobody
         for part, pages in self._store.pages(blocks.masked_fill(nobody[..., None], -1)):
-            yield part, pages._replace(places=torch.where(miss[:, :, part, None], -1, pages.places))
+            yield part, pages._replace(table=torch.where(miss[:, :, part, None], -1, pages.table))
 
     def fork(self) -> "BlockMemory":
         """Blocks that go on from here by themselves."""

@@ -82,7 +82,7 @@ class BlockStore(Protocol):
         """Where the blocks with numbers `blocks` lie, long [B,H,T,k], [B,1,T,k] or [B,H,1,k]; -1 is no block.
 
         Some queries at a time: a slice of T, `slice(None)` where all come at once, as they do if queries share their
-        blocks. Pages hold until the next are asked for. What lies at place 0 is finite, whatever was stored. A store
+        blocks. Pages hold until the next are asked for. Page 0 is finite, whatever was stored. A store
         is either always asked for heads together, [B,1,T,k], or never.
         """
         ...

@@ -26,25 +26,25 @@ def in_place_blocks(
 ) -> tuple[Tensor, Tensor]:
     """See `landmark.ops.retrieved_attention`."""
     keys, values = (x.flatten(0, 1) for x in pages[:2])
-    shape = (*query.shape[:3], pages.places.shape[-1])
+    shape = (*query.shape[:3], pages.table.shape[-1])
     # One line for each key-value head: the pairs of its queries, for every head of its group, with their blocks.
-    places, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.places, distance))
+    table, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.table, distance))
     queries = query.reshape(len(keys), -1, query.shape[-1]) * scores.scale
     # Queries of a single step hardly ever share blocks.
-    order = places.argsort(dim=-1) if shape[2] > 1 else torch.arange(places.shape[1]).repeat(len(places), 1)
-    pairs = _arrays(places, order)
-    inside = query.new_zeros(*places.shape, keys.shape[2] - 1)
-    gates = query.new_full(places.shape, -torch.inf)
+    order = table.argsort(dim=-1) if shape[2] > 1 else torch.arange(table.shape[1]).repeat(len(table), 1)
+    pairs = _arrays(table, order)
+    inside = query.new_zeros(*table.shape, keys.shape[2] - 1)
+    gates = query.new_full(table.shape, -torch.inf)
     work = _arrays(queries, *rotation.by_partner, distance, keys, inside, gates)
-    in_parts(lambda start, stop: _score(*pairs, *work, start, stop), places.numel())
+    in_parts(lambda start, stop: _score(*pairs, *work, start, stop), table.numel())
     if scores.softcap is not None:
-        for x in (inside, gates.masked_fill_(places < 0, 0.0)):
+        for x in (inside, gates.masked_fill_(table < 0, 0.0)):
             x.div_(scores.softcap).tanh_().mul_(scores.softcap)
-        gates.masked_fill_(places < 0, -torch.inf)
+        gates.masked_fill_(table < 0, -torch.inf)
     torch.softmax(inside, dim=-1, out=inside)
-    out = query.new_zeros(*places.shape, values.shape[-1])
+    out = query.new_zeros(*table.shape, values.shape[-1])
     work = _arrays(inside, values, out)
-    in_parts(lambda start, stop: _average(*pairs, *work, start, stop), places.numel())
+    in_parts(lambda start, stop: _average(*pairs, *work, start, stop), table.numel())
     return out.view(*shape, -1), gates.view(shape)
 
 
@@ -54,36 +54,36 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 @compiled
 def _score(
-    places: Any, order: Any, queries: Any, cos: Any, sin: Any, partner: Any, distance: Any, keys: Any,
+    table: Any, order: Any, queries: Any, cos: Any, sin: Any, partner: Any, distance: Any, keys: Any,
     inside: Any, gates: Any, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Scores `inside [N,P,block]` and `gates [N,P]` of the pairs at start..stop in `order`, counted over all N."""
-    count = places.shape[1]
+    count = table.shape[1]
     chosen = count // queries.shape[1]  # blocks of a query
     block = inside.shape[2]
     turned = np.empty(queries.shape[2], queries.dtype)
     for flat in range(start, stop):
         head = flat // count
         pair = order[head, flat % count]
-        place = places[head, pair]
-        if place < 0:
+        page = table[head, pair]
+        if page < 0:
             continue
         rotate(queries[head, pair // chosen], cos, sin, partner, distance[head, pair], turned)
-        key = keys[head, place]
+        key = keys[head, page]
         inner_products(key, turned, inside[head, pair])
         inner_products(key[block:], turned, gates[head, pair : pair + 1])
 
 
 @compiled
-def _average(places: Any, order: Any, weights: Any, values: Any, out: Any, start: int, stop: int) -> None:
+def _average(table: Any, order: Any, weights: Any, values: Any, out: Any, start: int, stop: int) -> None:
     """Averages `out [N,P,Dv]` of values by `weights [N,P,block]` for the pairs at start..stop in `order`."""
-    count = places.shape[1]
+    count = table.shape[1]
     for flat in range(start, stop):
         head = flat // count
         pair = order[head, flat % count]
-        if places[head, pair] < 0:
+        if table[head, pair] < 0:
             continue
-        add_weighted(weights[head, pair], values[head, places[head, pair]], out[head, pair])
+        add_weighted(weights[head, pair], values[head, table[head, pair]], out[head, pair])
 
 
 # Retrieved blocks for a few queries on a CPU: read, and joined to local attention, in one compiled pass.
@@ -93,10 +93,10 @@ def join_few(
     query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scores: Scores, local: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """`merge(*local, *retrieved_attention(...))` for tensors that `reads_in_place`, in the order of the queries."""
-    shape = (*query.shape[:3], pages.places.shape[-1])
+    shape = (*query.shape[:3], pages.table.shape[-1])
     joined, weights = query.new_empty(local[0].shape), query.new_empty(shape)
-    places, distance = (x.expand(shape) for x in (pages.places, distance))
-    tensors = query * scores.scale, *rotation.by_partner, places, distance, *pages[:2], *local, joined, weights
+    table, distance = (x.expand(shape) for x in (pages.table, distance))
+    tensors = query * scores.scale, *rotation.by_partner, table, distance, *pages[:2], *local, joined, weights
     # Contiguous, for compiled loops over arrays of another layout are slower, and compiled once more.
     arrays = [x.contiguous().numpy() for x in tensors]
     in_parts(
@@ -109,25 +109,25 @@ def join_few(
 
 @compiled
 def _join(
-    query: Any, cos: Any, sin: Any, partner: Any, places: Any, distance: Any, keys: Any, values: Any, out: Any,
+    query: Any, cos: Any, sin: Any, partner: Any, table: Any, distance: Any, keys: Any, values: Any, out: Any,
     lse: Any, joined: Any, weights: Any, softcap: float, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Fills `joined [B,H,T,Dv]` and `weights [B,H,T,k]` of the queries start..stop, counted over all rows and heads."""
     heads, length, dim = query.shape[1:]
     stride = keys.shape[3]
     turned = np.empty(dim, query.dtype)
-    scores = np.empty((places.shape[3], stride), query.dtype)
+    scores = np.empty((table.shape[3], stride), query.dtype)
     for flat in range(start, stop):
         row, head, step = flat // (heads * length), flat // length % heads, flat % length
         group = head // (heads // keys.shape[1])
         weight, total = weights[row, head, step], joined[row, head, step]
         for j in range(len(weight)):
             weight[j] = -np.inf
-            place = places[row, head, step, j]
-            if place < 0:
+            page = table[row, head, step, j]
+            if page < 0:
                 continue
             rotate(query[row, head, step], cos, sin, partner, distance[row, head, step, j], turned)
-            inner_products(keys[row, group, place], turned, scores[j])
+            inner_products(keys[row, group, page], turned, scores[j])
             if softcap:
                 for i in range(stride):
                     scores[j, i] = softcap * np.tanh(scores[j, i] / softcap)
@@ -136,9 +136,9 @@ def _join(
         for i in range(len(total)):
             total[i] = out[row, head, step, i] * local
         for j in range(len(weight)):
-            if places[row, head, step, j] >= 0:
+            if table[row, head, step, j] >= 0:
                 share_out(scores[j, : stride - 1], weight[j])
-                add_weighted(scores[j, : stride - 1], values[row, group, places[row, head, step, j]], total)
+                add_weighted(scores[j, : stride - 1], values[row, group, table[row, head, step, j]], total)
 
 
 # Joining what was read in retrieved blocks to the local attention: one softmax over both.

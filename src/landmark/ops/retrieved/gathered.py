@@ -20,7 +20,7 @@ def gathered_blocks(
 ) -> tuple[Tensor, Tensor]:
     """See `landmark.ops.retrieved_attention`."""
     work = _laid_out(query, pages, distance)
-    stride, dim, k = pages.keys.shape[3], query.shape[-1], pages.places.shape[-1]
+    stride, dim, k = pages.keys.shape[3], query.shape[-1], pages.table.shape[-1]
     items, queries = _tile_sizes(query, work.query.shape[1], k, stride)
     gates = query.new_empty(*work.query.shape[:2], k, dtype=working_dtype(query))
     inside = gates.new_empty(*gates.shape, pages.values.shape[-1])
@@ -28,16 +28,16 @@ def gathered_blocks(
     rooms = [x.new_empty(items * k, *x.shape[3:]) for x in (pages.keys, pages.values)]
     for start in range(0, len(work.query), items):
         some = slice(start, start + items)
-        places = work.places[some]
+        table = work.table[some]
         keys, values = (
-            torch.index_select(x.flatten(0, 2), 0, places.clamp(min=0).flatten(), out=room[: places.numel()])
+            torch.index_select(x.flatten(0, 2), 0, table.clamp(min=0).flatten(), out=room[: table.numel()])
             for x, room in zip((pages.keys, pages.values), rooms, strict=True)
         )
         for first in range(0, work.query.shape[1], queries):
             those = slice(first, first + queries)
             turned = rotation.apply(work.query[some, those, None].to(gates.dtype), work.distance[some, those])
             scaled = turned.expand(-1, -1, k, dim) * scores.scale
-            inside[some, those], gates[some, those] = _read(scaled, keys, values, places, scores.softcap)
+            inside[some, those], gates[some, those] = _read(scaled, keys, values, table, scores.softcap)
     return work.by_head(inside.flatten(-2)).unflatten(-1, inside.shape[-2:]), work.by_head(gates)
 
 
@@ -45,7 +45,7 @@ class _Work(NamedTuple):
     """The same task as M items, each a set of blocks with the R queries that share it."""
 
     query: Tensor  # [M,R,D]
-    places: Tensor  # [M,k], among all pages of all rows and heads; -1 is no block
+    table: Tensor  # [M,k]: pages counted through all rows and heads; -1 is no block
     distance: Tensor  # [M,R,k]
     by_head: Callable[[Tensor], Tensor]  # [M,R,X] -> [B,H,T,X]
 
@@ -53,26 +53,26 @@ class _Work(NamedTuple):
 def _laid_out(query: Tensor, pages: Pages, distance: Tensor) -> _Work:
     rows, heads, length, dim = query.shape
     kv_heads, capacity = pages.keys.shape[1:3]
-    groups, k = heads // kv_heads, pages.places.shape[-1]
+    groups, k = heads // kv_heads, pages.table.shape[-1]
     first = torch.arange(rows * kv_heads, device=query.device).view(rows, kv_heads, 1, 1, 1) * capacity
 
     def among_all(numbers: Tensor) -> Tensor:
-        """Places among all pages, from places `numbers [B,Hkv,...]`."""
+        """Pages counted through all rows and heads, from pages `numbers [B,Hkv,...]` of each."""
         return torch.where(numbers < 0, -1, numbers + first).reshape(-1, k)
 
-    if pages.places.shape[1] == heads:
+    if pages.table.shape[1] == heads:
         # Queries that share the blocks of their head are one item.
-        sharing = length if pages.places.shape[2] == 1 else 1
+        sharing = length if pages.table.shape[2] == 1 else 1
         return _Work(
             query.reshape(-1, sharing, dim),
-            among_all(pages.places.unflatten(1, (kv_heads, groups)).flatten(2, 3)[:, :, :, None]),
+            among_all(pages.table.unflatten(1, (kv_heads, groups)).flatten(2, 3)[:, :, :, None]),
             distance.reshape(-1, sharing, k),
             lambda x: x.view(rows, heads, length, -1),
         )
-    assert pages.places.shape[1] == 1, "blocks are shared by all heads or by none"
+    assert pages.table.shape[1] == 1, "blocks are shared by all heads or by none"
     return _Work(
         query.unflatten(1, (kv_heads, groups)).transpose(2, 3).reshape(-1, groups, dim),
-        among_all(pages.places.expand(-1, kv_heads, -1, -1)[:, :, :, None]),
+        among_all(pages.table.expand(-1, kv_heads, -1, -1)[:, :, :, None]),
         distance.expand(-1, kv_heads, -1, -1).reshape(-1, 1, k).expand(-1, groups, -1),
         lambda x: x.view(rows, kv_heads, length, groups, -1).transpose(2, 3).flatten(1, 2),
     )
@@ -88,14 +88,14 @@ def _tile_sizes(query: Tensor, sharing: int, k: int, stride: int) -> tuple[int, 
     return max(1, limit // max(gathered, queries * per_query)), queries
 
 
-def _read(query: Tensor, keys: Tensor, values: Tensor, places: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """One tile: query [m,r,k,D] scaled and rotated, keys and values [m * k,stride,...], places [m,k]."""
+def _read(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """One tile: query [m,r,k,D] scaled and rotated, keys and values [m * k,stride,...], table [m,k]."""
     items, queries, k, dim = query.shape
     keys, values = keys.to(query.dtype), values.to(query.dtype)
     scores = query.transpose(1, 2).reshape(items * k, queries, dim) @ keys.transpose(1, 2)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    missing = (places < 0).view(-1, 1)
+    missing = (table < 0).view(-1, 1)
     gates = scores[..., -1].masked_fill(missing, -torch.inf)
     # What is read for no block is the first one: it must not count.
     inside = (scores[..., :-1].softmax(-1) @ values[:, :-1]).masked_fill_(missing[..., None], 0.0)

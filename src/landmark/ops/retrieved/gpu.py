@@ -46,7 +46,7 @@ def blocks_kernel(
     query,  # [B,H,T,DIM]
     keys,  # [B,Hkv,capacity,STRIDE,DIM]
     values,  # [B,Hkv,capacity,STRIDE,VALUE_DIM]
-    places,  # [B,H,T,k], counted as pairs; -1 is no block
+    table,  # [B,H,T,k], counted as pairs; -1 is no block
     distance,  # [B,H,T,k]
     cos,  # [P,TURNED]
     sin,
@@ -83,9 +83,9 @@ def blocks_kernel(
         index = start + tl.arange(0, M)
         pair = tl.load(order + index, mask=index < pairs, other=0)
         mine = index < pairs
-    page = page_of(first, places, pairs_of_head, capacity)
+    page = page_of(first, table, pairs_of_head, capacity)
     if order is not None:
-        mine = mine & (page_of(pair, places, pairs_of_head, capacity) == page)
+        mine = mine & (page_of(pair, table, pairs_of_head, capacity) == page)
     value_dims = tl.arange(0, VALUE_WIDTH)
     out = inside + pair[:, None] * VALUE_DIM + value_dims[None, :]
     stored = mine[:, None] & (value_dims < VALUE_DIM)[None, :]
@@ -118,10 +118,10 @@ def blocks_kernel(
 
 
 @triton.jit
-def page_of(pair, places, pairs_of_head, capacity):
+def page_of(pair, table, pairs_of_head, capacity):
     """Which of all heads' pages a pair reads, -1 for none: 64 bits, as pages may hold 2**31 elements or more."""
-    place = tl.load(places + pair)
-    return tl.where(place < 0, -1, pair // pairs_of_head * capacity + place)
+    page = tl.load(table + pair)
+    return tl.where(page < 0, -1, pair // pairs_of_head * capacity + page)
 
 
 @triton.jit
@@ -212,8 +212,8 @@ def triton_blocks(
     """See `landmark.ops.retrieved_attention`. Products of halves take rotated queries and weights as halves."""
     assert pages.keys.is_contiguous(), "keys are read in place"
     assert pages.values.is_contiguous(), "values are read in place"
-    shape = (*query.shape[:3], pages.places.shape[-1])
-    places, distance = (x.expand(shape).contiguous() for x in (pages.places, distance))
+    shape = (*query.shape[:3], pages.table.shape[-1])
+    table, distance = (x.expand(shape).contiguous() for x in (pages.table, distance))
     gates = query.new_empty(shape, dtype=torch.float32)
     inside = gates.new_empty(*shape, pages.values.shape[-1])
     pairs = tiles = gates.numel()
@@ -226,14 +226,14 @@ def triton_blocks(
     # Queries of a single step hardly ever share blocks.
     if query.shape[2] > 1 and pairs > _FEW_PAIRS:
         size = _pairs(query, widest, pairs / (heads * capacity))
-        order, starts = _shared_tiles(places.view(heads, -1), capacity, size)
+        order, starts = _shared_tiles(table.view(heads, -1), capacity, size)
         tiles = len(starts)
     with torch.cuda.device_of(query):
         blocks_kernel[(tiles,)](
             query.contiguous(),
             pages.keys,
             pages.values,
-            places,
+            table,
             distance,
             rotation.cos.contiguous(),
             rotation.sin.contiguous(),
@@ -261,21 +261,21 @@ def triton_blocks(
     return inside, gates
 
 
-def _shared_tiles(places: Tensor, capacity: int, size: int) -> tuple[Tensor, Tensor]:
-    """Cuts pairs `places [N,P]` into tiles of up to `size` that read the same block of the same head.
+def _shared_tiles(table: Tensor, capacity: int, size: int) -> tuple[Tensor, Tensor]:
+    """Cuts the pairs of page table `table [N,P]` into tiles of up to `size` that read the same block of the same head.
 
     Returns the pairs in the order of their blocks, long [N * P], and the index there at which each tile begins,
     the first of them without a block. How many there are is known on the device alone: the list is as long as it
     may get, and surplus tiles begin at N * P.
     """
-    heads, pairs = len(places), places.numel()
-    first = torch.arange(heads, device=places.device)[:, None] * capacity
+    heads, pairs = len(table), table.numel()
+    first = torch.arange(heads, device=table.device)[:, None] * capacity
     # A stable order keeps queries of one block, and so what is read of them, in sequence.
-    ordered, order = torch.where(places < 0, -1, places + first).flatten().sort(stable=True)
+    ordered, order = torch.where(table < 0, -1, table + first).flatten().sort(stable=True)
     run = torch.searchsorted(ordered, ordered)  # where the pairs of the same block begin
-    begins = (torch.arange(pairs, device=places.device) - run) % size == 0
+    begins = (torch.arange(pairs, device=table.device) - run) % size == 0
     limit = min(pairs, pairs // size + heads * capacity + 1)
-    return order, torch.searchsorted(begins.cumsum(0), torch.arange(1, limit + 1, device=places.device))
+    return order, torch.searchsorted(begins.cumsum(0), torch.arange(1, limit + 1, device=table.device))
 
 
 def _width(dim: int) -> int:
