@@ -26,13 +26,13 @@ from torch import Tensor
 import landmark
 from landmark.assets import model_path
 from landmark.contexts.context import Context
-from landmark.data.recall import pass_key_question, pass_key_statement, random_key
+from landmark.data.recall import passkey_question, passkey_statement, random_key
 from landmark.data.text import read_text
-from landmark.evaluation.process import PeakMemory, resident_bytes
 from landmark.hf.tokenizer import encode, load_tokenizer
 from landmark.index.options import IndexOptions
 from landmark.index.topk import top_newest
 from landmark.memory import LayerMemory
+from landmark.process_memory import PeakMemory, resident_bytes
 
 CHARACTERS_PER_TOKEN = 3.4  # to know beforehand how much text is needed; a little more is read than asked for
 WINDOW = 8192  # tokens over which speed is measured
@@ -87,7 +87,7 @@ class Growth:
         self.started = self.laps[0]
 
     def look(self, tokens: int) -> None:
-        self.peak.look()
+        self.peak.sample()
         self.done += tokens
         self.laps.append((self.done, time.perf_counter(), time.process_time()))
         while self.laps[1][0] < self.done - WINDOW:
@@ -126,7 +126,7 @@ def documents(paths: list[Path], tokens: int, keys: int) -> list[tuple[str, str]
         size, parts, cut = len(text), [], 0
         while depths and depths[0] <= done + size:
             here = max(cut, text.rfind("\n", 0, depths.pop(0) - done) + 1)
-            parts += [text[cut:here], pass_key_statement(random_key(rng))]
+            parts += [text[cut:here], passkey_statement(random_key(rng))]
             cut = here
         found.append((f"{turn}/{name}", "".join([*parts, text[cut:]])))
         done += size
@@ -135,7 +135,7 @@ def documents(paths: list[Path], tokens: int, keys: int) -> list[tuple[str, str]
 
 def stated_keys(context: Context) -> list[tuple[str, range]]:
     """Every key, with the blocks that state it."""
-    before, between, _ = pass_key_statement("|").split("|")
+    before, between, _ = passkey_statement("|").split("|")
     size = context.cache.settings.block_size
     found: list[tuple[str, range]] = []
     for document in context.documents:
@@ -146,7 +146,7 @@ def stated_keys(context: Context) -> list[tuple[str, range]]:
                 continue
             tokens = (
                 encode(context.tokenizer, text[:place]).ids.numel(),
-                len(encode(context.tokenizer, pass_key_statement(key))),
+                len(encode(context.tokenizer, passkey_statement(key))),
             )
             first = document.first_token + tokens[0]
             found.append((key, range(first // size, (first + tokens[1]) // size + 1)))
@@ -170,9 +170,9 @@ def ask(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict[st
         others = [block for other in range(len(keys)) if other != number for block in keys[other][1]]
         shown = hide(context, [block for block in others if block not in blocks])
         start = time.perf_counter()
-        said = context.generate(pass_key_question(), max_new_tokens=5).text.strip()
+        said = context.generate(passkey_question(), max_new_tokens=5).text.strip()
         seconds.append(time.perf_counter() - start)
-        peak.look()
+        peak.sample()
         right += said == key
         unhide(context, shown)
         depth = blocks.start * context.cache.settings.block_size / context.tokens_read
@@ -197,7 +197,7 @@ def ask(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict[st
 def timed_question(context: Context) -> float:
     """Seconds that a question takes."""
     start = time.perf_counter()
-    context.generate(pass_key_question(), max_new_tokens=5)
+    context.generate(passkey_question(), max_new_tokens=5)
     return time.perf_counter() - start
 
 

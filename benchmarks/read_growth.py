@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 import landmark
 from landmark.assets import book_path, model_path
 from landmark.contexts.context import Context
-from landmark.evaluation.process import resident_bytes
 from landmark.hf.tokenizer import encode, load_tokenizer
 from landmark.index.options import IndexOptions
+from landmark.process_memory import resident_bytes
 
 TURN = 2046  # tokens, whole chunks of the package's model
 HOST_BUDGET = "256MB"

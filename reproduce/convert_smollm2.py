@@ -37,19 +37,19 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import landmark
-from landmark.allocator import keep_freed_pages
 from landmark.data.recall import ANSWER, COPY, REPLY, TEXT, random_name
 from landmark.data.spoken import Facts, Voice, marked
-from landmark.data.windows import Stage, StageBatches
 from landmark.evaluation import passkey
 from landmark.hf import LandmarkCache
 from landmark.hf.loading import gguf_model, gguf_tokenizer
 from landmark.hf.reader import answer
 from landmark.hf.tokenizer import encode
+from landmark.process_memory import keep_freed_pages
 from landmark.training.adapters import adapt
 from landmark.training.loss import distillation_loss
 from landmark.training.models import FrozenCopy
-from landmark.training.stage_inputs import attending
+from landmark.training.stages import Stage, StageBatches
+from landmark.training.trainer import attending
 from reproduce.trainings.smollm2 import LEARNING_RATE, LORA, SETTINGS, SHARES, STAGES, WARMUP
 
 STARTED = time.monotonic()
@@ -413,7 +413,7 @@ def perplexities(original: Any, model: Any, texts: list[Tensor], length: int, wi
 
 @torch.no_grad()
 def passkeys(model: Any, tokenizer: Any, book: Tensor, length: int, samples: int, until: float) -> dict[str, Any]:
-    keys = passkey.PassKeys(tokenizer, book)
+    keys = passkey.PasskeyPrompts(tokenizer, book)
     right, wrong, began = 0, [], now()
     order = random.Random(0).sample(range(samples), samples)  # so that a run cut short saw all depths alike
     for index in order:

@@ -25,7 +25,7 @@ from torch import Tensor
 import landmark
 from landmark.assets import model_path
 from landmark.contexts.context import Context
-from landmark.data.recall import pass_key_question
+from landmark.data.recall import passkey_question
 from landmark.hf.tokenizer import encode, load_tokenizer
 from landmark.index.options import IndexOptions
 from landmark.memory import LayerMemory
@@ -91,7 +91,7 @@ def ask(model: Any, tokenizer: Any, context: Context, key: str, blocks: Tensor, 
     cache = context.cache.fork()
     watched = [memory for memory in cache.memories if isinstance(memory, LayerMemory)][1:]
     digits = encode(tokenizer, key, continues=True).ids
-    asked, right = encode(tokenizer, pass_key_question(), continues=True).ids, True
+    asked, right = encode(tokenizer, passkey_question(), continues=True).ids, True
     of_key: dict[tuple[int, int], list[float]] = defaultdict(list)
     for digit in digits:
         right &= bool(model(input_ids=asked[None], past_key_values=cache).logits[0, -1].argmax() == digit)

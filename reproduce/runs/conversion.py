@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from landmark.data.recall import RecallTask
-from landmark.data.windows import Stage
+from landmark.training.stages import Stage
 from reproduce.runs.setup import Setup
 from reproduce.runs.trainings import Training, load, tokenizer_of
 from landmark.hf.convert import convert

@@ -62,7 +62,7 @@ def measure(asked: Asked, setup: Setup, results: Results, table: str, lengths: t
     if not missing:
         return
     model, tokenizer = asked.load()
-    keys = passkey.PassKeys(tokenizer, encode(tokenizer, read_text(setup.corpora["books"].test[0])).ids)
+    keys = passkey.PasskeyPrompts(tokenizer, encode(tokenizer, read_text(setup.corpora["books"].test[0])).ids)
     for length in missing:
         right = answers(model, keys, asked.way(model.config, length), length, prompts)
         found = sum(map(sum, right.values()))
@@ -76,7 +76,7 @@ def measure(asked: Asked, setup: Setup, results: Results, table: str, lengths: t
 
 
 def answers(
-    model: Any, keys: passkey.PassKeys, reading: Reading | SegmentReading, length: int, prompts: int
+    model: Any, keys: passkey.PasskeyPrompts, reading: Reading | SegmentReading, length: int, prompts: int
 ) -> dict[float, list[bool]]:
     """Which keys were found, by the tenth of the text in which they stood (0.0, 0.1, ...)."""
     right: dict[float, list[bool]] = {}

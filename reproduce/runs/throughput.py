@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from landmark.evaluation.process import MEGABYTE, peak_bytes
+from landmark.process_memory import MEGABYTE, peak_bytes
 from reproduce.runs.setup import Setup
 from reproduce.runs.trainings import Training
 from reproduce.trainings.small import WINDOW

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from landmark.data.windows import Stage
 from landmark.stream import stream_length
 from landmark.training.recipe import Recipe
+from landmark.training.stages import Stage
 
 WINDOW = 512  # ordinary tokens, whatever the attention
 SPAN = 2048  # ordinary tokens over which the paper's Transformer-XL carries states in training

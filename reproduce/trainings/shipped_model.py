@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from landmark.data.recall import RecallTask
-from landmark.data.windows import Stage
 from landmark.training.plan import Plan
 from landmark.training.recipe import Recipe
+from landmark.training.stages import Stage
 from reproduce.trainings.corpus import text_files
 
 VOCABULARY = 4095

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from landmark.data.recall import RecallTask
-from landmark.data.windows import Stage
 from landmark.training.plan import Lora, Plan
 from landmark.training.recipe import Recipe
+from landmark.training.stages import Stage
 from reproduce.trainings.corpus import text_files
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

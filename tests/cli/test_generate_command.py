@@ -70,7 +70,7 @@ def test_mistakes_with_generate(model_folder, book, arguments, said, capsys):
 def test_demo_says_whether_the_answer_is_right(model_folder, book, monkeypatch, capsys, right, code):
     # A random model cannot answer, so the key is put into its mouth; everything else is real.
     keys: list[str] = []
-    hide, ask = passkey.PassKeys.hide, passkey.ask
+    hide, ask = passkey.PasskeyPrompts.hide, passkey.ask
 
     def noting(self, key, filler, depth):
         keys.append(key)
@@ -80,7 +80,7 @@ def test_demo_says_whether_the_answer_is_right(model_folder, book, monkeypatch, 
         ask(*arguments, **options)
         return keys[0] if right else "00000"
 
-    monkeypatch.setattr(passkey.PassKeys, "hide", noting)
+    monkeypatch.setattr(passkey.PasskeyPrompts, "hide", noting)
     monkeypatch.setattr(passkey, "ask", answering)
     arguments = ["demo", "--model", str(model_folder), "--book", str(book), "--seed", "3", "--depth", "0.25"]
     assert cli.main(arguments) == code

@@ -12,8 +12,8 @@ from landmark.data.recall import (
     TEXT,
     RecallTask,
     RecallWindows,
-    pass_key_question,
-    pass_key_statement,
+    passkey_question,
+    passkey_statement,
     random_key,
 )
 
@@ -34,12 +34,12 @@ def test_keys_have_the_digits_asked_for(seed, digits):
 def test_the_pass_key_pieces_are_what_evaluation_would_tokenize(tokenizer):
     windows = RecallWindows(RecallTask(), tokenizer, 300)
     question = windows.question(None, "48213")
-    prompt = tokenizer.encode(pass_key_question()).ids
+    prompt = tokenizer.encode(passkey_question()).ids
     assert question.ids[: len(prompt)].tolist() == prompt
     assert question.kinds[len(prompt)] == ANSWER, "the prompt ends right where the digits start"
     assert digits_of(tokenizer, question, ANSWER) == "48213"
     statement = windows.statement(None, "48213")
-    assert statement.ids.tolist() == tokenizer.encode(pass_key_statement("48213")).ids
+    assert statement.ids.tolist() == tokenizer.encode(passkey_statement("48213")).ids
     assert digits_of(tokenizer, statement, HIDDEN) == digits_of(tokenizer, statement, COPY) == "48213"
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from landmark.data.recall import ANSWER, HIDDEN, REPLY, RecallTask, RecallWindows, random_name
 from landmark.data.spoken import NOT_MENTIONED, Facts, Voice, marked
-from landmark.data.windows import Stage, StageBatches
+from landmark.training.stages import Stage, StageBatches
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"

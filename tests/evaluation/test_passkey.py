@@ -2,7 +2,6 @@
 
 import copy
 import json
-import mmap
 
 import pytest
 import torch
@@ -10,9 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from landmark.evaluation import passkey
-from landmark.evaluation.journal import Journal, contents
-from landmark.evaluation.passkey import PassKeys, Sample, ask, by_depth, depths, run, summary
-from landmark.evaluation.process import PeakMemory
+from landmark.evaluation.passkey import Journal, PasskeyPrompts, Sample, ask, by_depth, contents, depths, run, summary
 from landmark.evaluation.reading import Reading
 from landmark.hf.tokenizer import encode
 
@@ -20,8 +17,8 @@ SETTINGS = {"model": "m", "seed": 0}
 
 
 @pytest.fixture
-def keys(tokenizer) -> PassKeys:
-    return PassKeys(tokenizer, tokenizer(("jim looked at the sea . " * 10), return_tensors="pt").input_ids[0])
+def keys(tokenizer) -> PasskeyPrompts:
+    return PasskeyPrompts(tokenizer, tokenizer(("jim looked at the sea . " * 10), return_tensors="pt").input_ids[0])
 
 
 def sample(depth: float, correct: bool, index: int = 0) -> Sample:
@@ -51,10 +48,10 @@ def test_prompts_have_the_length_and_state_the_key_at_its_depth(keys, tokenizer,
 
 
 def test_prompts_depend_on_seed_length_and_number_only(keys, tokenizer):
-    again = PassKeys(tokenizer, keys.haystack)
+    again = PasskeyPrompts(tokenizer, keys.haystack)
     again.prompt(500, 1, 3)
     assert torch.equal(keys.prompt(300, 2, 3).text, again.prompt(300, 2, 3).text)
-    others = [PassKeys(tokenizer, keys.haystack, seed=1).prompt(300, 2, 3), keys.prompt(300, 1, 3)]
+    others = [PasskeyPrompts(tokenizer, keys.haystack, seed=1).prompt(300, 2, 3), keys.prompt(300, 1, 3)]
     assert len({keys.prompt(300, 2, 3).key, *(other.key for other in others)}) == 3
 
 
@@ -65,7 +62,7 @@ def test_too_short(keys):
     assert len(keys.prompt(least, 0, 1).text) > len(keys.prompt(least, 0, 1).stated)
 
 
-def _fits(keys: PassKeys, length: int) -> bool:
+def _fits(keys: PasskeyPrompts, length: int) -> bool:
     try:
         keys.check_length(length)
     except ValueError:
@@ -186,10 +183,10 @@ def llama_like() -> PreTrainedTokenizerFast:
 
 def test_who_makes_no_mistake_is_right_whatever_the_tokenizer(tokenizer, monkeypatch):
     for one in (tokenizer, llama_like()):
-        keys = PassKeys(one, encode(one, "Some words of a story that goes on. " * 30).ids)
+        keys = PasskeyPrompts(one, encode(one, "Some words of a story that goes on. " * 30).ids)
         for index in range(4):
             prompt = keys.prompt(300, index, 4)
-            together = encode(one, "a" + passkey.pass_key_question() + prompt.key + ". Remember it.").ids.tolist()
+            together = encode(one, "a" + passkey.passkey_question() + prompt.key + ". Remember it.").ids.tolist()
             asked = prompt.question.tolist()
             start = next(i for i in range(len(together)) if together[i : i + len(asked)] == asked) + len(asked)
             ideal = together[start:]
@@ -199,7 +196,7 @@ def test_who_makes_no_mistake_is_right_whatever_the_tokenizer(tokenizer, monkeyp
 
 def test_prompts_join_without_extra_spaces():
     tokenizer = llama_like()
-    keys = PassKeys(tokenizer, encode(tokenizer, "Some words of a story that goes on. " * 30).ids)
+    keys = PasskeyPrompts(tokenizer, encode(tokenizer, "Some words of a story that goes on. " * 30).ids)
     for length in range(150, 160):
         keys.check_length(length)
         prompt = keys.prompt(length, 1, 3)
@@ -210,7 +207,7 @@ def test_prompts_join_without_extra_spaces():
 
 def test_log_names_model_tokenizer_and_text_by_their_contents(model, keys, tokenizer):
     told = contents(model, keys)
-    assert contents(copy.deepcopy(model), PassKeys(tokenizer, keys.haystack.clone())) == told
+    assert contents(copy.deepcopy(model), PasskeyPrompts(tokenizer, keys.haystack.clone())) == told
     with torch.no_grad():
         other = copy.deepcopy(model)
         other.get_output_embeddings().weight.view(-1)[-1] += 1  # one number of one weight
@@ -220,19 +217,7 @@ def test_log_names_model_tokenizer_and_text_by_their_contents(model, keys, token
     adding.add_tokens(["whale-boat"])
     for now, name in (
         (contents(other, keys), "model"),
-        (contents(model, PassKeys(tokenizer, changed)), "haystack"),
-        (contents(model, PassKeys(adding, keys.haystack)), "tokenizer"),
+        (contents(model, PasskeyPrompts(tokenizer, changed)), "haystack"),
+        (contents(model, PasskeyPrompts(adding, keys.haystack)), "tokenizer"),
     ):
         assert {key for key in told if told[key] != now[key]} == {name}
-
-
-def test_peak_memory_notices_what_was_there_for_a_while():
-    peak = PeakMemory()
-    before = peak.bytes
-    # From the system, and not from memory that earlier tests freed and this process kept.
-    with mmap.mmap(-1, 64 * 2**20) as held:
-        held[::4096] = b"x" * len(held[::4096])
-        peak.look()
-    peak.look()
-    assert 60e6 < peak.bytes - before < 200e6
-    assert peak.megabytes == peak.bytes / 1e6

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from landmark.data.windows import Stage
 from landmark.readers.memorizing import load_with_gates
 from landmark.training.callbacks import StopOnSignal
 from landmark.training.models import load_model, load_tokenizer
 from landmark.training.plan import plan_of
 from landmark.training.recipe import Recipe
 from landmark.training.run import train
+from landmark.training.stages import Stage
 from reproduce.trainings.small import stage
 
 POSITIONS = {

@@ -8,13 +8,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from landmark.data.tokens import TokenFile
-from landmark.data.windows import Stage, StageBatches
 from landmark.hf import from_pretrained
 from landmark.training.options import TrainOptions
 from landmark.training.plan import plan_of
 from landmark.training.recipe import read_recipe, recipe_of
 from landmark.training.run import EVAL_SEED, train
-from landmark.training.stage_inputs import attending
+from landmark.training.stages import Stage, StageBatches
+from landmark.training.trainer import attending
 
 
 def test_the_option_packs_the_one_stage_and_a_recipe_each_of_its_own(tmp_path):

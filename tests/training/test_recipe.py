@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from landmark.data.recall import RecallTask
-from landmark.data.windows import Stage
 from landmark.training.options import TrainOptions
 from landmark.training.recipe import Recipe, read_recipe, recipe_of
+from landmark.training.stages import Stage
 
 STAGE = "[[stage]]\nsteps = 4\nwindow_positions = 48\nbatch_size = 3\n"
 

@@ -41,15 +41,15 @@ def run(options: DemoOptions) -> int:
     book = read_text(options.book or book_path())
     import numpy as np
 
-    from landmark.data.recall import pass_key_question, random_key
-    from landmark.evaluation.passkey import PassKeys, ask
-    from landmark.evaluation.process import PeakMemory
+    from landmark.data.recall import passkey_question, random_key
+    from landmark.evaluation.passkey import PasskeyPrompts, ask
     from landmark.evaluation.reading import Reading
     from landmark.hf.tokenizer import encode
+    from landmark.process_memory import PeakMemory
 
     model, tokenizer = load(options.model, Reading.of)
     reading = Reading.of(model.config)
-    keys = PassKeys(tokenizer, encode(tokenizer, book).ids)
+    keys = PasskeyPrompts(tokenizer, encode(tokenizer, book).ids)
     rng = np.random.default_rng(options.seed)
     key, depth = random_key(rng), rng.random() if options.depth is None else options.depth
     prompt = keys.hide(key, keys.haystack, depth)
@@ -64,16 +64,16 @@ def run(options: DemoOptions) -> int:
     with tokens_read("reading", len(prompt.text)) as progress:
 
         def look(tokens: int) -> None:
-            peak.look()
+            peak.sample()
             progress(tokens)
             if cache.get_seq_length() == len(prompt.text):
                 cache.start_trace()  # what is opened from here on is opened for the answer
 
         said = ask(model, tokenizer, prompt, cache, chunk_size=reading.chunk_size, progress=look)
     seconds = time.perf_counter() - started
-    peak.look()
+    peak.sample()
     right = said == key
-    console.print(f"{pass_key_question().strip()} {said}", markup=False, style="bold")
+    console.print(f"{passkey_question().strip()} {said}", markup=False, style="bold")
     console.print("right\n" if right else f"wrong, it is {key}\n", style="green" if right else "red")
     show_opened(console, tokenizer, prompt, cache)
     console.print(f"read {len(prompt.text):,} tokens and answered in {seconds:.1f} s,", end=" ")

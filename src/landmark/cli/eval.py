@@ -88,7 +88,7 @@ def run_passkey(options: PasskeyOptions) -> int:
     from landmark.assets import book_path
     from landmark.data.text import read_text
     from landmark.evaluation import passkey
-    from landmark.evaluation.journal import Journal, contents
+    from landmark.evaluation.passkey import Journal, contents
     from landmark.hf.tokenizer import encode
 
     haystack = read_text(options.haystack or book_path())
@@ -99,7 +99,7 @@ def run_passkey(options: PasskeyOptions) -> int:
 
     model, tokenizer = load(options.model, check)
     reading = reading_of(options, model.config)
-    keys = passkey.PassKeys(tokenizer, encode(tokenizer, haystack).ids, seed=options.seed)
+    keys = passkey.PasskeyPrompts(tokenizer, encode(tokenizer, haystack).ids, seed=options.seed)
     for length in lengths:
         keys.check_length(length)
     journal = None

@@ -50,11 +50,11 @@ def run(options: GenerateOptions) -> int:
     text = read_text(options.file)
     import torch
 
-    from landmark.evaluation.passages import passages
     from landmark.evaluation.reading import Reading
     from landmark.hf import read
     from landmark.hf.reader import TextTo, answer
     from landmark.hf.tokenizer import encode, opening
+    from landmark.hf.trace import passages
 
     def reading_of(config: Any) -> Reading:
         return Reading.of(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from landmark.allocator import return_freed_pages
 from landmark.contexts import compatibility
 from landmark.contexts.documents import distinct
 from landmark.contexts.folder import fork
@@ -22,6 +21,7 @@ from landmark.hf.fingerprint import model_mark
 from landmark.hf.reader import TextTo, answer
 from landmark.hf.serialization import cache_state
 from landmark.hf.tokenizer import encode
+from landmark.process_memory import return_freed_pages
 from landmark.store.base import Traffic
 
 if TYPE_CHECKING:

@@ -47,12 +47,12 @@ def _pick(rng: np.random.Generator, words: str) -> str:
     return choices[rng.integers(len(choices))]
 
 
-def pass_key_statement(key: str) -> str:
+def passkey_statement(key: str) -> str:
     """The sentence that hides `key`, with the blank lines that set it off from the text around it."""
     return f"\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
 
 
-def pass_key_question() -> str:
+def passkey_question() -> str:
     """The question for the pass key, ending where its digits start.
 
     The space at the end belongs to the prompt: tokenizers that split numbers off (the one of
@@ -62,12 +62,12 @@ def pass_key_question() -> str:
 
 
 def named_key_statement(name: str, key: str) -> str:
-    """Like `pass_key_statement`, for one of several keys told apart by `name`."""
+    """Like `passkey_statement`, for one of several keys told apart by `name`."""
     return f"\n\nThe key of {name} is {key}. Remember it. {key} is the key of {name}.\n\n"
 
 
 def named_key_question(name: str) -> str:
-    """Like `pass_key_question`, for the key of `name`."""
+    """Like `passkey_question`, for the key of `name`."""
     return f"\n\nWhat is the key of {name}? The key of {name} is "
 
 
@@ -137,12 +137,12 @@ class RecallWindows:
 
     def statement(self, name: str | None, key: str) -> Piece:
         """A statement of `key`: its first digits, which nothing foretells, are `HIDDEN`, the next `COPY`."""
-        text = pass_key_statement(key) if name is None else named_key_statement(name, key)
+        text = passkey_statement(key) if name is None else named_key_statement(name, key)
         return self._piece(text, {text.index(key): HIDDEN, text.rindex(key): COPY})
 
     def question(self, name: str | None, key: str) -> Piece:
         """A question with its answer `key`, the digits marked `ANSWER`."""
-        text = pass_key_question() if name is None else named_key_question(name)
+        text = passkey_question() if name is None else named_key_question(name)
         return self._piece(f"{text}{key}.\n\n", {len(text): ANSWER})
 
     def window(self, filler: np.ndarray, rng: np.random.Generator) -> Piece:

@@ -1,11 +1,13 @@
 """Which blocks were opened, by whom and how far."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from landmark.hf.tokenizer import EncodedText
 from landmark.memory import Opened
 
 
@@ -99,3 +101,26 @@ def _joined(pieces: Sequence[Opened]) -> Opened:
     gates = [torch.nn.functional.pad(x.gates, (0, width - x.gates.shape[-1])) for x in pieces]
     asking = torch.stack([x.asking for x in pieces]).sum(0)
     return Opened(torch.cat(blocks, 2), torch.cat(gates, 2), asking)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """An opened block as tokens `start:stop` and characters `first:last` of the text; `weight` is its mean gate."""
+
+    block: int
+    start: int
+    stop: int
+    first: int
+    last: int
+    weight: float
+    text: str
+
+
+def passages(spans: Iterable[Span], encoded: EncodedText, limit: int) -> list[Passage]:
+    """The text of the first `limit` of `spans`; no other part of `encoded` is read."""
+    found = []
+    for span in islice(spans, limit):
+        first, last = encoded.characters(span.start, span.stop)
+        text = encoded.text[first:last]
+        found.append(Passage(span.block, span.start, span.stop, first, last, span.weight, text))
+    return found

@@ -16,7 +16,7 @@ from landmark.hf.rope import Scoring
 from landmark.index.exact import ExactIndex
 from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation
-from landmark.readers.base import causal_attention
+from landmark.readers.recurrent import causal_attention
 
 # Memory begins with a weight of an eighth: little harm to a trained model, and enough gradient to learn from.
 _FIRST_GATE = -2.0

@@ -10,7 +10,7 @@ from landmark.hf.calls import Reader
 from landmark.hf.rope import Scoring
 from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation
-from landmark.readers.base import CarriedKeys
+from landmark.readers.recurrent import CarriedKeys
 
 
 class Sinks(Reader):

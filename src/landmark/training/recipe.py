@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from landmark.data.recall import RecallTask
-from landmark.data.windows import Stage
 from landmark.settings import current_names
 from landmark.training.options import TrainOptions, flags
+from landmark.training.stages import Stage
 
 ONE_STAGE_OPTIONS = ("steps", "window_positions", "batch_size", "micro_batches", "learning_rate", "packing")
 

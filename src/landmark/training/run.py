@@ -17,11 +17,10 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from landmark.allocator import keep_freed_pages
 from landmark.data.spoken import Voice
 from landmark.data.text import check_files
 from landmark.data.tokens import MANIFEST, TokenFile, tokenize
-from landmark.data.windows import Stage, StageBatches, TooShort, check_blocks, check_length, tokens_per_step
+from landmark.process_memory import keep_freed_pages
 from landmark.training.callbacks import Report, StopOnSignal, TrainedTokens
 from landmark.training.models import (
     Teacher,
@@ -36,6 +35,7 @@ from landmark.training.options import TrainOptions
 from landmark.training.plan import Plan, plan_of
 from landmark.training.processes import check_processes, leave_group_at_exit, stay_in_group_at_exit
 from landmark.training.run_lock import check_claim, claim, only_one
+from landmark.training.stages import Stage, StageBatches, TooShort, check_blocks, check_length, tokens_per_step
 from landmark.training.trainer import LandmarkTrainer
 
 FINAL = "model"

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from landmark.data.corpora import CORPORA
-from landmark.data.windows import tokens_per_step
+from landmark.training.stages import tokens_per_step
 from reproduce.trainings.paper import paper_arxiv, paper_pg19
 
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from landmark.data.recall import RecallTask
-from landmark.data.windows import Stage
+from landmark.training.stages import Stage
 from reproduce.trainings.shipped_model import shipped_model
 
 

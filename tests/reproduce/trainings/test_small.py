@@ -1,8 +1,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from landmark.data.windows import Stage
 from landmark.training.recipe import Recipe
+from landmark.training.stages import Stage
 from reproduce.trainings.corpus import Corpus
 from reproduce.trainings.small import MODEL, small, small_books, small_math
 

@@ -1,12 +1,15 @@
+import mmap
 import subprocess
 import sys
 
 import pytest
 
+from landmark.process_memory import PeakMemory
+
 PROGRAM = """
 import resource
 import torch
-from landmark.allocator import keep_freed_pages
+from landmark.process_memory import keep_freed_pages
 
 def faults(steps):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -31,8 +34,7 @@ def test_large_temporaries_stop_faulting():
 
 
 RETURN = """
-from landmark.allocator import return_freed_pages
-from landmark.evaluation.process import resident_bytes
+from landmark.process_memory import resident_bytes, return_freed_pages
 
 small = [bytes(1000) for _ in range(200_000)]
 last = bytes(1000)  # keeps the heap from shrinking by itself
@@ -47,3 +49,15 @@ print(before - resident_bytes())
 def test_freed_pages_are_returned():
     done = subprocess.run([sys.executable, "-c", RETURN], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 100_000_000
+
+
+def test_peak_memory_notices_what_was_there_for_a_while():
+    peak = PeakMemory()
+    before = peak.bytes
+    # From the system, and not from memory that earlier tests freed and this process kept.
+    with mmap.mmap(-1, 64 * 2**20) as held:
+        held[::4096] = b"x" * len(held[::4096])
+        peak.sample()
+    peak.sample()
+    assert 60e6 < peak.bytes - before < 200e6
+    assert peak.megabytes == peak.bytes / 1e6

@@ -3,12 +3,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from landmark.data.recall import ANSWER, COPY, HIDDEN, RecallTask
-from landmark.data.windows import IGNORED, Stage, StageBatches, tokens_per_step
 from landmark.stream import stream_length
+from landmark.training.stages import IGNORED, Stage, StageBatches, tokens_per_step
 
 IDS = np.arange(5000, dtype=np.uint16) % 290
+
+
+@pytest.fixture(scope="module")
+def tokenizer(material) -> Tokenizer:
+    return Tokenizer.from_file(str(material / "tokenizer" / "tokenizer.json"))
 
 
 def batches(tokenizer, *stages: Stage, block_size: int = 7, seed: int = 3, micro_batches: int = 1) -> StageBatches:
