@@ -16,7 +16,7 @@ from benchmarks.past import blocks_in_memory, filled_cache, filled_cache_bytes, 
 from benchmarks.read import opened_blocks
 from benchmarks.roofline import Work, full_work, memory_work
 from landmark.hf import LandmarkCache
-from landmark.hf.compat import through
+from landmark.hf.compat import cache_kwargs
 from landmark.stream import stream_length
 
 BASE = "full"
@@ -79,7 +79,7 @@ def _through(
 ) -> Contender:
     """Steps of the converted model through a cache with so many blocks, of which a query opens `retrieve`."""
 
-    cached = through(subject.model, cache)
+    cached = cache_kwargs(subject.model, cache)
 
     @torch.no_grad()
     def steps() -> None:
@@ -134,7 +134,7 @@ def _over_everything(
     make = full_attention.growing_cache if growing else partial(full_attention.fixed_cache, room=room)
     cache: Any = make(subject.sizes, batch=batch, past=past, like=like)
 
-    cached = through(subject.plain, cache)
+    cached = cache_kwargs(subject.plain, cache)
 
     @torch.no_grad()
     def steps() -> None:

@@ -14,7 +14,7 @@ from benchmarks.options import ReadOptions
 from benchmarks.past import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
 from benchmarks.roofline import Sizes, Work, full_work, memory_work
 from landmark.hf import LandmarkCache
-from landmark.hf.compat import through
+from landmark.hf.compat import cache_kwargs
 from landmark.stream import stream_length
 
 BASE = "no memory"
@@ -109,7 +109,7 @@ def _full(machine: Machine, subject: Subject, options: ReadOptions, context: int
 @torch.no_grad()
 def _into(subject: Subject, ids: Tensor, cache: LandmarkCache) -> None:
     base: Any = subject.model.base_model
-    base(input_ids=ids, **through(base, cache))
+    base(input_ids=ids, **cache_kwargs(base, cache))
 
 
 @torch.no_grad()
@@ -121,7 +121,7 @@ def _alone(subject: Subject, ids: Tensor) -> None:
 def _over(subject: Subject, ids: Tensor, cache: Any) -> None:
     attend = full_attention.chunk_over_past(cache.get_seq_length(), ids.shape[1], ids.device)
     base: Any = subject.plain.base_model
-    base(input_ids=ids, **through(base, cache), bench_attend=attend)
+    base(input_ids=ids, **cache_kwargs(base, cache), bench_attend=attend)
 
 
 def chunk_work(subject: Subject, context: int, tokens: int, blocks: int, retrieve: int, opened: int) -> Work:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import landmark
 from landmark.data.text import read_text
-from landmark.hf.compat import through
+from landmark.hf.compat import cache_kwargs
 from landmark.hf.loading import gguf_model, gguf_tokenizer, is_gguf, read_tokenizer
 from landmark.hf.tokenizer import encode
 
@@ -59,7 +59,7 @@ def main() -> None:
     print("converted", perplexity(windows, lambda ids: model(input_ids=ids, use_cache=False).logits), flush=True)
 
     def read(ids: Tensor) -> Tensor:
-        return model(input_ids=ids, **through(model, landmark.LandmarkCache(model.config))).logits
+        return model(input_ids=ids, **cache_kwargs(model, landmark.LandmarkCache(model.config))).logits
 
     print("converted, through memory", perplexity(windows, read))
 

@@ -14,7 +14,7 @@ from landmark.training.stages import Stage
 from reproduce.runs.setup import Setup
 from reproduce.runs.trainings import Training, load, tokenizer_of
 from landmark.hf.convert import convert
-from landmark.hf.cache import placed
+from landmark.hf.loading import to_default_device
 from reproduce.plain_model import load_plain, save_plain
 from reproduce.trainings.small import BLOCK_SIZE, TOKENS_PER_STEP, small, stage
 from landmark.training.recipe import Recipe
@@ -60,7 +60,7 @@ def converted(setup: Setup, steps: int) -> tuple[Any, Any]:
     model = plain_model(setup)
     if steps == 0:
         untrained, tokenizer = load_plain(model)
-        return placed(convert(untrained, block_size=BLOCK_SIZE, retrieve=2)).eval(), tokenizer
+        return to_default_device(convert(untrained, block_size=BLOCK_SIZE, retrieve=2)).eval(), tokenizer
     out = setup.out / "trainings" / f"conversion-{steps}"
     plan = small(setup.corpora["books"], out, tokenizer_of(setup, "books"), steps=steps, size=setup.scale.size)
     recipe = Recipe(

@@ -6,7 +6,7 @@ from typing import Any
 
 from landmark.data.tokenizer import train_tokenizer
 from reproduce.runs.setup import Setup
-from landmark.hf.cache import placed
+from landmark.hf.loading import to_default_device
 from landmark.hf.tokenizer import load_tokenizer, only_errors
 from landmark.readers.memorizing import load_with_gates
 from reproduce.trainings.small import BLOCK_SIZE, VOCABULARY, small
@@ -63,5 +63,5 @@ def tokenizer_of(setup: Setup, corpus: str) -> Path:
 def load(folder: Path) -> tuple[Any, Any]:
     """A trained model, on the device that there is, and its tokenizer."""
     only_errors()
-    model = placed(load_with_gates(folder))
+    model = to_default_device(load_with_gates(folder))
     return model.eval(), load_tokenizer(folder, model)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.utils import logging
 
 from landmark.hf.cache import LandmarkCache
-from landmark.hf.compat import through
+from landmark.hf.compat import cache_kwargs
 from landmark.hf.convert import convert
 
 SMALL: dict[str, Any] = {
@@ -224,7 +224,7 @@ def tried(model: Any) -> str:
     ids = torch.randint(3, 61, (1, 60), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         cache = LandmarkCache(converted.config, chunk_size=14)
-        read = converted(input_ids=ids, **through(converted, cache)).logits
+        read = converted(input_ids=ids, **cache_kwargs(converted, cache)).logits
         torch.testing.assert_close(read, converted(input_ids=ids, use_cache=False).logits, atol=1e-4, rtol=1e-4)
     return "works"
 

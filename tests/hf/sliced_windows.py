@@ -17,7 +17,7 @@ CASES = {
     "grouped heads": ("llama", {"landmark_phase": 3}),
     "plain attention": ("llama", {"landmark_gates": False}),
     "jumps": ("llama", {"landmark_jumps": torch.arange(2 * TOKENS).view(2, TOKENS) % 5}),
-    "documents": ("qwen2", {"landmark_segments": (torch.arange(TOKENS) // 20).expand(2, -1), "landmark_phase": 6}),
+    "documents": ("qwen2", {"landmark_documents": (torch.arange(TOKENS) // 20).expand(2, -1), "landmark_phase": 6}),
     "sliding layers and caps": ("gemma2", {"landmark_phase": 5}),
     "sinks": ("gpt_oss", {"landmark_phase": 1}),
 }

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import landmark
 from landmark.hf.columns import Columns
-from landmark.hf.compat import through
+from landmark.hf.compat import cache_kwargs
 
 IDS = torch.randint(3, 61, (2, 120), generator=torch.Generator().manual_seed(2))
 
@@ -19,7 +19,7 @@ def converted(name="llama", **options):
 
 def logits(model, ids, cache, **options):
     with torch.no_grad():
-        return model(input_ids=ids, **through(model, cache), **options).logits
+        return model(input_ids=ids, **cache_kwargs(model, cache), **options).logits
 
 
 @settings(max_examples=60)

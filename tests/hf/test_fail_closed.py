@@ -7,7 +7,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM, LlamaModel
 
 import landmark
-from landmark.hf.compat import CACHE_NAMES, UnsupportedRelease, through
+from landmark.hf.compat import CACHE_NAMES, UnsupportedRelease, cache_kwargs
 
 IDS = torch.randint(3, 61, (1, 40), generator=torch.Generator().manual_seed(1))
 VERSIONS = r"installed are transformers \d+\.\d+"
@@ -19,10 +19,10 @@ def converted(name="llama"):
 
 def read(model):
     with torch.no_grad():
-        return model(input_ids=IDS, **through(model, landmark.LandmarkCache(model.config)))
+        return model(input_ids=IDS, **cache_kwargs(model, landmark.LandmarkCache(model.config)))
 
 
-def renamed_cache(original):
+def rename_cache_argument(original):
     def forward(self, input_ids=None, key_value_memory=None, **kwargs):
         return original(self, input_ids=input_ids, **kwargs)
 
@@ -53,7 +53,7 @@ def forward_that_loses_the_cache(original):
 
 def forward_that_reads_twice(original):
     def forward(self, input_ids=None, past_key_values=None, cache=None, **kwargs):
-        reading = through(self, cache if past_key_values is None else past_key_values)
+        reading = cache_kwargs(self, cache if past_key_values is None else past_key_values)
         self.model(input_ids=input_ids, **reading)
         return original(self, input_ids=input_ids, **kwargs | reading)
 
@@ -61,7 +61,7 @@ def forward_that_reads_twice(original):
 
 
 MUTATIONS = [
-    (LlamaModel, renamed_cache, UnsupportedRelease, "takes no cache under the names.*" + VERSIONS),
+    (LlamaModel, rename_cache_argument, UnsupportedRelease, "takes no cache under the names.*" + VERSIONS),
     (
         LlamaAttention,
         attention_without_keyword,
@@ -144,16 +144,16 @@ def test_attention_that_is_called_twice_by_design_is_refused():
 def test_a_forward_that_broke_off_spoils_its_cache_visibly(monkeypatch):
     model, cache = converted(), landmark.LandmarkCache(converted().config)
     with torch.no_grad():
-        model(input_ids=IDS, **through(model, cache))
+        model(input_ids=IDS, **cache_kwargs(model, cache))
         before = cache.fork()
         with monkeypatch.context() as patch:
             patch.setattr(LlamaAttention, "forward", lambda *args, **kwargs: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                model(input_ids=IDS, **through(model, cache))
-        for call in (lambda: model(input_ids=IDS, **through(model, cache)), cache.fork):
+                model(input_ids=IDS, **cache_kwargs(model, cache))
+        for call in (lambda: model(input_ids=IDS, **cache_kwargs(model, cache)), cache.fork):
             with pytest.raises(ValueError, match=r"broke off.*new cache"):
                 call()
-        model(input_ids=IDS, **through(model, before))
+        model(input_ids=IDS, **cache_kwargs(model, before))
 
 
 @pytest.mark.parametrize(
@@ -178,12 +178,12 @@ def test_positions_that_begin_again_keep_documents_apart():
     segments = torch.tensor([[0] * 17 + [1] * 23])
     with torch.no_grad():
         found = model(input_ids=IDS, position_ids=positions).logits
-        expected = model(input_ids=IDS, landmark_segments=segments).logits
+        expected = model(input_ids=IDS, landmark_documents=segments).logits
     assert torch.equal(found, expected)
     with pytest.raises(ValueError, match="one text a row"):
         model.eval()(input_ids=IDS, position_ids=positions, use_cache=True)
     with pytest.raises(ValueError, match="pass one of them"):
-        model(input_ids=IDS, position_ids=positions, landmark_segments=segments)
+        model(input_ids=IDS, position_ids=positions, landmark_documents=segments)
 
 
 def test_positions_counted_over_padding_are_those_of_one_document():
@@ -200,7 +200,7 @@ def test_a_loss_has_every_gradient_or_an_error():
     with pytest.warns(UserWarning, match="no effect in training"):
         model(input_ids=IDS, labels=IDS, use_cache=True).loss.backward()
     assert all(weight.grad is not None for weight in model.parameters())
-    loss = model(input_ids=IDS, labels=IDS, **through(model, landmark.LandmarkCache(model.config))).loss
+    loss = model(input_ids=IDS, labels=IDS, **cache_kwargs(model, landmark.LandmarkCache(model.config))).loss
     with pytest.raises(ValueError, match="has no gradients"):
         loss.backward()
 
@@ -229,17 +229,17 @@ def test_another_kind_of_cache_is_not_ignored(options):
 def test_a_foreign_cache_that_stayed_empty_is_not_taken_for_what_was_read():
     model, cache = converted(), DynamicCache()
     with torch.no_grad():
-        read_so_far = model(input_ids=IDS[:, :20], **through(model, cache)).past_key_values
+        read_so_far = model(input_ids=IDS[:, :20], **cache_kwargs(model, cache)).past_key_values
         assert read_so_far.get_seq_length() == 20
         with pytest.raises(ValueError, match="DynamicCache is empty, because"):
-            model(input_ids=IDS[:, 20:], **through(model, cache))
+            model(input_ids=IDS[:, 20:], **cache_kwargs(model, cache))
 
 
 def test_a_cache_for_other_blocks_is_refused():
     model = converted()
     other = landmark.LandmarkCache(landmark.convert(family("llama"), block_size=7, retrieve=2).config)
     with pytest.raises(ValueError, match="made for another model: block_size 7, not 5"):
-        model(input_ids=IDS, **through(model, other))
+        model(input_ids=IDS, **cache_kwargs(model, other))
 
 
 @pytest.mark.parametrize(
@@ -267,11 +267,13 @@ def test_an_input_goes_on_where_the_cache_stands(options, said):
     model = converted()
     cache = landmark.read(model, IDS[:, :20])
     with torch.no_grad(), pytest.raises(ValueError, match=said):
-        model(input_ids=IDS[:, 20:], **options, **through(model, cache))
+        model(input_ids=IDS[:, 20:], **options, **cache_kwargs(model, cache))
     with torch.no_grad():  # and nothing was read of the refused ones
-        expected = model(input_ids=IDS, **through(model, landmark.LandmarkCache(model.config))).logits[:, 20:]
+        expected = model(input_ids=IDS, **cache_kwargs(model, landmark.LandmarkCache(model.config))).logits[:, 20:]
         mask, places = torch.ones(1, 40), torch.arange(20, 40)[None]
-        found = model(input_ids=IDS[:, 20:], attention_mask=mask, position_ids=places, **through(model, cache)).logits
+        found = model(
+            input_ids=IDS[:, 20:], attention_mask=mask, position_ids=places, **cache_kwargs(model, cache)
+        ).logits
     assert found.shape == expected.shape
 
 
@@ -283,12 +285,14 @@ def test_masks_are_known_of_columns_long_gone():
     ids = IDS.repeat(2, 5)
     with torch.no_grad():
         for start in range(0, 200, 5):
-            model(input_ids=ids[:, start : start + 5], attention_mask=mask[:, : start + 5], **through(model, cache))
+            model(
+                input_ids=ids[:, start : start + 5], attention_mask=mask[:, : start + 5], **cache_kwargs(model, cache)
+            )
         cache.reorder_cache(torch.tensor([1, 0]))
         swapped = torch.cat((mask.flip(0), torch.ones(2, 1, dtype=torch.long)), 1)
-        model(input_ids=ids[:, :1], attention_mask=swapped, **through(model, cache))
+        model(input_ids=ids[:, :1], attention_mask=swapped, **cache_kwargs(model, cache))
         with pytest.raises(ValueError, match="hides or shows"):
-            model(input_ids=ids[:, :1], attention_mask=torch.ones(2, 202), **through(model, cache))
+            model(input_ids=ids[:, :1], attention_mask=torch.ones(2, 202), **cache_kwargs(model, cache))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 5])
@@ -296,7 +300,7 @@ def test_tuples_have_no_landmarks_either(chunk_size):
     model = converted()
     options = {"output_hidden_states": True}
     if chunk_size is not None:
-        options |= through(model, landmark.LandmarkCache(model.config, chunk_size=chunk_size))
+        options |= cache_kwargs(model, landmark.LandmarkCache(model.config, chunk_size=chunk_size))
     with torch.no_grad():
         layers = model.model(input_ids=IDS, return_dict=False, **options)[-1]
     assert [tuple(layer.shape) for layer in layers] == [(1, 40, model.config.hidden_size)] * len(layers)
@@ -319,6 +323,6 @@ def test_the_loss_of_routers_is_one_of_tokens_alone():
         options = {"attention_mask": mask, "output_router_logits": True}
         out = model(input_ids=IDS, labels=IDS, **options)
         cache = landmark.LandmarkCache(model.config, chunk_size=7)
-        read = model(input_ids=IDS, **options, **through(model, cache)).router_logits
+        read = model(input_ids=IDS, **options, **cache_kwargs(model, cache)).router_logits
     assert {len(logits) for logits in (*out.router_logits, *read)} == {40}
     assert out.aux_loss.isfinite()

@@ -6,7 +6,7 @@ from families import build, family
 from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
 import landmark
-from landmark.hf.compat import through
+from landmark.hf.compat import cache_kwargs
 from landmark.hf.reader import answer
 
 IDS = torch.randint(3, 61, (2, 70), generator=torch.Generator().manual_seed(5))
@@ -205,6 +205,6 @@ def test_a_class_of_its_own_does_not_drop_the_cache(name):
     ids, by_hand, branch = question, [], cache.fork()
     with torch.no_grad():
         for _ in range(5):
-            ids = model(input_ids=ids, **through(model, branch)).logits[:, -1:].argmax(-1)
+            ids = model(input_ids=ids, **cache_kwargs(model, branch)).logits[:, -1:].argmax(-1)
             by_hand.append(ids)
     assert torch.equal(found, torch.cat(by_hand, 1))

@@ -47,7 +47,7 @@ def test_documents_of_a_window_and_their_gradients_are_those_of_each_alone(gates
     monkeypatch.setattr("landmark.hf.rope._tables", exact_tables)
     ids, segments = packed()
     weights = torch.randn(2, 50, 61, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    found = model(input_ids=ids, landmark_segments=segments, landmark_phase=3, landmark_gates=gates).logits
+    found = model(input_ids=ids, landmark_documents=segments, landmark_phase=3, landmark_gates=gates).logits
     expected = each_alone(model, ids, segments, 3, landmark_gates=gates)
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
     grads = [torch.autograd.grad((logits * weights).sum(), list(model.parameters())) for logits in (found, expected)]
@@ -61,7 +61,7 @@ def test_sliding_layers_soft_caps_and_sinks_keep_documents_apart(name, gates):
     model = converted(name)
     ids, segments = packed()
     with torch.no_grad():
-        found = model(input_ids=ids, landmark_segments=segments, landmark_phase=3, landmark_gates=gates).logits
+        found = model(input_ids=ids, landmark_documents=segments, landmark_phase=3, landmark_gates=gates).logits
         expected = each_alone(model, ids, segments, 3, landmark_gates=gates)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
@@ -72,7 +72,7 @@ def test_another_document_changes_nothing(gates):
     ids, segments = packed()
     other = ids.clone()
     other[segments == 1] = packed(seed=5)[0][segments == 1]
-    options = {"landmark_segments": segments, "landmark_gates": gates}
+    options = {"landmark_documents": segments, "landmark_gates": gates}
     with torch.no_grad():
         before, after = (model(input_ids=x, **options).logits for x in (ids, other))
         apart = model(input_ids=ids, landmark_gates=gates).logits
@@ -87,11 +87,11 @@ def test_padded_rows_keep_their_documents():
     pad = torch.zeros(2, 9, dtype=torch.long)
     mask = torch.cat((pad, torch.ones_like(ids)), 1)
     with torch.no_grad():
-        expected = model(input_ids=ids, landmark_segments=segments).logits
+        expected = model(input_ids=ids, landmark_documents=segments).logits
         found = model(
             input_ids=torch.cat((pad, ids), 1),
             attention_mask=mask,
-            landmark_segments=torch.cat((pad + 99, segments), 1),
+            landmark_documents=torch.cat((pad + 99, segments), 1),
         ).logits[:, 9:]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -103,7 +103,7 @@ def test_gradient_checkpointing_keeps_documents_apart():
         model = converted("llama")
         if checkpointing:
             model.gradient_checkpointing_enable()
-        model(input_ids=ids, labels=ids, landmark_segments=segments).loss.backward()
+        model(input_ids=ids, labels=ids, landmark_documents=segments).loss.backward()
         grads.append(model.get_input_embeddings().weight.grad)
     torch.testing.assert_close(grads[0], grads[1])
 
@@ -113,15 +113,15 @@ def test_gradient_checkpointing_keeps_documents_apart():
     [
         (torch.zeros(2, 49, dtype=torch.long), r"torch.int64 of \(2, 49\)"),
         (torch.zeros(2, 50), r"torch.float32 of \(2, 50\)"),
-        ([[0] * 50] * 2, r"landmark_segments is \[\["),
+        ([[0] * 50] * 2, r"landmark_documents is \[\["),
     ],
 )
 def test_documents_must_be_named_token_by_token(segments, word):
     with pytest.raises(ValueError, match=word):
-        converted("llama")(input_ids=packed()[0], landmark_segments=segments)
+        converted("llama")(input_ids=packed()[0], landmark_documents=segments)
 
 
 def test_documents_are_for_forwards_without_a_cache():
     ids, segments = packed()
-    with pytest.raises(ValueError, match="landmark_segments: for forwards without a cache"):
-        converted("llama")(input_ids=ids, landmark_segments=segments, use_cache=True)
+    with pytest.raises(ValueError, match="landmark_documents: for forwards without a cache"):
+        converted("llama")(input_ids=ids, landmark_documents=segments, use_cache=True)

@@ -2,7 +2,7 @@
 
 import torch
 
-from landmark.hf.rope import Scoring
+from landmark.hf.attention import Scoring
 from landmark.hf.sliding import SlidingWindow
 
 

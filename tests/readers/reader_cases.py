@@ -8,8 +8,8 @@ from families import family
 from torch import Tensor
 
 import landmark
+from landmark.hf.attention import Scoring
 from landmark.hf.calls import ENDLESS, Reader
-from landmark.hf.rope import Scoring
 from landmark.ops.rotary import Rotation
 from landmark.stream import stream_length
 

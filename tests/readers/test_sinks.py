@@ -8,7 +8,7 @@ import torch
 from reader_cases import random_layer, read, sharp, turn
 from torch import Tensor
 
-from landmark.hf.rope import Scoring
+from landmark.hf.attention import Scoring
 from landmark.ops.rotary import Rotation
 from landmark.readers.sinks import Sinks
 from reproduce.runs.segments import SegmentReading

@@ -34,7 +34,7 @@ def test_documents_reach_the_attention(material):
     rest = {"tokens": 3, "training": False, "plain": torch.tensor([True]), "distractors": {}}
     rest["answers"] = torch.zeros(1, 3, dtype=torch.bool)
     given = attending(None, stage, 2, None, segments, **rest)
-    assert given["landmark_segments"] is segments
+    assert given["landmark_documents"] is segments
 
 
 def test_trainings_without_packing_or_distractors_are_known_by_what_they_were_before_these(options):

@@ -17,9 +17,8 @@ def load(path: Path | None, check: Callable[[Any], object] = lambda config: None
     """
     from landmark.assets import model_path
     from landmark.hf import from_pretrained
-    from landmark.hf.cache import placed
     from landmark.hf.config import Settings, text_config
-    from landmark.hf.loading import read_config, read_tokenizer
+    from landmark.hf.loading import read_config, read_tokenizer, to_default_device
     from landmark.hf.tokenizer import load_tokenizer, only_errors
 
     folder = model_path() if path is None else path
@@ -30,7 +29,7 @@ def load(path: Path | None, check: Callable[[Any], object] = lambda config: None
     Settings.of(text_config(config))
     check(config)
     read_tokenizer(folder)  # before the weights, which may take minutes
-    model = placed(from_pretrained(folder))
+    model = to_default_device(from_pretrained(folder))
     return model, load_tokenizer(folder, model)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from landmark.evaluation.reading import Reading, local_like
-from landmark.hf.compat import renamed_cache
+from landmark.hf.compat import rename_cache_argument
 from landmark.memory import Retrievals
 
 
@@ -152,7 +152,7 @@ def token_nll(
     """
     nll = torch.full(ids.shape, math.nan, dtype=torch.float64)
     length = ids.shape[1]
-    options = renamed_cache(model, reading.start(model.config) if options is None else options)
+    options = rename_cache_argument(model, reading.start(model.config) if options is None else options)
     chunk = reading.chunk_size or length
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)

@@ -11,6 +11,7 @@ from transformers import Cache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
 from landmark.hf.columns import Columns
+from landmark.hf.compat import require
 from landmark.hf.config import Settings, chunk_tokens, layer_budgets, layer_kinds, text_config, trained_positions
 from landmark.hf.rope import Rope
 from landmark.hf.sliding import SlidingWindow
@@ -53,25 +54,6 @@ class LandmarkLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
-
-
-# Where models go that nobody has placed, and what is asked of tensors without waiting for their device.
-
-
-def placed(model: Any) -> Any:
-    """The model on the GPU that torch is set to, where it sees one; on the CPU otherwise."""
-    return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def demand(condition: Tensor, message: str) -> None:
-    """Raises ValueError with `message` unless all of `condition` holds.
-
-    On a GPU, which this does not wait for, the error comes later and is one of the device.
-    """
-    if condition.is_cuda:
-        torch._assert_async(condition.all(), message)  # type: ignore[attr-defined]
-    elif not condition.all():
-        raise ValueError(message)
 
 
 class LandmarkCache(Cache):
@@ -290,13 +272,13 @@ class LandmarkCache(Cache):
                     f"attention_mask has {mask.shape[1]} columns before the input, and the cache counts"
                     f" {columns.count} as read: give a mask of these and the input, or of the input alone"
                 )
-            demand(columns.masked(mask), "attention_mask hides or shows other tokens than when the cache read them")
+            require(columns.masked(mask), "attention_mask hides or shows other tokens than when the cache read them")
         if first is not None:
             assert self._tokens is not None
             tokens = torch.as_tensor(columns.tokens(), device=first.device)
             # Positions over padding are anybody's guess: generate counts on from what stands in its place.
             padded = tokens != columns.count
-            demand(
+            require(
                 (first == columns.count) | (first == self._tokens.to(first.device)) | (first < 0) | padded,
                 f"position_ids do not go on behind the {columns.count} tokens that the cache counts as read: pass only"
                 " what it has not read, to assisted decoding and prompt lookup with past_key_values=cache.fork()",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from landmark.hf import calls
+from landmark.hf import attention
 from landmark.hf.cache import LandmarkCache
-from landmark.hf.compat import through
+from landmark.hf.compat import cache_kwargs
 from landmark.hf.config import (
     DEFAULT_BLOCK_SIZE,
     Positions,
@@ -22,7 +22,7 @@ from landmark.hf.config import (
     text_config,
     trained_positions,
 )
-from landmark.hf.hooks import before_base, behind_base, unrotate
+from landmark.hf.hooks import attention_pre_hook, base_hook, base_pre_hook
 from landmark.hf.loading import gguf_model, is_gguf, read_config, read_weights
 from landmark.hf.model import adopt, saved_rows, settle
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
@@ -86,7 +86,7 @@ def _changes_with_length(base: Any, trained: int) -> bool:
 def _read(name: str, base: Any, config: Any) -> Tensor:
     """Hidden states of chunks of one block; ValueError for a model that breaks off in it, however it does."""
     try:
-        return hidden_states(base, **through(base, LandmarkCache(config, chunk_size=_BLOCK)))
+        return hidden_states(base, **cache_kwargs(base, LandmarkCache(config, chunk_size=_BLOCK)))
     except Exception as error:
         raise ValueError(f"{name} cannot be read through a cache ({type(error).__name__}: {error})") from error
 
@@ -165,7 +165,7 @@ def convert(
     settings = _settings(config, rows, {name: value for name, value in given.items() if value is not None})
     chunk_positions(settings, config)
     if attached:
-        model.set_attn_implementation(calls.NAME)
+        model.set_attn_implementation(attention.NAME)
     else:
         _attach(model, base, name, kinds, add_row=settings.landmark_id == rows)
     settle(model, settings)
@@ -201,17 +201,19 @@ def _attach(model: PreTrainedModel, base: Any, name: str, kinds: list[str], add_
     if add_row:
         check_rows_can_be_added(model)
     config = text_config(model.config)
-    if config._attn_implementation == calls.NAME:  # from the configuration of another converted model
+    if config._attn_implementation == attention.NAME:  # from the configuration of another converted model
         model.set_attn_implementation("eager")
     before: Any = config._attn_implementation
     untouched = hidden_states(base, use_cache=False)
     handles: list[Any] = []
     try:
-        model.set_attn_implementation(calls.NAME)
-        handles += [module.register_forward_pre_hook(unrotate, with_kwargs=True) for module in _attentions(base)]
+        model.set_attn_implementation(attention.NAME)
+        handles += [
+            module.register_forward_pre_hook(attention_pre_hook, with_kwargs=True) for module in _attentions(base)
+        ]
         base.landmark_ropes = find_ropes(base, name, len(kinds), getattr(config, "layer_types", None))
-        handles.append(base.register_forward_pre_hook(before_base, with_kwargs=True))
-        handles.append(base.register_forward_hook(behind_base, with_kwargs=True))
+        handles.append(base.register_forward_pre_hook(base_pre_hook, with_kwargs=True))
+        handles.append(base.register_forward_hook(base_hook, with_kwargs=True))
         check_attention(model, untouched, landmark_id=0)
     except BaseException as error:
         for handle in handles:
@@ -219,7 +221,7 @@ def _attach(model: PreTrainedModel, base: Any, name: str, kinds: list[str], add_
         if hasattr(base, "landmark_ropes"):
             del base.landmark_ropes
         model.set_attn_implementation(before)
-        if isinstance(error, TypeError | calls.CalledOutside):
+        if isinstance(error, TypeError | attention.MissingCall):
             raise ValueError(f"{name} does not hand keyword arguments on to its attention, which needs them") from error
         raise
     if add_row:
@@ -256,7 +258,7 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
     if not Path(path).exists() and Path(path).is_absolute():
         raise ValueError(f"no model at {path}: give the directory that save_pretrained wrote, or a hub name")
     if "attn_implementation" in options:
-        raise ValueError(f"the attention of a converted model is {calls.NAME!r}: leave attn_implementation out")
+        raise ValueError(f"the attention of a converted model is {attention.NAME!r}: leave attn_implementation out")
     config = options.get("config") or read_config(path, **{n: options[n] for n in _HUB if n in options})
     Settings.of(text_config(config))
     options = {"dtype": torch.float32, "vocab_size": saved_rows(text_config(config))} | options

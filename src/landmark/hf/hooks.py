@@ -1,13 +1,10 @@
-"""The hooks of a converted model: landmarks go in before the base model and come out behind it.
+"""The hooks of a converted model: landmarks are inserted before the base model and removed from its output.
 
-All are plain functions or small classes of this module, so that a converted model can be pickled, copied and sent
-to other processes; what one forward needs travels in its keyword arguments, so that recomputation under gradient
-checkpointing sees the same.
+All are plain functions, so that a converted model can be pickled, copied and sent to other processes. What one forward
+needs travels in its keyword arguments, so that recomputation under gradient checkpointing sees the same.
 """
 
 import warnings
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,107 +12,36 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from landmark.hf.cache import LandmarkCache
-from landmark.hf.calls import Reader, SegmentCall, StreamCall, WholeCall, jumping_positions, lay_out, segments_of_stream
-from landmark.hf.compat import through
+from landmark.hf.calls import Reader, SegmentCall, StreamCall, WholeCall, documents_of_stream, jumping_positions
+from landmark.hf.chunks import Chunk, ChunkCall, cut_chunks
+from landmark.hf.compat import cache_kwargs
 from landmark.hf.config import Settings, layer_kinds, text_config, trained_positions
-from landmark.hf.inputs import Chunk, Inputs, cut, fill_padding
+from landmark.hf.inputs import Inputs
 from landmark.hf.model import check_tokens, warn_untrained
-from landmark.hf.rope import Rope, Scoring, identity, rotation
-from landmark.hf.sequence_parallel import cut as cut_slice
-from landmark.hf.sliding import SlidingWindow
+from landmark.hf.rope import Rope, identity, rotation
+from landmark.hf.sequence_parallel import cut_slice
 from landmark.ops.rotary import Rotation
 from landmark.stream import Stream, check_phase
 
-
-@dataclass(frozen=True)
-class ReadingCall(StreamCall):
-    """Attention of one chunk that reads through a cache (design: chunks, memory, retrieval).
-
-    `chunk` is None where the whole input is one chunk. The last chunk of an input has what came of the `earlier` ones:
-    (chunk, output) each; for those it is None.
-    """
-
-    cache: LandmarkCache
-    inputs: Inputs
-    chunk: Chunk | None
-    earlier: list[tuple[Chunk, Any]] | None
-
-    @property
-    def start(self) -> Tensor:
-        return self.cache.stream_positions(self.stream)
-
-    @property
-    def outputs(self) -> list[Any]:
-        return [output for _, output in self.earlier or ()]
-
-    def join(self, last: Tensor, earlier: list[Tensor]) -> Tensor:
-        part = self.stream.strip(last)
-        if self.chunk is None or self.earlier is None:
-            return part
-        whole = part.new_zeros(*self.inputs.real.shape, part.shape[-1])
-        chunks = [chunk for chunk, _ in self.earlier]
-        for chunk, states in zip([*chunks, self.chunk], [*earlier, part], strict=True):
-            chunk.put(states, whole)
-        return fill_padding(whole, self.inputs.real) if self.inputs.padded else whole
-
-    def finish(self) -> None:
-        self.cache.advance(self.stream)
-        if self.earlier is not None:
-            tokens = self.inputs.tokens
-            self.cache.count_columns(tokens if tokens.dim() == 2 else None, self.inputs.real)
-
-    @cached_property
-    def _lengths(self) -> list[int]:
-        return self.stream.lengths.tolist()
-
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
-        layer: int = module.layer_idx  # type: ignore[assignment]
-        memory = self.cache.memories[layer]
-        # What a cache keeps would hold the graph of every forward otherwise.
-        heads = query.detach(), key.detach(), value.detach()
-        if isinstance(memory, SlidingWindow):
-            out = memory.attend(*heads, self.stream.lengths, scoring)
-        else:
-            out = memory.attend(
-                *heads,
-                lengths=self._lengths,
-                rotation=self.rotations[self.ropes[layer]],
-                scale=scoring.scale,
-                softcap=scoring.softcap,
-                sinks=scoring.sinks,
-            )
-        return _NoGradient.apply(out, query, key, value) if torch.is_grad_enabled() else out
-
-
-class _NoGradient(torch.autograd.Function):
-    """The output of a memory: whoever asks for its gradient gets an error, not one that lacks queries and keys."""
-
-    @staticmethod
-    def forward(ctx: Any, out: Tensor, *inputs: Tensor) -> Tensor:
-        return out.view_as(out)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        raise ValueError(
-            "reading through a LandmarkCache has no gradients: train without a cache (use_cache=False and no"
-            " past_key_values), or with a landmark_reader"
-        )
-
-
-# Set on a foreign cache that stays empty: who passes it again takes it for what was read.
+# Marks an empty cache of transformers that was replaced: it stays empty, so passing it again would lose the text.
 _REPLACED = "_replaced_by_landmarks"
 
 
-def unrotate(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    """Before an attention module: identity rotation where the attention call rotates by itself."""
+def attention_pre_hook(
+    attention: nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]] | None:
+    """Replaces the rotation of an attention module by the identity where the attention call rotates."""
     call = kwargs.get("landmark_call")
-    if call is None or not call.unrotated(attention.layer_idx):
+    if call is None or not call.rotates(attention.layer_idx):
         return None
     return args, kwargs | {"position_embeddings": identity(kwargs["position_embeddings"])}
 
 
-def before_base(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Turns ordinary tokens into a stream with landmarks and decides how this forward attends."""
+def base_pre_hook(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Inserts landmarks into the input and chooses the attention call of this forward.
+
+    Of an input of several chunks or segments, all but the last are read by forwards of their own in here.
+    """
     if kwargs.get("landmark_call") is not None:
         return args, kwargs
     inputs = Inputs.of(base, args, kwargs)
@@ -124,22 +50,23 @@ def before_base(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[t
     cache = None if inputs.reader is not None else _cache_of(base, inputs.past, inputs.use_cache)
     if inputs.reader is not None:
         return (), _read_segments(base, inputs.reader, inputs)
-    return (), _whole(base, inputs) if cache is None else _read_chunks(base, cache, inputs)
+    return (), _read_whole(base, inputs) if cache is None else _read_chunks(base, cache, inputs)
 
 
 def _forward(base: nn.Module, call: StreamCall, tokens: Tensor, cache: LandmarkCache | None) -> dict[str, Any]:
-    """The arguments with which the base model's own forward takes `tokens [B, S]` and their landmarks."""
+    """Keyword arguments for the base model's own forward over `tokens [B, S]` and their landmarks."""
     landmark = torch.tensor(Settings.of(text_config(base.config)).landmark_id, device=tokens.device)  # type: ignore[arg-type]
-    # Native sliding layers rotate by the position in the stream; all others do not look at it.
+    # Native sliding layers rotate by the stream position; all others ignore it.
     positions = call.start + torch.arange(call.stream.width, device=tokens.device)[None].expand(len(tokens), -1)
     if tokens.dim() == 3:
         landmark = base.get_input_embeddings()(landmark)  # type: ignore[operator]
     name = "input_ids" if tokens.dim() == 2 else "inputs_embeds"
     stream = {name: call.stream.insert(tokens, landmark), "position_ids": positions}
-    return stream | through(base, cache) | {"landmark_call": call}
+    return stream | cache_kwargs(base, cache) | {"landmark_call": call}
 
 
 def _cache_of(base: nn.Module, past: Any, use_cache: bool) -> LandmarkCache | None:
+    """The cache to read through: `past`, a new one for `use_cache`, or None; ValueError for other kinds of cache."""
     if isinstance(past, LandmarkCache):
         past.check_model(base.config)  # type: ignore[arg-type]
         return past
@@ -147,7 +74,7 @@ def _cache_of(base: nn.Module, past: Any, use_cache: bool) -> LandmarkCache | No
         if use_cache and base.training and torch.is_grad_enabled():
             warnings.warn("use_cache=True has no effect in training: reading has no gradients", stacklevel=2)
             return None
-        # Only an explicit wish for a cache reads through memory: a bare forward is the attention of training.
+        # Only an explicit use_cache reads through memory: a forward without it is the attention of training.
         return LandmarkCache(base.config) if use_cache else None  # type: ignore[arg-type]
     fresh = isinstance(past, Cache) and not getattr(past, "is_compileable", False) and past.get_seq_length() == 0
     if fresh and type(past).__name__ == "DynamicCache":
@@ -164,16 +91,17 @@ def _cache_of(base: nn.Module, past: Any, use_cache: bool) -> LandmarkCache | No
     )
 
 
-def _whole(base: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def _read_whole(base: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """The arguments of a forward without a cache, over the whole input at once."""
     config = text_config(base.config)  # type: ignore[arg-type]
-    settings, tokens, rules = Settings.of(config), inputs.tokens, dict(inputs.rules)
-    phase = rules.get("phase", 0)
+    settings, tokens, training = Settings.of(config), inputs.tokens, dict(inputs.training)
+    phase = training.get("phase", 0)
     check_phase(phase, settings.block_size)
     phases = torch.full((len(tokens),), phase, device=tokens.device)
     stream = Stream.lay_out(inputs.real, phases, settings.block_size)
-    documents = inputs.documents if rules.get("segments") is None else rules["segments"]
+    documents = inputs.documents if training.get("documents") is None else training["documents"]
     if documents is not None:
-        rules["segments"] = segments_of_stream(stream, documents)
+        training["documents"] = documents_of_stream(stream, documents)
     trained = trained_positions(config)
     if stream.width > trained:
         warnings.warn(
@@ -181,17 +109,18 @@ def _whole(base: nn.Module, inputs: Inputs) -> dict[str, Any]:
             f" {trained}: pass past_key_values=landmark.LandmarkCache(model.config) to read any length",
             stacklevel=2,
         )
-    positions = jumping_positions(stream.width, settings.block_size, phase, rules.pop("jumps", None), tokens.device)
+    jumps = training.pop("jumps", None)
+    positions = jumping_positions(stream.width, settings.block_size, phase, jumps, tokens.device)
     rotations = _rotations(base, int(positions.max()) + 1, trained, tokens)
     ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
-    call = WholeCall(stream, ropes, rotations, layer_kinds(config), settings.block_size, positions, **rules)
+    call = WholeCall(stream, ropes, rotations, layer_kinds(config), settings.block_size, positions, **training)
     if inputs.window_slice is not None:
         tokens, call = cut_slice(inputs.window_slice, tokens, call)
     return inputs.options | _forward(base, call, tokens, None)
 
 
 def _read_chunks(base: nn.Module, cache: LandmarkCache, inputs: Inputs) -> dict[str, Any]:
-    """Reads all chunks of an input but the last one, which is left to the forward that is under way."""
+    """Prefills all chunks of an input but the last; returns the arguments for that one, the forward under way."""
     warn_untrained(base)
     tokens = inputs.tokens
     first = cache.next_chunks(len(tokens), tokens.device)
@@ -199,19 +128,20 @@ def _read_chunks(base: nn.Module, cache: LandmarkCache, inputs: Inputs) -> dict[
     if tokens.shape[1] <= min(first):
         *others, last = [None]
     else:
-        *others, last = cut(inputs.real, first, cache.chunk_tokens)
+        *others, last = cut_chunks(inputs.real, first, cache.chunk_tokens)
     earlier = []
     for chunk in others:
-        call, piece = _chunk(base, cache, inputs, chunk, earlier=None)
+        call, piece = _chunk_call(base, cache, inputs, chunk, earlier=None)
         output = base(**inputs.options | _forward(base, call, piece, cache))
         earlier.append((chunk, output))
-    call, piece = _chunk(base, cache, inputs, last, earlier=earlier)
+    call, piece = _chunk_call(base, cache, inputs, last, earlier=earlier)
     return inputs.options | _forward(base, call, piece, cache)
 
 
-def _chunk(
+def _chunk_call(
     base: nn.Module, cache: LandmarkCache, inputs: Inputs, chunk: Chunk | None, earlier: list[Any] | None
-) -> tuple[ReadingCall, Tensor]:
+) -> tuple[ChunkCall, Tensor]:
+    """The attention call of one chunk, and its tokens."""
     tokens, real = inputs.tokens, inputs.real
     if chunk is not None:
         tokens, real = chunk.take(tokens), chunk.real
@@ -221,11 +151,11 @@ def _chunk(
     ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
     kinds = layer_kinds(base.config)  # type: ignore[arg-type]
     cache.begin()
-    return ReadingCall(stream, ropes, rotations, kinds, cache, inputs, chunk, earlier), tokens
+    return ChunkCall(stream, ropes, rotations, kinds, cache, inputs, chunk, earlier), tokens
 
 
 def _read_segments(base: nn.Module, reader: Reader, inputs: Inputs) -> dict[str, Any]:
-    """Reads all segments of an input but the last one, which is left to the forward that is under way."""
+    """Reads all segments of an input but the last; returns the arguments for that one, the forward under way."""
     config: Any = base.config
     if "sliding" in layer_kinds(config):
         raise ValueError("a landmark_reader attends in every layer, and this model has sliding layers of its own")
@@ -233,7 +163,7 @@ def _read_segments(base: nn.Module, reader: Reader, inputs: Inputs) -> dict[str,
         raise ValueError("a landmark_reader carries states: switch gradient checkpointing off to train with one")
     *others, last = inputs.tokens.split(reader.segment, dim=1)
     earlier = [base(**{inputs.name: piece}, landmark_reader=reader, **inputs.options) for piece in others]
-    stream = lay_out(reader, last)
+    stream = reader.lay_out(last)
     rotations = _rotations(base, reader.reach(stream.width), trained_positions(config), last)
     ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
     call = SegmentCall(stream, ropes, rotations, layer_kinds(config), reader, earlier)
@@ -241,13 +171,14 @@ def _read_segments(base: nn.Module, reader: Reader, inputs: Inputs) -> dict[str,
 
 
 def _rotations(base: nn.Module, positions: int, pinned: int, tokens: Tensor) -> dict[Rope, Rotation]:
+    """Rotary tables of all layers for positions 0..positions-1, see `rope.rotation`."""
     like = torch.empty(0, dtype=base.dtype, device=tokens.device)  # type: ignore[arg-type]
     ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
     return {rope: rotation(base.rotary_emb, rope, positions, pinned, like) for rope in set(ropes)}  # type: ignore[arg-type]
 
 
-def behind_base(base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-    """Proves that every layer attended through the call, takes the landmarks out and joins chunks and segments."""
+def base_hook(base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    """Checks that every layer attended, removes the landmarks from the output and joins chunks or segments."""
     call = kwargs.get("landmark_call")
     if not isinstance(call, StreamCall):
         return output
@@ -264,9 +195,9 @@ def behind_base(base: nn.Module, args: tuple, kwargs: dict[str, Any], output: An
 
 
 def _joined(call: StreamCall, last: Any, *earlier: Any) -> Any:
-    """Of hidden states `[B, T, C]` and router logits `[B * T, E]`, or a tuple of them, those of the input's tokens.
+    """Hidden states `[B, T, C]` or router logits `[B * T, E]`, or a tuple of them, for the input's tokens alone.
 
-    All else stays as it is.
+    All else is returned unchanged.
     """
     if isinstance(last, Tensor) and last.dim() == 3:
         return call.join(last, list(earlier))

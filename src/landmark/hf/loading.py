@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import transformers
 from transformers import (
     AutoConfig,
@@ -61,6 +62,11 @@ def read_weights(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
             "take configuration and weights of one model, whole"
         )
     return model
+
+
+def to_default_device(model: PreTrainedModel) -> PreTrainedModel:
+    """Moves `model` to the current GPU if there is one, to the CPU otherwise."""
+    return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
 
 
 @contextmanager

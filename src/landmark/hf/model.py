@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
-from landmark.hf.cache import LandmarkCache, demand
-from landmark.hf.calls import NAME
-from landmark.hf.compat import UnsupportedRelease, cache_argument, renamed_cache
+from landmark.hf.attention import NAME
+from landmark.hf.cache import LandmarkCache
+from landmark.hf.compat import UnsupportedRelease, cache_argument, rename_cache_argument, require
 from landmark.hf.config import Settings, text_config
 from landmark.hf.refusals import check_rows_can_be_added
 
@@ -47,7 +47,7 @@ class LandmarkMixin:
         model: Any = self
         _check_rows(model)
         guard_head(model)
-        options = renamed_cache(model, options)
+        options = rename_cache_argument(model, options)
         caches = [value for value in (*args, *options.values()) if isinstance(value, LandmarkCache)]
         for one in caches:
             one.expect_forward()
@@ -145,7 +145,7 @@ class LandmarkMixin:
         another kind of cache.
         """
         model: Any = self
-        options = renamed_cache(model, options)
+        options = rename_cache_argument(model, options)
         asked = [options.get(_KIND_OF_CACHE), getattr(options.get("generation_config"), _KIND_OF_CACHE, None)]
         if set(asked) - {None, "dynamic"}:
             raise ValueError(
@@ -324,7 +324,7 @@ def check_tokens(config: PretrainedConfig, ids: Tensor, real: Tensor) -> None:
     """
     landmark_id = config.landmark["landmark_id"]
     foreign = (ids >= landmark_id if behind_vocabulary(config) else ids == landmark_id) & real
-    demand(
+    require(
         ~foreign,
         f"ids of the landmark ({landmark_id}) among ordinary tokens: after tokens were added to a tokenizer, call"
         " model.resize_token_embeddings(len(tokenizer)); a text must not name a landmark",

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from landmark.hf.cache import LandmarkCache
-from landmark.hf.compat import cache_argument, through
+from landmark.hf.compat import cache_argument, cache_kwargs
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def read(
     while ids.shape[1]:
         fits = min(longest, cache.next_chunk)
         piece, ids = ids[:, :fits], ids[:, fits:]
-        model.base_model(input_ids=piece.to(model.device), **through(model.base_model, cache))
+        model.base_model(input_ids=piece.to(model.device), **cache_kwargs(model.base_model, cache))
         if progress is not None:
             progress(piece.shape[1])
     return cache

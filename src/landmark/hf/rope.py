@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from landmark.hf.attention import Scoring
 from landmark.ops.rotary import Rotation
 
 # How a model's rotary module lays out its table, whatever the way it pairs dimensions.
@@ -65,30 +66,6 @@ def identity(position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor
     return torch.ones_like(cos), torch.zeros_like(sin)
 
 
-class Scoring(NamedTuple):
-    """What a layer asks of its attention, whichever layer it is."""
-
-    scale: float | None = None
-    dropout: float = 0.0
-    window: int | None = None  # of native sliding layers
-    softcap: float | None = None
-    sinks: Tensor | None = None  # [H]
-
-
-class AttentionCall(Protocol):
-    """What travels through the model as the keyword argument `landmark_call` and answers each layer's attention."""
-
-    calls: list[int]  # the layers that have attended, noted by the attention function
-
-    def unrotated(self, layer: int) -> bool:
-        """Whether this layer's attention module must be given the identity rotation."""
-        ...
-
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
-        """`query [B,H,T,D]`, `key`, `value [B,Hkv,T,D]` to `[B,H,T,D]`."""
-        ...
-
-
 @dataclass
 class Probe:
     """Records what each layer hands to attention; its answer does not depend on rotation."""
@@ -98,7 +75,7 @@ class Probe:
     seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     modules: dict[int, nn.Module] = field(default_factory=dict)
 
-    def unrotated(self, layer: int) -> bool:
+    def rotates(self, layer: int) -> bool:
         return self.identity
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:

@@ -14,9 +14,9 @@ import torch.distributed
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from landmark.hf.attention import Scoring
 from landmark.hf.calls import WholeCall
 from landmark.hf.config import text_config
-from landmark.hf.rope import Scoring
 from landmark.stream import Stream, stream_length
 
 
@@ -81,7 +81,7 @@ class SlicedCall(WholeCall):
         return _exchange(out.unflatten(2, (slices, -1)).movedim(2, 0)).movedim(0, 1).flatten(1, 2)
 
 
-def cut(window_slice: WindowSlice, tokens: Tensor, call: WholeCall) -> tuple[Tensor, SlicedCall]:
+def cut_slice(window_slice: WindowSlice, tokens: Tensor, call: WholeCall) -> tuple[Tensor, SlicedCall]:
     """This process's part of ordinary tokens `[B, S]`, or their embeddings, and of the call over them."""
     stream = call.stream
     places = window_slice.positions(stream.width)

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from landmark.hf.rope import Scoring
+from landmark.hf.attention import Scoring
 
 # Queries scored at once: bounds the score matrix at [B, H, TILE, window + T].
 TILE = 256
@@ -19,13 +19,13 @@ def sliding_attention(
     query_positions: Tensor,
     key_positions: Tensor,
     scoring: Scoring,
-    segments: Tensor | None = None,
+    documents: Tensor | None = None,
 ) -> Tensor:
     """Attention of each query to the `scoring.window` positions that end at its own.
 
     `query [B,H,Tq,D]`, `key`, `value [B,Hkv,Tk,D]`, already rotated; `query_positions [B or 1,Tq]`,
-    `key_positions [B or 1,Tk]` (negative: no key). With `segments [B,T]`, of as many queries as keys, a query sees
-    its own segment only. Returns `[B,H,Tq,D]`.
+    `key_positions [B or 1,Tk]` (negative: no key). With `documents [B,T]`, of as many queries as keys, a query sees
+    its own document only. Returns `[B,H,Tq,D]`.
     """
     scale, dropout, window, softcap, sinks = scoring
     assert window is not None, "a sliding layer names its window"
@@ -41,8 +41,8 @@ def sliding_attention(
             scores = softcap * torch.tanh(scores / softcap)
         distance = query_positions[:, rows, None] - key_positions[:, None, :]
         seen = (distance >= 0) & (distance < window) & (key_positions >= 0)[:, None, :]
-        if segments is not None:
-            seen = seen & (segments[:, rows, None] == segments[:, None, :])
+        if documents is not None:
+            seen = seen & (documents[:, rows, None] == documents[:, None, :])
         scores = scores if scores.dtype == torch.float64 else scores.float()
         scores = scores.masked_fill(~seen[:, None], torch.finfo(scores.dtype).min)
         if sinks is not None:

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from landmark.hf.attention import Scoring
 from landmark.hf.calls import Reader
-from landmark.hf.rope import Scoring
 from landmark.ops.attention import blockwise_attention, complete_first_block, landmark_attention
 from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation

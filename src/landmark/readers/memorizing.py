@@ -10,9 +10,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from landmark.hf import from_pretrained
+from landmark.hf.attention import Scoring
 from landmark.hf.calls import Reader
 from landmark.hf.config import text_config
-from landmark.hf.rope import Scoring
 from landmark.index.exact import ExactIndex
 from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landmark.hf.attention import Scoring
 from landmark.hf.calls import Reader
-from landmark.hf.rope import Scoring
 from landmark.ops.attention import landmark_attention
 from landmark.ops.rotary import Rotation
 from landmark.stream import check_block_size

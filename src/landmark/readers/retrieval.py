@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landmark.hf.attention import Scoring
 from landmark.hf.calls import Reader
-from landmark.hf.rope import Scoring
 from landmark.index.base import Index
 from landmark.index.options import IndexOptions, make_index
 from landmark.memory.geometry import Past, past_of

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landmark.hf.attention import Scoring
 from landmark.hf.calls import Reader
-from landmark.hf.rope import Scoring
 from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation
 from landmark.readers.recurrent import CarriedKeys

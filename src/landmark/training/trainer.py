@@ -190,7 +190,7 @@ def attending(
     that is kept of them.
     """
     if stage.attention == "landmark":
-        given = {"landmark_phase": phase, "landmark_gates": stage.gates, "landmark_segments": segments}
+        given = {"landmark_phase": phase, "landmark_gates": stage.gates, "landmark_documents": segments}
         if training:
             given |= {"landmark_jumps": jumps, "landmark_block_dropout": stage.block_dropout}
         return given

@@ -1,0 +1,140 @@
+"""Chunked prefill and decoding through a cache: an input is cut into chunks, each of which attends by a `ChunkCall`.
+
+Padded rows are cut so that each is read as if it were alone: padding changes no result.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landmark.hf.attention import Scoring
+from landmark.hf.cache import LandmarkCache
+from landmark.hf.calls import StreamCall
+from landmark.hf.inputs import Inputs
+from landmark.hf.sliding import SlidingWindow
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The part of an input `[B, S]` that one forward reads: of row b the tokens in `columns[b]`, where `real[b]`.
+
+    `columns` and `real` are `[B, W]`; rows that end earlier are padded on the right.
+    """
+
+    columns: Tensor
+    real: Tensor
+
+    def take(self, tokens: Tensor) -> Tensor:
+        """The chunk's tokens: `[B, S]` or `[B, S, C]` to `[B, W]` or `[B, W, C]`."""
+        columns = self.columns.view(*self.columns.shape, *[1] * (tokens.dim() - 2))
+        return tokens.gather(1, columns.expand(*self.columns.shape, *tokens.shape[2:]))
+
+    def put(self, part: Tensor, whole: Tensor) -> None:
+        """Writes `part [B, W, C]` to the chunk's columns of `whole [B, S, C]`."""
+        row, column = self.real.nonzero(as_tuple=True)
+        whole[row, self.columns[row, column]] = part[row, column]
+
+
+def cut_chunks(real: Tensor, first: list[int], then: int) -> list[Chunk]:
+    """Cuts an input with tokens where `real [B, S]`: `first[b]` tokens of each row, after that `then` of each.
+
+    One chunk where every row fits its first.
+    """
+    counts = real.sum(1).tolist()
+    # Tokens in their order, padding behind them.
+    columns = torch.argsort((~real).long(), dim=1, stable=True)
+    starts, stops = [0] * len(counts), [min(count, size) for count, size in zip(counts, first, strict=True)]
+    chunks = []
+    while not chunks or any(stop > start for start, stop in zip(starts, stops, strict=True)):
+        width = max(1, *(stop - start for start, stop in zip(starts, stops, strict=True)))
+        steps = torch.arange(width, device=real.device)
+        begin, end = (torch.tensor(x, device=real.device)[:, None] for x in (starts, stops))
+        taken = (begin + steps).clamp(max=real.shape[1] - 1)
+        chunks.append(Chunk(columns.gather(1, taken), begin + steps < end))
+        starts, stops = stops, [min(count, stop + then) for count, stop in zip(counts, stops, strict=True)]
+    return chunks
+
+
+@dataclass(frozen=True)
+class ChunkCall(StreamCall):
+    """Attention of one chunk through a cache: local window, memory and retrieval (section 3.2 of the paper).
+
+    `chunk` is None where the whole input is one chunk. `earlier` are (chunk, output) of the chunks before the last one
+    of an input, and None for those themselves.
+    """
+
+    cache: LandmarkCache
+    inputs: Inputs
+    chunk: Chunk | None
+    earlier: list[tuple[Chunk, Any]] | None
+
+    @property
+    def start(self) -> Tensor:
+        return self.cache.stream_positions(self.stream)
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [output for _, output in self.earlier or ()]
+
+    def join(self, last: Tensor, earlier: list[Tensor]) -> Tensor:
+        part = self.stream.strip(last)
+        if self.chunk is None or self.earlier is None:
+            return part
+        whole = part.new_zeros(*self.inputs.real.shape, part.shape[-1])
+        chunks = [chunk for chunk, _ in self.earlier]
+        for chunk, states in zip([*chunks, self.chunk], [*earlier, part], strict=True):
+            chunk.put(states, whole)
+        return _fill_padding(whole, self.inputs.real) if self.inputs.padded else whole
+
+    def finish(self) -> None:
+        self.cache.advance(self.stream)
+        if self.earlier is not None:
+            tokens = self.inputs.tokens
+            self.cache.count_columns(tokens if tokens.dim() == 2 else None, self.inputs.real)
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return self.stream.lengths.tolist()
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        memory = self.cache.memories[layer]
+        # Otherwise the cache would keep the autograd graph of every forward alive.
+        heads = query.detach(), key.detach(), value.detach()
+        if isinstance(memory, SlidingWindow):
+            out = memory.attend(*heads, self.stream.lengths, scoring)
+        else:
+            out = memory.attend(
+                *heads,
+                lengths=self._lengths,
+                rotation=self.rotations[self.ropes[layer]],
+                scale=scoring.scale,
+                softcap=scoring.softcap,
+                sinks=scoring.sinks,
+            )
+        return _NoGradient.apply(out, query, key, value) if torch.is_grad_enabled() else out
+
+
+class _NoGradient(torch.autograd.Function):
+    """Identity whose backward raises an error: a gradient would lack the part through queries and keys."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, *inputs: Tensor) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        raise ValueError(
+            "reading through a LandmarkCache has no gradients: train without a cache (use_cache=False and no"
+            " past_key_values), or with a landmark_reader"
+        )
+
+
+def _fill_padding(whole: Tensor, real: Tensor) -> Tensor:
+    """`whole [B, S, C]` with padding that repeats the token before it, as `Stream.strip` has it."""
+    columns = torch.arange(real.shape[1], device=real.device).expand(real.shape)
+    last = columns.masked_fill(~real, 0).cummax(1).values
+    return whole.gather(1, last[..., None].expand_as(whole))
