@@ -50,7 +50,7 @@ format: $(INSTALLED)  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The releases and the instructions that pyproject.toml and docs/releases.md promise. Each leg prints what it runs with.
+# The releases and the instructions that pyproject.toml and docs/your_model.md promise. Each leg prints what it runs with.
 matrix: matrix-oldest matrix-newest matrix-avx2 matrix-default  ## all four of these:
 
 matrix-oldest: .venv-oldest/.installed  ## the main tests with the oldest release of everything

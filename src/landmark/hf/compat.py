@@ -35,7 +35,7 @@ class UnsupportedRelease(ValueError):
     """The installed transformers calls a model in a way that landmark attention does not support."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; {installed()} (docs/releases.md lists the supported ones)")
+        super().__init__(f"{what}; {installed()} (docs/your_model.md lists the supported ones)")
 
 
 def installed() -> str:
