@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from landmark.index.base import Index, Resident
+from landmark.index.base import Index, ResidentKeys
 from landmark.index.branch import ForkedIndex
 from landmark.index.topk import top_newest
 from landmark.store.block_buffer import slot_numbers
@@ -75,7 +75,7 @@ class FaissIndex:
                 scores[row, some], numbers[row, some] = (x.view(*own.shape[:2], k) for x in best)
         return scores, numbers
 
-    def resident(self, k: int, upto: list[int]) -> Resident | None:
+    def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
         return None
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
@@ -104,7 +104,7 @@ class FaissIndex:
     def fork(self) -> Index:
         return ForkedIndex(self, self._counts, FaissIndex(len(self._counts), kind=self._kind))
 
-    def apart(self) -> Index:
+    def view(self) -> Index:
         return self
 
     @property

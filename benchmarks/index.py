@@ -58,7 +58,7 @@ def contenders(names: str) -> dict[str, Make]:
 
 
 def _ours(options: IndexOptions) -> Make:
-    return lambda device: make_index(options, 1, None, tied=False, device=device)
+    return lambda device: make_index(options, 1, None, constant_keys=False, device=device)
 
 
 def _of_faiss(kind: FaissKind) -> Make:
@@ -148,7 +148,7 @@ def _found(built: Built, query: Tensor, wanted: Tensor | None, k: int, blocks: i
         return {"recall": None, "read_share": None, "build_s": None}
     found = built.index.search(query, k, [blocks])[1]
     read = None
-    if isinstance(built.index, HierarchicalIndex) and built.index.read is not None:
-        read = built.index.read.double().mean().item() / blocks
+    if isinstance(built.index, HierarchicalIndex) and built.index.keys_scored is not None:
+        read = built.index.keys_scored.double().mean().item() / blocks
     recall = (wanted[..., None] == found[..., None, :]).any(-1).double().mean().item()
     return {"recall": recall, "read_share": read, "build_s": built.seconds}

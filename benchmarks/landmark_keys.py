@@ -44,7 +44,7 @@ class RecordingIndex(ExactIndex):
 class _RecordingStorage(ProcessStorage):
     indexes: tuple[RecordingIndex, ...] = ()
 
-    def index(self, rows: int, max_blocks: int | None, *, tied: bool, device: torch.device) -> Index:
+    def index(self, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device) -> Index:
         return self.indexes[0]
 
 

@@ -212,7 +212,7 @@ class HiddenIndex:
         scores, numbers = self.inner.search(query, k + len(self.hidden), upto)
         return top_newest(scores.masked_fill(torch.isin(numbers, self.hidden), -torch.inf), numbers, k)
 
-    def resident(self, k: int, upto: list[int]) -> None:
+    def resident_keys(self, k: int, upto: list[int]) -> None:
         return None
 
     def fork(self) -> "HiddenIndex":
@@ -256,8 +256,8 @@ def decode(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict
                 "tokens": context.tokens_read,
                 "selection": selection,
                 "retrieve": cache.settings.retrieve,
-                "blocks_per_token": (moved.wanted - before.wanted) / DECODED,
-                "read_kb_per_token": (moved.wanted - before.wanted) * piece / DECODED / 1e3,
+                "blocks_per_token": (moved.requested - before.requested) / DECODED,
+                "read_kb_per_token": (moved.requested - before.requested) * piece / DECODED / 1e3,
                 "from_disk_kb_per_token": (moved.file_bytes - before.file_bytes) / DECODED / 1e3,
                 "all_kb": sum(store.nbytes for store in stores) / 1e3,
                 "ms_per_token": seconds * 1000 / DECODED,

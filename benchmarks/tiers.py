@@ -105,11 +105,11 @@ def by_turns(caches: Caches, turn: int) -> list[tuple[str | None, landmark.Landm
 
 
 def traffic_row(name: str, now: Traffic, before: Traffic, tokens: int) -> dict[str, float]:
-    wanted = now.wanted - before.wanted
+    wanted = now.requested - before.requested
     if not wanted:
         return {}
     return {
-        f"{name}_hits": round((now.hits - before.hits) / wanted, 4),
+        f"{name}_hits": round((now.cache_hits - before.cache_hits) / wanted, 4),
         f"{name}_blocks_wanted_per_token": round(wanted / tokens, 2),
         f"{name}_file_kb_per_token": round((now.file_bytes - before.file_bytes) / tokens / 1e3, 2),
     }

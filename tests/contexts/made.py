@@ -62,7 +62,7 @@ def add(writer: Writer, before: Content, documents: tuple[int, ...], blocks: tup
         if blocks:
             made = [block(layer, seed) for seed in blocks]
             keys, values, landmarks = (torch.stack(parts, dim=1) for parts in zip(*made, strict=True))
-            record = target.place(number, len(blocks))
+            record = target.allocate(number, len(blocks))
             target.file.write(layer, record, keys, values)
             writer.append_landmarks(layer, landmarks)
     return Content(before.documents + documents, before.blocks + blocks, before.state)

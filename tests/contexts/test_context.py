@@ -88,7 +88,7 @@ def test_asking_changes_nothing(path, model):
     assert answers[0].text == context.tokenizer.decode(answers[0].ids)
     assert context.tokens_read == before
     assert torch.equal(logits(context), first)
-    assert answers[0].traffic.wanted > 0
+    assert answers[0].traffic.requested > 0
     pieces = []
     assert context.generate(PROMPT, max_new_tokens=40, write=pieces.append).text == "".join(pieces)
 

@@ -78,7 +78,7 @@ def test_layers_must_agree_at_a_commit(path):
         target, shape = writer.target(1), LAYOUT.blocks[1]
         keys = torch.zeros(shape.heads, 1, shape.stride, shape.key_dim, dtype=shape.dtype)
         values = torch.zeros(shape.heads, 1, shape.stride, shape.value_dim, dtype=shape.dtype)
-        target.file.write(1, target.place(2, 1), keys, values)
+        target.file.write(1, target.allocate(2, 1), keys, values)
         with pytest.raises(
             ValueError, match=r"layers differ in their new blocks: 0 .* in layer 0, and 1 .* in layer 1"
         ):
@@ -88,7 +88,7 @@ def test_layers_must_agree_at_a_commit(path):
 
 def test_blocks_come_in_order(path):
     with open_writer(path) as writer, pytest.raises(ValueError, match="layer 0 goes on with block 2, not 3"):
-        writer.target(0).place(3, 1)
+        writer.target(0).allocate(3, 1)
 
 
 @pytest.mark.parametrize("keys", [torch.zeros(2, 1, 4), torch.zeros(1, 1, 4, dtype=torch.float64), torch.zeros(1, 4)])
@@ -163,7 +163,7 @@ def test_a_closed_writer_changes_nothing(path):
     with pytest.raises(ValueError, match="this writer was closed"):
         writer.commit({}, {})
     with pytest.raises(ValueError, match="this writer was closed"):
-        writer.target(0).place(2, 1)
+        writer.target(0).allocate(2, 1)
     check(writer, HELD)
 
 

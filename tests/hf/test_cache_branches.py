@@ -54,7 +54,7 @@ def test_a_budget_changes_nothing_but_memory(selection, budget):
     expected = goes_on(model, landmark.read(model, IDS[:, :200], chunk_size=11))
     cache = landmark.read(model, IDS[:, :200], landmark.LandmarkCache(model.config, host_budget=budget), chunk_size=11)
     assert torch.equal(goes_on(model, cache), expected)
-    assert cache.traffic.wanted > 0
+    assert cache.traffic.requested > 0
     assert cache.traffic.file_bytes > 0 or budget > 40_000
     twig = landmark.read(model, IDS[:, :200], landmark.LandmarkCache(model.config, host_budget=budget), chunk_size=11)
     assert torch.equal(goes_on(model, twig.fork()), expected)

@@ -46,7 +46,7 @@ def test_a_threshold_spares_a_part_of_the_store(selection, index):
         options = {"selection": selection, "index": index, "miss_threshold": threshold, "host_budget": "10MB"}
         cache = landmark.LandmarkCache(model.config, **options)
         logits(model, cache)
-        wanted.append(cache.traffic.wanted)
+        wanted.append(cache.traffic.requested)
         skipped.append(cache.retrievals.share_skipped)
     # What one layer skips changes what the next one looks for, so that only a high threshold is sure to spare blocks.
     assert wanted[0] > wanted[2] > 0

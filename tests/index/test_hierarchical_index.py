@@ -37,8 +37,8 @@ def test_many_blocks_are_searched_exactly_and_few_are_read(count, dim, threads, 
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     share, index = both(alike(count, dim), queries(67, dim=dim), 3)
     assert share == 1
-    assert index.read is not None
-    assert index.read.double().mean() < 0.3 * count
+    assert index.keys_scored is not None
+    assert index.keys_scored.double().mean() < 0.3 * count
 
 
 @pytest.mark.usefixtures("codes_at_once")
@@ -94,8 +94,10 @@ def both_shares(keys: torch.Tensor, query: torch.Tensor, recall: float) -> tuple
     for one in (exact, index):
         one.append(0, keys)
     wanted, found = (one.search(query, 2, [keys.shape[1]])[1] for one in (exact, index))
-    assert index.read is not None
-    return (wanted[..., None] == found[..., None, :]).any(-1).double().mean().item(), index.read.double().mean().item()
+    assert index.keys_scored is not None
+    return (wanted[..., None] == found[..., None, :]).any(
+        -1
+    ).double().mean().item(), index.keys_scored.double().mean().item()
 
 
 @pytest.mark.parametrize("form", ["bfloat16", "int8"])
@@ -118,7 +120,7 @@ def test_rounded_keys_are_close_and_the_keys_from_then_on(form, dtype, kind, mon
     assert torch.equal(found.sort(-1).values, (wanted.indices + 100).sort(-1).values)
     torch.testing.assert_close(scores.sort(-1).values, wanted.values.sort(-1).values)
     torch.testing.assert_close(index.scores(query, [2500]), all_scores[..., index.numbers(CPU)[0] - 100])
-    assert index.resident(3, [2500]) is None
+    assert index.resident_keys(3, [2500]) is None
     size = 64 * 2 if form == "bfloat16" else 64 + keys.element_size()
     assert ExactIndex.nbytes.fget(index) == 2400 * 2 * size
 
@@ -126,10 +128,10 @@ def test_rounded_keys_are_close_and_the_keys_from_then_on(form, dtype, kind, mon
 def test_few_blocks_are_resident_and_many_are_not():
     index = HierarchicalIndex(1)
     index.append(0, torch.randn(2, hierarchical._COARSE_FROM - 1, 8))
-    assert index.resident(2, [9]) is not None
+    assert index.resident_keys(2, [9]) is not None
     before = index.nbytes
     index.append(0, torch.randn(2, 1, 8))
-    assert index.resident(2, [9]) is None
+    assert index.resident_keys(2, [9]) is None
     index.search(torch.randn(1, 2, 1, 8), 2, [9])
     assert index.nbytes - before == 2 * 8 * 4 + hierarchical._COARSE_FROM * 2 * (codes_numba.CODES + 4)
 
@@ -138,14 +140,14 @@ def test_codes_that_do_not_help_are_left_until_there_are_twice_as_many_blocks():
     index, query = HierarchicalIndex(1), torch.randn(1, 4, 64, 64)
     index.append(0, torch.randn(2, 3000, 64))
     index.search(query, 2, [3000])
-    assert index.read is not None
+    assert index.keys_scored is not None
     assert index.nbytes == 2 * 3000 * 64 * 4
     for more, helps in ((0, False), (2999, False), (1, True)):
         index.append(0, torch.randn(2, more, 64))
         count = 3000 + more
-        assert (index.resident(2, [count]) is None) == helps
+        assert (index.resident_keys(2, [count]) is None) == helps
         index.search(query, 2, [count])
-        assert (index.read is not None) == helps
+        assert (index.keys_scored is not None) == helps
 
 
 def test_bad_input_is_refused():

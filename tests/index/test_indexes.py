@@ -10,7 +10,7 @@ from torch import Tensor
 
 from landmark.index import exact
 from landmark.index.base import Index
-from landmark.index.constant import TiedIndex
+from landmark.index.constant import ConstantIndex
 from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
 
@@ -191,7 +191,7 @@ def test_bytes_count_what_is_kept():
 @pytest.mark.parametrize("max_blocks", [None, 5])
 def test_tied_index_equals_exact_index_on_equal_keys(max_blocks):
     key = whole(HEADS, 1, DIM)
-    for index in (TiedIndex(2, max_blocks), TiedIndex(2, max_blocks).fork()):
+    for index in (ConstantIndex(2, max_blocks), ConstantIndex(2, max_blocks).fork()):
         plain = Plain([whole(HEADS, 0, DIM) for _ in range(2)], max_blocks)
         for row, count in enumerate((9, 2)):
             index.append(row, key.expand(-1, count, -1))

@@ -45,8 +45,8 @@ def test_the_share_asked_for_is_found(recall):
     right = (wanted[..., None] == found[..., None, :]).nonzero(as_tuple=True)
     torch.testing.assert_close(scores[(*right[:3], right[4])], best[right[:4]])
     assert (found[..., 0] != found[..., 1]).all()
-    assert index.read is not None
-    assert index.read.double().mean() < 0.02 * 6000
+    assert index.keys_scored is not None
+    assert index.keys_scored.double().mean() < 0.02 * 6000
 
 
 def test_the_newest_are_always_found_however_they_come():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from landmark.index.constant import TiedIndex
+from landmark.index.constant import ConstantIndex
 from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
 from landmark.index.options import IndexOptions, make_index
@@ -19,14 +19,14 @@ CPU, ELSEWHERE = torch.device("cpu"), torch.device("meta")
     ],
 )
 def test_options_choose_the_index(options, device, kind):
-    assert type(make_index(options, 1, None, tied=False, device=device)) is kind
-    assert type(make_index(options, 1, None, tied=True, device=device)) is TiedIndex
+    assert type(make_index(options, 1, None, constant_keys=False, device=device)) is kind
+    assert type(make_index(options, 1, None, constant_keys=True, device=device)) is ConstantIndex
 
 
 @pytest.mark.parametrize("keys", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("kind", ["auto", "exact", "hierarchical"])
 def test_the_format_of_keys_reaches_the_index(kind, keys):
-    index = make_index(IndexOptions(kind, keys), 1, None, tied=False, device=CPU)
+    index = make_index(IndexOptions(kind, keys), 1, None, constant_keys=False, device=CPU)
     index.append(0, torch.randn(1, 1, 8))
     assert index.nbytes == {"float32": 32, "bfloat16": 16, "int8": 12}[keys]
 
@@ -47,4 +47,4 @@ def test_options_that_mean_nothing_are_refused(options, message):
 
 def test_the_hierarchical_index_is_not_made_elsewhere():
     with pytest.raises(ValueError, match="works on a CPU, not on meta"):
-        make_index(IndexOptions("hierarchical"), 1, None, tied=False, device=ELSEWHERE)
+        make_index(IndexOptions("hierarchical"), 1, None, constant_keys=False, device=ELSEWHERE)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.index.constant import TiedIndex
+from landmark.index.constant import ConstantIndex
 from landmark.index.exact import ExactIndex
 from landmark.memory import selection
 from landmark.memory.geometry import Past
@@ -46,7 +46,7 @@ def test_nearly_equal_keys_are_told_apart_alike(left):
     whole.append(0, keys)
     few = replace(retrieval, index=whole).choose(query, "per_token_and_head", None).blocks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ExactIndex, "resident", lambda *_: None)  # as where there are many blocks
+        patch.setattr(ExactIndex, "resident_keys", lambda *_: None)  # as where there are many blocks
         many = retrieval.choose(query, "per_token_and_head", None).blocks
     assert torch.equal(few, many)
 
@@ -62,7 +62,7 @@ def test_nearly_equal_keys_are_told_apart_alike(left):
 )
 def test_few_queries_choose_what_many_choose(counts, max_blocks, retrieve, length, groups, stingy, tied):
     tied = tied and stingy  # landmark keys at places of their own are not equal
-    index = (TiedIndex if tied else ExactIndex)(2, max_blocks)
+    index = (ConstantIndex if tied else ExactIndex)(2, max_blocks)
     for row, count in enumerate(counts):
         keys = torch.randint(-1, 2, (2, 1 if tied else count, DIM)).double().expand(-1, count, -1)
         if count:

@@ -16,7 +16,7 @@ from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation
 from landmark.store.base import BlockStore
 from landmark.store.device import DeviceStore
-from landmark.store.files import Chain, ColdStore
+from landmark.store.files import ExtentMap, FileStore
 from landmark.store.tiered import TieredStore
 
 DIM, STRIDE, KV_HEADS, TOP_K = 6, 4, 2, 2
@@ -33,7 +33,7 @@ class Tiers(ProcessStorage):
 
     def store(self, rows: int, max_blocks: int | None, *, device: torch.device) -> BlockStore:
         budget = self.slots * rows * KV_HEADS * STRIDE * 2 * DIM * self.itemsize
-        below = DeviceStore(rows) if self.kind == "host" else ColdStore(Chain() for _ in range(rows))
+        below = DeviceStore(rows) if self.kind == "host" else FileStore(ExtentMap() for _ in range(rows))
         if self.kind == "two levels":
             below = TieredStore(below, budget=2 * budget)
         return TieredStore(below, budget=budget, device=device)

@@ -90,7 +90,7 @@ class GrowingSegment:
         self._touched.add(kind)
         return start
 
-    def place(self, layer: int, number: int, count: int) -> int:
+    def allocate(self, layer: int, number: int, count: int) -> int:
         """The record of block `number`, from which on `count` blocks of a layer are going to be written.
 
         Raises ValueError unless they follow the layer's last.

@@ -14,7 +14,7 @@ from landmark.index.hierarchical import HierarchicalIndex
 from landmark.index.options import IndexOptions, make_index
 from landmark.memory.storage import Budgets
 from landmark.store.base import BlockStore
-from landmark.store.files import Chain, ColdStore, Run
+from landmark.store.files import Extent, ExtentMap, FileStore
 
 
 class ContextStorage:
@@ -42,8 +42,8 @@ class ContextStorage:
         self._options = options
         self._budgets = budgets
 
-    def index(self, rows: int, max_blocks: int | None, *, tied: bool, device: torch.device) -> Index:
-        index = make_index(self._options, rows, max_blocks, tied=tied, device=device)
+    def index(self, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device) -> Index:
+        index = make_index(self._options, rows, max_blocks, constant_keys=constant_keys, device=device)
         if self._landmarks is not None and self._landmarks.shape[1]:
             index.append(0, self._landmarks.to(device))
         if isinstance(index, HierarchicalIndex):
@@ -60,10 +60,10 @@ class ContextStorage:
         if rows != 1:
             raise ValueError(f"a context is one text, and the batch has {rows} rows: ask it one prompt at a time")
         layer = self._layer
-        runs = [Run(s.blocks, layer, 0, s.first, s.count) for s in self._snapshot.segments if s.count]
+        runs = [Extent(s.blocks, layer, 0, s.first, s.count) for s in self._snapshot.segments if s.count]
         # A chain without a target goes on in a temporary file.
         target = self._snapshot.target(layer) if isinstance(self._snapshot, Writer) else None
-        return self._budgets.over(ColdStore([Chain(runs, target)]), device)
+        return self._budgets.over(FileStore([ExtentMap(runs, target)]), device)
 
 
 def made_prefix(layer: int) -> str:

@@ -85,9 +85,9 @@ class BlockTarget:
         """The blocks of the segment that grows now."""
         return self._writer.growing().blocks
 
-    def place(self, number: int, count: int) -> int:
+    def allocate(self, number: int, count: int) -> int:
         """The record of block `number`, for `count` blocks; ValueError unless they follow the layer's last."""
-        return self._writer.growing().place(self.layer, number, count)
+        return self._writer.growing().allocate(self.layer, number, count)
 
 
 class Writer(Snapshot):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Resident(NamedTuple):
+class ResidentKeys(NamedTuple):
     """Landmark keys where they lie: block number a of a row is found at slot `a % modulus` of `keys [B,Hkv,S,D]`.
 
     `first`, long [B]: number of the oldest block worth scoring. No key is longer than `longest`.
@@ -15,7 +15,7 @@ class Resident(NamedTuple):
     keys: Tensor
     first: Tensor
     modulus: int
-    longest: float
+    max_norm: float
 
 
 class Index(Protocol):
@@ -37,7 +37,7 @@ class Index(Protocol):
         """
         ...
 
-    def resident(self, k: int, upto: list[int]) -> Resident | None:
+    def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
         """What a search of its own for the k best blocks below `upto` needs to score; None if `search` knows better."""
         ...
 
@@ -61,7 +61,7 @@ class Index(Protocol):
         """An index of its own that shares these blocks; both may grow, and neither sees what comes to the other."""
         ...
 
-    def apart(self) -> "Index":
+    def view(self) -> "Index":
         """The same blocks, those to come too; what is found does not depend on searches elsewhere from here on."""
         ...
 

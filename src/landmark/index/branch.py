@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
-from landmark.index.base import Index, Resident
+from landmark.index.base import Index, ResidentKeys
 from landmark.index.keys import TILE, products_at, tiles
 from landmark.index.topk import top_newest
 from landmark.store.block_buffer import numbers_below, slot_numbers
@@ -38,8 +38,8 @@ class ForkedIndex:
         own_numbers = self._numbered_on(own_numbers)
         return top_newest(torch.cat((scores, own_scores), -1), torch.cat((numbers, own_numbers), -1), k)
 
-    def resident(self, k: int, upto: list[int]) -> Resident | None:
-        return self._base.resident(k, self._below(upto)) if self._alone else None
+    def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
+        return self._base.resident_keys(k, self._below(upto)) if self._alone else None
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         if self._alone:
@@ -78,13 +78,13 @@ class ForkedIndex:
         self._counts = [self._counts[row] for row in rows]
 
     def fork(self) -> Index:
-        branch = ForkedIndex(self._base.apart(), self._shared, self._own.fork())
+        branch = ForkedIndex(self._base.view(), self._shared, self._own.fork())
         branch._alone, branch._counts = self._alone, list(self._counts)
         return branch
 
-    def apart(self) -> Index:
+    def view(self) -> Index:
         other = copy.copy(self)
-        other._base, other._own = self._base.apart(), self._own.apart()
+        other._base, other._own = self._base.view(), self._own.view()
         return other
 
     @property

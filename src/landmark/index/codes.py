@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from landmark.index.codes_numba import CODES, LANES, LARGEST, encode, search_codes
-from landmark.index.keys import KeyRing
+from landmark.index.keys import KeyBuffer
 from landmark.ops.numba_loops import in_parts
 
 # Coordinates in which a few say most about the inner products of some keys and queries.
@@ -104,7 +104,7 @@ class Coarse:
         self._encoded = [0] * rows  # blocks that had come when codes were last written
         self._arrays: _Arrays | None = None
 
-    def search(self, keys: KeyRing, query: Tensor, k: int, upto: list[int]) -> tuple[Array, Array, Array]:
+    def search(self, keys: KeyBuffer, query: Tensor, k: int, upto: list[int]) -> tuple[Array, Array, Array]:
         """Scores and numbers `[B,H,T,k]` as `Index.search` gives them, and how many keys were read `[B,H,T]`."""
         ring, queries = keys.ring, query.contiguous().numpy()
         arrays = self._with_all(keys, queries)
@@ -121,7 +121,7 @@ class Coarse:
         )
         return best, found, read
 
-    def apart(self) -> "Coarse":
+    def view(self) -> "Coarse":
         """The same codes: what is found by them does not depend on other searches."""
         return self
 
@@ -156,7 +156,7 @@ class Coarse:
         each = heads * (CODES + self._arrays.rests.itemsize)
         return sum(min(count, tiles * LANES) for count in self._encoded) * each
 
-    def _with_all(self, keys: KeyRing, queries: Array) -> _Arrays:
+    def _with_all(self, keys: KeyBuffer, queries: Array) -> _Arrays:
         """The arrays, brought up to date; where a basis is made, `queries [B,H,T,D]` say what queries are like."""
         ring = keys.ring
         arrays = self._arrays = _with_room(self._arrays, keys, queries.dtype)
@@ -177,7 +177,7 @@ class Coarse:
         return arrays
 
 
-def _with_room(arrays: _Arrays | None, keys: KeyRing, dtype: np.dtype[Any]) -> _Arrays:
+def _with_room(arrays: _Arrays | None, keys: KeyBuffer, dtype: np.dtype[Any]) -> _Arrays:
     """The arrays with tiles for all of the ring."""
     assert keys.ring.data is not None, "a ring without blocks has no keys to encode"
     rows, heads, slots, dim = keys.ring.data.shape
@@ -193,7 +193,7 @@ def _with_room(arrays: _Arrays | None, keys: KeyRing, dtype: np.dtype[Any]) -> _
     return arrays._replace(codes=codes, rests=rests)
 
 
-def _encode(arrays: _Arrays, row: int, keys: KeyRing, start: int, stop: int) -> None:
+def _encode(arrays: _Arrays, row: int, keys: KeyBuffer, start: int, stop: int) -> None:
     landmarks, units = keys.arrays()
     written = arrays.means, arrays.key_bases, arrays.steps, arrays.codes, arrays.rests, arrays.reach
 

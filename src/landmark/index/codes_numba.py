@@ -64,7 +64,7 @@ def search_codes(
     """Fills `best` and `found [R,k]` of the queries start..stop of `query [R,D]`, and `read [R]`: keys read for each.
 
     Queries share the rows and heads of `keys [B,Hkv,S,D]` evenly. Of each row the blocks from one of `bounds [B,2]` to
-    the other are searched. `key_units` are those of `KeyRing`, and `means` to `rests` of `landmark.index.codes`.
+    the other are searched. `key_units` are those of `KeyBuffer`, and `means` to `rests` of `landmark.index.codes`.
     """
     sharing = query.shape[0] // (keys.shape[0] * keys.shape[1])
     turned, constants = np.empty((_BATCH, CODES + 1), query.dtype), np.empty(_BATCH, np.float64)

@@ -9,11 +9,11 @@ import copy
 import torch
 from torch import Tensor
 
-from landmark.index.base import Index, Resident
+from landmark.index.base import Index, ResidentKeys
 from landmark.store.block_buffer import kept_of, oldest_numbers
 
 
-class TiedIndex:
+class ConstantIndex:
     """One landmark key per row and head, `[B,Hkv,D]`; implements `landmark.index.Index`.
 
     Keeps the newest `max_blocks` blocks of each row, all if None.
@@ -39,11 +39,11 @@ class TiedIndex:
         scores = self._score(query).masked_fill(numbers < 0, -torch.inf)
         return scores, numbers.expand_as(scores)
 
-    def resident(self, k: int, upto: list[int]) -> Resident | None:
+    def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
         assert self._key is not None, "an index without blocks has no keys to give"
         first = torch.tensor(upto, device=self._key.device) - k
         first = torch.maximum(first, self._oldest(first.device)[:, 0])
-        return Resident(self._key[:, :, None], first, 1, float(self._key.norm()))
+        return ResidentKeys(self._key[:, :, None], first, 1, float(self._key.norm()))
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self.numbers(query.device)
@@ -80,7 +80,7 @@ class TiedIndex:
     def fork(self) -> Index:
         return copy.deepcopy(self)  # a key a row
 
-    def apart(self) -> Index:
+    def view(self) -> Index:
         return self
 
     @property

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from landmark.index.base import Index, Resident
+from landmark.index.base import Index, ResidentKeys
 from landmark.index.branch import ForkedIndex
-from landmark.index.keys import KeyFormat, KeyRing, products, products_at, rounding, tiles
+from landmark.index.keys import KeyBuffer, KeyFormat, products, products_at, rounding_error, tiles
 from landmark.index.topk import Products, top_newest
 from landmark.ops.topk_triton import search_landmarks
 from landmark.ops.triton_support import obstacle
@@ -29,7 +29,7 @@ class ExactIndex:
     """
 
     def __init__(self, rows: int, max_blocks: int | None = None, *, keys: KeyFormat = "float32") -> None:
-        self._keys = KeyRing(rows, max_blocks, keys)
+        self._keys = KeyBuffer(rows, max_blocks, keys)
         self._ring = self._keys.ring
 
     def append(self, row: int, keys: Tensor) -> None:
@@ -69,7 +69,7 @@ class ExactIndex:
             return None
         keys, units = (None if x is None else x.reshape(-1, *x.shape[2:]) for x in self._keys.arrays())
         rows = query.reshape(-1, query.shape[-1]).contiguous()
-        slack = rows.norm(dim=-1) * rounding(self._keys.longest, query.shape[-1], query.dtype)
+        slack = rows.norm(dim=-1) * rounding_error(self._keys.max_norm, query.shape[-1], query.dtype)
         return Products(rows.numpy(), keys, units, first, slack.numpy())
 
     def _spans(self, slots: int, longest: int) -> Iterator[slice]:
@@ -78,13 +78,13 @@ class ExactIndex:
             longest = min(longest, _TILE_ROUNDED)
         return (slice(start, min(start + longest, slots)) for start in range(0, slots, longest))
 
-    def resident(self, k: int, upto: list[int]) -> Resident | None:
+    def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
         if self._keys.form != "float32":
             return None
         data, limit = self._ring.data, self._ring.max_blocks
         assert data is not None, "an index without blocks has no keys to give"
         first = oldest_numbers(tuple(self._ring.counts), limit, data.device)
-        return Resident(data, first, self._ring.modulus, self._keys.longest)
+        return ResidentKeys(data, first, self._ring.modulus, self._keys.max_norm)
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self._numbers_below(upto, query.device)
@@ -109,9 +109,9 @@ class ExactIndex:
     def fork(self) -> Index:
         if self._ring.max_blocks is not None:  # what the ring drops a branch may still want
             return copy.deepcopy(self)
-        return ForkedIndex(self.apart(), self._ring.counts, self._empty(len(self._ring.counts)))
+        return ForkedIndex(self.view(), self._ring.counts, self._empty(len(self._ring.counts)))
 
-    def apart(self) -> "ExactIndex":
+    def view(self) -> "ExactIndex":
         return self
 
     def _empty(self, rows: int) -> "ExactIndex":

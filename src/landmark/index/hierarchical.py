@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from landmark.index.base import Resident
+from landmark.index.base import ResidentKeys
 from landmark.index.codes import Coarse
 from landmark.index.codes_numba import LANES
 from landmark.index.exact import ExactIndex
@@ -34,7 +34,7 @@ class HierarchicalIndex(ExactIndex):
         self._recall = recall
         self._coarse = self._codes(rows)
         self._coarse_from = _COARSE_FROM
-        self.read: Tensor | None = None  # keys read for each query [B,H,T] of the last search; None if all were
+        self.keys_scored: Tensor | None = None  # keys read for each query [B,H,T] of the last search; None if all were
 
     def append(self, row: int, keys: Tensor) -> None:
         if keys.device.type != "cpu" or keys.dtype not in (torch.float32, torch.float64):
@@ -45,12 +45,12 @@ class HierarchicalIndex(ExactIndex):
         super().append(row, keys)
 
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
-        self.read = None
+        self.keys_scored = None
         used = self._ring.used()
         if used < self._coarse_from:
             return super().search(query, k, upto)
         best, found, read = (torch.from_numpy(x) for x in self._coarse.search(self._keys, query, k, upto))
-        self.read = read
+        self.keys_scored = read
         # The first tile may be read whole by a query that nothing went before.
         if read.double().mean() > _WORTHWHILE * used + LANES:
             self._coarse, self._coarse_from = self._codes(len(self._ring.counts)), 2 * used
@@ -59,16 +59,16 @@ class HierarchicalIndex(ExactIndex):
     def _codes(self, rows: int) -> Coarse | Lists:
         return Coarse(rows) if self._recall == 1 else Lists(rows, self._recall)
 
-    def resident(self, k: int, upto: list[int]) -> Resident | None:
-        return super().resident(k, upto) if self._ring.used() < self._coarse_from else None
+    def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
+        return super().resident_keys(k, upto) if self._ring.used() < self._coarse_from else None
 
     def reorder(self, rows: list[int]) -> None:
         super().reorder(rows)
         self._coarse.reorder(rows)
 
-    def apart(self) -> "HierarchicalIndex":
+    def view(self) -> "HierarchicalIndex":
         other = copy.copy(self)
-        other._coarse = self._coarse.apart()
+        other._coarse = self._coarse.view()
         return other
 
     def _empty(self, rows: int) -> "HierarchicalIndex":

@@ -18,7 +18,7 @@ from torch import Tensor
 from landmark.index.codes import Array, Coding, coding_for
 from landmark.index.codes_numba import CODES, encode
 from landmark.index.ivf_numba import LANES, Tiles, search_lists
-from landmark.index.keys import KeyRing
+from landmark.index.keys import KeyBuffer
 from landmark.index.recall import Evidence
 from landmark.ops.numba_loops import in_parts
 
@@ -131,7 +131,7 @@ _TOGETHER = 1 << 14  # blocks that are encoded at once
 class HeadKeys:
     """The keys of one row and head of a ring."""
 
-    ring: KeyRing
+    ring: KeyBuffer
     row: int
     head: int
 
@@ -334,7 +334,7 @@ class Lists:
         self._heads: list[list[HeadLists]] = [[] for _ in range(rows)]
         self._evidence: list[list[Evidence]] = [[] for _ in range(rows)]
 
-    def search(self, keys: KeyRing, query: Tensor, k: int, upto: list[int]) -> tuple[Array, Array, Array]:
+    def search(self, keys: KeyBuffer, query: Tensor, k: int, upto: list[int]) -> tuple[Array, Array, Array]:
         """Scores and numbers `[B,H,T,k]` as `Index.search` gives them, and how many keys were read `[B,H,T]`."""
         query = query.contiguous()
         best = query.new_full((*query.shape[:3], k), -torch.inf)
@@ -355,7 +355,7 @@ class Lists:
             self._heads = [copy.deepcopy(self._heads[row]) for row in rows]
             self._evidence = [copy.deepcopy(self._evidence[row]) for row in rows]
 
-    def apart(self) -> "Lists":
+    def view(self) -> "Lists":
         """The same lists, with evidence that goes on from here by itself."""
         other = copy.copy(self)
         other._evidence = copy.deepcopy(self._evidence)
@@ -390,7 +390,7 @@ class Lists:
         """Bytes of what was made of the keys."""
         return sum(lists.nbytes for heads in self._heads for lists in heads)
 
-    def _up_to_date(self, keys: KeyRing, row: int, query: Tensor) -> list[HeadLists]:
+    def _up_to_date(self, keys: KeyBuffer, row: int, query: Tensor) -> list[HeadLists]:
         """The lists of a row, with all that came; where they are made, `query [H,T,D]` says what queries are like."""
         count, heads = keys.ring.counts[row], self._heads[row]
         if count and (not heads or count >= _GROWTH * heads[0].made):

@@ -11,7 +11,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from landmark.ops.numba_loops import compiled, in_parts
-from landmark.store.block_buffer import BlockRing
+from landmark.store.block_buffer import BlockBuffer
 
 KeyFormat = Literal["float32", "bfloat16", "int8"]
 
@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 _LARGEST = 127  # an entry in int8
 
 
-class KeyRing:
+class KeyBuffer:
     """A ring of keys; what was rounded on the way in is the key from then on.
 
     "float32" leaves keys in the dtype that they have. "bfloat16" rounds them to 8 bits of precision. "int8" counts the
@@ -29,9 +29,9 @@ class KeyRing:
 
     def __init__(self, rows: int, max_blocks: int | None, form: KeyFormat) -> None:
         self.form: KeyFormat = form
-        self.longest = 0.0  # no key that came is longer; known on a CPU alone
-        self.ring = BlockRing(rows, max_blocks)
-        self._units = BlockRing(rows, max_blocks)
+        self.max_norm = 0.0  # no key that came is longer; known on a CPU alone
+        self.ring = BlockBuffer(rows, max_blocks)
+        self._units = BlockBuffer(rows, max_blocks)
 
     def append(self, row: int, keys: Tensor) -> None:
         """Adds `keys [Hkv,m,D]` as the newest of one row; what is not finite in them counts as 0.
@@ -41,7 +41,7 @@ class KeyRing:
         keys = keys.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         if keys.device.type == "cpu" and keys.numel():
             # Rounding raises an entry by less than a hundredth of the largest.
-            self.longest = max(self.longest, 1.01 * math.sqrt(keys.shape[2]) * float(keys.abs().max()))
+            self.max_norm = max(self.max_norm, 1.01 * math.sqrt(keys.shape[2]) * float(keys.abs().max()))
         if self.form == "bfloat16":
             keys = keys.bfloat16()
         elif self.form == "int8":
@@ -89,7 +89,7 @@ class KeyRing:
         return keys.numpy(), None if self.units is None else self.units.numpy()
 
 
-# Keys as `KeyRing` keeps them, read in compiled loops.
+# Keys as `KeyBuffer` keeps them, read in compiled loops.
 
 
 def plain(x: Any) -> Any:
@@ -116,13 +116,13 @@ def score(query: Any, i: int, keys: Any, units: Any, j: int) -> Any:
     return total if units is None else total * units[j]
 
 
-def rounding(longest: float, dim: int, dtype: torch.dtype) -> float:
-    """How far `score` of a query of length 1 may be from any other sum of the same `dim` terms; no key is `longest`."""
+def rounding_error(max_norm: float, dim: int, dtype: torch.dtype) -> float:
+    """How far `score` of a query of length 1 may be from any other sum of the same `dim` terms; no key is longer."""
     # Each of the two sums may be off by half of that; 8 are for what else takes part, such as units and the length.
-    return longest * (dim + 8) * torch.finfo(dtype).eps
+    return max_norm * (dim + 8) * torch.finfo(dtype).eps
 
 
-def scores_of_own(query: Tensor, keys: Tensor) -> Tensor:
+def paired_scores(query: Tensor, keys: Tensor) -> Tensor:
     """Scores [B,H,T,k] of queries `[B,H,T,k,D]`, each at its own one of `keys [B,Hkv,k,D]`, on a CPU."""
     scores = query.new_empty(query.shape[:4])
     arrays = [x.contiguous().view(-1, x.shape[-1]).numpy() for x in (query, keys)]

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 
 from landmark.index.base import Index
-from landmark.index.constant import TiedIndex
+from landmark.index.constant import ConstantIndex
 from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex, check_recall
 from landmark.index.keys import KeyFormat
@@ -46,13 +46,15 @@ class IndexOptions:
             )
 
 
-def make_index(options: IndexOptions, rows: int, max_blocks: int | None, *, tied: bool, device: torch.device) -> Index:
-    """An empty index for `rows` rows; `tied` promises that all keys are equal, and then one stands for all.
+def make_index(
+    options: IndexOptions, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device
+) -> Index:
+    """An empty index for `rows` rows; `constant_keys` promises that all keys are equal, and then one stands for all.
 
     Raises ValueError if the index does not work on `device`.
     """
-    if tied:
-        return TiedIndex(rows, max_blocks)
+    if constant_keys:
+        return ConstantIndex(rows, max_blocks)
     on_cpu = device.type == "cpu"
     if options.kind == "hierarchical" and not on_cpu:
         raise ValueError(f'index kind "{options.kind}" works on a CPU, not on {device}: choose "exact" or "auto"')

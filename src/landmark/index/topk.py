@@ -19,7 +19,7 @@ class Products(NamedTuple):
     """Arrays of the R queries and the keys whose inner products scores `[...,N]` are, up to a `slack`."""
 
     query: Any  # [R,D]
-    keys: Any  # [G,S,D], as `KeyRing` keeps them; queries share the G evenly
+    keys: Any  # [G,S,D], as `KeyBuffer` keeps them; queries share the G evenly
     units: Any  # [G,S], what the entries of keys count in, or None
     first: int  # the key that the first of the N scores is of
     slack: Any  # [R]: how far a score may be from that of `landmark.index.keys`

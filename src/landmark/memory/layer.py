@@ -247,7 +247,7 @@ class LayerMemory:
         self._window = LocalWindow(rows)
         self._seen = [0] * rows
         if self.retrieve:
-            index = self._storage.index(rows, self.max_blocks, tied=self._tied, device=device)
+            index = self._storage.index(rows, self.max_blocks, constant_keys=self._tied, device=device)
             store = self._storage.store(rows, self.max_blocks, device=device)
             self._blocks = BlockMemory(
                 rows,

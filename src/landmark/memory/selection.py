@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from landmark.index.base import Index
-from landmark.index.keys import scores_of_own
+from landmark.index.keys import paired_scores
 from landmark.index.topk import top_newest
 from landmark.memory.geometry import Past, column
 from landmark.memory.selection_numba import choose_few, turn_few
@@ -45,7 +45,7 @@ class Retrieval:
         """Chooses for `query [B,H,T,D]`, unrotated, in float32 or wider; `valid [B,T]` marks real queries."""
         query = query * self.scale
         if selection == "per_token_and_head" and _few_on_cpu(query):
-            landmarks = self.index.resident(self.past.k, self.past.upto)
+            landmarks = self.index.resident_keys(self.past.k, self.past.upto)
             if landmarks is not None:
                 return Choice(*choose_few(query, self.past, landmarks, self.rotation))
         if selection == "per_token_and_head":
@@ -88,7 +88,7 @@ class Retrieval:
         """Scores [B,H,T,k] of the newest blocks, each from the slot of its own, of no meaning where there is none."""
         keys = self.index.keys(self.past.recent)
         if turned.device.type == "cpu":
-            return scores_of_own(turned, keys)
+            return paired_scores(turned, keys)
         grouped = turned.unflatten(1, (keys.shape[1], -1))
         return (grouped * keys[:, :, None, None]).sum(-1).flatten(1, 2)
 

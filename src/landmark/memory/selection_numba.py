@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.index.base import Resident
-from landmark.index.keys import rounding, score
+from landmark.index.base import ResidentKeys
+from landmark.index.keys import rounding_error, score
 from landmark.index.topk import insert
 from landmark.memory.geometry import Past
 from landmark.ops.numba_loops import compiled, in_parts, inner_products, rotate
@@ -16,7 +16,7 @@ from landmark.ops.rotary import Rotation
 _RUN = 32  # landmarks looked at at once
 
 
-def choose_few(query: Tensor, past: Past, landmarks: Resident, rotation: Rotation) -> tuple[Tensor, Tensor]:
+def choose_few(query: Tensor, past: Past, landmarks: ResidentKeys, rotation: Rotation) -> tuple[Tensor, Tensor]:
     """Each query's own blocks by age, and their distances, both long [B,H,T,k]: see `landmark.memory.selection`.
 
     `query [B,H,T,D]` is scaled and not rotated, of the dtype of the keys.
@@ -25,7 +25,7 @@ def choose_few(query: Tensor, past: Past, landmarks: Resident, rotation: Rotatio
     blocks, distance = (torch.empty(shape, dtype=torch.long) for _ in range(2))
     tensors = query.contiguous(), *rotation.by_partner, past.positions, past.bounds, landmarks.keys, landmarks.first
     arrays = [x.numpy() for x in (*tensors, blocks, distance)]
-    slack = rounding(landmarks.longest, query.shape[3], query.dtype)
+    slack = rounding_error(landmarks.max_norm, query.shape[3], query.dtype)
     in_parts(
         lambda start, stop: _choose(*arrays, slack, landmarks.modulus, past.stride, past.stingy, start, stop),
         query.shape[:3].numel(),

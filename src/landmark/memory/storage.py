@@ -7,17 +7,17 @@ import torch
 
 from landmark.index.base import Index
 from landmark.index.options import IndexOptions, make_index
-from landmark.store.base import Backing, BlockShape, BlockStore, check_budget, parse_bytes
+from landmark.store.base import BackingStore, BlockShape, BlockStore, check_budget, parse_bytes
 from landmark.store.device import DeviceStore
-from landmark.store.files import Chain, ColdStore
+from landmark.store.files import ExtentMap, FileStore
 from landmark.store.tiered import TieredStore
 
 
 class Storage(Protocol):
     """Makes the index and the store of one layer when its first chunk comes."""
 
-    def index(self, rows: int, max_blocks: int | None, *, tied: bool, device: torch.device) -> Index:
-        """For `rows` rows; `tied` promises that all landmark keys will be equal."""
+    def index(self, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device) -> Index:
+        """For `rows` rows; `constant_keys` promises that all landmark keys will be equal."""
         ...
 
     def store(self, rows: int, max_blocks: int | None, *, device: torch.device) -> BlockStore:
@@ -51,7 +51,7 @@ class Budgets:
             if budget is not None:
                 check_budget(budget, shape, 1, self.step_blocks)
 
-    def over(self, below: Backing, device: torch.device) -> TieredStore:
+    def over(self, below: BackingStore, device: torch.device) -> TieredStore:
         """Slots on `device` over `below`, and where that is a GPU slots of the host between, if it has a budget.
 
         A device budget that was not given is as large as the host's. Raises ValueError for one on a CPU, whose memory
@@ -77,8 +77,8 @@ class ProcessStorage:
     options: IndexOptions = field(default_factory=IndexOptions)
     budgets: Budgets = field(default_factory=Budgets)
 
-    def index(self, rows: int, max_blocks: int | None, *, tied: bool, device: torch.device) -> Index:
-        return make_index(self.options, rows, max_blocks, tied=tied, device=device)
+    def index(self, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device) -> Index:
+        return make_index(self.options, rows, max_blocks, constant_keys=constant_keys, device=device)
 
     def store(self, rows: int, max_blocks: int | None, *, device: torch.device) -> BlockStore:
         if self.budgets.host is None and self.budgets.device is None:
@@ -87,5 +87,5 @@ class ProcessStorage:
             raise ValueError(
                 f"max_blocks is {max_blocks} beside a budget: give one of them, for files keep what a budget leaves out"
             )
-        below = DeviceStore(rows) if self.budgets.host is None else ColdStore(Chain() for _ in range(rows))
+        below = DeviceStore(rows) if self.budgets.host is None else FileStore(ExtentMap() for _ in range(rows))
         return self.budgets.over(below, device)

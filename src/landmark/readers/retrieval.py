@@ -117,7 +117,7 @@ class _Blocks:
     def before(cls, key: Tensor, layer: int, block_size: int, hidden: int) -> "_Blocks":
         """Before the first segment, whose keys are `key`: `hidden` positions of the first block have passed."""
         # Before the first attention a landmark knows nothing of its block: all its keys are the same.
-        index = make_index(IndexOptions("exact"), len(key), None, tied=layer == 0, device=key.device)
+        index = make_index(IndexOptions("exact"), len(key), None, constant_keys=layer == 0, device=key.device)
         none = key.new_zeros(*key.shape[:2], 0, block_size + 1, key.shape[3])
         passed = key.new_zeros(*key.shape[:2], hidden, key.shape[3])
         return cls(index, none, none, (passed, passed))

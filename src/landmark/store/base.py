@@ -1,4 +1,4 @@
-"""Keys and values of the blocks in memory."""
+"""The interfaces of block stores and of the tier below them, and what they share: block shapes, traffic, budgets."""
 
 import re
 from collections.abc import Iterator
@@ -12,37 +12,97 @@ from torch import Tensor
 from landmark.ops.retrieved import Pages
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """Counts of one store; add those of several layers with `sum(..., Traffic())`.
+class BlockStore(Protocol):
+    """Keys and values of the blocks of one layer, for every row of the batch; blocks are numbered from 0 in each row.
 
-    `calls`: chunks that asked, or parts of one that had to be cut. `wanted`: distinct blocks of a key-value head,
-    summed over heads, rows and calls. `misses`: those of them that were in no slot of the device. `file_bytes` went
-    from files to memory, `device_bytes` from memory to the device's slots.
+    A store belongs to one layer. B rows, H query heads, Hkv key-value heads, blocks of `stride` positions.
     """
 
-    calls: int = 0
-    wanted: int = 0
-    misses: int = 0
-    file_bytes: int = 0
-    device_bytes: int = 0
+    def append(self, row: int, keys: Tensor, values: Tensor) -> None:
+        """Adds `keys [Hkv,m,stride,D]` and `values [Hkv,m,stride,Dv]` as the next m blocks of one row."""
+        ...
+
+    def pages(self, blocks: Tensor) -> Iterator[tuple[slice, Pages]]:
+        """The pages of the blocks with numbers `blocks`, long [B,H,T,k], [B,1,T,k] or [B,H,1,k]; -1 is no block.
+
+        Some queries at a time: a slice of T, `slice(None)` where all come at once, as they do if queries share their
+        blocks. Pages are valid until the next are taken. Page 0 is finite, whatever was stored. A store is either
+        always read for heads together, [B,1,T,k], or never.
+        """
+        ...
+
+    def reorder(self, rows: list[int]) -> None:
+        """Makes row i what row `rows[i]` was."""
+        ...
+
+    def fork(self) -> "BlockStore":
+        """An independent store of the same blocks."""
+        ...
 
     @property
-    def hits(self) -> int:
-        return self.wanted - self.misses
+    def nbytes(self) -> int:
+        """Bytes of the blocks kept, in whatever tier."""
+        ...
 
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(
-            self.calls + other.calls,
-            self.wanted + other.wanted,
-            self.misses + other.misses,
-            self.file_bytes + other.file_bytes,
-            self.device_bytes + other.device_bytes,
-        )
+    @property
+    def traffic(self) -> "Traffic":
+        """Cache hits, cache misses and bytes moved since the store was made."""
+        ...
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the blocks that are in memory."""
+        ...
+
+
+class BackingStore(Protocol):
+    """Interface of the tier below a bounded cache: all blocks of a layer, in host memory or in files.
+
+    Rows and block numbers as in `BlockStore`.
+    """
+
+    def append(self, row: int, keys: Tensor, values: Tensor) -> None:
+        """Adds `keys [Hkv,m,stride,D]` and `values [Hkv,m,stride,Dv]` on the CPU as the next m blocks of one row."""
+        ...
+
+    def fetch(self, misses: "CacheMisses", keys: Tensor, values: Tensor) -> "Traffic":
+        """Copies blocks into the slots `keys [B,Hkv,S,stride,D]` and `values [B,Hkv,S,stride,Dv]` of the cache.
+
+        Returns what was moved. Raises OSError where a file cannot be read.
+        """
+        ...
+
+    def reorder(self, rows: list[int]) -> None:
+        """Makes row i what row `rows[i]` was."""
+        ...
+
+    def fork(self) -> "BackingStore":
+        """An independent store of the same blocks."""
+        ...
+
+    @property
+    def shape(self) -> "BlockShape | None":
+        """Shape of a block, None before the first."""
+        ...
+
+    @property
+    def counts(self) -> list[int]:
+        """Number of blocks of each row."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the blocks kept."""
+        ...
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the blocks that are in memory."""
+        ...
 
 
 class BlockShape(NamedTuple):
-    """What one layer keeps of a block: `heads` pieces of keys `[stride,key_dim]` and values `[stride,value_dim]`."""
+    """Shape of a block in one layer: `heads` pieces of keys `[stride,key_dim]` and values `[stride,value_dim]`."""
 
     heads: int
     stride: int
@@ -71,118 +131,63 @@ class BlockShape(NamedTuple):
         return self.heads * self.piece_bytes
 
 
-class BlockStore(Protocol):
-    """Block keys and values, for every row of the batch; blocks are numbered from 0 in each row."""
-
-    def append(self, row: int, keys: Tensor, values: Tensor) -> None:
-        """Adds `keys [Hkv,m,stride,D]` and `values [Hkv,m,stride,Dv]` as the next m blocks of one row."""
-        ...
-
-    def pages(self, blocks: Tensor) -> Iterator[tuple[slice, Pages]]:
-        """Where the blocks with numbers `blocks` lie, long [B,H,T,k], [B,1,T,k] or [B,H,1,k]; -1 is no block.
-
-        Some queries at a time: a slice of T, `slice(None)` where all come at once, as they do if queries share their
-        blocks. Pages hold until the next are asked for. Page 0 is finite, whatever was stored. A store
-        is either always asked for heads together, [B,1,T,k], or never.
-        """
-        ...
-
-    def reorder(self, rows: list[int]) -> None:
-        """Makes row i what row `rows[i]` was."""
-        ...
-
-    def fork(self) -> "BlockStore":
-        """A store of the same blocks that goes on by itself."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the blocks kept, wherever they lie."""
-        ...
-
-    @property
-    def traffic(self) -> Traffic:
-        """What was moved to serve reads so far."""
-        ...
-
-    @property
-    def resident(self) -> int:
-        """Bytes of blocks in memory."""
-        ...
-
-
-# What slots are filled from: a lower tier.
-
-
-class Misses(NamedTuple):
-    """Blocks to bring, long arrays [n]: those of a head one after another, each to a place among its slots."""
+class CacheMisses(NamedTuple):
+    """Blocks to fetch from the lower tier, long arrays [n], those of a head side by side, and the slot of each."""
 
     rows: np.ndarray
     heads: np.ndarray
-    numbers: np.ndarray
-    places: np.ndarray
+    blocks: np.ndarray
+    slots: np.ndarray
 
 
-class Backing(Protocol):
-    """All blocks of a layer, kept on or below the host; rows and numbers as in `landmark.store.BlockStore`."""
+@dataclass(frozen=True)
+class Traffic:
+    """Cache hits, cache misses and bytes moved by one store; add those of several layers with `sum(..., Traffic())`.
 
-    def append(self, row: int, keys: Tensor, values: Tensor) -> None:
-        """Adds `keys [Hkv,m,stride,D]` and `values [Hkv,m,stride,Dv]` on the CPU as the next m blocks of one row."""
-        ...
+    `calls`: chunks that were read, or parts of one that had to be split. `requested`: distinct blocks of a key-value
+    head, summed over heads, rows and calls. `cache_misses`: those of them that were in no slot of the device.
+    `file_bytes` went from files to memory, `device_bytes` from memory to the slots of the device.
+    """
 
-    def fetch(self, misses: Misses, keys: Tensor, values: Tensor) -> Traffic:
-        """Copies blocks to their places in the slots `keys [B,Hkv,S,stride,D]` and `values [B,Hkv,S,stride,Dv]`.
-
-        Returns what was moved. Raises OSError where a file cannot be read.
-        """
-        ...
-
-    def reorder(self, rows: list[int]) -> None:
-        """Makes row i what row `rows[i]` was."""
-        ...
-
-    def fork(self) -> "Backing":
-        """The same blocks, which go on by themselves."""
-        ...
+    calls: int = 0
+    requested: int = 0
+    cache_misses: int = 0
+    file_bytes: int = 0
+    device_bytes: int = 0
 
     @property
-    def shape(self) -> BlockShape | None:
-        """Shape of a block, None before the first."""
-        ...
+    def cache_hits(self) -> int:
+        return self.requested - self.cache_misses
 
-    @property
-    def counts(self) -> list[int]:
-        """Blocks of each row."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the blocks kept."""
-        ...
-
-    @property
-    def resident(self) -> int:
-        """Bytes of blocks in memory."""
-        ...
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(
+            self.calls + other.calls,
+            self.requested + other.requested,
+            self.cache_misses + other.cache_misses,
+            self.file_bytes + other.file_bytes,
+            self.device_bytes + other.device_bytes,
+        )
 
 
-Places = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, heads and places of n blocks
+SlotIndex = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, heads and slots of n blocks
 
 
-def move(sources: tuple[Tensor, Tensor], there: Places, targets: tuple[Tensor, Tensor], here: Places) -> Traffic:
-    """Copies keys and values of blocks from slots in memory to slots of a device."""
+def copy_blocks(
+    sources: tuple[Tensor, Tensor], taken: SlotIndex, targets: tuple[Tensor, Tensor], filled: SlotIndex
+) -> Traffic:
+    """Copies keys and values of blocks from slots `taken` in host memory to the slots `filled` of a device."""
     moved = 0
-    taken, put = (tuple(torch.from_numpy(x) for x in places) for places in (there, here))
+    source_index, target_index = (tuple(torch.from_numpy(x) for x in index) for index in (taken, filled))
     for source, target in zip(sources, targets, strict=True):
-        picked = source[taken]
-        moved += picked.nbytes
+        blocks = source[source_index]
+        moved += blocks.nbytes
         if target.device.type == "cuda":
-            picked = picked.pin_memory().to(target.device, non_blocking=True)
-        target[tuple(x.to(target.device) for x in put)] = picked
+            blocks = blocks.pin_memory().to(target.device, non_blocking=True)
+        target[tuple(x.to(target.device) for x in target_index)] = blocks
     return Traffic(device_bytes=moved)
 
 
-# Bytes of memory, as people write them and as blocks fill them.
+# Budgets
 
 
 _UNITS = {"": 1, **{f"{p}b": 1000**i for i, p in enumerate(("", "k", "m", "g", "t"))}}
@@ -207,7 +212,7 @@ def parse_bytes(name: str, value: int | str) -> int:
 def step_bytes(shape: BlockShape, rows: int, blocks: int) -> int:
     """The least budget of a layer whose queries may need `blocks` blocks of each key-value head at once.
 
-    That is retrieve for each query head of the group, and retrieve alone where heads share their choice.
+    That is `retrieve` blocks for each query head of the group, or for all of them where heads share their blocks.
     """
     return rows * shape.nbytes * blocks
 

@@ -1,4 +1,4 @@
-"""Entries of blocks, per row of a batch: grows by doubling, or keeps the newest in a ring."""
+"""Growing buffer or ring buffer of one entry per block, behind the indexes of landmark keys and the device store."""
 
 from functools import lru_cache
 
@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 
-class BlockRing:
-    """Per row and key-value head, one entry for each block: `data [B,Hkv,capacity,*entry]`.
+class BlockBuffer:
+    """One entry for each block of every row and key-value head: `data [B,Hkv,capacity,*entry]`.
 
-    Blocks are numbered from 0 in the order they came, in each row. Block number a lies at slot a, or, with
-    `max_blocks`, at slot a % max_blocks, where newer blocks overwrite the oldest.
+    Blocks are numbered from 0 in each row, in the order in which they were appended. The buffer grows by doubling, and
+    block number a lies at slot a. With `max_blocks` it is a ring buffer: block number a lies at slot a % max_blocks,
+    where newer blocks overwrite the oldest.
     """
 
     def __init__(self, rows: int, max_blocks: int | None = None) -> None:
@@ -33,12 +34,12 @@ class BlockRing:
         capacity = 0 if self.data is None else self.data.shape[2]
         if self.data is None or needed > capacity:
             wanted = kept_of(max(needed, 2 * capacity), self.max_blocks)
-            # Left uninitialised, so that capacity nobody has used yet takes no memory on a CPU. Also made in inference
-            # mode it may be written to outside of it.
+            # Uninitialised, so that unused capacity takes no memory on a CPU. Allocated outside inference mode, so that
+            # the buffer stays writable.
             with torch.inference_mode(False):
                 grown = like.new_empty(len(self.counts), like.shape[0], wanted, *like.shape[2:])
             if self.data is None:
-                # Rows without a block are read at slot 0, with weight 0: what stands there must be finite.
+                # Rows without a block read slot 0 with weight 0: it must be finite.
                 grown[:, :, 0] = 0
             else:
                 grown[:, :, :capacity] = self.data
@@ -48,7 +49,7 @@ class BlockRing:
     @property
     def modulus(self) -> int:
         """Block number a lies at slot `a % modulus`."""
-        assert self.data is not None, "a ring without blocks has no slots"
+        assert self.data is not None, "an empty buffer has no slots"
         return self.data.shape[2] if self.max_blocks is None else self.max_blocks
 
     def oldest(self, row: int) -> int:
@@ -85,16 +86,17 @@ class BlockRing:
 
 
 def kept_of(count: int, max_blocks: int | None) -> int:
-    """Blocks that are still there of `count` that came, where the newest `max_blocks` are kept, all if None."""
+    """How many of `count` blocks are kept, where only the newest `max_blocks` are; all if None."""
     return count if max_blocks is None else min(count, max_blocks)
 
 
-# The rings of all layers hold the same numbers: what one has made the others find ready. Nobody may write to it.
+# The buffers of all layers hold the same block numbers: one layer computes them, the others find them in the cache.
+# The cached tensors must not be written to.
 
 
 @lru_cache(maxsize=4)
 def slot_numbers(counts: tuple[int, ...], max_blocks: int | None, device: torch.device) -> Tensor:
-    """Block number at each slot in use of a ring that `counts` blocks of each row went to, long [B, used]."""
+    """Block number at each slot in use of a buffer with `counts` blocks appended to each row, long [B, used]."""
     ends = torch.tensor(counts, device=device)[:, None]
     slots = torch.arange(kept_of(max(counts), max_blocks), device=device)
     if max_blocks is None:
@@ -105,7 +107,7 @@ def slot_numbers(counts: tuple[int, ...], max_blocks: int | None, device: torch.
 
 @lru_cache(maxsize=4)
 def oldest_numbers(counts: tuple[int, ...], max_blocks: int | None, device: torch.device) -> Tensor:
-    """Number of the oldest block kept of `counts` in each row, long [B]."""
+    """Number of the oldest block that each row keeps of its `counts` blocks, long [B]."""
     return torch.tensor([count - kept_of(count, max_blocks) for count in counts], device=device)
 
 

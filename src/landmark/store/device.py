@@ -1,4 +1,4 @@
-"""Blocks kept on the device that computes."""
+"""Block store without a budget: all blocks lie in the memory of one device."""
 
 import copy
 from collections.abc import Iterator
@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 from landmark.ops.retrieved import Pages
-from landmark.store.base import BlockShape, Misses, Traffic, move
-from landmark.store.block_buffer import BlockRing
+from landmark.store.base import BlockShape, CacheMisses, Traffic, copy_blocks
+from landmark.store.block_buffer import BlockBuffer
 
 
 class DeviceStore:
-    """Buffers [B,Hkv,capacity,stride,D]: a block of one head is one contiguous piece.
+    """Keys `[B,Hkv,capacity,stride,D]` and values of blocks on a device; a block of one head is contiguous.
 
-    Implements `landmark.store.BlockStore`, and on the host `landmark.store.base.Backing`. Keeps the newest
+    Implements `landmark.store.base.BlockStore`, and in host memory `landmark.store.base.BackingStore`. Keeps the newest
     `max_blocks` blocks of each row, all if None.
     """
 
     def __init__(self, rows: int, max_blocks: int | None = None) -> None:
-        self._keys = BlockRing(rows, max_blocks)
-        self._values = BlockRing(rows, max_blocks)
+        self._keys = BlockBuffer(rows, max_blocks)
+        self._values = BlockBuffer(rows, max_blocks)
 
     def append(self, row: int, keys: Tensor, values: Tensor) -> None:
         self._keys.append(row, keys)  # one buffer grows, and frees its old copy, before the other one does
@@ -29,14 +29,14 @@ class DeviceStore:
     def pages(self, blocks: Tensor) -> Iterator[tuple[slice, Pages]]:
         yield slice(None), Pages(*self._buffers(), torch.where(blocks < 0, -1, self._keys.slots(blocks)))
 
-    def fetch(self, misses: Misses, keys: Tensor, values: Tensor) -> Traffic:
-        slots = self._keys.slots(torch.from_numpy(misses.numbers)).numpy()
-        here = misses.rows, misses.heads, misses.places
-        return move(self._buffers(), (misses.rows, misses.heads, slots), (keys, values), here)
+    def fetch(self, misses: CacheMisses, keys: Tensor, values: Tensor) -> Traffic:
+        slots = self._keys.slots(torch.from_numpy(misses.blocks)).numpy()
+        filled = misses.rows, misses.heads, misses.slots
+        return copy_blocks(self._buffers(), (misses.rows, misses.heads, slots), (keys, values), filled)
 
     def _buffers(self) -> tuple[Tensor, Tensor]:
         keys, values = self._keys.data, self._values.data
-        assert keys is not None, "a store without blocks has none to give"
+        assert keys is not None, "an empty store has no blocks to read"
         assert values is not None
         return keys, values
 
@@ -64,7 +64,7 @@ class DeviceStore:
 
     @property
     def traffic(self) -> Traffic:
-        """Nothing: what is read where it lies is not counted. See `landmark.store.tiered.distinct_blocks`."""
+        """Always zero: blocks are read in place, and none is moved."""
         return Traffic()
 
     @property
@@ -72,5 +72,5 @@ class DeviceStore:
         return self._keys.nbytes + self._values.nbytes
 
     @property
-    def resident(self) -> int:
+    def resident_bytes(self) -> int:
         return self.nbytes

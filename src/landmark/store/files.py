@@ -1,4 +1,4 @@
-"""Blocks in files, a chain for each row."""
+"""Block store in files: where the extents of a row lie, how records are read and written, and spill files."""
 
 import os
 import tempfile
@@ -12,16 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.store.base import BlockShape, Misses, Traffic
-
-# Files of blocks: where the keys and values of a block's layers and heads lie, and how they are read and written.
+from landmark.store.base import BlockShape, CacheMisses, Traffic
 
 
 class BlockFile:
-    """Records of equal length: one block each, layer after layer, head after head, keys before values.
+    """A file of records of equal length: one block each, layer after layer, head after head, keys before values.
 
-    Every piece of a head is one run of bytes, so that a head fetches the blocks it chose with a read each. Writes and
-    reads are positioned: threads may share the file, and so may processes, one of which writes.
+    The keys and values of one head (a piece) are contiguous, so that a head fetches a block with one read. Reads and
+    writes are positioned: threads may share the file, and so may processes, one of which writes.
     """
 
     def __init__(self, descriptor: int, shapes: Sequence[BlockShape], name: str) -> None:
@@ -54,9 +52,9 @@ class BlockFile:
             data, offset = data[done:], offset + done
 
     def read(self, layer: int, head: int, record: int, keys: memoryview, values: memoryview) -> None:
-        """Fills the bytes of one piece: `keys` of `key_bytes` and `values` of the rest.
+        """Reads one piece into `keys`, of `key_bytes`, and `values`.
 
-        Raises OSError, with the file's name, if the system cannot read or the file ends before.
+        Raises OSError, with the file's name, if the system cannot read or the file ends too early.
         """
         try:
             done = os.preadv(self.descriptor, [keys, values], self._start(layer, head, record))
@@ -65,8 +63,8 @@ class BlockFile:
         if done != self.shapes[layer].piece_bytes:
             raise OSError(f"{self.name} ends inside block record {record}, layer {layer}: it was cut short")
 
-    def announce(self, layer: int, head: int, record: int) -> None:
-        """Asks the system to fetch a piece in the background, for a `read` that follows."""
+    def prefetch(self, layer: int, head: int, record: int) -> None:
+        """Asks the system to fetch a piece in the background, for a later `read`."""
         if hasattr(os, "posix_fadvise"):  # macOS has none
             start, length = self._start(layer, head, record), self.shapes[layer].piece_bytes
             os.posix_fadvise(self.descriptor, start, length, os.POSIX_FADV_WILLNEED)
@@ -75,11 +73,8 @@ class BlockFile:
         return record * self.record_bytes + self.layer_starts[layer] + head * self.shapes[layer].piece_bytes
 
 
-# Where the blocks of one row and layer lie in files.
-
-
-class Target(Protocol):
-    """Where new blocks go: a layer of a file's records."""
+class ExtentTarget(Protocol):
+    """Where new blocks are written: one layer of the records of a file."""
 
     @property
     def file(self) -> BlockFile: ...
@@ -87,13 +82,13 @@ class Target(Protocol):
     @property
     def layer(self) -> int: ...
 
-    def place(self, number: int, count: int) -> int:
-        """The record for block `number`; the next `count - 1` blocks follow. No other block ever gets them."""
+    def allocate(self, number: int, count: int) -> int:
+        """Allocates records for the `count` blocks from `number` on; returns the first. They are never reused."""
         ...
 
 
-class Run(NamedTuple):
-    """Blocks that follow each other in a file: number `first` lies at `record`, in all `blocks` of them."""
+class Extent(NamedTuple):
+    """Blocks `first` to `first + blocks - 1` of one layer, in consecutive records of a file from `record` on."""
 
     file: BlockFile
     layer: int
@@ -102,68 +97,68 @@ class Run(NamedTuple):
     blocks: int
 
 
-class Chain:
-    """The blocks of one row and layer, numbered from 0, in runs of records.
+class ExtentMap:
+    """Maps the blocks of one row and layer, numbered from 0, to extents of files.
 
-    Forks share the records written so far: runs are values, and new blocks get records that nobody else has. Without
-    a `target` a chain can only be read; it may get one later.
+    Forks share the records written so far: extents are values, and new blocks get records of their own. Without a
+    `target` it can only be read; it may get one later.
     """
 
-    def __init__(self, runs: Iterable[Run] = (), target: Target | None = None) -> None:
+    def __init__(self, extents: Iterable[Extent] = (), target: ExtentTarget | None = None) -> None:
         self.target = target
-        self._runs = list(runs)
+        self._extents = list(extents)
 
     @property
     def count(self) -> int:
-        """Blocks that came."""
-        return self._runs[-1].first + self._runs[-1].blocks if self._runs else 0
+        """Number of blocks."""
+        return self._extents[-1].first + self._extents[-1].blocks if self._extents else 0
 
     @property
     def shape(self) -> BlockShape | None:
-        """Shape of a block, None while neither blocks nor a target tell it."""
-        known = self._runs[-1] if self._runs else self.target
+        """Shape of a block, None while there are neither blocks nor a target."""
+        known = self._extents[-1] if self._extents else self.target
         return None if known is None else known.file.shapes[known.layer]
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Writes `keys [Hkv,m,stride,D]` and `values [Hkv,m,stride,Dv]` as the next m blocks.
 
-        Raises ValueError for blocks of another shape than the file's, and OSError if they cannot be written; the
-        chain is then what it was before.
+        Raises ValueError for blocks of another shape than the file's, and OSError if they cannot be written; the map
+        is then unchanged.
         """
         target, count = self.target, keys.shape[1]
-        assert target is not None, "a chain without a target can only be read"
+        assert target is not None, "an extent map without a target is read-only"
         shape = BlockShape.of(keys, values)
         expected = target.file.shapes[target.layer]
         if shape != expected:
             raise ValueError(f"{target.file.name} holds {expected}, not {shape}: read on with the same model and dtype")
-        record = target.place(self.count, count)
+        record = target.allocate(self.count, count)
         target.file.write(target.layer, record, keys, values)
-        run = Run(target.file, target.layer, record, self.count, count)
-        if self._runs and _follows(run, self._runs[-1]):
-            run = self._runs[-1]._replace(blocks=self._runs[-1].blocks + count)
-            self._runs.pop()
-        self._runs.append(run)
+        extent = Extent(target.file, target.layer, record, self.count, count)
+        if self._extents and _follows(extent, self._extents[-1]):
+            extent = self._extents[-1]._replace(blocks=self._extents[-1].blocks + count)
+            self._extents.pop()
+        self._extents.append(extent)
 
     def find(self, number: int) -> tuple[BlockFile, int, int]:
         """The file, layer and record of block `number`."""
-        run = self._runs[bisect_right(self._runs, number, key=attrgetter("first")) - 1]
-        return run.file, run.layer, run.record + number - run.first
+        extent = self._extents[bisect_right(self._extents, number, key=attrgetter("first")) - 1]
+        return extent.file, extent.layer, extent.record + number - extent.first
 
-    def fork(self, target: Target | None = None) -> "Chain":
-        """A chain of the same blocks, whose new ones go to `target`."""
-        return Chain(self._runs, target)
+    def fork(self, target: ExtentTarget | None = None) -> "ExtentMap":
+        """A map of the same blocks, whose new ones are written to `target`."""
+        return ExtentMap(self._extents, target)
 
 
-def _follows(run: Run, last: Run) -> bool:
-    """Whether a run of the next blocks goes on where the last one ends."""
-    return run[:3] == (last.file, last.layer, last.record + last.blocks)
+def _follows(extent: Extent, last: Extent) -> bool:
+    """Whether an extent of the next blocks begins where the last one ends."""
+    return extent[:3] == (last.file, last.layer, last.record + last.blocks)
 
 
 class SpillFile(BlockFile):
-    """A file of one layer's blocks, whose records are given out one after another to any number of chains.
+    """Temporary file of one layer's blocks, from which any number of extent maps allocate records.
 
-    Implements `Target`. It has no name from the start, so that the system takes it back when
-    nobody refers to it, also after a crash. Raises OSError if it cannot be made.
+    Implements `ExtentTarget`. The file has no name, so that the system frees it when it is no longer referenced, also
+    after a crash. Raises OSError if it cannot be created.
     """
 
     layer = 0
@@ -171,81 +166,81 @@ class SpillFile(BlockFile):
     def __init__(self, shape: BlockShape, directory: str | os.PathLike[str] | None = None) -> None:
         self._raw = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - open as long as this is
         super().__init__(self._raw.fileno(), [shape], f"a spill file in {directory or tempfile.gettempdir()}")
-        self._given = 0
+        self._allocated = 0
 
     @property
     def file(self) -> BlockFile:
         return self
 
-    def place(self, number: int, count: int) -> int:
-        self._given += count
-        return self._given - count
+    def allocate(self, number: int, count: int) -> int:
+        self._allocated += count
+        return self._allocated - count
 
 
-class ColdStore:
-    """Implements `landmark.store.base.Backing`: the blocks of one layer, each in the file of its chain.
+class FileStore:
+    """Backing store in files: the blocks of one layer, those of each row in the extents of its map.
 
-    New blocks of chains without a target go to a spill file in `directory`, by default the system's for temporary
-    files. Raises ValueError if that is no directory.
+    Implements `landmark.store.base.BackingStore`. New blocks of a row without a target go to a spill file in
+    `directory`, by default the system's for temporary files. Raises ValueError if that is no directory.
     """
 
-    def __init__(self, chains: Iterable[Chain], directory: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, maps: Iterable[ExtentMap], directory: str | os.PathLike[str] | None = None) -> None:
         if directory is not None and not Path(directory).is_dir():
             raise ValueError(f"{str(directory)!r} is no directory for spilled blocks: make it, or name another")
-        self._chains = list(chains)
+        self._maps = list(maps)
         self._directory = directory
         self._spill: SpillFile | None = None
 
     def append(self, row: int, keys: Tensor, values: Tensor) -> None:
-        chain = self._chains[row]
-        if chain.target is None:
+        extents = self._maps[row]
+        if extents.target is None:
             if self._spill is None:
                 self._spill = SpillFile(BlockShape.of(keys, values), self._directory)
-            chain.target = self._spill
-        chain.append(keys, values)
+            extents.target = self._spill
+        extents.append(keys, values)
 
-    def fetch(self, misses: Misses, keys: Tensor, values: Tensor) -> Traffic:
-        slots = misses.places + keys.shape[2] * (misses.heads + keys.shape[1] * misses.rows)
-        rooms = [_bytes_of(x) for x in (keys, values)]
-        sizes = [len(room) // keys.shape[:3].numel() for room in rooms]
-        # In the order of the files, where the heads of a block lie together.
-        order = np.lexsort((misses.heads, misses.numbers, misses.rows))
-        rows, heads, numbers, at = (x[order].tolist() for x in (misses.rows, misses.heads, misses.numbers, slots))
-        found = [self._chains[row].find(number) for row, number in zip(rows, numbers, strict=True)]
-        # A disk works on all of them at once, instead of on one after another.
+    def fetch(self, misses: CacheMisses, keys: Tensor, values: Tensor) -> Traffic:
+        slots = misses.slots + keys.shape[2] * (misses.heads + keys.shape[1] * misses.rows)
+        buffers = [_bytes_of(x) for x in (keys, values)]
+        sizes = [len(buffer) // keys.shape[:3].numel() for buffer in buffers]
+        # In the order of the files, where the heads of a block lie side by side.
+        order = np.lexsort((misses.heads, misses.blocks, misses.rows))
+        rows, heads, blocks, at = (x[order].tolist() for x in (misses.rows, misses.heads, misses.blocks, slots))
+        found = [self._maps[row].find(number) for row, number in zip(rows, blocks, strict=True)]
+        # All reads are announced first, so that a disk serves them in parallel.
         for head, (file, layer, record) in zip(heads, found, strict=True):
-            file.announce(layer, head, record)
+            file.prefetch(layer, head, record)
         for head, slot, (file, layer, record) in zip(heads, at, found, strict=True):
-            views = (room[slot * size : (slot + 1) * size] for room, size in zip(rooms, sizes, strict=True))
+            views = (buffer[slot * size : (slot + 1) * size] for buffer, size in zip(buffers, sizes, strict=True))
             file.read(layer, head, record, *views)
         return Traffic(file_bytes=len(slots) * sum(sizes))
 
     def reorder(self, rows: list[int]) -> None:
-        # A row that goes on twice goes on in two files.
-        taken, chains = set(), []
+        # A row that is repeated continues in two files.
+        taken, maps = set(), []
         for row in rows:
-            chains.append(self._chains[row].fork() if row in taken else self._chains[row])
+            maps.append(self._maps[row].fork() if row in taken else self._maps[row])
             taken.add(row)
-        self._chains = chains
+        self._maps = maps
 
-    def fork(self) -> "ColdStore":
-        """The same files; new blocks go to a spill file of its own."""
-        return ColdStore([chain.fork() for chain in self._chains], self._directory)
+    def fork(self) -> "FileStore":
+        """A store over the same files; new blocks go to a spill file of its own."""
+        return FileStore([extents.fork() for extents in self._maps], self._directory)
 
     @property
     def shape(self) -> BlockShape | None:
-        return next((chain.shape for chain in self._chains if chain.shape is not None), None)
+        return next((extents.shape for extents in self._maps if extents.shape is not None), None)
 
     @property
     def counts(self) -> list[int]:
-        return [chain.count for chain in self._chains]
+        return [extents.count for extents in self._maps]
 
     @property
     def nbytes(self) -> int:
         return 0 if self.shape is None else sum(self.counts) * self.shape.nbytes
 
     @property
-    def resident(self) -> int:
+    def resident_bytes(self) -> int:
         return 0
 
 

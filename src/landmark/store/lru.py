@@ -1,6 +1,6 @@
-"""Which block lies in which slot: whoever was wanted least recently makes room.
+"""LRU page table: maps block numbers to cache slots, and evicts the block requested least recently.
 
-Compiled loops over arrays [B,Hkv,..]; every row and key-value head has slots of its own.
+Compiled loops over arrays [B,Hkv,..]: every row and key-value head has slots of its own.
 """
 
 from typing import Any, NamedTuple
@@ -8,109 +8,108 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from landmark.ops.numba_loops import compiled
-from landmark.store.base import Misses
+from landmark.store.base import CacheMisses
 
 
-class Plan(NamedTuple):
-    """The queries up to `stop` read their blocks at `places` [B,H,t,k], -1 for none, once `misses` are there.
+class SlotPlan(NamedTuple):
+    """The slots from which the queries up to `stop` read their blocks, once the cache misses are fetched.
 
-    `distinct` blocks of a head are read, summed over heads and rows.
+    `slots` [B,H,t,k], -1 for no block. `distinct` blocks of a head are read, summed over heads and rows.
     """
 
     stop: int
-    places: np.ndarray
-    misses: Misses
+    slots: np.ndarray
+    misses: CacheMisses
     distinct: int
 
 
-class Paging:
-    """Blocks at `slots` slots of each row and key-value head."""
+class PageTable:
+    """LRU page table of `slots` slots for each row and key-value head."""
 
     def __init__(self, counts: list[int], heads: int, slots: int) -> None:
         rows = len(counts)
         self.slots = slots
         self._slot_of = np.full((rows, heads, max(counts)), -1, np.int32)
-        self._seen = np.zeros(self._slot_of.shape, np.int64)  # the pass that last came by a block
+        self._last_pass = np.zeros(self._slot_of.shape, np.int64)  # the pass that last requested a block
         self._passes = 0
         self._block_at = np.full((rows, heads, slots), -1, np.int32)
-        # A ring from the slot wanted least recently to the newest; the last entry stands between the two ends.
+        # A linked ring from the least to the most recently used slot; the last entry stands between the two ends.
         ring = np.arange(slots + 1, dtype=np.int32)
         self._older, self._newer = (np.tile(np.roll(ring, shift), (rows, heads, 1)) for shift in (1, -1))
 
     def grow(self, count: int) -> None:
         """Makes room for block numbers below `count`."""
-        room = self._slot_of.shape[2]
-        if count > room:
-            more = [(0, 0), (0, 0), (0, max(count, 2 * room) - room)]
+        capacity = self._slot_of.shape[2]
+        if count > capacity:
+            more = [(0, 0), (0, 0), (0, max(count, 2 * capacity) - capacity)]
             self._slot_of = np.pad(self._slot_of, more, constant_values=-1)
-            self._seen = np.pad(self._seen, more)
+            self._last_pass = np.pad(self._last_pass, more)
 
-    def plan(self, wanted: np.ndarray, start: int = 0) -> Plan:
-        """Gives slots to the blocks of the queries of `wanted [B,n * Hkv,T,k]` from `start` on, as many as fit.
+    def request(self, blocks: np.ndarray, start: int = 0) -> SlotPlan:
+        """Assigns slots to the blocks of as many queries of `blocks [B,n * Hkv,T,k]` from `start` on as fit.
 
-        Slots that these queries read stay. Where not even one query fits, none is given any.
+        Blocks that these queries read are not evicted. Where not even one query fits, no slot is assigned.
         """
-        assert wanted.max(initial=-1) < self._slot_of.shape[2], "blocks that never came are wanted"
-        stop = wanted.shape[2]
-        groups = wanted.shape[1] // self._slot_of.shape[1]
-        if (stop - start) * groups * wanted.shape[3] > self.slots:
-            stop = int(_last_that_fits(wanted, start, self._seen, self._next_pass(), self.slots))
-        return self._give(wanted, start, stop, slice(None))
+        assert blocks.max(initial=-1) < self._slot_of.shape[2], "blocks that were never appended are requested"
+        stop = blocks.shape[2]
+        groups = blocks.shape[1] // self._slot_of.shape[1]
+        if (stop - start) * groups * blocks.shape[3] > self.slots:
+            stop = int(_last_that_fits(blocks, start, self._last_pass, self._next_pass(), self.slots))
+        return self._assign(blocks, start, stop, slice(None))
 
-    def admit(self, row: int, first: int, count: int) -> Misses:
-        """Gives slots to new blocks of one row, from number `first` on; `count` of them at most as many as slots."""
-        numbers = np.arange(first, first + count)
-        wanted = np.tile(numbers, (1, self._slot_of.shape[1], 1, 1))
-        misses = self._give(wanted, 0, 1, slice(row, row + 1)).misses
+    def admit(self, row: int, first: int, count: int) -> CacheMisses:
+        """Assigns slots to `count` new blocks of one row, from number `first` on; `count` is at most `slots`."""
+        blocks = np.tile(np.arange(first, first + count), (1, self._slot_of.shape[1], 1, 1))
+        misses = self._assign(blocks, 0, 1, slice(row, row + 1)).misses
         return misses._replace(rows=misses.rows + row)
 
-    def _give(self, wanted: np.ndarray, start: int, stop: int, rows: slice) -> Plan:
-        places = np.empty((*wanted.shape[:2], stop - start, wanted.shape[3]), np.int64)
-        room = min(places[0, 0].size * (wanted.shape[1] // self._slot_of.shape[1]), self.slots)
-        missing = np.empty((4, room * wanted.shape[0] * self._slot_of.shape[1]), np.int64)
-        state = (x[rows] for x in (self._slot_of, self._seen, self._block_at, self._older, self._newer))
-        distinct, missed = _give_slots(wanted, start, *state, self._next_pass(), places, missing)
-        return Plan(stop, places, Misses(*missing[:, :missed]), int(distinct))
+    def _assign(self, blocks: np.ndarray, start: int, stop: int, rows: slice) -> SlotPlan:
+        slots = np.empty((*blocks.shape[:2], stop - start, blocks.shape[3]), np.int64)
+        most = min(slots[0, 0].size * (blocks.shape[1] // self._slot_of.shape[1]), self.slots)
+        misses = np.empty((4, most * blocks.shape[0] * self._slot_of.shape[1]), np.int64)
+        state = (x[rows] for x in (self._slot_of, self._last_pass, self._block_at, self._older, self._newer))
+        distinct, missed = _assign_slots(blocks, start, *state, self._next_pass(), slots, misses)
+        return SlotPlan(stop, slots, CacheMisses(*misses[:, :missed]), int(distinct))
 
     def _next_pass(self) -> int:
         self._passes += 1
         return self._passes
 
-    def forget(self, misses: Misses) -> None:
-        """Takes back the slots of blocks that did not come."""
-        self._slot_of[misses.rows, misses.heads, misses.numbers] = -1
-        self._block_at[misses.rows, misses.heads, misses.places] = -1
+    def invalidate(self, misses: CacheMisses) -> None:
+        """Frees the slots of blocks that could not be fetched."""
+        self._slot_of[misses.rows, misses.heads, misses.blocks] = -1
+        self._block_at[misses.rows, misses.heads, misses.slots] = -1
 
     def reorder(self, rows: list[int]) -> None:
         """Makes row i what row `rows[i]` was."""
-        self._slot_of, self._seen, self._block_at, self._older, self._newer = (
-            x[rows] for x in (self._slot_of, self._seen, self._block_at, self._older, self._newer)
+        self._slot_of, self._last_pass, self._block_at, self._older, self._newer = (
+            x[rows] for x in (self._slot_of, self._last_pass, self._block_at, self._older, self._newer)
         )
 
     @property
     def used(self) -> int:
-        """Slots, from the first, among which all are that hold a block."""
+        """Length of the shortest prefix of the slots that contains all occupied ones."""
         return int(np.flatnonzero((self._block_at >= 0).any(axis=(0, 1))).max(initial=-1)) + 1
 
     @property
-    def held(self) -> int:
-        """Slots that hold a block, over all rows and heads."""
+    def occupied(self) -> int:
+        """Number of slots that hold a block, over all rows and heads."""
         return int(np.count_nonzero(self._block_at >= 0))
 
 
 @compiled
-def _last_that_fits(wanted: Any, start: int, seen: Any, now: int, slots: int) -> int:
+def _last_that_fits(blocks: Any, start: int, last_pass: Any, now: int, slots: int) -> int:
     """Where the queries from `start` on end that read at most `slots` distinct blocks in every row and head."""
-    stop = wanted.shape[2]
-    groups = wanted.shape[1] // seen.shape[1]
-    for row in range(seen.shape[0]):
-        for head in range(seen.shape[1]):
+    stop = blocks.shape[2]
+    groups = blocks.shape[1] // last_pass.shape[1]
+    for row in range(last_pass.shape[0]):
+        for head in range(last_pass.shape[1]):
             distinct = 0
             for step in range(start, stop):
                 for member in range(head * groups, (head + 1) * groups):
-                    for number in wanted[row, member, step]:
-                        if number >= 0 and seen[row, head, number] != now:
-                            seen[row, head, number] = now
+                    for number in blocks[row, member, step]:
+                        if number >= 0 and last_pass[row, head, number] != now:
+                            last_pass[row, head, number] = now
                             distinct += 1
                 if distinct > slots:
                     stop = step
@@ -119,52 +118,52 @@ def _last_that_fits(wanted: Any, start: int, seen: Any, now: int, slots: int) ->
 
 
 @compiled
-def _give_slots(
-    wanted: Any, start: int, slot_of: Any, seen: Any, block_at: Any, older: Any, newer: Any, now: int,
-    places: Any, missing: Any,
+def _assign_slots(
+    blocks: Any, start: int, slot_of: Any, last_pass: Any, block_at: Any, older: Any, newer: Any, now: int,
+    slots: Any, misses: Any,
 ) -> tuple[int, int]:  # fmt: skip
-    """Fills `places [B,H,t,k]` for the queries from `start` on, and `missing [4,n]`: row, head, number and place.
+    """Fills `slots [B,H,t,k]` for the queries from `start` on, and `misses [4,n]`: row, head, block and slot.
 
-    Returns how many distinct blocks of each head they read, and how many of these are missing.
+    Returns how many distinct blocks of each head they read, and how many of these are cache misses.
     """
-    groups = wanted.shape[1] // slot_of.shape[1]
+    groups = blocks.shape[1] // slot_of.shape[1]
     distinct, missed = 0, 0
     for row in range(slot_of.shape[0]):
         for head in range(slot_of.shape[1]):
-            slots, ring = slot_of[row, head], (older[row, head], newer[row, head])
+            known, ring = slot_of[row, head], (older[row, head], newer[row, head])
             first = missed
-            for step in range(places.shape[2]):
+            for step in range(slots.shape[2]):
                 for member in range(head * groups, (head + 1) * groups):
-                    for number in wanted[row, member, start + step]:
-                        if number < 0 or seen[row, head, number] == now:
+                    for number in blocks[row, member, start + step]:
+                        if number < 0 or last_pass[row, head, number] == now:
                             continue
-                        seen[row, head, number] = now
+                        last_pass[row, head, number] = now
                         distinct += 1
-                        if slots[number] >= 0:
-                            _make_newest(ring[0], ring[1], slots[number])
+                        if known[number] >= 0:
+                            _make_newest(ring[0], ring[1], known[number])
                         else:
-                            missing[0, missed], missing[1, missed], missing[2, missed] = row, head, number
+                            misses[0, missed], misses[1, missed], misses[2, missed] = row, head, number
                             missed += 1
-            # Whatever is read and was there is among the newest by now: the oldest is free to go.
+            # All cache hits are among the newest by now: the oldest slot may be evicted.
             for i in range(first, missed):
                 slot = newer[row, head, -1]
                 if block_at[row, head, slot] >= 0:
-                    slots[block_at[row, head, slot]] = -1
-                block_at[row, head, slot] = missing[2, i]
-                slots[missing[2, i]] = slot
-                missing[3, i] = slot
+                    known[block_at[row, head, slot]] = -1
+                block_at[row, head, slot] = misses[2, i]
+                known[misses[2, i]] = slot
+                misses[3, i] = slot
                 _make_newest(ring[0], ring[1], slot)
             for member in range(head * groups, (head + 1) * groups):
-                for step in range(places.shape[2]):
-                    for j in range(places.shape[3]):
-                        number = wanted[row, member, start + step, j]
-                        places[row, member, step, j] = slots[number] if number >= 0 else -1
+                for step in range(slots.shape[2]):
+                    for j in range(slots.shape[3]):
+                        number = blocks[row, member, start + step, j]
+                        slots[row, member, step, j] = known[number] if number >= 0 else -1
     return distinct, missed
 
 
 @compiled
 def _make_newest(older: Any, newer: Any, slot: int) -> None:
-    """Moves a slot to the newest end of its ring."""
+    """Moves a slot to the most recently used end of its ring."""
     end = len(older) - 1
     newer[older[slot]], older[newer[slot]] = newer[slot], older[slot]
     older[slot], newer[slot] = older[end], end

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from landmark.store.base import BlockShape, parse_bytes, step_bytes
+from landmark.store.base import BlockShape, Traffic, parse_bytes, step_bytes
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,10 @@ def test_what_is_no_size_is_refused_by_name(text):
 def test_a_step_takes_its_blocks_of_every_head_and_row():
     shape = BlockShape(heads=2, stride=32, key_dim=64, value_dim=32, dtype=torch.float16)
     assert step_bytes(shape, rows=3, blocks=4) == 3 * 4 * 2 * 32 * (64 + 32) * 2
+
+
+def test_traffic_of_layers_adds_up():
+    layers = [Traffic(1, 5, 2, 100, 10), Traffic(2, 7, 3, 200, 20)]
+    total = sum(layers, Traffic())
+    assert total == Traffic(3, 12, 5, 300, 30)
+    assert total.cache_hits == 7

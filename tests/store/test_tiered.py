@@ -1,4 +1,4 @@
-"""Slots over files or memory give what they were given, whatever is wanted, moved, forked or evicted."""
+"""A tiered store gives back the blocks appended, whatever is read, reordered, forked or evicted."""
 
 import errno
 
@@ -10,7 +10,7 @@ from store_cases import read, some_blocks
 
 from landmark.store.base import BlockShape, Traffic
 from landmark.store.device import DeviceStore
-from landmark.store.files import BlockFile, Chain, ColdStore
+from landmark.store.files import BlockFile, ExtentMap, FileStore
 from landmark.store.tiered import TieredStore
 
 BLOCK = BlockShape.of(*some_blocks(1))
@@ -19,7 +19,7 @@ KINDS = ("files", "host", "two levels")
 
 def tiered(kind: str, rows: int, slots: int, shape: BlockShape = BLOCK, **options) -> TieredStore:
     budget = rows * shape.nbytes * slots
-    below = DeviceStore(rows) if kind == "host" else ColdStore([Chain() for _ in range(rows)])
+    below = DeviceStore(rows) if kind == "host" else FileStore([ExtentMap() for _ in range(rows)])
     if kind == "two levels":
         below = TieredStore(below, budget=budget + rows * shape.nbytes)
     return TieredStore(below, budget=budget, **options)
@@ -32,7 +32,7 @@ def numbers(counts: list[int], heads: int, length: int, k: int) -> torch.Tensor:
 
 steps = st.one_of(
     st.tuples(st.just("append"), st.integers(0, 9), st.integers(1, 25)),
-    st.tuples(st.just("want"), st.integers(1, 7), st.integers(1, 3)),
+    st.tuples(st.just("read"), st.integers(1, 7), st.integers(1, 3)),
     st.tuples(st.just("reorder"), st.integers(1, 3), st.integers(0, 99)),
     st.tuples(st.just("fork"), st.booleans(), st.none()),
 )
@@ -47,8 +47,8 @@ steps = st.one_of(
     slots=st.integers(6, 8),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
-def test_is_read_as_one_big_buffer_is(kind, script, shared, rows, groups, slots, dtype):
-    """`want` reads and compares; appends after a fork must not be seen by the other side."""
+def test_is_read_as_a_device_store_is(kind, script, shared, rows, groups, slots, dtype):
+    """`read` compares; appends after a fork must not be seen by the other side."""
     heads = 2 * groups
     shape = BLOCK._replace(dtype=dtype)
     pairs = [(DeviceStore(rows), tiered(kind, rows, 3 * slots, shape))]  # up to three rows share the budget later
@@ -65,7 +65,7 @@ def test_is_read_as_one_big_buffer_is(kind, script, shared, rows, groups, slots,
         elif what == "fork" and len(pairs) < 4:
             pairs.append((plain.fork(), store.fork()))
             pairs = pairs[::-1] if a else pairs  # either side may go on
-        elif what == "want":
+        elif what == "read":
             for plain, store in pairs:
                 if not any(plain.counts):
                     continue
@@ -87,7 +87,7 @@ def test_a_chunk_is_cut_where_its_blocks_do_not_fit(kind):
     assert [part for part, _ in store.pages(wanted[:, :, 3:])] == [slice(None)]
 
 
-def test_slots_keep_what_was_wanted_last_and_count_what_was_moved():
+def test_the_cache_keeps_the_blocks_read_last_and_counts_hits_misses_and_bytes():
     store = tiered("files", 1, slots=4)
     store.append(0, *some_blocks(6))  # 2 to 5 get slots
     for wanted, misses in (([2, 5], 0), ([0, 2], 1), ([2, 5, 0], 0), ([3], 1), ([0, 2, 3, 5], 0)):
@@ -95,22 +95,39 @@ def test_slots_keep_what_was_wanted_last_and_count_what_was_moved():
         read(store, torch.tensor(wanted).expand(1, 2, 1, -1), 2)
         found = store.traffic
         assert found.calls == before.calls + 1
-        assert found.wanted - before.wanted == 2 * len(wanted)  # of two heads
-        assert found.misses - before.misses == 2 * misses
+        assert found.requested - before.requested == 2 * len(wanted)  # of two heads
+        assert found.cache_misses - before.cache_misses == 2 * misses
         assert found.file_bytes - before.file_bytes == 2 * misses * BLOCK.piece_bytes
     assert found.device_bytes == 0
-    assert found.hits == found.wanted - found.misses
+    assert found.cache_hits == found.requested - found.cache_misses
 
 
-def test_levels_count_apart():
+def test_blocks_are_distinct_within_a_key_value_head_only():
+    blocks = torch.tensor([[[1, 2]], [[2, 3]], [[2, -1]], [[-1, -1]]])[None]
+
+    def requested(kv_heads: int, rows: int = 1) -> int:
+        shape = BLOCK._replace(heads=kv_heads)
+        store = tiered("files", rows, slots=9, shape=shape)
+        for row in range(rows):
+            store.append(row, *some_blocks(4, heads=kv_heads))
+        read(store, blocks.repeat(rows, 1, 1, 1), 4)
+        return store.traffic.requested
+
+    assert requested(kv_heads=2) == 3 + 1
+    assert requested(kv_heads=4) == 2 + 2 + 1
+    assert requested(kv_heads=1) == 3
+    assert requested(kv_heads=2, rows=2) == 8
+
+
+def test_tiers_count_their_own_traffic():
     store = tiered("two levels", 1, slots=2)  # over three
     store.append(0, *some_blocks(6))
     wanted = torch.tensor([3, 4]).expand(1, 2, 1, -1)
     read(store, wanted, 2)  # 4 is in a slot, 3 in one of the host
     moved = 2 * BLOCK.piece_bytes
-    assert store.traffic == Traffic(calls=1, wanted=4, misses=2, file_bytes=0, device_bytes=moved)
+    assert store.traffic == Traffic(calls=1, requested=4, cache_misses=2, file_bytes=0, device_bytes=moved)
     read(store, torch.tensor([0]).expand(1, 2, 1, -1), 2)
-    assert store.traffic == Traffic(calls=2, wanted=6, misses=4, file_bytes=moved, device_bytes=2 * moved)
+    assert store.traffic == Traffic(calls=2, requested=6, cache_misses=4, file_bytes=moved, device_bytes=2 * moved)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,19 +137,19 @@ def test_memory_is_bounded(kind):
         store.append(row, *some_blocks(7))
     read(store, numbers(store.counts, 2, 9, 1), 2)
     below = {"files": 0, "host": 21, "two levels": 2 * 4}[kind]
-    assert store.resident == (2 * 3 + below) * BLOCK.nbytes
+    assert store.resident_bytes == (2 * 3 + below) * BLOCK.nbytes
     assert store.nbytes == 21 * BLOCK.nbytes
-    assert store.fork().resident == (21 * BLOCK.nbytes if kind == "host" else 0)
+    assert store.fork().resident_bytes == (21 * BLOCK.nbytes if kind == "host" else 0)
 
 
-def test_a_budget_too_small_for_a_query_says_what_one_takes():
+def test_a_budget_too_small_for_a_query_is_refused_with_what_one_takes():
     needed = 2 * BLOCK.nbytes * 4
     for budget, step_blocks in ((1, 1), (needed - 1, 4)):
-        store = TieredStore(ColdStore([Chain(), Chain()]), budget=budget, step_blocks=step_blocks)
+        store = TieredStore(FileStore([ExtentMap(), ExtentMap()]), budget=budget, step_blocks=step_blocks)
         with pytest.raises(ValueError, match=rf"{budget} bytes .* blocks take {2 * BLOCK.nbytes * step_blocks} with"):
             store.append(0, *some_blocks(1))
         assert store.counts == [0, 0]
-    store = TieredStore(ColdStore([Chain(), Chain()]), budget=needed - 1)
+    store = TieredStore(FileStore([ExtentMap(), ExtentMap()]), budget=needed - 1)
     store.append(0, *some_blocks(9))
     wanted = torch.tensor([1, 3, 5, 7]).expand(2, 2, 1, 4).clone()
     wanted[1] = -1
@@ -141,8 +158,8 @@ def test_a_budget_too_small_for_a_query_says_what_one_takes():
     read(store, wanted[..., :3], 2)
 
 
-def test_a_budget_too_small_is_told_where_the_blocks_are_there_already():
-    cold = ColdStore([Chain()])
+def test_a_budget_too_small_is_refused_where_the_blocks_are_there_already():
+    cold = FileStore([ExtentMap()])
     cold.append(0, *some_blocks(3))
     with pytest.raises(ValueError, match="too small for a single query"):
         TieredStore(cold, budget=2 * BLOCK.nbytes, step_blocks=3)
@@ -154,11 +171,11 @@ def test_a_budget_too_small_is_told_where_the_blocks_are_there_already():
 
 def test_the_host_holds_at_least_what_the_device_does():
     with pytest.raises(ValueError, match="100 bytes on the host is less than the 200 of the device"):
-        TieredStore(TieredStore(ColdStore([Chain()]), budget=100), budget=200)
+        TieredStore(TieredStore(FileStore([ExtentMap()]), budget=100), budget=200)
 
 
 def test_blocks_that_lie_in_files_are_there_from_the_start():
-    cold, blocks = ColdStore([Chain()]), some_blocks(5)
+    cold, blocks = FileStore([ExtentMap()]), some_blocks(5)
     cold.append(0, *blocks)
     store = TieredStore(cold, budget=3 * BLOCK.nbytes)
     wanted = torch.tensor([4, 0]).expand(1, 2, 1, 2)

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_cases import some_blocks
 
-from landmark.store.base import BlockShape, Misses
-from landmark.store.files import BlockFile, Chain, ColdStore, Run, SpillFile
+from landmark.store.base import BlockShape, CacheMisses
+from landmark.store.files import BlockFile, Extent, ExtentMap, FileStore, SpillFile
 
 BLOCK = BlockShape.of(*some_blocks(1))
 
 
-def fetched(store: ColdStore, row: int, wanted: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def fetched(store: FileStore, row: int, wanted: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values [Hkv,n,..] of blocks of a row, through slots in the wrong order."""
     rows, count = len(store.counts), len(wanted)
     shape = store.shape
@@ -21,8 +21,8 @@ def fetched(store: ColdStore, row: int, wanted: list[int]) -> tuple[torch.Tensor
     keys = torch.empty(rows, 2, count, 4, 3, dtype=shape.dtype)
     values = torch.empty(rows, 2, count, 4, 5, dtype=shape.dtype)
     heads, numbers = np.repeat([0, 1], count), np.tile(wanted, 2)
-    places = np.tile(np.arange(count)[::-1], 2)
-    moved = store.fetch(Misses(np.full(2 * count, row), heads, numbers, places), keys, values)
+    slots = np.tile(np.arange(count)[::-1], 2)
+    moved = store.fetch(CacheMisses(np.full(2 * count, row), heads, numbers, slots), keys, values)
     assert moved.file_bytes == 2 * count * shape.piece_bytes
     return keys[row].flip(1), values[row].flip(1)
 
@@ -31,10 +31,10 @@ def fetched(store: ColdStore, row: int, wanted: list[int]) -> tuple[torch.Tensor
     parts=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5), st.sampled_from(["", "fork", "move"])), min_size=1),
     dtype=st.sampled_from([torch.float64, torch.bfloat16]),
 )
-def test_chains_that_share_a_file_keep_their_own_blocks(parts, dtype):
+def test_rows_that_share_a_file_keep_their_own_blocks(parts, dtype):
     """Appends to any row of either of two branches; `move` repeats a row, and both go on from there."""
     empty = some_blocks(0, dtype)
-    branches = [(ColdStore([Chain() for _ in range(3)]), [empty] * 3)]
+    branches = [(FileStore([ExtentMap() for _ in range(3)]), [empty] * 3)]
     for row, count, then in parts:
         store, rows = branches[-1]
         blocks = some_blocks(count, dtype)
@@ -56,30 +56,30 @@ def test_chains_that_share_a_file_keep_their_own_blocks(parts, dtype):
                 assert torch.equal(found[1], values[:, order])
 
 
-def test_blocks_of_one_chain_alone_are_one_run():
+def test_consecutive_blocks_are_one_extent():
     spill = SpillFile(BLOCK)
-    chain = Chain((), spill)
+    extents = ExtentMap((), spill)
     for count in (3, 1, 4):
-        chain.append(*some_blocks(count))
-    assert chain._runs == [Run(spill, 0, 0, 0, 8)]
-    other = chain.fork(spill)
+        extents.append(*some_blocks(count))
+    assert extents._extents == [Extent(spill, 0, 0, 0, 8)]
+    other = extents.fork(spill)
     other.append(*some_blocks(2))
-    chain.append(*some_blocks(1))
-    assert chain.count == 9
-    assert [chain.find(number)[2] for number in (0, 7, 8)] == [0, 7, 10]
+    extents.append(*some_blocks(1))
+    assert extents.count == 9
+    assert [extents.find(number)[2] for number in (0, 7, 8)] == [0, 7, 10]
     assert [other.find(number)[2] for number in (0, 7, 8, 9)] == [0, 7, 8, 9]
 
 
 class Numbered(SpillFile):
-    """A file that only one chain can own: the record is the number of the block."""
+    """A file that only one row can own: the record is the number of the block."""
 
-    def place(self, number: int, count: int) -> int:
+    def allocate(self, number: int, count: int) -> int:
         return number
 
 
-def test_only_one_chain_goes_on_in_a_file_of_its_own():
+def test_only_one_branch_continues_in_a_file_of_its_own():
     blocks = some_blocks(3)
-    store = ColdStore([Chain((), Numbered(BLOCK)), Chain()])
+    store = FileStore([ExtentMap((), Numbered(BLOCK)), ExtentMap()])
     store.append(0, *blocks)
     branch = store.fork()
     store.reorder([0, 0])
@@ -91,9 +91,9 @@ def test_only_one_chain_goes_on_in_a_file_of_its_own():
         assert torch.equal(fetched(some, row, [2, 3, 4])[0], torch.cat((blocks[0][:, 2:], more[0]), 1))
 
 
-def test_a_file_lives_as_long_as_any_chain_that_refers_to_it():
+def test_a_file_lives_as_long_as_any_extent_map_refers_to_it():
     blocks = some_blocks(2)
-    store = ColdStore([Chain()])
+    store = FileStore([ExtentMap()])
     store.append(0, *blocks)
     branch = store.fork()
     del store
@@ -101,7 +101,7 @@ def test_a_file_lives_as_long_as_any_chain_that_refers_to_it():
 
 
 def test_blocks_of_another_shape_are_refused():
-    store = ColdStore([Chain()])
+    store = FileStore([ExtentMap()])
     store.append(0, *some_blocks(1))
     with pytest.raises(ValueError, match=r"a spill file in .* holds BlockShape.*float32.*, not .*float64.*same model"):
         store.append(0, *some_blocks(1, torch.float64))
@@ -110,8 +110,8 @@ def test_blocks_of_another_shape_are_refused():
 
 def test_a_directory_for_spilled_blocks_must_be_there(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere' is no directory for spilled blocks: make it"):
-        ColdStore([Chain()], tmp_path / "nowhere")
-    store = ColdStore([Chain()], tmp_path)
+        FileStore([ExtentMap()], tmp_path / "nowhere")
+    store = FileStore([ExtentMap()], tmp_path)
     store.append(0, *some_blocks(1))
     assert list(tmp_path.iterdir()) == []  # a file without a name
 
@@ -136,7 +136,7 @@ class TestBlockFile:
             for layer, (keys, values) in enumerate(blocks):
                 for head in range(keys.shape[0]):
                     room = torch.empty_like(keys[0, 0]), torch.empty_like(values[0, 0])
-                    file.announce(layer, head, 6)
+                    file.prefetch(layer, head, 6)
                     file.read(layer, head, 6, *(memoryview(x.view(-1).view(torch.uint8).numpy()) for x in room))
                     assert torch.equal(room[0], keys[head, 3])
                     assert torch.equal(room[1], values[head, 3])
