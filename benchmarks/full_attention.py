@@ -6,7 +6,6 @@ group; a chunk is masked to its lower right corner, by FlashAttention itself on 
 layers share.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers.cache_utils import CacheLayerMixin
 from benchmarks.models import Attend
 from benchmarks.roofline import Sizes
 from landmark.ops.reference import reference_attention
+from landmark.ops.scoring import Scoring
 
 
 class FixedLayer(CacheLayerMixin):
@@ -106,7 +106,6 @@ def dense_landmarks(block_size: int) -> Callable[[Tensor, Tensor, Tensor, float 
     def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         places = torch.arange(key.shape[2], device=key.device)
         is_landmark = (places % (block_size + 1) == block_size)[None]
-        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        return reference_attention(query, key, value, is_landmark=is_landmark, scale=scale)
+        return reference_attention(query, key, value, is_landmark=is_landmark, scoring=Scoring(scale))
 
     return attend

@@ -2,13 +2,13 @@
 
 import torch
 
-from landmark.hf.attention import Scoring
 from landmark.hf.sliding import SlidingWindow
+from landmark.ops.scoring import Scoring
 
 
 def test_padding_is_not_read():
     q, k, v = (torch.randn(2, heads, 30, 8) for heads in (4, 2, 2))
-    scoring = Scoring(None, 0.0, 5, None, None)
+    scoring = Scoring(window=5)
     found, wanted = [], []
     for outs, number in ((wanted, 0.0), (found, torch.nan)):
         window = SlidingWindow(5)

@@ -14,6 +14,7 @@ from landmark.memory.geometry import Past
 from landmark.memory.selection import Retrieval
 from landmark.ops import numba_loops
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 STRIDE, DIM = 4, 6
 
@@ -40,7 +41,7 @@ def test_nearly_equal_keys_are_told_apart_alike(left):
         counts=(90,), kept=(90,), retrieve=3, stingy=True, stride=STRIDE, starts=(300,), valid=(5,), width=5,
         device=torch.device("cpu"),
     )  # fmt: skip
-    retrieval = Retrieval(index, past, Rotation(angles.cos(), angles.sin(), "half"), 0.3, None)
+    retrieval = Retrieval(index, past, Rotation(angles.cos(), angles.sin(), "half"), Scoring(0.3))
     query = torch.randn(1, 4, 5, 20)
     whole = ExactIndex(1)
     whole.append(0, keys)
@@ -79,7 +80,7 @@ def test_few_queries_choose_what_many_choose(counts, max_blocks, retrieve, lengt
         device=torch.device("cpu"),
     )
     query = torch.randint(-1, 2, (2, 2 * groups, length, DIM)).double()
-    retrieval = Retrieval(index, past, quarter_turns(), 1.0, None)
+    retrieval = Retrieval(index, past, quarter_turns(), Scoring(1.0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
         few = retrieval.choose(query, "per_token_and_head", None)

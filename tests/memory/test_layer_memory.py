@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from landmark.memory import LayerMemory, window
 from landmark.ops.reference import reference_attention
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 DIM = 6
 SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
@@ -55,17 +56,17 @@ def test_enough_blocks_give_attention_over_the_whole_stream(
 ):
     total, heads = sum(chunks), 2 * groups
     qkv = stream(total, heads=heads)
-    sinks = torch.randn(heads).double() if with_sinks else None
+    scoring = Scoring(0.7, softcap, torch.randn(heads).double() if with_sinks else None)
     memory = LayerMemory(
         block_size=block_size, retrieve=100, selection=selection, local_blocks=local_blocks, positions=positions
     )
     # Every block in memory has a slot: the position range must be long enough.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(window, "is_few", lambda query: looped)
-        out = read(memory, qkv, chunks, scale=0.7, softcap=softcap, sinks=sinks)
+        out = read(memory, qkv, chunks, scoring=scoring)
     turned = [rotation().apply(x, torch.arange(total)) for x in qkv[:2]]
     is_landmark = (torch.arange(total) % (block_size + 1) == block_size)[None]
-    expected = reference_attention(*turned, qkv[2], is_landmark=is_landmark, scale=0.7, softcap=softcap, sinks=sinks)
+    expected = reference_attention(*turned, qkv[2], is_landmark=is_landmark, scoring=scoring)
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
 
 
@@ -202,7 +203,7 @@ def test_tied_landmarks_change_nothing_but_the_work(selection, max_blocks):
             max_blocks=max_blocks,
             tied_landmarks=tied,
         )
-        out = read(memory, [query, key, value], [50, 30, 1, 9], rotation=quarter_turns(), scale=0.5)
+        out = read(memory, [query, key, value], [50, 30, 1, 9], rotation=quarter_turns(), scoring=Scoring(0.5))
         results.append((out, memory.last.blocks))
     assert torch.equal(results[0][1], results[1][1])
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-13, rtol=0)

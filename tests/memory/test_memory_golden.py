@@ -8,6 +8,7 @@ import torch
 
 from landmark.memory import LayerMemory
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "cached_attn" / "bs8.npz"))
 NAMES = sorted({name.split("/")[0] for name in GOLDEN if "/" in name})
@@ -41,7 +42,7 @@ def test_golden(name, dtype, tolerance):
         table = rotation(dtype)
         table = Rotation(table.cos[: place + length], table.sin[: place + length], table.style)
         q, k, v = (x[:, :, chunk] for x in (query, key, value))
-        out = memory.attend(q, k, v, lengths=None, rotation=table, scale=0.25)
+        out = memory.attend(q, k, v, lengths=None, rotation=table, scoring=Scoring(0.25))
         torch.testing.assert_close(out.double(), case["o"][:, :, chunk], atol=tolerance, rtol=0)
         expected = case["blocks"][:, :, chunk].long()
         opened = memory.last

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from landmark.memory import LayerMemory, Retrievals
 from landmark.memory.storage import ProcessStorage
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 DIM, SIZE, STRIDE, KV_HEADS, SCALE = 6, 3, 4, 2, 0.7
 SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
@@ -103,7 +104,7 @@ def test_a_query_opens_its_blocks_or_none(
         for row, length in enumerate(lengths):
             for laid, x in zip(batch, qkv, strict=True):
                 laid[row, :, :length] = x[row, :, seen[row] : seen[row] + length]
-        options = {"lengths": list(lengths), "rotation": rotation(), "scale": SCALE, "softcap": softcap, "sinks": sinks}
+        options = {"lengths": list(lengths), "rotation": rotation(), "scoring": Scoring(SCALE, softcap, sinks)}
         always.attend(*batch, **options)
         out = memory.attend(*batch, **options)
         for row, length in enumerate(lengths):
@@ -153,7 +154,7 @@ class Watched(ProcessStorage):
 
 def read(memory: LayerMemory, qkv: list[torch.Tensor], chunks: list[int]) -> torch.Tensor:
     parts = zip(*(x.split(chunks, dim=2) for x in qkv), strict=True)
-    options = {"lengths": None, "rotation": rotation(), "scale": SCALE}
+    options = {"lengths": None, "rotation": rotation(), "scoring": Scoring(SCALE)}
     return torch.cat([memory.attend(q, k, v, **options) for q, k, v in parts], dim=2)
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from landmark.memory import LayerMemory
 from landmark.memory.storage import ProcessStorage
 from landmark.ops import numba_loops
-from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import working_dtype
 from landmark.store.base import BlockStore
 from landmark.store.device import DeviceStore
 from landmark.store.files import ExtentMap, FileStore

@@ -19,8 +19,8 @@ from compile_kernels import compiled, usage
 
 from landmark.ops import topk_triton
 from landmark.ops.retrieved import Pages, gpu
-from landmark.ops.retrieved.pages import Scores
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 
 class Recorder:
@@ -42,7 +42,7 @@ def blocks_calls(dtype: torch.dtype, dim: int, stride: int) -> Iterator[tuple[st
     for few, shared in ((1 << 20, 0), (0, 1 << 20), (0, 0)):
         gpu._FEW_PAIRS, gpu._SHARED_FROM = few, shared
         rotation = Rotation(angles, angles, "half")
-        gpu.triton_blocks(query, Pages(buffer, buffer, table), table, rotation, Scores(0.1, 30.0))
+        gpu.triton_blocks(query, Pages(buffer, buffer, table), table, rotation, Scoring(0.1, 30.0))
     for args, constants in gpu.blocks_kernel.launches:
         yield f"stride {stride}, tile {constants['M']} x {constants['N']}", kernel, args, constants
     gpu.blocks_kernel = kernel

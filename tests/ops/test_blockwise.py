@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from landmark.ops import blockwise as tiles_module
-from landmark.ops.attention import blockwise_attention, landmark_attention
+from landmark.ops.attention import landmark_attention
+from landmark.ops.blockwise import blockwise_attention
+from landmark.ops.scoring import Scoring
 
 
 @st.composite
@@ -151,19 +153,21 @@ def test_positions_may_differ_by_row():
     stride, key_lengths, queries = 4, (9, 17), 6
     query, key, value = torch.randn(2, 4, queries, 3), torch.randn(2, 2, 17, 3), torch.randn(2, 2, 17, 3)
     positions = torch.stack([torch.arange(n - queries, n) for n in key_lengths])
-    out, lse = blockwise_attention(query, key, value, block_size=stride - 1, query_positions=positions, scale=0.7)
+    out, lse = blockwise_attention(
+        query, key, value, block_size=stride - 1, query_positions=positions, scoring=Scoring(0.7)
+    )
     for row, length in enumerate(key_lengths):
         q, k, v = query[row : row + 1], key[row : row + 1, :, :length], value[row : row + 1, :, :length]
         alone = landmark_attention(q, k, v, block_size=stride - 1, scale=0.7, backend="reference")
         torch.testing.assert_close(out[row : row + 1], alone)
-        one = blockwise_attention(q, k, v, block_size=stride - 1, query_positions=positions[row], scale=0.7)
+        one = blockwise_attention(q, k, v, block_size=stride - 1, query_positions=positions[row], scoring=Scoring(0.7))
         torch.testing.assert_close(lse[row : row + 1], one[1])
 
 
 def test_lse_counts_local_tokens_gates_and_sink():
     key = torch.tensor([5.0, 6.0, 0.3, 0.2, 0.1]).view(1, 1, 5, 1)
     query, sinks = torch.ones(1, 1, 1, 1), torch.tensor([0.7])
-    options = {"block_size": 2, "query_positions": torch.tensor([4]), "scale": 1.0, "sinks": sinks}
+    options = {"block_size": 2, "query_positions": torch.tensor([4]), "scoring": Scoring(1.0, None, sinks)}
     _, lse = blockwise_attention(query.requires_grad_(), key, key, **options)
     torch.testing.assert_close(lse, torch.tensor([0.3, 0.2, 0.1, 0.7]).logsumexp(0).view(1, 1, 1))
 
@@ -171,9 +175,8 @@ def test_lse_counts_local_tokens_gates_and_sink():
 def test_gradcheck_of_both_outputs():
     def attention(query, key, value, sinks):
         positions = torch.arange(5, 14)
-        return blockwise_attention(
-            query, key, value, block_size=3, query_positions=positions, scale=0.7, softcap=2.0, sinks=sinks
-        )
+        scoring = Scoring(0.7, 2.0, sinks)
+        return blockwise_attention(query, key, value, block_size=3, query_positions=positions, scoring=scoring)
 
     shapes = (1, 2, 9, 3), (1, 1, 14, 3), (1, 1, 14, 3), (2,)
     assert torch.autograd.gradcheck(attention, [torch.randn(*s).double().requires_grad_() for s in shapes])
@@ -182,7 +185,9 @@ def test_gradcheck_of_both_outputs():
 def test_lse_of_a_row_that_sees_nothing_is_minus_infinity():
     x = torch.randn(1, 1, 5, 2)
     mask = torch.zeros(1, 5, dtype=torch.bool)
-    out, lse = blockwise_attention(x, x, x, block_size=2, query_positions=torch.arange(5), scale=1.0, key_mask=mask)
+    out, lse = blockwise_attention(
+        x, x, x, block_size=2, query_positions=torch.arange(5), scoring=Scoring(1.0), key_mask=mask
+    )
     assert lse.eq(-torch.inf).all()
     assert out.eq(0).all()
 
@@ -206,11 +211,13 @@ def test_backward_under_autocast_stays_exact():
 def test_query_positions_outside_the_keys():
     x = torch.randn(1, 1, 4, 2)
     with pytest.raises(ValueError, match=r"query_positions run from 1 to 4; with 4 keys .* 0\.\.3"):
-        blockwise_attention(x, x, x, block_size=2, query_positions=torch.arange(1, 5), scale=1.0)
+        blockwise_attention(x, x, x, block_size=2, query_positions=torch.arange(1, 5), scoring=Scoring(1.0))
 
 
 def test_segments_of_queries_and_keys_come_together():
     x = torch.randn(1, 1, 4, 2)
     ids = torch.zeros(1, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="must be given together"):
-        blockwise_attention(x, x, x, block_size=2, query_positions=torch.arange(4), scale=1.0, segment_ids=ids)
+        blockwise_attention(
+            x, x, x, block_size=2, query_positions=torch.arange(4), scoring=Scoring(1.0), segment_ids=ids
+        )

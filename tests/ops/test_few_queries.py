@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmark.ops import numba_loops
-from landmark.ops.attention import blockwise_attention
+from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.decode_cpu import dense, few_queries_attention
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 NONE = Rotation(torch.empty(0), torch.empty(0), "none")
 
@@ -29,7 +30,7 @@ def test_equals_blockwise(block_size, keys, queries, kv_heads, groups, softcap, 
     sinks = torch.randn(kv_heads * groups).double() if with_sinks else None
     angles = torch.outer(torch.arange(25).double(), torch.tensor([1.0, 0.1])).repeat(1, 2)
     turning = Rotation(angles.cos(), angles.sin(), "half")
-    options = {"scale": 0.4, "softcap": softcap, "sinks": sinks}
+    options = {"scoring": Scoring(0.4, softcap, sinks)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
         looped = few_queries_attention(query, key, value, positions, turning, block_size=block_size, **options)
@@ -45,11 +46,11 @@ def test_equals_blockwise(block_size, keys, queries, kv_heads, groups, softcap, 
 def test_a_query_that_sees_nothing_gives_0(with_sinks):
     # With a stride of 1 every key is a landmark, and a query never sees that of its own block.
     query, key, value = torch.randn(3, 1, 1, 1, 4)
-    sinks = torch.zeros(1) if with_sinks else None
+    scoring = Scoring(1.0, None, torch.zeros(1) if with_sinks else None)
     place = torch.zeros(1, 1, dtype=torch.long)
     for out, lse in (
-        few_queries_attention(query, key, value, place, NONE, block_size=0, scale=1.0, sinks=sinks),
-        dense(query, key, value, place, 1, scale=1.0, softcap=None, sinks=sinks),
+        few_queries_attention(query, key, value, place, NONE, block_size=0, scoring=scoring),
+        dense(query, key, value, place, 1, scoring),
     ):
         assert not out.any()
         assert lse.item() == (0.0 if with_sinks else -torch.inf)
@@ -58,8 +59,9 @@ def test_a_query_that_sees_nothing_gives_0(with_sinks):
 def test_halves_are_scored_in_float32():
     query, key, value = (torch.randn(1, 2, n, 8).bfloat16() for n in (1, 20, 20))
     place = torch.tensor([[19]])
-    out, lse = few_queries_attention(query, key, value, place, NONE, block_size=4, scale=0.3)
-    exact, _ = few_queries_attention(query.double(), key.double(), value.double(), place, NONE, block_size=4, scale=0.3)
+    options = {"block_size": 4, "scoring": Scoring(0.3)}
+    out, lse = few_queries_attention(query, key, value, place, NONE, **options)
+    exact, _ = few_queries_attention(query.double(), key.double(), value.double(), place, NONE, **options)
     assert out.dtype == torch.bfloat16
     assert lse.dtype == torch.float32
     torch.testing.assert_close(out.double(), exact, atol=1e-6, rtol=torch.finfo(torch.bfloat16).eps)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from landmark.ops import numba_loops
 from landmark.ops.retrieved import Pages, gathered, join_retrieved, merge, retrieved_attention
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 STRIDE, DIM, COUNT = 4, 6, 7
 
@@ -64,7 +65,7 @@ def test_equals_the_definition(backend, shared, rows, kv_heads, groups, length, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gathered, "_TILE_BYTES", tile)
         patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
-        options = {"rotation": rotation(style), "scale": 0.4, "softcap": softcap, "backend": backend}
+        options = {"rotation": rotation(style), "scoring": Scoring(0.4, softcap), "backend": backend}
         inside, gates = retrieved_attention(query, pages, distance, **options)
     expected = one_by_one(query, pages, distance, rotation(style), softcap)
     torch.testing.assert_close(inside, expected[0], atol=1e-13, rtol=0)
@@ -78,7 +79,7 @@ def test_float32_is_as_exact_as_plain_products(backend):
     pages = Pages(keys, values, torch.randint(9, (1, 2, 40, 3)))
     distance = torch.zeros(1, 2, 40, 3, dtype=torch.long)
     none = Rotation(torch.empty(0), torch.empty(0), "none")
-    options = {"rotation": none, "scale": 0.125}
+    options = {"rotation": none, "scoring": Scoring(0.125)}
     inside, gates = retrieved_attention(query, pages, distance, **options, backend=backend)
     exact = Pages(keys.double(), values.double(), pages.table)
     expected = retrieved_attention(query.double(), exact, distance, **options, backend="gathered")
@@ -108,7 +109,7 @@ def test_a_few_queries_are_joined_in_one_pass(shared, kv_heads, groups, length, 
         patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
         turning = rotation(style)
         found = join_retrieved(
-            *local, query, [(slice(None), pages)], distance, rotation=turning, scale=0.4, softcap=softcap
+            *local, query, [(slice(None), pages)], distance, rotation=turning, scoring=Scoring(0.4, softcap)
         )
     expected = merge(*local, *one_by_one(query, pages, distance, rotation(style), softcap))
     for x, y in zip(found, expected, strict=True):
@@ -131,7 +132,7 @@ def test_pieces_of_the_queries_change_not_a_bit(dtype, shared, kv_heads, groups,
     lse = torch.randn(1, heads, length)
     table = torch.randint(-1, count, (1, 1 if shared else heads, length, 3))
     distance = torch.randint(9, 60, table.shape)
-    options = {"rotation": rotation("half"), "scale": 0.4, "softcap": softcap}
+    options = {"rotation": rotation("half"), "scoring": Scoring(0.4, softcap)}
     whole = join_retrieved(out, lse, query, [(slice(None), Pages(keys, values, table))], distance, **options)
 
     def pieces():
@@ -159,7 +160,7 @@ def test_threads_do_not_change_a_bit():
     found = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        found.append(retrieved_attention(query, pages, distance, rotation=rotation("half"), scale=0.4))
+        found.append(retrieved_attention(query, pages, distance, rotation=rotation("half"), scoring=Scoring(0.4)))
     torch.set_num_threads(1)
     for one, three in zip(*found, strict=True):
         assert torch.equal(one, three)
@@ -170,9 +171,9 @@ def test_named_backends_never_fall_back():
     pages = Pages(*(x.bfloat16() for x in pages_of(1, 1, table)[:2]), table)
     distance = torch.full((1, 2, 3, 1), STRIDE)
     with pytest.raises(ValueError, match=r"bfloat16.*use backend='gathered'"):
-        retrieved_attention(query, pages, distance, rotation=rotation("half"), scale=0.4, backend="numba")
+        retrieved_attention(query, pages, distance, rotation=rotation("half"), scoring=Scoring(0.4), backend="numba")
     with pytest.raises(ValueError, match="choose one of auto, gathered, numba"):
-        retrieved_attention(query, pages, distance, rotation=rotation("half"), scale=0.4, backend="magic")
+        retrieved_attention(query, pages, distance, rotation=rotation("half"), scoring=Scoring(0.4), backend="magic")
 
 
 def test_merge_is_one_softmax_over_both_sides():
@@ -225,7 +226,7 @@ def test_scores_of_halves_are_computed_in_float32():
     query, table = torch.randn(1, 2, 3, DIM).bfloat16(), torch.randint(COUNT, (1, 2, 3, 2))
     pages = Pages(*(x.bfloat16() for x in pages_of(1, 1, table)[:2]), table)
     distance = torch.full((1, 2, 3, 2), STRIDE)
-    options = {"rotation": rotation("half"), "scale": 0.4}
+    options = {"rotation": rotation("half"), "scoring": Scoring(0.4)}
     out, gates = retrieved_attention(query, pages, distance, **options)
     assert out.dtype == gates.dtype == torch.float32
     wide = Pages(*(x.double() for x in pages[:2]), table)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from landmark.ops.retrieved import Pages, retrieved_attention
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 pytest.importorskip("triton")
 
@@ -120,7 +121,7 @@ IN_TILES = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", ONE_BY_ONE.values(), ids=ONE_BY_ONE)
 def test_reads_one_by_one_as_exactly_as_gathered(shape, dtype):
-    assert_as_exact_as_gathered(*case(dtype, **shape), rotation=rotation("half", 16), scale=0.3)
+    assert_as_exact_as_gathered(*case(dtype, **shape), rotation=rotation("half", 16), scoring=Scoring(0.3))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -128,7 +129,9 @@ def test_reads_one_by_one_as_exactly_as_gathered(shape, dtype):
 def test_reads_in_tiles_as_exactly_as_gathered(shape, dtype, monkeypatch):
     monkeypatch.setattr(gpu, "_FEW_PAIRS", 0)
     monkeypatch.setattr(gpu, "_TILE_BYTES", 1 << 10)  # long blocks take several steps
-    assert_as_exact_as_gathered(*case(dtype, **shape), products=dtype, rotation=rotation("half", 16), scale=0.3)
+    assert_as_exact_as_gathered(
+        *case(dtype, **shape), products=dtype, rotation=rotation("half", 16), scoring=Scoring(0.3)
+    )
 
 
 def test_large_tiles(monkeypatch):
@@ -136,7 +139,7 @@ def test_large_tiles(monkeypatch):
     monkeypatch.setattr(gpu, "_SHARED_FROM", 0)
     shape = {"kv_heads": 1, "groups": 2, "length": 60, "k": 2, "stride": 16}
     call = case(torch.float16, **shape)
-    assert_as_exact_as_gathered(*call, products=torch.float16, rotation=rotation("half", 16), scale=0.3)
+    assert_as_exact_as_gathered(*call, products=torch.float16, rotation=rotation("half", 16), scoring=Scoring(0.3))
 
 
 @pytest.mark.parametrize("few", [0, 4096])
@@ -146,14 +149,14 @@ def test_styles_and_caps(style, softcap, few, monkeypatch):
     monkeypatch.setattr(gpu, "_FEW_PAIRS", few)
     call = case(torch.float32, kv_heads=1, length=2, k=2, stride=5, dim=20)
     # Four dimensions stay as they are.
-    assert_as_exact_as_gathered(*call, rotation=rotation(style, 16), scale=0.3, softcap=softcap)
+    assert_as_exact_as_gathered(*call, rotation=rotation(style, 16), scoring=Scoring(0.3, softcap))
 
 
 @pytest.mark.parametrize("few", [0, 4096])
 def test_ten_runs_are_the_same_to_the_bit(few, monkeypatch):
     monkeypatch.setattr(gpu, "_FEW_PAIRS", few)
     call = case(torch.float16, kv_heads=1, length=3, k=2, stride=4)
-    options = {"rotation": rotation("half", 16), "scale": 0.3, "backend": "triton"}
+    options = {"rotation": rotation("half", 16), "scoring": Scoring(0.3), "backend": "triton"}
     first, *others = [retrieved_attention(*call, **options) for _ in range(10)]
     for other in others:
         assert all(torch.equal(x, y) for x, y in zip(first, other, strict=True))
@@ -173,7 +176,7 @@ def test_blocks_beyond_two_to_the_31_elements(few, tmp_path, monkeypatch):
     pages[:, :, -1] = torch.randn(stride, dim)
     query = torch.randn(1, 1, 2, dim, device=DEVICE).half()
     table, distance = (torch.full((1, 1, 2, 1), x, device=DEVICE) for x in (count - 1, 0))
-    options = {"rotation": rotation("none", 2), "scale": 0.3}
+    options = {"rotation": rotation("none", 2), "scoring": Scoring(0.3)}
     inside, gates = retrieved_attention(query, Pages(pages, pages, table), distance, **options, backend="triton")
     last = pages[:, :, -1:].clone()
     exact = in_float64(query, Pages(last, last, torch.zeros_like(table)), distance, **options)
@@ -184,7 +187,7 @@ def test_blocks_beyond_two_to_the_31_elements(few, tmp_path, monkeypatch):
 def test_tiles_may_run_in_any_order(monkeypatch):
     monkeypatch.setattr(gpu, "_FEW_PAIRS", 0)
     call = case(torch.float32, length=9, k=3, stride=4)
-    options = {"rotation": rotation("half", 16), "scale": 0.3, "backend": "triton"}
+    options = {"rotation": rotation("half", 16), "scoring": Scoring(0.3), "backend": "triton"}
     forwards = retrieved_attention(*call, **options)
     tiles = gpu._shared_tiles
 
@@ -218,7 +221,7 @@ def test_every_pair_is_in_one_tile_of_its_block(heads, pairs, capacity, size, sk
 
 
 def test_names_what_serves_instead(monkeypatch):
-    options = {"rotation": rotation("half", 16), "scale": 0.3, "backend": "triton"}
+    options = {"rotation": rotation("half", 16), "scoring": Scoring(0.3), "backend": "triton"}
     query, pages, distance = case(torch.float32, length=1, k=1, stride=2)
     wide = Pages(*(x.double() for x in pages[:2]), pages.table)
     instead = "numba" if DEVICE == "cpu" else "gathered"
@@ -238,7 +241,7 @@ def test_a_cpu_is_served_by_the_interpreter_only(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     call = case(torch.float16, length=1, k=1, stride=2)
     with pytest.raises(ValueError, match=r"needs an NVIDIA GPU of .* not cpu; use backend='gathered'"):
-        retrieved_attention(*call, rotation=rotation("half", 16), scale=0.3, backend="triton")
+        retrieved_attention(*call, rotation=rotation("half", 16), scoring=Scoring(0.3), backend="triton")
 
 
 def test_auto_takes_kernels_on_a_gpu_only(monkeypatch):
@@ -247,7 +250,9 @@ def test_auto_takes_kernels_on_a_gpu_only(monkeypatch):
 
     monkeypatch.setattr(*(gpu, "triton_blocks") if DEVICE == "cuda" else (retrieved, "in_place_blocks"), refuse)
     with pytest.raises(NotImplementedError):
-        retrieved_attention(*case(torch.float32, length=1, k=1, stride=2), rotation=rotation("half", 16), scale=0.3)
+        retrieved_attention(
+            *case(torch.float32, length=1, k=1, stride=2), rotation=rotation("half", 16), scoring=Scoring(0.3)
+        )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch
 from landmark.ops.attention import landmark_attention
 from landmark.ops.retrieved import Pages, retrieved_attention
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 from landmark.training.loss import weighted_cross_entropy
 
 
@@ -66,6 +67,6 @@ def test_blocks_that_are_read_have_no_gradient(backend):
     distance = torch.zeros(1, 1, 2, 1, dtype=torch.long)
     rotation = Rotation(table, 0 * table, "half")
     with pytest.raises(ValueError, match="without gradients"):
-        retrieved_attention(query, pages, distance, rotation=rotation, scale=1.0, backend=backend)
+        retrieved_attention(query, pages, distance, rotation=rotation, scoring=Scoring(1.0), backend=backend)
     with torch.no_grad():
-        retrieved_attention(query, pages, distance, rotation=rotation, scale=1.0, backend=backend)
+        retrieved_attention(query, pages, distance, rotation=rotation, scoring=Scoring(1.0), backend=backend)

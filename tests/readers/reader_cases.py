@@ -8,9 +8,9 @@ from families import family
 from torch import Tensor
 
 import landmark
-from landmark.hf.attention import Scoring
 from landmark.hf.calls import ENDLESS, Reader
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 from landmark.stream import stream_length
 
 DIM = 6

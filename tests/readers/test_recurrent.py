@@ -10,6 +10,7 @@ from torch import Tensor
 
 import landmark
 from landmark.ops.reference import reference_attention
+from landmark.ops.scoring import Scoring
 from landmark.readers.recurrent import Recurrent, RecurrentLandmarks
 
 IDS = torch.randint(3, 61, (2, 60), generator=torch.Generator().manual_seed(4))
@@ -66,7 +67,7 @@ def dense(
         stride = 1 << 40 if block_size is None else block_size + 1
         is_landmark = ((positions + phase) % stride == stride - 1)[None]
         turned = turn(query[:, :, start : start + width], positions[-width:]), turn(key, positions)
-        outs.append(reference_attention(*turned, value, is_landmark=is_landmark, **rules))
+        outs.append(reference_attention(*turned, value, is_landmark=is_landmark, scoring=Scoring(**rules)))
         start += width
     return torch.cat(outs, 2)
 

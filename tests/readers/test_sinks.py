@@ -8,8 +8,8 @@ import torch
 from reader_cases import random_layer, read, sharp, turn
 from torch import Tensor
 
-from landmark.hf.attention import Scoring
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 from landmark.readers.sinks import Sinks
 from reproduce.runs.segments import SegmentReading
 
@@ -97,7 +97,7 @@ def test_keys_are_counted_as_they_are_weighed(segment, window, sinks):
         value = values[:, :, start : start + segment]
         reader.seen = start
         zeros = torch.zeros_like(value)
-        out = reader.attend(SimpleNamespace(layer_idx=0), zeros, zeros, value, rotation, Scoring(1.0, 0.0))
+        out = reader.attend(SimpleNamespace(layer_idx=0), zeros, zeros, value, rotation, Scoring(1.0))
         seen += (out[0, 0] > 0).sum(-1).tolist()
     told = SegmentReading("sinks", segment, lambda: reader, keep=window, sinks=sinks).attended(length)
     assert told == pytest.approx(sum(seen) / length)

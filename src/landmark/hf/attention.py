@@ -3,24 +3,15 @@
 It computes nothing itself: each layer's queries, keys and values go to the `AttentionCall` of the forward under way.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from landmark.hf.compat import installed
+from landmark.ops.scoring import Scoring
 
 NAME = "landmark"
-
-
-class Scoring(NamedTuple):
-    """The options that a model passes to the attention of a layer."""
-
-    scale: float | None = None  # None: 1 / sqrt(head dimension)
-    dropout: float = 0.0
-    window: int | None = None  # of native sliding layers
-    softcap: float | None = None
-    sinks: Tensor | None = None  # [H]
 
 
 class AttentionCall(Protocol):
@@ -70,7 +61,7 @@ def attention_forward(
     landmark_call.calls.append(module.layer_idx)  # type: ignore[arg-type]
     # Under autocast a model's rotation, the identity too, leaves queries and keys in float32 beside 16-bit values.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    scoring = Scoring(scaling, dropout, sliding_window, softcap, s_aux)
+    scoring = Scoring(scaling, softcap, s_aux, dropout, sliding_window)
     out = landmark_call.attend(module, query, key, value, scoring)
     return out.transpose(1, 2).contiguous(), None
 

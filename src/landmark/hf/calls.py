@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landmark.hf.attention import Scoring
 from landmark.hf.compat import UnsupportedRelease
 from landmark.hf.rope import Rope
 from landmark.hf.sliding import sliding_attention
 from landmark.ops.attention import landmark_attention
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 from landmark.stream import Stream
 
 
@@ -161,7 +161,7 @@ def documents_of_stream(stream: Stream, documents: Tensor) -> Tensor:
 
 def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, documents: Tensor | None) -> Tensor:
     """Causal attention that reads landmarks as tokens: one block without an end."""
-    scale, dropout, _, softcap, sinks = scoring
+    scale, softcap, sinks, dropout, _ = scoring
     if softcap is None and sinks is None and documents is None:
         return nn.functional.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=True

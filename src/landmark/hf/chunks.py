@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landmark.hf.attention import Scoring
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.calls import StreamCall
 from landmark.hf.inputs import Inputs
 from landmark.hf.sliding import SlidingWindow
+from landmark.ops.scoring import Scoring
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ class ChunkCall(StreamCall):
                 *heads,
                 lengths=self._lengths,
                 rotation=self.rotations[self.ropes[layer]],
-                scale=scoring.scale,
-                softcap=scoring.softcap,
-                sinks=scoring.sinks,
+                scoring=scoring,
             )
         return _NoGradient.apply(out, query, key, value) if torch.is_grad_enabled() else out
 

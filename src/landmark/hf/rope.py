@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from landmark.hf.attention import Scoring
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 # How a model's rotary module lays out its table, whatever the way it pairs dimensions.
 Table = Literal["concatenated", "repeated", "single"]

@@ -14,9 +14,9 @@ import torch.distributed
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from landmark.hf.attention import Scoring
 from landmark.hf.calls import WholeCall
 from landmark.hf.config import text_config
+from landmark.ops.scoring import Scoring
 from landmark.stream import Stream, stream_length
 
 

@@ -1,12 +1,11 @@
 """The native sliding-window layers of hybrid models (Gemma, gpt-oss, ...), for rows with their own lengths."""
 
 import copy
-import math
 
 import torch
 from torch import Tensor
 
-from landmark.hf.attention import Scoring
+from landmark.ops.scoring import Scoring
 
 # Queries scored at once: bounds the score matrix at [B, H, TILE, window + T].
 TILE = 256
@@ -27,18 +26,15 @@ def sliding_attention(
     `key_positions [B or 1,Tk]` (negative: no key). With `documents [B,T]`, of as many queries as keys, a query sees
     its own document only. Returns `[B,H,Tq,D]`.
     """
-    scale, dropout, window, softcap, sinks = scoring
+    window, sinks, scale = scoring.window, scoring.sinks, scoring.scale_of(query)
     assert window is not None, "a sliding layer names its window"
     groups = query.shape[1] // key.shape[1]
     nothing = (key_positions < 0)[:, None, :, None]  # which may be anything, and 0 times NaN is NaN
     key, value = (t.masked_fill(nothing, 0.0).repeat_interleave(groups, 1) for t in (key, value))
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     outs = []
     for start in range(0, query.shape[-2], TILE):
         rows = slice(start, start + TILE)
-        scores = query[:, :, rows] @ key.transpose(-1, -2) * scale
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
+        scores = scoring.cap(query[:, :, rows] @ key.transpose(-1, -2) * scale)
         distance = query_positions[:, rows, None] - key_positions[:, None, :]
         seen = (distance >= 0) & (distance < window) & (key_positions >= 0)[:, None, :]
         if documents is not None:
@@ -49,7 +45,7 @@ def sliding_attention(
             sink = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
             scores = torch.cat((scores, sink), -1)
         weights = scores.softmax(-1)[..., : key.shape[-2]]
-        weights = torch.nn.functional.dropout(weights, dropout) if dropout else weights
+        weights = torch.nn.functional.dropout(weights, scoring.dropout) if scoring.dropout else weights
         outs.append(weights.to(value.dtype) @ value)
     return torch.cat(outs, -2)
 

@@ -10,10 +10,9 @@ from torch import Tensor
 from landmark.index.base import Index
 from landmark.memory.geometry import Past, real_tokens
 from landmark.memory.selection import Retrieval, Retrievals, missed
-from landmark.memory.window import Scoring
-from landmark.ops.blockwise import working_dtype
 from landmark.ops.retrieved import Pages, join_retrieved
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring, working_dtype
 from landmark.settings import Positions, Selection
 from landmark.store.base import BlockStore, Traffic
 from landmark.store.block_buffer import kept_of
@@ -84,8 +83,7 @@ class BlockMemory:
         local: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Opened]:
         """Opens blocks for `query [B,H,T,D]`, before rotary, and joins them to the `local` output and its lse."""
-        scale, softcap, _ = scoring
-        retrieval = Retrieval(self._index, past, rotation, scale, softcap)
+        retrieval = Retrieval(self._index, past, rotation, scoring)
         real = real_tokens(past.valid, past.width, past.device)
         wide = query.to(working_dtype(query))
         choice = retrieval.choose(wide, selection, real)
@@ -102,7 +100,7 @@ class BlockMemory:
             pieces = self._opened_pages(choice.blocks, miss)
         else:
             pieces = self._store.pages(choice.blocks)
-        out, weights = join_retrieved(*local, query, pieces, distance, rotation=rotation, scale=scale, softcap=softcap)
+        out, weights = join_retrieved(*local, query, pieces, distance, rotation=rotation, scoring=scoring)
         return out, _opened(past, real, blocks, weights)
 
     def _opened_pages(self, blocks: Tensor, miss: Tensor) -> Iterator[tuple[slice, Pages]]:

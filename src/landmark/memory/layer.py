@@ -1,7 +1,6 @@
 """One layer's past: a local window and, behind it, the blocks in memory, opened through their landmarks."""
 
 import copy
-import math
 
 import torch
 from torch import Tensor
@@ -10,10 +9,13 @@ from landmark.memory.blocks import BlockMemory, Opened
 from landmark.memory.geometry import Past, past_of
 from landmark.memory.selection import Retrievals
 from landmark.memory.storage import ProcessStorage, Storage
-from landmark.memory.window import LocalWindow, Scoring, WindowState, attend_locally
+from landmark.memory.window import LocalWindow, WindowState, attend_locally
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 from landmark.settings import Positions, Selection, check_max_blocks, check_miss_threshold, check_rules
 from landmark.store.base import Traffic
+
+_PLAIN = Scoring()
 
 
 class LayerMemory:
@@ -95,9 +97,7 @@ class LayerMemory:
         *,
         lengths: list[int] | None,
         rotation: Rotation,
-        scale: float | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
+        scoring: Scoring = _PLAIN,
     ) -> Tensor:
         """Reads one chunk and remembers it.
 
@@ -106,9 +106,7 @@ class LayerMemory:
                 first token ever stands at stream position 0 of its row. Rows are right-padded.
             lengths: valid positions of each of the B rows; None if all T are.
             rotation: tables that reach every position in use (the same table, up to length, in every call).
-            scale: of the scores, 1 / sqrt(D) if None.
-            softcap: scores become softcap * tanh(score / softcap).
-            sinks: [H], per head one more logit without a value.
+            scoring: scale, softcap and sinks; nothing is dropped.
 
         Returns the output [B,H,T,D], of no meaning at padding. No gradient flows.
 
@@ -116,9 +114,9 @@ class LayerMemory:
         """
         valid = [query.shape[2]] * query.shape[0] if lengths is None else lengths
         self._check_chunk(query, valid, rotation)
+        scoring = scoring._replace(dropout=0.0)
         window = self._settled(query.shape[0], rotation)
         window.write(key, value, valid, rotation)
-        scoring = Scoring(1 / math.sqrt(query.shape[-1]) if scale is None else scale, softcap, sinks)
         out, lse = attend_locally(window, query, valid, rotation, scoring, self.block_size)
         self.last = None
         if self._blocks is not None and any(self._blocks.counts):

@@ -14,6 +14,7 @@ from landmark.memory.geometry import Past, column
 from landmark.memory.selection_numba import choose_few, turn_few
 from landmark.ops.decode_cpu import FEW_QUERIES
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 from landmark.settings import Selection
 
 _TILE_BYTES = 4 << 20  # rotated queries, or scores where all of them are needed at once
@@ -38,12 +39,11 @@ class Retrieval:
     index: Index
     past: Past
     rotation: Rotation
-    scale: float
-    softcap: float | None
+    scoring: Scoring
 
     def choose(self, query: Tensor, selection: Selection, valid: Tensor | None) -> Choice:
         """Chooses for `query [B,H,T,D]`, unrotated, in float32 or wider; `valid [B,T]` marks real queries."""
-        query = query * self.scale
+        query = query * self.scoring.scale_of(query)
         if selection == "per_token_and_head" and _few_on_cpu(query):
             landmarks = self.index.resident_keys(self.past.k, self.past.upto)
             if landmarks is not None:
@@ -104,9 +104,8 @@ class Retrieval:
         if self.past.stingy:
             hidden = (self.past.recent < 0)[:, None, None]
             scores = torch.cat((scores, self._recent_scores(recent).masked_fill(hidden, -torch.inf)), dim=-1)
-        if self.softcap is not None:
-            capped = self.softcap * torch.tanh(scores / self.softcap)
-            scores = capped.masked_fill_(scores == -torch.inf, -torch.inf)
+        if self.scoring.softcap is not None:
+            scores = self.scoring.cap(scores).masked_fill_(scores == -torch.inf, -torch.inf)
         return scores.log_softmax(-1).nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
 
     def _highest_of_chunk(self, query: Tensor, valid: Tensor | None) -> Tensor:
@@ -172,6 +171,7 @@ def missed(retrieval: Retrieval, query: Tensor, choice: Choice, lse: Tensor, thr
     if not retrieval.past.stingy:  # index keys are rotated by their true place
         distance = retrieval.past.positions[:, None, :, None].expand_as(distance)
     keys, which = _landmarks(retrieval, blocks)
+    scale = retrieval.scoring.scale_of(query)
     first = torch.arange(len(query), device=query.device)[:, None, None, None]
     groups = torch.arange(query.shape[1], device=query.device)[:, None, None] // (query.shape[1] // keys.shape[1])
     per_query = 2 * query[:, :, 0].numel() * blocks.shape[-1] * query.element_size()
@@ -179,10 +179,8 @@ def missed(retrieval: Retrieval, query: Tensor, choice: Choice, lse: Tensor, thr
     for start in range(0, query.shape[2], length):
         some = slice(start, start + length)
         own = slice(None) if blocks.shape[2] == 1 else some  # or those that all queries share
-        turned = retrieval.rotation.apply(query[:, :, some, None], distance[:, :, some]) * retrieval.scale
-        gates = (turned * keys[first, groups, which[:, :, own]]).sum(-1)
-        if retrieval.softcap is not None:
-            gates = retrieval.softcap * torch.tanh(gates / retrieval.softcap)
+        turned = retrieval.rotation.apply(query[:, :, some, None], distance[:, :, some]) * scale
+        gates = retrieval.scoring.cap((turned * keys[first, groups, which[:, :, own]]).sum(-1))
         gates = gates.masked_fill(blocks[:, :, own] < 0, -torch.inf)
         found.append(torch.sigmoid(gates.logsumexp(-1) - lse[:, :, some]))
     # Where nothing at all is in sight the mass is NaN.

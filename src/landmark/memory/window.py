@@ -11,6 +11,7 @@ from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.decode_cpu import few_queries_attention, is_few
 from landmark.ops.fused import fused_forward, obstacle
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 _ROOM = 256  # positions; buffers are a multiple of this, so that decoding rarely needs larger ones
 
@@ -168,14 +169,6 @@ def _from(x: Tensor, starts: list[int], length: int) -> Tensor:
 # Attention to the local window and the chunk itself, by whichever operation serves the queries best.
 
 
-class Scoring(NamedTuple):
-    """How products of queries and keys become scores; sinks [H] are logits without values."""
-
-    scale: float
-    softcap: float | None
-    sinks: Tensor | None
-
-
 def attend_locally(
     window: LocalWindow, query: Tensor, valid: list[int], rotation: Rotation, scoring: Scoring, block_size: int
 ) -> tuple[Tensor, Tensor]:
@@ -187,16 +180,14 @@ def attend_locally(
     positions = window.positions(valid, width, device)
     if is_few(query):
         return few_queries_attention(
-            query, *window.buffers(), positions, rotation, block_size=block_size, **scoring._asdict()
+            query, *window.buffers(), positions, rotation, block_size=block_size, scoring=scoring
         )
     turned = rotation.apply(query, positions[:, None])
     keys, values = window.seen_with(valid)
     if _fused(query):
         first = column(tuple(window.lengths), device)[:, 0]
-        return fused_forward(turned, keys, values, block_size=block_size, first_query=first, **scoring._asdict())
-    return blockwise_attention(
-        turned, keys, values, block_size=block_size, query_positions=positions, **scoring._asdict()
-    )
+        return fused_forward(turned, keys, values, block_size=block_size, first_query=first, scoring=scoring)
+    return blockwise_attention(turned, keys, values, block_size=block_size, query_positions=positions, scoring=scoring)
 
 
 def _fused(query: Tensor) -> bool:

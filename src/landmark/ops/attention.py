@@ -8,8 +8,7 @@ from torch import Tensor
 from landmark.ops import fused
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.reference import reference_attention
-
-__all__ = ["blockwise_attention", "complete_first_block", "landmark_attention", "reference_attention"]
+from landmark.ops.scoring import Scoring
 
 _BACKENDS = ("auto", "reference", "blockwise", "fused")
 
@@ -67,7 +66,7 @@ def landmark_attention(
     _check_landmarks(key, block_size, phase, is_landmark)
     _check_numbers(scale, softcap, dropout)
     backend = _chosen_backend(backend, query, is_landmark)
-    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scoring = Scoring(scale, softcap, sinks, dropout)
     if key_mask is not None:
         query, key, value = _without_padding(query, key, value, key_mask)
     if backend == "fused":
@@ -78,12 +77,9 @@ def landmark_attention(
             value,
             block_size=block_size,
             phase=phase,
-            scale=scale,
-            softcap=softcap,
-            sinks=sinks,
+            scoring=scoring,
             key_mask=key_mask,
             segment_ids=segment_ids,
-            dropout=dropout,
         )
     if backend == "reference":
         if block_size is not None:
@@ -96,12 +92,9 @@ def landmark_attention(
                 key,
                 value,
                 is_landmark=is_landmark.view(-1, key.shape[2]),
-                scale=scale,
-                softcap=softcap,
-                sinks=sinks,
+                scoring=scoring,
                 key_mask=key_mask,
                 segment_ids=segment_ids,
-                dropout=dropout,
             )
     assert block_size is not None
     if phase:
@@ -113,13 +106,10 @@ def landmark_attention(
         value,
         block_size=block_size,
         query_positions=torch.arange(start, key.shape[2], device=query.device),
-        scale=scale,
-        softcap=softcap,
-        sinks=sinks,
+        scoring=scoring,
         key_mask=key_mask,
         segment_ids=segment_ids,
         query_segment_ids=None if segment_ids is None else segment_ids[:, start:],
-        dropout=dropout,
     )
     return out
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from landmark.ops.autograd import first_derivatives_only
 from landmark.ops.nonfinite import all_finite, cleaned, reads_any
+from landmark.ops.scoring import Scoring, working_dtype
 
 # How blockwise attention cuts its work: keys in whole blocks, queries in tiles, and who may see what.
 
@@ -46,9 +47,8 @@ class Rules(NamedTuple):
     """The numbers of one call."""
 
     stride: int
+    scoring: Scoring  # without sinks, which have a gradient
     scale: float
-    softcap: float | None
-    dropout: float
     seed: int  # of dropout: drawn once, so that backward drops what forward dropped
 
 
@@ -166,11 +166,6 @@ class Grid:
         return outside if foreign is None else outside | foreign
 
 
-def working_dtype(x: Tensor) -> torch.dtype:
-    """Scores and softmax are computed in float32 at least."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _tiles(positions: Tensor, stride: int, keys: int) -> Iterator[Tile]:
     """Cut queries where the first row crosses block boundaries, so that tiles see whole earlier blocks."""
     # A tile meets its own blocks densely, which costs more than larger products save where there is little else.
@@ -196,13 +191,10 @@ def blockwise_attention(
     *,
     block_size: int,
     query_positions: Tensor,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    scoring: Scoring,
     key_mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
     query_segment_ids: Tensor | None = None,
-    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1) over keys that start a block.
 
@@ -211,10 +203,8 @@ def blockwise_attention(
     Args:
         query: [B,H,Tq,D]; key, value: [B,Hkv,Tk,D] with H a multiple of Hkv.
         query_positions: long [Tq] or [B,Tq], each query's place among the keys, in [0, Tk).
-        sinks: [H], per head a gate logit without a value.
         key_mask: bool [B,Tk], True where a key is real.
         segment_ids, query_segment_ids: int [B,Tk] and [B,Tq]; a query sees the keys of its own segment only.
-        dropout: probability of dropping a final weight; the others are scaled up.
 
     Returns:
         The output [B,H,Tq,D] in query's dtype, and the logarithm of the joint softmax's denominator [B,H,Tq]
@@ -233,10 +223,10 @@ def blockwise_attention(
                 f"0..{key.shape[2] - 1}"
             )
     masks = Masks(query_positions.reshape(-1, query.shape[2]), key_mask, segment_ids, query_segment_ids)
-    seed = int(torch.randint(1 << 62, ())) if dropout else 0
-    rules = Rules(block_size + 1, scale, softcap, dropout, seed)
+    seed = int(torch.randint(1 << 62, ())) if scoring.dropout else 0
+    rules = Rules(block_size + 1, scoring._replace(sinks=None), scoring.scale_of(query), seed)
     with torch.autocast(query.device.type, enabled=False):
-        return _Blockwise.apply(query, key, value, sinks, masks, rules)
+        return _Blockwise.apply(query, key, value, scoring.sinks, masks, rules)
 
 
 class _Rows(NamedTuple):
@@ -335,7 +325,7 @@ def _joint(grid: Grid, rows: _Rows, sinks: Tensor | None, lse: Tensor | None = N
     places = grid.joint_places(tile)
     keys, values = grid.key.index_select(1, places), grid.value.index_select(1, places)
     scores = torch.bmm(rows.query, keys.transpose(1, 2))
-    slope = _cap(grid, scores)
+    slope = grid.rules.scoring.cap_with_slope_(scores)
     outside = grid.outside_joint(tile, places)
     grid.hide(scores, outside, -torch.inf)
     if lse is None:
@@ -380,7 +370,7 @@ def _inside(grid: Grid, rows: _Rows, blocks: slice, scores: Tensor, weights: Ten
     shape = (*rows.query.shape[:2], places.stop - places.start)
     scores, weights = _view(scores, shape), _view(weights, shape)
     torch.bmm(rows.query, grid.key[:, places].transpose(1, 2), out=scores)
-    slope = _cap(grid, scores)
+    slope = grid.rules.scoring.cap_with_slope_(scores)
     foreign = grid.foreign(rows.tile, places)
     if foreign is not None:
         grid.hide(scores, foreign, _HIDDEN)
@@ -438,23 +428,12 @@ def _open(grid: Grid, x: Tensor, gates: Tensor) -> None:
         grid.by_block(x).masked_fill_(gates == 0, 0.0)
 
 
-def _cap(grid: Grid, scores: Tensor) -> Tensor | None:
-    """Soft-cap scores in place; returns the derivative."""
-    softcap = grid.rules.softcap
-    if softcap is None:
-        return None
-    tanh = scores.div_(softcap).tanh_()
-    slope = 1.0 - tanh.square()
-    scores.mul_(softcap)
-    return slope
-
-
 def _kept(grid: Grid, tile: Tile, part: int, weights: Tensor) -> Tensor | None:
     """Dropout's factors for one part of a tile's weights, the same in forward and backward."""
-    if not grid.rules.dropout:
+    if not grid.rules.scoring.dropout:
         return None
     generator = torch.Generator(weights.device).manual_seed(grid.rules.seed ^ (tile.start << 32 | part))
-    keep = 1.0 - grid.rules.dropout
+    keep = 1.0 - grid.rules.scoring.dropout
     return torch.empty_like(weights).bernoulli_(keep, generator=generator).div_(keep)
 
 

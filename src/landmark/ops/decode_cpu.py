@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.blockwise import working_dtype
-from landmark.ops.numba_loops import add_weighted, compiled, in_parts, inner_products, rotate, share_out
+from landmark.ops.numba_loops import add_weighted, compiled, in_parts, inner_products, rotate, share_out, soft_cap
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring, working_dtype
 
 FEW_QUERIES = 8  # in a chunk, up to which the number of operations costs more than their size
 _FEW_LOOPED = 512  # from here on matrix products of blockwise attention are faster, as measured on one thread
@@ -36,9 +36,7 @@ def few_queries_attention(
     rotation: Rotation,
     *,
     block_size: int,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
     """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1), as `blockwise_attention` and without gradient.
 
@@ -48,9 +46,9 @@ def few_queries_attention(
     query sees nothing.
     """
     if _loops(query, key, value):
-        return _looped(query, key, value, positions, rotation, block_size + 1, scale, softcap, sinks)
+        return _looped(query, key, value, positions, rotation, block_size + 1, scoring)
     turned = rotation.apply(query, positions[:, None])
-    return dense(turned, key, value, positions, block_size + 1, scale, softcap, sinks)
+    return dense(turned, key, value, positions, block_size + 1, scoring)
 
 
 def _looped(
@@ -60,20 +58,17 @@ def _looped(
     positions: Tensor,
     rotation: Rotation,
     stride: int,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
+    scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
     rows, heads, length, _ = query.shape
     out = query.new_zeros(query.shape)
     lse = query.new_empty(query.shape[:3])
-    sinks = query.new_full((heads,), -torch.inf) if sinks is None else sinks.to(query.dtype)
+    sinks = query.new_full((heads,), -torch.inf) if scoring.sinks is None else scoring.sinks.to(query.dtype)
     # Contiguous, for compiled loops over arrays of another layout are slower, and compiled once more.
-    arrays = [
-        x.contiguous().numpy() for x in (query * scale, *rotation.by_partner, key, value, positions, sinks, out, lse)
-    ]
+    scaled = query * scoring.scale_of(query)
+    arrays = [x.contiguous().numpy() for x in (scaled, *rotation.by_partner, key, value, positions, sinks, out, lse)]
     in_parts(
-        lambda start, stop: _attend(*arrays, stride, softcap or 0.0, start, stop),
+        lambda start, stop: _attend(*arrays, stride, scoring.softcap or 0.0, start, stop),
         rows * heads * length,
         size=key.shape[2],
     )
@@ -96,9 +91,7 @@ def _attend(
         seen = scores[: last + 1]
         rotate(query[row, head, step], cos, sin, partner, last, turned)
         inner_products(key[row, group], turned, seen)
-        if softcap:
-            for j in range(seen.shape[0]):
-                seen[j] = softcap * np.tanh(seen[j] / softcap)
+        soft_cap(seen, softcap)
         end = min(last + 1, own + stride - 1)  # a landmark does not see itself
         highest = sinks[head]
         for j in range(stride - 1, own, stride):
@@ -131,20 +124,16 @@ def dense(
     value: Tensor,
     positions: Tensor,
     stride: int,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
+    scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
     """The same by matrices [B,H,T,L], on any device."""
     dtype, kv_heads, length = working_dtype(query), key.shape[1], key.shape[2]
-    scores = (query.to(dtype) * scale).unflatten(1, (kv_heads, -1)).flatten(2, 3) @ key.to(dtype).transpose(2, 3)
-    scores = scores.view(*query.shape[:3], -1)
-    if softcap is not None:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    grouped = (query.to(dtype) * scoring.scale_of(query)).unflatten(1, (kv_heads, -1)).flatten(2, 3)
+    scores = scoring.cap_((grouped @ key.to(dtype).transpose(2, 3)).view(*query.shape[:3], -1))
     joint = scores.masked_fill(_outside(positions, length, stride), -torch.inf)
     lse = joint.logsumexp(-1)
-    if sinks is not None:
-        lse = torch.logaddexp(lse, sinks[:, None].to(dtype))
+    if scoring.sinks is not None:
+        lse = torch.logaddexp(lse, scoring.sinks[:, None].to(dtype))
     weights = joint.sub_(lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp_()
     whole = length // stride * stride
     if whole:

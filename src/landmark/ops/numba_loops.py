@@ -82,6 +82,14 @@ def add_weighted(weights: Any, rows: Any, out: Any) -> None:
 
 
 @compiled
+def soft_cap(scores: Any, softcap: float) -> None:
+    """Soft-caps `scores [n]` in place as `Scoring.cap` does; a `softcap` of 0 is none."""
+    if softcap:
+        for j in range(scores.shape[0]):
+            scores[j] = softcap * np.tanh(scores[j] / softcap)
+
+
+@compiled
 def share_out(scores: Any, gate: Any) -> None:
     """Turns scores of a block's ordinary tokens into their weights: their softmax times the block's gate."""
     highest = scores.max()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from landmark.ops.nonfinite import averages, products
+from landmark.ops.scoring import Scoring, working_dtype
 
 
 def reference_attention(
@@ -12,23 +13,19 @@ def reference_attention(
     value: Tensor,
     *,
     is_landmark: Tensor,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    scoring: Scoring,
     key_mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
-    dropout: float = 0.0,
 ) -> Tensor:
     """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1) with landmarks at any places.
 
-    Shapes: query [B,H,Tq,D], key and value [B,Hkv,Tk,D], is_landmark bool [B or 1,Tk], sinks [H], key_mask
-    bool [B,Tk], segment_ids int [B,Tk]; returns [B,H,Tq,D] in query's dtype. Builds several [B,H,Tq,Tk]
-    matrices. The arguments are taken as checked by `landmark.ops.landmark_attention`.
+    Shapes: query [B,H,Tq,D], key and value [B,Hkv,Tk,D], is_landmark bool [B or 1,Tk], key_mask bool [B,Tk],
+    segment_ids int [B,Tk]; returns [B,H,Tq,D] in query's dtype. Builds several [B,H,Tq,Tk] matrices. The
+    arguments are taken as checked by `landmark_attention`.
     """
     groups = query.shape[1] // key.shape[1]
     queries, keys = query.shape[2], key.shape[2]
-    working = torch.float64 if query.dtype == torch.float64 else torch.float32
-    q, k, v = (x.to(working) for x in (query, key, value))
+    q, k, v = (x.to(working_dtype(query)) for x in (query, key, value))
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
 
     is_landmark = is_landmark[:, None, None, :]
@@ -44,11 +41,10 @@ def reference_attention(
     inside = visible & ~own & ~is_landmark
 
     # What is hidden is nothing from here on, NaN and infinities too.
-    scores = products(q, k).masked_fill(~(local | gate | inside), 0.0) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = products(q, k).masked_fill(~(local | gate | inside), 0.0) * scoring.scale_of(query)
+    scores = scoring.cap(scores)
 
-    joint = _joint_softmax(scores, local | gate, sinks)
+    joint = _joint_softmax(scores, local | gate, scoring.sinks)
     by_block = block.expand_as(scores)
     per_block = scores.new_zeros(*scores.shape[:-1], int(block.max()) + 1)
     opened = per_block.scatter_add(-1, by_block, joint.masked_fill(~gate, 0.0)).gather(-1, by_block)
@@ -60,7 +56,7 @@ def reference_attention(
     totals = per_block.scatter_add(-1, by_block, exponentials).gather(-1, by_block)
     weights = joint.masked_fill(~local, 0.0) + opened * exponentials / totals.masked_fill(totals == 0, 1.0)
     weights = weights.masked_fill(~(local | inside), 0.0)
-    return averages(torch.nn.functional.dropout(weights, dropout), v).to(query.dtype)
+    return averages(torch.nn.functional.dropout(weights, scoring.dropout), v).to(query.dtype)
 
 
 def _joint_softmax(scores: Tensor, chosen: Tensor, sinks: Tensor | None) -> Tensor:

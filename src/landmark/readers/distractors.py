@@ -1,6 +1,5 @@
 """Landmark attention of training windows whose queries also meet landmarks of other windows."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from landmark.hf.attention import Scoring
 from landmark.hf.calls import Reader
-from landmark.ops.attention import blockwise_attention, complete_first_block, landmark_attention
-from landmark.ops.blockwise import working_dtype
+from landmark.ops.attention import complete_first_block, landmark_attention
+from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring, working_dtype
 from landmark.stream import check_block_size, check_phase
 
 
@@ -92,7 +91,7 @@ class DistractedLandmarks(Reader):
         return self.slots + width
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
-        scale = 1 / math.sqrt(query.shape[-1]) if s.scale is None else s.scale
+        scale = s.scale_of(query)
         places = torch.arange(key.shape[2], device=key.device)
         layer: int = module.layer_idx
         if self.asked is not None:
@@ -109,10 +108,7 @@ class DistractedLandmarks(Reader):
             block_size=self.block_size,
             query_positions=places + self.phase,
             key_mask=mask,
-            scale=scale,
-            softcap=s.softcap,
-            sinks=s.sinks,
-            dropout=s.dropout,
+            scoring=s,
         )
         if layer == 0:
             return out
@@ -121,7 +117,7 @@ class DistractedLandmarks(Reader):
             # A query stands where it would behind the slots of a memory.
             standing = rotation.apply(query[asking].to(working_dtype(query)), places + self.slots) * scale
             lost = torch.full_like(lse, -torch.inf)
-            lost[asking] = _weight(standing, self.distractors.keys[layer], s.softcap)
+            lost[asking] = _weight(standing, self.distractors.keys[layer], s)
             out = out * (lse - lost).sigmoid()[..., None].to(out.dtype)
         self._add(layer, key, rotation)
         return out
@@ -153,13 +149,13 @@ class DistractedLandmarks(Reader):
         )
         if layer not in self.distractors.keys or not self.asked:
             return out
-        scale = 1 / math.sqrt(query.shape[-1]) if s.scale is None else s.scale
+        scale = s.scale_of(query)
         shares = torch.ones(query.shape[:3], dtype=working_dtype(query), device=query.device)
         for row, where in self.asked:
             seen = self._seen(where, places)
             kept = _sum(rotated[row, :, where].to(shares) * scale, keys[row].to(shares), seen, s)
             standing = rotation.apply(query[row, :, where].to(shares), where + self.slots) * scale
-            lost = _weight(standing[None], self.distractors.keys[layer], s.softcap)[0]
+            lost = _weight(standing[None], self.distractors.keys[layer], s)[0]
             heads = torch.arange(len(kept), device=where.device)[:, None]
             at = (torch.full_like(where, row), heads, where)
             shares = shares.index_put(at, (kept - lost).sigmoid())
@@ -176,21 +172,19 @@ class DistractedLandmarks(Reader):
 def _sum(query: Tensor, keys: Tensor, seen: Tensor, s: Scoring) -> Tensor:
     """The logarithm of the joint softmax's denominator of queries `[H,n,D]`, scaled, over the keys `[Hkv,T,D]` seen."""
     with torch.autocast(query.device.type, enabled=False):
-        scores = (query.unflatten(0, (len(keys), -1)).flatten(1, 2) @ keys.mT).view(*query.shape[:2], -1)
-        scores = scores if s.softcap is None else s.softcap * torch.tanh(scores / s.softcap)
+        scores = s.cap((query.unflatten(0, (len(keys), -1)).flatten(1, 2) @ keys.mT).view(*query.shape[:2], -1))
         total = scores.masked_fill(~seen, -torch.inf).logsumexp(-1)
         return total if s.sinks is None else torch.logaddexp(total, s.sinks[:, None].to(total))
 
 
-def _weight(query: Tensor, landmarks: Tensor, softcap: float | None) -> Tensor:
+def _weight(query: Tensor, landmarks: Tensor, s: Scoring) -> Tensor:
     """The logarithm of the sum of exponentials of the scores of `landmarks [Hkv,F,D]`, for each query `[B,H,T,D]`.
 
     Row by row, each computed again in backward, so that the scores of one row are all that is ever kept.
     """
 
     def of_row(row: Tensor) -> Tensor:
-        scores = row.unflatten(0, (len(landmarks), -1)).flatten(1, 2) @ landmarks.mT
-        scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+        scores = s.cap(row.unflatten(0, (len(landmarks), -1)).flatten(1, 2) @ landmarks.mT)
         return scores.logsumexp(-1).view(row.shape[:2])
 
     with torch.autocast(query.device.type, enabled=False):

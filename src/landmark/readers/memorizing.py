@@ -1,6 +1,5 @@
 """Memorizing Transformer: one layer also attends to its nearest keys of everything that was read before."""
 
-import math
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from landmark.hf import from_pretrained
-from landmark.hf.attention import Scoring
 from landmark.hf.calls import Reader
 from landmark.hf.config import text_config
 from landmark.index.exact import ExactIndex
-from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring, working_dtype
 from landmark.readers.recurrent import causal_attention
 
 # Memory begins with a weight of an eighth: little harm to a trained model, and enough gradient to learn from.
@@ -83,7 +81,7 @@ class _Memory:
     def attend(self, query: Tensor, retrieve: int, s: Scoring) -> Tensor:
         """Softmax over the nearest keys of `query [B,H,T,D]`, before rotary: the average of their values, like it."""
         rows, kv_heads, count, _ = self._values.shape
-        scaled = query.to(working_dtype(query)) * (1 / math.sqrt(query.shape[-1]) if s.scale is None else s.scale)
+        scaled = query.to(working_dtype(query)) * s.scale_of(query)
         scores, numbers = self._index.search(scaled.detach(), min(retrieve, count), [count] * rows)
         heads = torch.arange(rows * kv_heads, device=query.device).view(rows, kv_heads, 1, 1, 1)
         places = (numbers.unflatten(1, (kv_heads, -1)) + heads * count).view(-1, numbers.shape[-1])
@@ -91,9 +89,7 @@ class _Memory:
         if torch.is_grad_enabled():
             every = torch.arange(count, device=query.device).expand(rows, -1)
             scores = _FoundScores.apply(scaled, scores, self._index.keys(every).flatten(0, 2), places)
-        if s.softcap is not None:
-            scores = s.softcap * torch.tanh(scores / s.softcap)
-        weights = torch.nn.functional.dropout(scores.softmax(-1), s.dropout)
+        weights = torch.nn.functional.dropout(s.cap(scores).softmax(-1), s.dropout)
         return _averages(weights, self._values.flatten(0, 2).to(weights.dtype), places).view(query.shape)
 
 

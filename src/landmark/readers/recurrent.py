@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landmark.hf.attention import Scoring
 from landmark.hf.calls import Reader
 from landmark.ops.attention import landmark_attention
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 from landmark.stream import check_block_size
 
 
@@ -31,7 +31,7 @@ class CarriedKeys:
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
     """Plain attention `[B,H,T,D]` of the last T of the keys' positions, all rotated; section 2 without landmarks."""
     queries, keys = query.shape[2], key.shape[2]
-    scale, dropout, _, softcap, sinks = scoring
+    scale, softcap, sinks, dropout, _ = scoring
     if softcap is not None or sinks is not None:
         never = torch.zeros(keys, dtype=torch.bool, device=key.device)
         return landmark_attention(

@@ -1,24 +1,21 @@
 """Landmark attention whose segments open blocks of earlier ones, by the rules of reading, with gradients."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from landmark.hf.attention import Scoring
 from landmark.hf.calls import Reader
 from landmark.index.base import Index
 from landmark.index.options import IndexOptions, make_index
 from landmark.memory.geometry import Past, past_of
 from landmark.memory.selection import Retrieval
-from landmark.ops.attention import blockwise_attention
-from landmark.ops.blockwise import working_dtype
+from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.retrieved import merge
-from landmark.ops.retrieved.pages import Scores
 from landmark.ops.retrieved.trainable import trainable_blocks
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring, working_dtype
 from landmark.stream import check_block_size, check_phase
 
 
@@ -55,7 +52,6 @@ class RetrievedLandmarks(Reader):
         tail = blocks.tail[0].shape[2]
         key, value = (torch.cat(pair, dim=2) for pair in zip(blocks.tail, (key, value), strict=True))
         blocks.tail = key.detach(), value.detach()
-        scores = Scores(1 / math.sqrt(query.shape[-1]) if s.scale is None else s.scale, s.softcap)
         places = torch.arange(key.shape[2], device=key.device)
         out, lse = blockwise_attention(
             rotation.apply(query, places[tail:]),
@@ -64,13 +60,11 @@ class RetrievedLandmarks(Reader):
             block_size=self.block_size,
             query_positions=places[tail:],
             key_mask=(places >= self._hidden).expand(len(key), -1) if self._hidden and not blocks.count else None,
-            sinks=s.sinks,
-            dropout=s.dropout,
-            **scores._asdict(),
+            scoring=s,
         )
         if not blocks.count:
             return out
-        retrieval = Retrieval(blocks.index, self._past(blocks.count, tail, query), rotation, *scores)
+        retrieval = Retrieval(blocks.index, self._past(blocks.count, tail, query), rotation, s)
         choice = retrieval.choose(query.detach().to(working_dtype(query)), "per_token_and_head", None)
         inside, gates = trainable_blocks(
             query,
@@ -79,9 +73,8 @@ class RetrievedLandmarks(Reader):
             choice.blocks,
             choice.distance,
             rotation=rotation,
-            scores=scores,
+            scoring=s,
             hidden=self._hidden,
-            dropout=s.dropout,
         )
         return merge(out, lse, inside, gates)[0]
 

@@ -1,15 +1,13 @@
 """A sliding window with attention sinks: a text of any length through a model that was trained with full attention."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from landmark.hf.attention import Scoring
 from landmark.hf.calls import Reader
-from landmark.ops.blockwise import working_dtype
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring, working_dtype
 from landmark.readers.recurrent import CarriedKeys
 
 
@@ -77,9 +75,7 @@ def _scores(query: Tensor, key: Tensor) -> Tensor:
 
 def _attention(scores: Tensor, seen: Tensor, value: Tensor, s: Scoring) -> Tensor:
     """Softmax over what is `seen [T,n]`, and the average of `value [B,Hkv,n,D]` in its dtype."""
-    scores = scores * (1 / math.sqrt(value.shape[-1]) if s.scale is None else s.scale)
-    if s.softcap is not None:
-        scores = s.softcap * torch.tanh(scores / s.softcap)
+    scores = s.cap(scores * s.scale_of(value))
     scores = scores.masked_fill(~seen, -torch.inf)
     if s.sinks is not None:
         model_sink = s.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landmark.ops.attention import landmark_attention, reference_attention
+from landmark.ops.attention import landmark_attention
+from landmark.ops.reference import reference_attention
+from landmark.ops.scoring import Scoring
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -64,10 +66,9 @@ def dense_weights(query: Tensor, key: Tensor, *, block_size: int, phase: int = 0
     """The final weights [B,H,Tq,Tk], which are the output where values are unit vectors."""
     places = torch.arange(key.shape[2], device=key.device) + phase
     units = torch.eye(key.shape[2], dtype=key.dtype, device=key.device).expand(*key.shape[:3], -1)
-    options = {"scale": query.shape[3] ** -0.5, **options}
-    return reference_attention(
-        query, key, units, is_landmark=(places % (block_size + 1) == block_size)[None], **options
-    )
+    scoring = {name: options.pop(name) for name in Scoring._fields if name in options}
+    is_landmark = (places % (block_size + 1) == block_size)[None]
+    return reference_attention(query, key, units, is_landmark=is_landmark, scoring=Scoring(**scoring), **options)
 
 
 def plain_half(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:

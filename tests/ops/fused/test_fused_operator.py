@@ -6,9 +6,11 @@ from fused_cases import DEVICE, Case, dense, dense_weights, fused, results
 from torch.utils.checkpoint import checkpoint
 
 from landmark.ops import triton_support
-from landmark.ops.attention import blockwise_attention, landmark_attention
+from landmark.ops.attention import landmark_attention
+from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.fused import fused_forward, operators
 from landmark.ops.fused.spans import label_tensors
+from landmark.ops.scoring import Scoring
 
 _ALL = ("sinks", "key_mask", "segment_ids")
 SHORT = Case(7, 37, 30, groups=2, dim=24, extras=_ALL, options={"phase": 2, "softcap": 3.0})
@@ -166,7 +168,7 @@ def test_reading_places_each_rows_queries_among_its_keys(block_size):
     sinks = torch.randn(4)
     query, key, value, sinks = (x.to(DEVICE) for x in (query, key, value, sinks))
     first = torch.tensor([length - queries for length in lengths], device=DEVICE)
-    options = {"block_size": block_size, "scale": 0.7, "softcap": 5.0, "sinks": sinks}
+    options = {"block_size": block_size, "scoring": Scoring(0.7, 5.0, sinks)}
     out, lse = fused_forward(query, key, value, first_query=first, **options)
     places = first[:, None] + torch.arange(queries, device=DEVICE)
     expected, expected_lse = blockwise_attention(query, key, value, query_positions=places, **options)
@@ -182,7 +184,7 @@ def test_reading_places_each_rows_queries_among_its_keys(block_size):
 def test_reading_with_queries_beyond_the_keys():
     query, key, value = (torch.randn(2, 1, rows, 16, device=DEVICE) for rows in (20, 10, 10))
     first = torch.tensor([8, 15], device=DEVICE)
-    out, lse = fused_forward(query, key, value, block_size=3, first_query=first, scale=1.0)
+    out, lse = fused_forward(query, key, value, block_size=3, first_query=first, scoring=Scoring(1.0))
     assert out.isfinite().all()
     assert lse[0, :, :2].isfinite().all()
     exact = landmark_attention(query[:1, :, :2], key[:1], value[:1], block_size=3, scale=1.0, backend="reference")
@@ -192,7 +194,7 @@ def test_reading_with_queries_beyond_the_keys():
 def test_lse_of_reading_has_no_gradient():
     x = torch.randn(1, 1, 8, 16, device=DEVICE, requires_grad=True)
     first = torch.zeros(1, dtype=torch.long, device=DEVICE)
-    out, lse = fused_forward(x, x, x, block_size=3, first_query=first, scale=1.0)
+    out, lse = fused_forward(x, x, x, block_size=3, first_query=first, scoring=Scoring(1.0))
     assert out.requires_grad
     assert not lse.requires_grad
 

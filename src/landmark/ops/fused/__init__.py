@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from landmark.ops import triton_support
+from landmark.ops.scoring import Scoring
 
 _NARROWEST_HEAD = 16
 
@@ -22,12 +23,9 @@ def fused_attention(
     *,
     block_size: int,
     phase: int,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    scoring: Scoring,
     key_mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
-    dropout: float = 0.0,
 ) -> Tensor:
     """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1) of the last queries of a stream.
 
@@ -40,9 +38,11 @@ def fused_attention(
 
     query, key, value = (dense_rows(x) for x in (query, key, value))
     labels, ranges = label_tensors(key_mask, segment_ids, key, block_size, phase)
-    seed = torch.randint(1 << 62, (), device=query.device) if dropout else None
+    seed = torch.randint(1 << 62, (), device=query.device) if scoring.dropout else None
     first = torch.full((query.shape[0],), key.shape[2] - query.shape[2], device=query.device)
-    out, _ = forward(query, key, value, sinks, labels, ranges, seed, first, block_size, phase, scale, softcap, dropout)
+    tensors = query, key, value, scoring.sinks, labels, ranges, seed, first
+    numbers = scoring.scale_of(query), scoring.softcap, scoring.dropout
+    out, _ = forward(*tensors, block_size, phase, *numbers)
     return out
 
 
@@ -53,9 +53,7 @@ def fused_forward(
     *,
     block_size: int,
     first_query: Tensor,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
     """The same over keys that start a block, with queries [B,H,Tq,D] anywhere among them, each row where it likes.
 
@@ -68,4 +66,5 @@ def fused_forward(
     from landmark.ops.fused.operators import dense_rows, forward
 
     query, key, value = (dense_rows(x) for x in (query, key, value))
-    return forward(query, key, value, sinks, None, None, None, first_query, block_size, 0, scale, softcap, 0.0)
+    tensors = query, key, value, scoring.sinks, None, None, None, first_query
+    return forward(*tensors, block_size, 0, scoring.scale_of(query), scoring.softcap, 0.0)

@@ -12,15 +12,16 @@ from torch import Tensor
 from landmark.ops.decode_cpu import FEW_QUERIES
 from landmark.ops.retrieved.cpu import in_place_blocks, join_few, merge, reads_in_place
 from landmark.ops.retrieved.gathered import gathered_blocks
-from landmark.ops.retrieved.pages import Pages, Scores
+from landmark.ops.retrieved.pages import Pages
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 from landmark.ops.triton_support import obstacle
 
 __all__ = ["Pages", "join_retrieved", "merge", "retrieved_attention"]
 
 BACKENDS = ("auto", "gathered", "numba", "triton")
 
-_Read = Callable[[Tensor, Pages, Tensor, Rotation, Scores], tuple[Tensor, Tensor]]
+_Read = Callable[[Tensor, Pages, Tensor, Rotation, Scoring], tuple[Tensor, Tensor]]
 
 
 def retrieved_attention(
@@ -29,8 +30,7 @@ def retrieved_attention(
     distance: Tensor,
     *,
     rotation: Rotation,
-    scale: float,
-    softcap: float | None = None,
+    scoring: Scoring,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Attention of each query inside each of the blocks chosen for it (Mohtashami & Jaggi 2023, section 3.2).
@@ -40,7 +40,7 @@ def retrieved_attention(
         pages: where the blocks lie, and which of them each query reads.
         distance: long [B,H,T,k], or [B,1,T,k] where heads share: positions from the start of the block to the
             query.
-        rotation, scale, softcap: as for the local keys.
+        rotation, scoring: as for the local keys; sinks are no part of it.
         backend: "triton" (a GPU; blocks are read where they lie, once for many queries that chose them), "numba"
             (a CPU; the same, queries that chose the same block one after another), "gathered" (any device; copies
             the blocks of a few queries at a time), or "auto", the best that serves the tensors. A backend asked
@@ -60,7 +60,7 @@ def retrieved_attention(
         )
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}; choose one of {', '.join(BACKENDS)}")
-    return _reader(backend, query, pages)(query, pages, distance, rotation, Scores(scale, softcap))
+    return _reader(backend, query, pages)(query, pages, distance, rotation, scoring)
 
 
 def join_retrieved(
@@ -71,8 +71,7 @@ def join_retrieved(
     distance: Tensor,
     *,
     rotation: Rotation,
-    scale: float,
-    softcap: float | None = None,
+    scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
     """`merge` of a local `out` and `lse` with `retrieved_attention`; for few queries on a CPU in a single pass.
 
@@ -85,9 +84,9 @@ def join_retrieved(
         some, distances = query[:, :, part], distance[:, :, part]
         if few and reads_in_place(query, pages):
             local = out[:, :, part], lse[:, :, part]
-            joined.append(join_few(some, pages, distances, rotation, Scores(scale, softcap), local))
+            joined.append(join_few(some, pages, distances, rotation, scoring, local))
         else:
-            apart.append(retrieved_attention(some, pages, distances, rotation=rotation, scale=scale, softcap=softcap))
+            apart.append(retrieved_attention(some, pages, distances, rotation=rotation, scoring=scoring))
     return _whole(joined) if joined else merge(out, lse, *_whole(apart))
 
 

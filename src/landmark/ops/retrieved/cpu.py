@@ -10,9 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.numba_loops import add_weighted, compiled, in_parts, inner_products, open_gates, rotate, share_out
-from landmark.ops.retrieved.pages import Pages, Scores
+from landmark.ops.numba_loops import (
+    add_weighted,
+    compiled,
+    in_parts,
+    inner_products,
+    open_gates,
+    rotate,
+    share_out,
+    soft_cap,
+)
+from landmark.ops.retrieved.pages import Pages
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 
 def reads_in_place(query: Tensor, pages: Pages) -> bool:
@@ -22,14 +32,14 @@ def reads_in_place(query: Tensor, pages: Pages) -> bool:
 
 
 def in_place_blocks(
-    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scores: Scores
+    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     """See `landmark.ops.retrieved_attention`."""
     keys, values = (x.flatten(0, 1) for x in pages[:2])
     shape = (*query.shape[:3], pages.table.shape[-1])
     # One line for each key-value head: the pairs of its queries, for every head of its group, with their blocks.
     table, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.table, distance))
-    queries = query.reshape(len(keys), -1, query.shape[-1]) * scores.scale
+    queries = query.reshape(len(keys), -1, query.shape[-1]) * scoring.scale_of(query)
     # Queries of a single step hardly ever share blocks.
     order = table.argsort(dim=-1) if shape[2] > 1 else torch.arange(table.shape[1]).repeat(len(table), 1)
     pairs = _arrays(table, order)
@@ -37,10 +47,9 @@ def in_place_blocks(
     gates = query.new_full(table.shape, -torch.inf)
     work = _arrays(queries, *rotation.by_partner, distance, keys, inside, gates)
     in_parts(lambda start, stop: _score(*pairs, *work, start, stop), table.numel())
-    if scores.softcap is not None:
-        for x in (inside, gates.masked_fill_(table < 0, 0.0)):
-            x.div_(scores.softcap).tanh_().mul_(scores.softcap)
-        gates.masked_fill_(table < 0, -torch.inf)
+    if scoring.softcap is not None:
+        scoring.cap_(inside)
+        scoring.cap_(gates.masked_fill_(table < 0, 0.0)).masked_fill_(table < 0, -torch.inf)
     torch.softmax(inside, dim=-1, out=inside)
     out = query.new_zeros(*table.shape, values.shape[-1])
     work = _arrays(inside, values, out)
@@ -90,17 +99,18 @@ def _average(table: Any, order: Any, weights: Any, values: Any, out: Any, start:
 
 
 def join_few(
-    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scores: Scores, local: tuple[Tensor, Tensor]
+    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scoring: Scoring, local: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """`merge(*local, *retrieved_attention(...))` for tensors that `reads_in_place`, in the order of the queries."""
     shape = (*query.shape[:3], pages.table.shape[-1])
     joined, weights = query.new_empty(local[0].shape), query.new_empty(shape)
     table, distance = (x.expand(shape) for x in (pages.table, distance))
-    tensors = query * scores.scale, *rotation.by_partner, table, distance, *pages[:2], *local, joined, weights
+    scaled = query * scoring.scale_of(query)
+    tensors = scaled, *rotation.by_partner, table, distance, *pages[:2], *local, joined, weights
     # Contiguous, for compiled loops over arrays of another layout are slower, and compiled once more.
     arrays = [x.contiguous().numpy() for x in tensors]
     in_parts(
-        lambda start, stop: _join(*arrays, scores.softcap or 0.0, start, stop),
+        lambda start, stop: _join(*arrays, scoring.softcap or 0.0, start, stop),
         query.shape[:3].numel(),
         size=shape[-1] * pages.keys.shape[3],
     )
@@ -128,9 +138,7 @@ def _join(
                 continue
             rotate(query[row, head, step], cos, sin, partner, distance[row, head, step, j], turned)
             inner_products(keys[row, group, page], turned, scores[j])
-            if softcap:
-                for i in range(stride):
-                    scores[j, i] = softcap * np.tanh(scores[j, i] / softcap)
+            soft_cap(scores[j], softcap)
             weight[j] = scores[j, stride - 1]
         local = open_gates(lse[row, head, step], weight)
         for i in range(len(total)):

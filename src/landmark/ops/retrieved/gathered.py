@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from landmark.ops.blockwise import working_dtype
-from landmark.ops.retrieved.pages import Pages, Scores
+from landmark.ops.retrieved.pages import Pages
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring, working_dtype
 
 # Gathered bytes of a tile: on a CPU little enough to be in cache when they are used.
 _TILE_BYTES = 4 << 20
@@ -16,7 +16,7 @@ _TILE_BYTES_ACCELERATOR = 8 << 20
 
 
 def gathered_blocks(
-    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scores: Scores
+    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     """See `landmark.ops.retrieved_attention`."""
     work = _laid_out(query, pages, distance)
@@ -36,8 +36,8 @@ def gathered_blocks(
         for first in range(0, work.query.shape[1], queries):
             those = slice(first, first + queries)
             turned = rotation.apply(work.query[some, those, None].to(gates.dtype), work.distance[some, those])
-            scaled = turned.expand(-1, -1, k, dim) * scores.scale
-            inside[some, those], gates[some, those] = _read(scaled, keys, values, table, scores.softcap)
+            scaled = turned.expand(-1, -1, k, dim) * scoring.scale_of(query)
+            inside[some, those], gates[some, those] = _read(scaled, keys, values, table, scoring)
     return work.by_head(inside.flatten(-2)).unflatten(-1, inside.shape[-2:]), work.by_head(gates)
 
 
@@ -88,13 +88,11 @@ def _tile_sizes(query: Tensor, sharing: int, k: int, stride: int) -> tuple[int, 
     return max(1, limit // max(gathered, queries * per_query)), queries
 
 
-def _read(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+def _read(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
     """One tile: query [m,r,k,D] scaled and rotated, keys and values [m * k,stride,...], table [m,k]."""
     items, queries, k, dim = query.shape
     keys, values = keys.to(query.dtype), values.to(query.dtype)
-    scores = query.transpose(1, 2).reshape(items * k, queries, dim) @ keys.transpose(1, 2)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = scoring.cap(query.transpose(1, 2).reshape(items * k, queries, dim) @ keys.transpose(1, 2))
     missing = (table < 0).view(-1, 1)
     gates = scores[..., -1].masked_fill(missing, -torch.inf)
     # What is read for no block is the first one: it must not count.

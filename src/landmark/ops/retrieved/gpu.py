@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from landmark.ops.retrieved.pages import Pages, Scores
+from landmark.ops.retrieved.pages import Pages
 from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
 
 # The kernel of `triton_blocks`: attention of a tile of queries inside the one block that they share.
 
@@ -207,7 +208,7 @@ _TILE_ELEMENTS = 4096  # of keys that a single query meets
 
 
 def triton_blocks(
-    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scores: Scores
+    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     """See `landmark.ops.retrieved_attention`. Products of halves take rotated queries and weights as halves."""
     assert pages.keys.is_contiguous(), "keys are read in place"
@@ -245,8 +246,8 @@ def triton_blocks(
             shape[-1],
             pairs // heads,
             capacity,
-            scores.scale,
-            scores.softcap,
+            scoring.scale_of(query),
+            scoring.softcap,
             STYLE=rotation.style,
             TURNED=0 if rotation.style == "none" else rotation.cos.shape[1],
             DIM=dim,

@@ -19,10 +19,3 @@ class Pages(NamedTuple):
     keys: Tensor
     values: Tensor
     table: Tensor
-
-
-class Scores(NamedTuple):
-    """How products of queries and keys become scores."""
-
-    scale: float
-    softcap: float | None
