@@ -11,7 +11,7 @@ import landmark
 from landmark.assets import book_path, model_path
 from landmark.data.text import read_text
 from landmark.hf import LandmarkCache
-from landmark.hf.tokenizer import encode, load_tokenizer, only_errors
+from landmark.hf.tokenizer import encode, load_tokenizer, quiet_transformers
 from landmark.index.base import Index
 from landmark.index.exact import ExactIndex
 from landmark.memory.storage import ProcessStorage
@@ -60,7 +60,7 @@ def recording_cache(config: Any, layers: Collection[int]) -> tuple[LandmarkCache
 
 def landmarks_of_book(tokens: int = TOKENS) -> Landmarks:
     """Reads the beginning of the book, which takes a quarter of a minute."""
-    only_errors()
+    quiet_transformers()
     model = landmark.from_pretrained(model_path())
     tokenizer = load_tokenizer(model_path(), model)
     ids = encode(tokenizer, read_text(book_path())).ids[:tokens]

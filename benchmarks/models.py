@@ -15,7 +15,7 @@ from benchmarks.roofline import Sizes
 from landmark.hf import convert, from_pretrained
 from landmark.hf.config import MAX_CHUNK, Settings, layer_kinds, text_config
 from landmark.hf.model import saved_rows
-from landmark.hf.tokenizer import only_errors
+from landmark.hf.tokenizer import quiet_transformers
 
 VOCABULARY = 4096
 _PLAIN = "landmark-bench"
@@ -66,7 +66,7 @@ def _loaded(options: ModelOptions) -> PreTrainedModel:
     assert options.model is not None
     if not options.model.is_dir():
         raise ValueError(f"no model at {options.model}: give the folder that save_pretrained wrote")
-    only_errors()
+    quiet_transformers()
     model = from_pretrained(options.model)
     stored = Settings.of(text_config(model.config))
     given = {name: getattr(options, name) for name in ("retrieve", "local_blocks")}

@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from landmark.hf.config import Settings, text_config
 from landmark.hf.convert import from_pretrained
+from landmark.hf.model import ordinary_tokens
 
 
 def save_plain(folder: str | Path, out: str | Path) -> None:
@@ -16,10 +17,10 @@ def save_plain(folder: str | Path, out: str | Path) -> None:
     """
     model = from_pretrained(folder)
     landmark_id = Settings.of(text_config(model.config)).landmark_id
-    rows: int = model.get_input_embeddings().num_embeddings  # type: ignore[assignment, union-attr]
-    if landmark_id != rows - 1:
+    ordinary = ordinary_tokens(model)
+    if landmark_id != ordinary:
         raise ValueError(
-            f"the landmark of {folder} is row {landmark_id} of {rows}, a token of the model: leave it there"
+            f"the landmark of {folder} is row {landmark_id} of {ordinary}, a token of the model: leave it there"
         )
     config = AutoConfig.from_pretrained(folder)
     delattr(config, "landmark")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 import landmark
 from landmark.data.text import read_text
 from landmark.hf.compat import cache_kwargs
-from landmark.hf.loading import gguf_model, gguf_tokenizer, is_gguf, read_tokenizer
+from landmark.hf.loading import gguf_model, is_gguf, read_tokenizer
 from landmark.hf.tokenizer import encode
 
 
@@ -46,11 +46,8 @@ def main() -> None:
     given = options()
     torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore")  # that it has not learnt landmarks is what is measured here
-    if is_gguf(given.model):
-        model, tokenizer = gguf_model(given.model, dtype=torch.float32), gguf_tokenizer(given.model)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
-        tokenizer = read_tokenizer(given.model)
+    load = gguf_model if is_gguf(given.model) else AutoModelForCausalLM.from_pretrained
+    model, tokenizer = load(given.model, dtype=torch.float32), read_tokenizer(given.model)
     ids = encode(tokenizer, read_text(given.text)).ids[: given.tokens]
     windows = list(ids[None].split(given.window, 1))
     model.eval()

@@ -7,7 +7,7 @@ from typing import Any
 from landmark.data.tokenizer import train_tokenizer
 from reproduce.runs.setup import Setup
 from landmark.hf.loading import to_default_device
-from landmark.hf.tokenizer import load_tokenizer, only_errors
+from landmark.hf.tokenizer import load_tokenizer, quiet_transformers
 from landmark.readers.memorizing import load_with_gates
 from reproduce.trainings.small import BLOCK_SIZE, VOCABULARY, small
 from landmark.training.plan import Plan
@@ -62,6 +62,6 @@ def tokenizer_of(setup: Setup, corpus: str) -> Path:
 
 def load(folder: Path) -> tuple[Any, Any]:
     """A trained model, on the device that there is, and its tokenizer."""
-    only_errors()
+    quiet_transformers()
     model = to_default_device(load_with_gates(folder))
     return model.eval(), load_tokenizer(folder, model)

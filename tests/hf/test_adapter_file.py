@@ -101,7 +101,7 @@ def test_what_is_no_adapter_of_ours_is_refused(trained, tmp_path):
     with pytest.raises(ValueError, match="cannot be read as an adapter"):
         landmark.load_adapter(plain(), tmp_path / "short.safetensors")
     save_file(load_file(folder / FILE), tmp_path / "bare.safetensors")
-    with pytest.raises(ValueError, match="does not say which model"):
+    with pytest.raises(ValueError, match="has no entry for the model"):
         landmark.load_adapter(plain(), tmp_path / "bare.safetensors")
     with pytest.raises(ValueError, match="no model can be loaded"):
         landmark.load_adapter(tmp_path / "nothing", folder)

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import landmark
-from landmark.hf.tokenizer import encode, load_tokenizer, opening
+from landmark.hf.tokenizer import bos_tokens, encode, load_tokenizer
 
 
 def saved(folder, words, **options):
@@ -22,7 +22,7 @@ def test_belongs(tmp_path):
     text = encode(tokenizer, "w5 w60")
     assert text.ids.tolist() == [5, 60]
     assert text.offsets == [(0, 2), (3, 6)]
-    assert opening(tokenizer).ids.tolist() == []
+    assert bos_tokens(tokenizer).ids.tolist() == []
 
 
 def test_more_tokens_than_rows(tmp_path):

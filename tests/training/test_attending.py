@@ -8,7 +8,7 @@ import torch
 
 from landmark.readers.memorizing import load_with_gates
 from landmark.training.callbacks import StopOnSignal
-from landmark.training.models import load_model, load_tokenizer
+from landmark.training.models import load_model, tokenizer_of
 from landmark.training.plan import plan_of
 from landmark.training.recipe import Recipe
 from landmark.training.run import train
@@ -67,7 +67,7 @@ def test_a_model_with_gates_is_trained_on_with_them(plan):
     more = replace(plan("knn", "more"), model=str(first), config=None, block_size=None)
     gates = [
         model.model.layers[0].self_attn.memory_gate
-        for model in (load_with_gates(first), load_model(more, load_tokenizer(more)))
+        for model in (load_with_gates(first), load_model(more, tokenizer_of(more)))
     ]
     assert torch.equal(*gates)
     assert (gates[0] != -2).all()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from landmark.training import run as run_module
-from landmark.training.models import load_tokenizer
+from landmark.training.models import tokenizer_of
 from landmark.training.plan import plan_of
 from landmark.training.run import train
 
@@ -28,7 +28,7 @@ def test_other_settings_are_found_before_a_text_is_read(options, material, tmp_p
         with pytest.raises(TypeError):
             train(options())  # claims the folder
     (tmp_path / "run" / "checkpoint-4").mkdir()
-    monkeypatch.setattr(run_module, "load_tokenizer", None)
+    monkeypatch.setattr(run_module, "tokenizer_of", None)
     other = tmp_path / "other.toml"
     other.write_text((material / "recipe.toml").read_text().replace("steps = 4", "steps = 5", 1))
     with pytest.raises(ValueError, match=r"recipe\.stages\.0\.steps was 4, is 5"):
@@ -84,8 +84,8 @@ def test_a_text_that_is_too_short_leaves_neither_tokens_nor_tokenizer(options, t
 
 def test_a_tokenizer_is_trained_where_there_is_none(options, material, tmp_path):
     plan = replace(plan_of(options(tokenizer=str(tmp_path / "new"))), vocabulary=290)
-    assert len(load_tokenizer(plan)) == 290
-    assert len(load_tokenizer(replace(plan, vocabulary=280))) == 290, "the one that is there serves"
+    assert len(tokenizer_of(plan)) == 290
+    assert len(tokenizer_of(replace(plan, vocabulary=280))) == 290, "the one that is there serves"
 
 
 def test_there_must_be_text(options):

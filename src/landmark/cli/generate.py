@@ -53,7 +53,7 @@ def run(options: GenerateOptions) -> int:
     from landmark.evaluation.reading import Reading
     from landmark.hf import read
     from landmark.hf.reader import TextTo, answer
-    from landmark.hf.tokenizer import encode, opening
+    from landmark.hf.tokenizer import bos_tokens, encode
     from landmark.hf.trace import passages
 
     def reading_of(config: Any) -> Reading:
@@ -65,7 +65,7 @@ def run(options: GenerateOptions) -> int:
     reading = reading_of(model.config)
     cache = reading.cache(model.config)
     assert cache is not None
-    before = opening(tokenizer) + encode(tokenizer, text)
+    before = bos_tokens(tokenizer) + encode(tokenizer, text)
     prompt = encode(tokenizer, options.prompt, continues=True)
     whole = before + prompt
     reading.check_length(model.config, len(whole) + options.max_new_tokens)

@@ -19,12 +19,12 @@ def load(path: Path | None, check: Callable[[Any], object] = lambda config: None
     from landmark.hf import from_pretrained
     from landmark.hf.config import Settings, text_config
     from landmark.hf.loading import read_config, read_tokenizer, to_default_device
-    from landmark.hf.tokenizer import load_tokenizer, only_errors
+    from landmark.hf.tokenizer import load_tokenizer, quiet_transformers
 
     folder = model_path() if path is None else path
     if not folder.is_dir():
         raise ValueError(f"no model at {folder}: give the folder that `landmark train` or save_pretrained wrote")
-    only_errors()
+    quiet_transformers()
     config = read_config(folder)
     Settings.of(text_config(config))
     check(config)

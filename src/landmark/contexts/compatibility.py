@@ -13,9 +13,9 @@ from landmark.contexts.storage import ContextStorage, made_prefix
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
 from landmark.hf.config import Settings, layer_budgets, layer_kinds, text_config
-from landmark.hf.fingerprint import differences, fingerprint_by_the_rule_of, model_fingerprint
+from landmark.hf.fingerprint import differences, fingerprint_like, model_fingerprint
 from landmark.hf.serialization import resume_cache
-from landmark.hf.tokenizer import load_tokenizer, opening, text_encoder
+from landmark.hf.tokenizer import bos_tokens, load_tokenizer, text_encoder
 from landmark.index.options import IndexKind, IndexOptions
 from landmark.memory import LayerMemory, Selection
 from landmark.memory.storage import Budgets
@@ -47,7 +47,7 @@ def header(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> di
 def check_header(snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises ValueError, naming the difference, if another model or tokenizer read the context."""
     kept = snapshot.header["fingerprint"]
-    now = fingerprint_by_the_rule_of(kept, model) | _fingerprint_of_tokenizer(tokenizer)
+    now = fingerprint_like(kept, model) | _fingerprint_of_tokenizer(tokenizer)
     for name, before, after in differences(kept, now):
         raise ValueError(
             f"{snapshot.path} was read with other {name}: {before}, now {after}; open it with the model and "
@@ -154,7 +154,7 @@ def tokenized(tokenizer: "PreTrainedTokenizerBase", text: str, *, first: bool) -
 
     The `first` document of a context begins with what the tokenizer puts in front of every text.
     """
-    starts = opening(tokenizer).ids.numpy() if first else np.empty(0, np.int64)
+    starts = bos_tokens(tokenizer).ids.numpy() if first else np.empty(0, np.int64)
     found = [np.column_stack((starts, np.zeros((len(starts), 2))))]
     found += [np.column_stack((tokens.ids, tokens.offsets)) for tokens in text_encoder(tokenizer).pieces(text)]
     return np.concatenate([columns.astype(np.uint32) for columns in found])

@@ -18,7 +18,7 @@ from landmark.evaluation.reading import Reading
 from landmark.hf import LandmarkCache, read
 from landmark.hf.fingerprint import model_fingerprint
 from landmark.hf.reader import answer
-from landmark.hf.tokenizer import encode, opening
+from landmark.hf.tokenizer import bos_tokens, encode
 from landmark.process_memory import PeakMemory
 
 DIGITS = 5
@@ -66,7 +66,7 @@ class PasskeyPrompts:
         self.tokenizer = tokenizer
         self.haystack = haystack
         self.seed = seed
-        self.opening = opening(tokenizer).ids
+        self.opening = bos_tokens(tokenizer).ids
         self.question = encode(tokenizer, passkey_question(), continues=True).ids
 
     def check_length(self, length: int) -> None:

@@ -328,9 +328,9 @@ class LandmarkCache(Cache):
     def resume(self, tokens: Tensor) -> None:
         """Goes on after `tokens [B]` ordinary tokens, which the memories hold already; its length counts from 0."""
         self._tokens = tokens
-        self.count_anew()
+        self.restart_length()
 
-    def count_anew(self) -> None:
+    def restart_length(self) -> None:
         """Counts its length from 0 from here on: pass `generate` only what is new."""
         self._columns = Columns(self._columns.keep)
 
@@ -342,8 +342,8 @@ class LandmarkCache(Cache):
         self.check_whole()
         branch = copy.copy(self)
         branch.layers = [LandmarkLayer(memory.fork()) for memory in self.memories]
-        branch._recording = self._recording.forgotten()
-        branch.count_anew()
+        branch._recording = self._recording.cleared()
+        branch.restart_length()
         branch._tokens = None if self._tokens is None else self._tokens.clone()
         return branch
 
@@ -374,9 +374,9 @@ class LandmarkCache(Cache):
     def reset(self) -> None:
         self.layers = self._fresh_layers()
         self._tokens, self._rotations = None, None
-        self.count_anew()
+        self.restart_length()
         self._under_way = False
-        self._recording = self._recording.forgotten()
+        self._recording = self._recording.cleared()
 
     def _take_rows(self, rows: Tensor) -> None:
         if self._tokens is None:

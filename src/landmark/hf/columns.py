@@ -1,21 +1,21 @@
-"""The columns of input_ids that a cache has read: how many, which held tokens, whether a prompt begins with them."""
+"""The columns of input_ids that a cache has read: their number, their mask, and whether a prompt begins with them."""
 
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-# Odd, so that multiplication by it loses nothing modulo 2**64.
+# Odd, so that multiplication by it is invertible modulo 2**64.
 _FACTOR = 6364136223846793005
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What was read so far: the newest columns as they were, of all older ones a hash a row.
+    """The columns read so far: the newest ones themselves, and of all older ones a hash for each row.
 
-    `recent` holds (ids or None for embeddings `[B, W]`, real `[B, W]`), the newest last; at least the newest `keep`
-    columns are among them. `digest [B]` is None where embeddings are among the older ones, or nothing is older;
-    `older_tokens [B]` counts the tokens in those, None where there are none.
+    `recent` holds pairs (ids `[B, W]`, None for embeddings, and mask `[B, W]`), the newest last; at least the newest
+    `keep` columns are among them. `digest [B]` is None where some of the older columns were embeddings, or where there
+    are none; `older_tokens [B]` counts the tokens in the older columns, None where there are none.
     """
 
     keep: int
@@ -26,21 +26,21 @@ class Columns:
     recent: tuple[tuple[Tensor | None, Tensor], ...] = field(default=())
 
     def followed_by(self, ids: Tensor | None, real: Tensor) -> "Columns":
-        """After an input of `ids [B, S]`, None for embeddings, with its mask `real [B, S]`."""
+        """The columns after an input of `ids [B, S]`, None for embeddings, with mask `real [B, S]`."""
         ids = None if ids is None else ids.detach()
         grown = replace(self, count=self.count + real.shape[1], recent=(*self.recent, (ids, real)))
-        return grown._settled() if grown.count - grown.older > 2 * self.keep + real.shape[1] else grown
+        return grown._compacted() if grown.count - grown.older > 2 * self.keep + real.shape[1] else grown
 
-    def _settled(self) -> "Columns":
-        """With all but the newest `keep` columns among the older ones."""
+    def _compacted(self) -> "Columns":
+        """The same with all but the newest `keep` columns hashed."""
         ids, real = self._joined()
-        gone = max(0, real.shape[1] - self.keep)
+        hashed = max(0, real.shape[1] - self.keep)
         known = ids is not None and (self.digest is not None or not self.older)
-        digest = _digest(ids[:, :gone], self.digest) if known else None  # type: ignore[index]
-        newest = None if ids is None else ids[:, gone:].clone()
-        tokens = _sum(real[:, :gone], self.older_tokens)
-        recent = ((newest, real[:, gone:].clone()),)
-        return replace(self, older=self.older + gone, digest=digest, older_tokens=tokens, recent=recent)
+        digest = _digest(ids[:, :hashed], self.digest) if known else None  # type: ignore[index]
+        newest = None if ids is None else ids[:, hashed:].clone()
+        tokens = _sum(real[:, :hashed], self.older_tokens)
+        recent = ((newest, real[:, hashed:].clone()),)
+        return replace(self, older=self.older + hashed, digest=digest, older_tokens=tokens, recent=recent)
 
     def _joined(self) -> tuple[Tensor | None, Tensor]:
         ids = [ids for ids, _ in self.recent if ids is not None]
@@ -48,9 +48,9 @@ class Columns:
         return whole, torch.cat([real for _, real in self.recent], 1)
 
     def cropped(self, dropped: int) -> tuple["Columns", Tensor]:
-        """Without the newest `dropped` columns, and how many tokens of each row `[B]` stood in them.
+        """Without the newest `dropped` columns; also the number of tokens of each row `[B]` in them.
 
-        Raises ValueError where they are no longer known.
+        Raises ValueError where they have been hashed.
         """
         if dropped > self.count:
             raise ValueError(f"cannot drop {dropped} tokens of {self.count}")
@@ -65,7 +65,7 @@ class Columns:
         return replace(self, count=self.count - dropped, recent=recent), real[:, stay:].sum(1)
 
     def of_rows(self, rows: Tensor) -> "Columns":
-        """Where row i goes on from what was row `rows[i]`."""
+        """The columns with row i taken from row `rows[i]`."""
         if not self.recent:
             return self
         ids, real = self._joined()
@@ -74,11 +74,11 @@ class Columns:
         return replace(self, digest=digest, older_tokens=tokens, recent=((taken, real[rows.to(real.device)]),))
 
     def tokens(self) -> Tensor | int:
-        """How many tokens of each row `[B]` stand in these columns."""
+        """Tokens of each row `[B]` in these columns."""
         return _sum(self._joined()[1], self.older_tokens) if self.recent else 0
 
     def masked(self, mask: Tensor) -> Tensor:
-        """Whether `mask [B, count]` says of these columns what was read of them; of older ones, how many tokens."""
+        """Whether `mask [B, count]` is that of these columns; of hashed ones, the number of tokens is compared."""
         _, real = self._joined()
         mask = mask.to(real.device)
         newest = (mask[:, self.older :] == real).all()
@@ -89,7 +89,7 @@ class Columns:
     def begin(self, ids: Tensor) -> bool:
         """Whether the prompt `ids [B, S]` begins with these columns; True where embeddings were read.
 
-        Fewer rows than were read are several answers to each, as `generate` repeats them.
+        With fewer rows than were read, each stands for several, as `generate` repeats them for several sequences.
         """
         if not self.count:
             return True
@@ -109,7 +109,7 @@ def _sum(real: Tensor, before: Tensor | None) -> Tensor:
 
 
 def _digest(ids: Tensor, before: Tensor | None = None) -> Tensor:
-    """A polynomial hash `[B]` of rows of ids, modulo 2**64: of `before` and then `ids [B, S]`."""
+    """Polynomial hash `[B]` of rows of ids, modulo 2**64, that continues `before` with `ids [B, S]`."""
     count = ids.shape[1]
     powers = torch.full((count,), _FACTOR, dtype=torch.long, device=ids.device).cumprod(0)  # factor ** 1, 2, ...
     digest = ((ids.long() + 1) * powers.flip(0)).sum(1)

@@ -24,7 +24,7 @@ from landmark.hf.config import (
 )
 from landmark.hf.hooks import attention_pre_hook, base_hook, base_pre_hook
 from landmark.hf.loading import gguf_model, is_gguf, read_config, read_weights
-from landmark.hf.model import adopt, saved_rows, settle
+from landmark.hf.model import install_mixin, saved_rows, store_settings
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
 from landmark.hf.rope import evaluating, find_ropes, rotation
 from landmark.memory import Selection
@@ -168,8 +168,8 @@ def convert(
         model.set_attn_implementation(attention.NAME)
     else:
         _attach(model, base, name, kinds, add_row=settings.landmark_id == rows)
-    settle(model, settings)
-    adopt(model)
+    store_settings(model, settings)
+    install_mixin(model)
     return model
 
 

@@ -1,7 +1,7 @@
-"""Configurations, weights and tokenizers as transformers loads them, and one line for what is wrong with their files.
+"""Loading configs, weights and tokenizers, from folders, the hub and GGUF files, with errors of one line.
 
-A damaged file may run into any error, by the place of the damage and the release of transformers; weights that are
-missing into none at all, for transformers makes them up. Here both are a ValueError that names the folder.
+A damaged file can raise any exception in transformers, and missing weights none at all, for they are initialized at
+random. Here both are a ValueError that names the folder.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,30 +23,34 @@ from transformers import (
 )
 from transformers.utils import logging
 
-SHOWN = 3  # names of weights in a message
-LONGEST = 300  # characters of somebody else's message
+_SHOWN = 3  # names of weights in a message
+_LONGEST = 300  # characters quoted of an error
 
 
 def read_config(path: str | PathLike[str], **options: Any) -> PretrainedConfig:
-    """The configuration in a folder or on the hub; raises ValueError where none can be read."""
-    with _told(f"no model can be loaded from {path}"):
+    """The config in a folder, on the hub or in a GGUF file; raises ValueError where none can be read."""
+    if is_gguf(path):
+        return gguf_config(path)
+    with _one_line_error(f"no model can be loaded from {path}"):
         return AutoConfig.from_pretrained(path, **options)
 
 
-def read_tokenizer(path: str | PathLike[str]) -> Any:
-    """The tokenizer in a folder or on the hub; raises ValueError where none can be read."""
-    with _told(f"the tokenizer at {path} cannot be loaded"):
+def read_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, on the hub or in a GGUF file; raises ValueError where none can be read."""
+    if is_gguf(path):
+        return gguf_tokenizer(path)
+    with _one_line_error(f"the tokenizer at {path} cannot be loaded"):
         return AutoTokenizer.from_pretrained(path)
 
 
 def read_weights(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
-    """The model in a folder or on the hub, all of its weights read from there; `options` go to transformers.
+    """The model in a folder or on the hub with all of its weights; `options` go to transformers.
 
     Raises ValueError where files are damaged or do not belong together, and where weights are missing.
     """
-    # Weights that do not fit are told below; transformers would tell them in a table on the screen.
+    # Weights that do not fit raise below; transformers would print a table.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _told(f"the model at {path} cannot be loaded"), _silence():
+    with _one_line_error(f"the model at {path} cannot be loaded"), _silence():
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, **options)
     model, found = loaded
     if mismatched := sorted(found["mismatched_keys"]):
@@ -56,9 +60,9 @@ def read_weights(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
             f"are {list(saved)}: take configuration and weights of one model"
         )
     if missing := sorted(found["missing_keys"]):
-        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise ValueError(
-            f"the model at {path} cannot be loaded: its files lack the weights {', '.join(missing[:SHOWN])}{more}: "
+            f"the model at {path} cannot be loaded: its files lack the weights {', '.join(missing[:_SHOWN])}{more}: "
             "take configuration and weights of one model, whole"
         )
     return model
@@ -70,17 +74,19 @@ def to_default_device(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _one_line_error(what: str) -> Iterator[None]:
+    """Turns any exception into a ValueError of one line that begins with `what`."""
     try:
         yield
     except Exception as error:
-        said = " ".join(str(error).split())[:LONGEST] or "no reason given"
+        reason = " ".join(str(error).split())[:_LONGEST] or "no reason given"
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{what} ({kind}{said}): give a whole one, as save_pretrained writes it") from error
+        raise ValueError(f"{what} ({kind}{reason}): give a whole one, as save_pretrained writes it") from error
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
+    """Keeps transformers from logging anything but errors."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -89,27 +95,26 @@ def _silence() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-# GGUF files as a source of models: their weights become ordinary ones, which can be trained, converted and saved.
+# GGUF files: weights are dequantized, so that the model can be trained, converted and saved.
 
-
-Read = TypeVar("Read")
+_Loaded = TypeVar("_Loaded")
 
 
 def is_gguf(source: str | PathLike[str]) -> bool:
-    """Whether `source` names a GGUF file, by the end of its name."""
+    """Whether `source` ends in .gguf."""
     return str(source).lower().endswith(".gguf")
 
 
 def gguf_config(file: str | PathLike[str]) -> PretrainedConfig:
-    """The configuration of the model in `file`; raises ValueError where it cannot be read."""
-    return _ordinary(_read(AutoConfig.from_pretrained, file))
+    """The config of the model in a GGUF file; raises ValueError where it cannot be read."""
+    return _without_quantization(_read(AutoConfig.from_pretrained, file))
 
 
 def gguf_tokenizer(file: str | PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer in `file`; raises ValueError where it cannot be read."""
+    """The tokenizer in a GGUF file; raises ValueError where it cannot be read."""
     tokenizer = _read(AutoTokenizer.from_pretrained, file)
     config = gguf_config(file)
-    for name in ("bos", "eos", "pad", "unk"):  # which some releases of transformers take from elsewhere
+    for name in ("bos", "eos", "pad", "unk"):  # some releases of transformers guess these
         token_id = getattr(config, f"{name}_token_id", None)
         if token_id is not None:
             setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token_id))
@@ -117,15 +122,15 @@ def gguf_tokenizer(file: str | PathLike[str]) -> PreTrainedTokenizerBase:
 
 
 def gguf_model(file: str | PathLike[str], **options: Any) -> PreTrainedModel:
-    """The model in `file` with its weights dequantized; `options` go to transformers.
+    """The model in a GGUF file with its weights dequantized; `options` go to transformers.
 
-    Raises ValueError where `file` cannot be read: no such file, a part of one, a family that transformers does not
-    know, or the package gguf is missing.
+    Raises ValueError where `file` cannot be read: missing, truncated, of a family that transformers does not know, or
+    without the package gguf.
     """
-    if hasattr(transformers, "GgufConfig"):  # these releases would keep weights packed where they have kernels for it
+    if hasattr(transformers, "GgufConfig"):  # these releases would keep weights quantized where they have kernels
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = _read(AutoModelForCausalLM.from_pretrained, file, **options)
-    _ordinary(model.config)
+    _without_quantization(model.config)
     for name in ("hf_quantizer", "quantization_method"):
         if hasattr(model, name):
             delattr(model, name)
@@ -133,7 +138,7 @@ def gguf_model(file: str | PathLike[str], **options: Any) -> PreTrainedModel:
     return model
 
 
-def _read(load: Callable[..., Read], file: str | PathLike[str], **options: Any) -> Read:
+def _read(load: Callable[..., _Loaded], file: str | PathLike[str], **options: Any) -> _Loaded:
     path = Path(file)
     if find_spec("gguf") is None:
         raise ValueError(f"reading {path} needs the package gguf: pip install 'landmark-attention[gguf]'")
@@ -141,7 +146,7 @@ def _read(load: Callable[..., Read], file: str | PathLike[str], **options: Any) 
         raise ValueError(f"{path} does not exist or is not a file")
     try:
         return load(str(path.parent), gguf_file=path.name, **options)
-    # What a damaged or unknown file runs into differs with the place of the damage and the release of transformers.
+    # A damaged or unknown file can raise anything.
     except Exception as error:
         detail = str(error).strip().splitlines()
         raise ValueError(
@@ -150,8 +155,8 @@ def _read(load: Callable[..., Read], file: str | PathLike[str], **options: Any) 
         ) from error
 
 
-def _ordinary(config: PretrainedConfig) -> PretrainedConfig:
-    """`config` without the traces of quantization, which would forbid to save the model."""
+def _without_quantization(config: PretrainedConfig) -> PretrainedConfig:
+    """`config` without its quantization fields, with which the model could not be saved."""
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(config, name):
             delattr(config, name)

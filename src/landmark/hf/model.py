@@ -1,4 +1,8 @@
-"""The class of a converted model: its own, with the few methods that landmarks change."""
+"""The class of a converted model, and the landmark's row in its vocabulary.
+
+The landmark's embedding is normally the last row, which `config.vocab_size` and logits leave out: losses, sampling and
+resizing see ordinary tokens only. A row inside the vocabulary may serve instead; it has a logit far below all others.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -19,34 +23,31 @@ from landmark.hf.compat import UnsupportedRelease, cache_argument, rename_cache_
 from landmark.hf.config import Settings, text_config
 from landmark.hf.refusals import check_rows_can_be_added
 
-_KIND_OF_CACHE = "cache_implementation"
+_CACHE_IMPLEMENTATION = "cache_implementation"
 
 
 class LandmarkMixin:
-    """What a converted model does otherwise than its own class; everything else is inherited.
-
-    `adopt` puts this in front of the class a model has.
-    """
+    """Methods that a converted model overrides; `install_mixin` puts them in front of the model's own class."""
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
-        if not args and not options:  # a copy, whose attributes are set by whoever makes it
+        if not args and not options:  # a copy; its attributes are set afterwards
             return object.__new__(cls)
-        # A new model made of a converted one's class knows nothing of landmarks yet: it is one of the class below.
+        # A new model constructed from a converted one's class is not converted yet: it gets the original class.
         plain = original_class(cls)
         model = plain.__new__(plain)
         model.__init__(*args, **options)
         return model
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class is made in this process: others, and copies, make it again from the one below.
+        # The class is created in this process: other processes, and copies, create it from the original one.
         _, _, *state = super().__reduce_ex__(protocol)
         return _rebuild, (original_class(type(self)),), *state
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        # Not hooks: adapters call this method itself.
+        # Not in hooks, because adapters call this method directly.
         model: Any = self
         _check_rows(model)
-        guard_head(model)
+        hook_head(model)
         options = rename_cache_argument(model, options)
         caches = [value for value in (*args, *options.values()) if isinstance(value, LandmarkCache)]
         for one in caches:
@@ -64,9 +65,9 @@ class LandmarkMixin:
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """As transformers does it, `new_num_tokens` being ordinary tokens: the landmark's row moves behind them.
+        """Resizes the embeddings to `new_num_tokens` ordinary tokens; the landmark's row stays the last.
 
-        The module returned has one row more. Raises ValueError where the row would be lost.
+        Returns the embeddings, which have one row more. Raises ValueError where the landmark's row would be lost.
         """
         model: Any = self
         resize = super().resize_token_embeddings  # type: ignore[misc]
@@ -78,24 +79,24 @@ class LandmarkMixin:
         _check_resizable(model, settings, wanted)
         if not behind_vocabulary(config):
             resize(wanted, pad_to_multiple_of, mean_resizing)
-            settle(model, settings)
+            store_settings(model, settings)
             return model.get_input_embeddings()
         landmark = [part[ordinary].detach().clone() for part in _rows_of_tokens(model)]
-        with _same_random_numbers(model):
+        with _preserve_random_state(model):
             resize(ordinary, mean_resizing=False)
         resize(wanted, pad_to_multiple_of, mean_resizing)
-        with _same_random_numbers(model):
+        with _preserve_random_state(model):
             ordinary = len(model.get_input_embeddings().weight)
             resize(ordinary + 1, mean_resizing=False)
         with torch.no_grad():
             for part, row in zip(_rows_of_tokens(model), landmark, strict=True):
                 part[ordinary] = row
-        settle(model, replace(settings, landmark_id=ordinary))
+        store_settings(model, replace(settings, landmark_id=ordinary))
         return model.get_input_embeddings()
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **options: Any) -> None:
-        asked = attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation]
-        if any(name != NAME for name in asked):
+        names = attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation]
+        if any(name != NAME for name in names):
             raise ValueError(
                 f"the attention of a converted model is {NAME!r}, not {attn_implementation!r}: load the model anew and"
                 " leave landmark.convert out, or write one without landmarks by reproduce.plain_model.save_plain"
@@ -105,7 +106,7 @@ class LandmarkMixin:
     def set_input_embeddings(self, value: nn.Module) -> None:
         model: Any = self
         rows, given = len(model.get_input_embeddings().weight), len(value.weight)  # type: ignore[arg-type]
-        # transformers resizes in place, and then sets what is there already.
+        # transformers resizes in place, and then sets the same module again.
         if value is not model.get_input_embeddings() and given != rows:
             raise ValueError(_wrong_embeddings(given, rows))
         super().set_input_embeddings(value)  # type: ignore[misc]
@@ -114,13 +115,13 @@ class LandmarkMixin:
         model: Any = self
         _check_head(model, new_embeddings)
         super().set_output_embeddings(new_embeddings)  # type: ignore[misc]
-        guard_head(model)
+        hook_head(model)
 
     def save_pretrained(self, *args: Any, **options: Any) -> None:
         """Saves the model so that only `landmark.from_pretrained` loads it.
 
-        A folder's configuration counts ordinary tokens, one less than the embeddings have rows: transformers refuses
-        the sizes, where it would give a model that reads its landmark as a token and knows no blocks.
+        The saved config has one token less than the embeddings have rows. transformers refuses these sizes; otherwise
+        it would load a model that reads its landmark as a token and has no blocks.
         """
         model: Any = self
         config = text_config(model.config)
@@ -135,25 +136,28 @@ class LandmarkMixin:
             config.vocab_size, config.landmark = rows, settings
 
     def prepare_inputs_for_generation(self, *args: Any, **options: Any) -> dict[str, Any]:
-        # Not the class's own: some decide about the cache (Phi-3 drops it beyond the range of its first training).
+        # Not the method of the model: some change the cache (Phi-3 drops it beyond its original trained range).
         return GenerationMixin.prepare_inputs_for_generation(self, *args, **options)  # type: ignore[arg-type]
 
     def generate(self, inputs: Tensor | None = None, **options: Any) -> Any:
-        """As every model's; the cache may be called `past_key_values` or `cache`, whatever the release.
+        """As in transformers; the cache may be passed as `past_key_values` or `cache` under every release.
 
-        Raises ValueError for a prompt that does not begin with the tokens which the cache counts as read, and for
-        another kind of cache.
+        Raises ValueError for a prompt that does not begin with the tokens that the cache has read, and for any other
+        kind of cache.
         """
         model: Any = self
         options = rename_cache_argument(model, options)
-        asked = [options.get(_KIND_OF_CACHE), getattr(options.get("generation_config"), _KIND_OF_CACHE, None)]
-        if set(asked) - {None, "dynamic"}:
+        wanted = [
+            options.get(_CACHE_IMPLEMENTATION),
+            getattr(options.get("generation_config"), _CACHE_IMPLEMENTATION, None),
+        ]
+        if set(wanted) - {None, "dynamic"}:
             raise ValueError(
-                f"cache_implementation is {asked[0] or asked[1]!r}: a converted model reads through a"
-                " landmark.LandmarkCache, whose device_budget and host_budget say what stays in memory; leave"
+                f"cache_implementation is {wanted[0] or wanted[1]!r}: a converted model reads through a"
+                " landmark.LandmarkCache, whose device_budget and host_budget bound the memory that it takes; leave"
                 " cache_implementation out"
             )
-        # A stored wish for another kind of cache (Gemma has one) cannot be met.
+        # The model may have another kind of cache stored (Gemma has).
         model.generation_config.cache_implementation = None
         prompt = options.get("input_ids") if inputs is None else inputs
         cache = options.get(cache_argument(model))
@@ -162,20 +166,20 @@ class LandmarkMixin:
         return super().generate(inputs, **options)  # type: ignore[misc]
 
 
-def adopt(model: PreTrainedModel) -> None:
-    """Gives `model` the methods of `LandmarkMixin`; nothing happens where it has them."""
+def install_mixin(model: PreTrainedModel) -> None:
+    """Makes the class of `model` a subclass of itself with `LandmarkMixin` in front, unless it is one already."""
     if isinstance(model, LandmarkMixin):
         return
     model.__class__ = landmark_class(type(model))
-    if "_old_forward" in vars(model):  # what the hooks of accelerate call, made of the class before
+    if "_old_forward" in vars(model):  # accelerate has bound the method of the class before
         model._old_forward = MethodType(type(model).forward, model)  # type: ignore[assignment]
 
 
 @cache
 def landmark_class(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """`plain` with `LandmarkMixin` in front, one class for each.
+    """The subclass of `plain` with `LandmarkMixin` in front, created once for each class.
 
-    It keeps name and module: transformers looks both up, for losses, saved architectures and attention functions.
+    It has the name and module of `plain`, which transformers looks up for losses, saved architectures and attention.
     """
     names: dict[str, Any] = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
     methods = {name: _with_signature(plain, name) for name in ("forward", "generate", "prepare_inputs_for_generation")}
@@ -183,7 +187,7 @@ def landmark_class(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def _with_signature(plain: type[PreTrainedModel], name: str) -> Any:
-    """The mixin's method under the signature of the model's own: transformers asks which arguments it takes."""
+    """The mixin's method with the signature of the model's own, which transformers inspects."""
     ours = getattr(LandmarkMixin, name)
 
     @wraps(getattr(plain, name))
@@ -193,9 +197,9 @@ def _with_signature(plain: type[PreTrainedModel], name: str) -> Any:
     return method
 
 
-def original_class(adopted: type) -> type[PreTrainedModel]:
-    """The class below `LandmarkMixin`."""
-    bases = adopted.__mro__
+def original_class(converted: type) -> type[PreTrainedModel]:
+    """The class of the model before conversion."""
+    bases = converted.__mro__
     return bases[bases.index(LandmarkMixin) + 1]
 
 
@@ -203,43 +207,53 @@ def _rebuild(plain: type[PreTrainedModel]) -> Any:
     return object.__new__(landmark_class(plain))
 
 
-def behind_vocabulary(config: PretrainedConfig) -> bool:
-    """Whether the landmark's row comes after those of all ordinary tokens, which `vocab_size` counts.
+# Which rows of the vocabulary are ordinary tokens.
 
-    Otherwise it is one among them, which was chosen for it, and `vocab_size` counts it too.
-    """
+
+def ordinary_rows(rows: int, landmark_id: int | None) -> int:
+    """Rows that are ordinary tokens, of `rows`: all but the landmark's if it is the last; one inside counts as well."""
+    return rows - 1 if landmark_id == rows - 1 else rows
+
+
+def ordinary_tokens(model: PreTrainedModel) -> int:
+    """Number of ordinary tokens of a model, converted or not, by the rows of its embeddings."""
+    settings = getattr(text_config(model.config), "landmark", None) or {}
+    return ordinary_rows(len(model.get_input_embeddings().weight), settings.get("landmark_id"))  # type: ignore[arg-type]
+
+
+def behind_vocabulary(config: PretrainedConfig) -> bool:
+    """Whether the landmark's row comes after the `config.vocab_size` ordinary tokens; otherwise it is one of them."""
     return config.landmark["landmark_id"] >= config.vocab_size
 
 
 def saved_rows(config: PretrainedConfig) -> int:
-    """Rows of the embeddings that belong to a converted model's configuration, whether it is in use or was saved."""
+    """Rows of the embeddings of a converted model with `config`, of a model in memory or of a saved one."""
     return config.landmark.get("rows", max(config.vocab_size, config.landmark["landmark_id"] + 1))
 
 
-def settle(model: PreTrainedModel, settings: Settings) -> None:
-    """Writes down which row is the landmark's and how many tokens are ordinary, and keeps the logits to these."""
+def store_settings(model: PreTrainedModel, settings: Settings) -> None:
+    """Stores settings and the number of ordinary tokens in the config, and keeps the landmark out of the logits."""
     base: Any = model.base_model
     config, rows = text_config(model.config), len(base.get_input_embeddings().weight)
-    ordinary = rows - 1 if settings.landmark_id == rows - 1 else rows
     config.landmark = settings.to_dict()
-    config.vocab_size = ordinary
+    config.vocab_size = ordinary_rows(rows, settings.landmark_id)
     if hasattr(model, "vocab_size"):
-        model.vocab_size = ordinary  # type: ignore[assignment]
-    guard_head(model, anew=True)
+        model.vocab_size = config.vocab_size  # type: ignore[assignment]
+    hook_head(model, anew=True)
 
 
 @dataclass(frozen=True)
 class OrdinaryLogits:
-    """Behind the output embeddings, of as many rows as the input's: the landmark is never predicted.
+    """Hook on the head, of `rows` rows: the landmark is never predicted.
 
-    Where its row is the last, the logits end before it. A row among ordinary ones gets the lowest number.
+    Where its row is the last, logits end before it. A row among ordinary ones gets the lowest number there is.
     """
 
     landmark_id: int
     rows: int
 
     def __call__(self, head: nn.Module, args: tuple, logits: Tensor) -> Tensor:
-        columns, last = logits.shape[-1], self.landmark_id == self.rows - 1
+        columns, last = logits.shape[-1], ordinary_rows(self.rows, self.landmark_id) < self.rows
         if columns != self.rows and not (last and columns == self.landmark_id):
             raise ValueError(_wrong_head(columns, self.rows))
         if last:
@@ -248,13 +262,13 @@ class OrdinaryLogits:
         return logits
 
 
-def guard_head(model: PreTrainedModel, *, anew: bool = False) -> None:
-    """Keeps landmarks out of the logits by one hook on the head, whoever has replaced or wrapped it."""
+def hook_head(model: PreTrainedModel, *, anew: bool = False) -> None:
+    """Hooks `OrdinaryLogits` to the head, also after the head was replaced or wrapped."""
     head: Any = model.get_output_embeddings()
     if not anew and any(isinstance(hook, OrdinaryLogits) for hook in head._forward_hooks.values()):
         return
     _check_head(model, head)
-    for part in head.modules():  # a wrapper adds to what is inside it, where nothing must be missing yet
+    for part in head.modules():  # a wrapper needs all logits of the head inside it
         for key, hook in list(part._forward_hooks.items()):
             if isinstance(hook, OrdinaryLogits):
                 del part._forward_hooks[key]
@@ -289,67 +303,66 @@ def _wrong_head(given: int, rows: int) -> str:
     )
 
 
-# How far below all others together a logit is that must count for nothing and yet have a logarithm: exp(-100) is less
-# than float32 tells from 0, and losses that average over the vocabulary stay close to those of ordinary tokens.
+# Distance in nats of the landmark's logit below all others together: exp(-100) is less than the resolution of float32,
+# and losses that average over the vocabulary stay finite and close to those of ordinary tokens.
 _FAR_BELOW = 100.0
 
 
 def _finite_losses(model: PreTrainedModel, output: Any) -> Any:
-    """Lifts the logit of a landmark among ordinary rows so that label smoothing and its like stay finite.
+    """Raises the logit of a landmark among ordinary rows to a finite one, for label smoothing and similar losses.
 
-    Its log-probability is the same everywhere, so no gradient comes from it.
+    Its log-probability is constant, so it has no gradient.
     """
     config = text_config(model.config)
     if behind_vocabulary(config):
         return output
-    chosen = torch.arange(config.vocab_size) == config.landmark["landmark_id"]
+    is_landmark = torch.arange(config.vocab_size) == config.landmark["landmark_id"]
 
-    def lifted(logits: Tensor) -> Tensor:
-        column = chosen.to(logits.device)
+    def raised(logits: Tensor) -> Tensor:
+        column = is_landmark.to(logits.device)
         others = logits.masked_fill(column, -torch.inf).logsumexp(-1, keepdim=True)
         return torch.where(column, others - _FAR_BELOW, logits)
 
     if isinstance(output, tuple):
-        place = 0 if output[0].dim() else 1  # behind the loss
-        return (*output[:place], lifted(output[place]), *output[place + 1 :])
-    output.logits = lifted(output.logits)
+        index = 0 if output[0].dim() else 1  # after the loss
+        return (*output[:index], raised(output[index]), *output[index + 1 :])
+    output.logits = raised(output.logits)
     return output
 
 
 def check_tokens(config: PretrainedConfig, ids: Tensor, real: Tensor) -> None:
-    """Raises ValueError where `ids [B,T]` has the landmark's row, or one behind it, as an ordinary token.
+    """Raises ValueError for `ids [B,T]` that contain the landmark, or a row behind it, as an ordinary token.
 
-    Padding, where `real [B,T]` is False, may be anything. On a GPU, which this does not wait for, the kernel fails as
-    it does for ids that no row belongs to.
+    Padding, where `real [B,T]` is False, may be anything. On a GPU the kernel fails instead (`compat.require`).
     """
     landmark_id = config.landmark["landmark_id"]
     foreign = (ids >= landmark_id if behind_vocabulary(config) else ids == landmark_id) & real
     require(
         ~foreign,
         f"ids of the landmark ({landmark_id}) among ordinary tokens: after tokens were added to a tokenizer, call"
-        " model.resize_token_embeddings(len(tokenizer)); a text must not name a landmark",
+        " model.resize_token_embeddings(len(tokenizer)); a text must not contain landmarks",
     )
 
 
-_TOLD: WeakSet[nn.Module] = WeakSet()  # base models whose readers were warned
+_WARNED: WeakSet[nn.Module] = WeakSet()  # base models that `warn_untrained` has warned of
 
 
 def warn_untrained(base: nn.Module) -> None:
-    """Says once, of a model that was not trained with landmarks, that it does not know what to do with memory."""
+    """Warns once that a model was not trained with landmarks, so that reading through memory will not help it."""
     config: Any = text_config(base.config)  # type: ignore[arg-type]
-    if config.landmark.get("trained_tokens") != 0 or base in _TOLD:
+    if config.landmark.get("trained_tokens") != 0 or base in _WARNED:
         return
-    _TOLD.add(base)
+    _WARNED.add(base)
     warnings.warn(
-        f"this {config.model_type} model has not learnt landmarks, so what it says of a text read through memory is"
-        " worth little: train it with `landmark train --model MODEL --texts FILES --out RUN` (docs/finetuning.md); if"
-        " it was trained otherwise, say so with landmark.convert(model, trained_tokens=N)",
+        f"this {config.model_type} model has not learnt landmarks, so its predictions about a text read through memory"
+        " are poor: train it with `landmark train --model MODEL --texts FILES --out RUN` (docs/finetuning.md); if"
+        " it was trained otherwise, call landmark.convert(model, trained_tokens=N)",
         stacklevel=3,
     )
 
 
 def _rows_of_tokens(model: PreTrainedModel) -> list[Tensor]:
-    """What has a row for each token: embeddings, and the head's weights and biases."""
+    """Parameters with one row per token: embeddings, and the head's weight and bias."""
     parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     found = [part.weight for part in parts]
     return found if getattr(parts[1], "bias", None) is None else [*found, parts[1].bias]
@@ -367,8 +380,8 @@ def _check_resizable(model: PreTrainedModel, settings: Settings, wanted: Any) ->
 
 
 @contextmanager
-def _same_random_numbers(model: PreTrainedModel) -> Iterator[None]:
-    """What is drawn in here is drawn again after it: only new tokens' rows use up random numbers."""
+def _preserve_random_state(model: PreTrainedModel) -> Iterator[None]:
+    """Restores the random state afterwards, so that only rows of new tokens consume random numbers."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield

@@ -1,4 +1,4 @@
-"""Reading a text into memory without asking anything of it yet."""
+"""Prefill and decoding: `read` prefills a cache with a text, `answer` decodes tokens that continue it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +21,18 @@ def read(
     chunk_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> LandmarkCache:
-    """Reads ordinary tokens `[1, N]` (or a list) into `cache`, a new one when None, and returns it.
+    """Chunked prefill: reads ordinary tokens `[1, N]`, or a list of N, into `cache` and returns the cache.
 
-    Goes on where the cache stands: pass only what it has not read. No logits are computed, and memory beyond the
-    keys and values kept does not grow with N. `chunk_size` is in ordinary tokens, by default that of the cache,
-    which it may not exceed; a new cache is made to take it. `progress` is called with the number of tokens of each
-    chunk. To ask, call `model.generate(question_ids, past_key_values=cache.fork())` with what is new alone.
+    Continues where the cache ends: pass only tokens it has not read. No logits are computed, and memory beyond the KV
+    cache does not grow with N. Afterwards, `model.generate(question_ids, past_key_values=cache.fork())` decodes an
+    answer; pass it the new tokens alone.
+
+    Args:
+        model: a converted model.
+        cache: a new `LandmarkCache(model.config)` when None.
+        chunk_size: ordinary tokens per forward; by default that of the cache, which it may not exceed. A new cache is
+            made to fit it.
+        progress: called with the number of tokens of each chunk.
 
     Raises ValueError for a `chunk_size` that does not fit.
     """
@@ -51,7 +57,7 @@ def read(
     return cache
 
 
-# Answering after reading: `generate()` with the caller's settings alone, whatever the model has stored.
+# Decoding: `generate()` with the caller's settings alone, whatever the model has stored.
 
 
 def answer(
@@ -63,11 +69,11 @@ def answer(
     temperature: float = 0.0,
     streamer: TextStreamer | None = None,
 ) -> list[int]:
-    """Ordinary tokens that continue `input_ids [N]`, most likely ones, or sampled at a `temperature` above 0.
+    """Decodes at most `max_new_tokens` ordinary tokens that continue `input_ids [N]`, N > 0, and returns them.
 
-    `input_ids` are what `cache` has not read yet, one token or more, and go on where it stands; without one every step
-    is the attention of training over all of them. Raises ValueError for a negative temperature and for less than one
-    token to generate.
+    Greedy decoding at `temperature` 0, sampling above. `input_ids` are the tokens that `cache` has not read yet; with
+    `cache` None every step computes the attention of training over all tokens. Raises ValueError for a negative
+    temperature and for `max_new_tokens` below 1.
     """
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}: give 0 for the most likely tokens, or more to sample")
@@ -87,9 +93,9 @@ def answer(
     )
     ids = input_ids.to(model.device)[None]
     if cache is not None:
-        cache.count_anew()
+        cache.restart_length()
     reading = {} if cache is None else {cache_argument(model): cache}
-    with torch.no_grad(), _settings_of_caller(model):
+    with torch.no_grad(), _without_stored_settings(model):
         out = model.generate(  # type: ignore[operator]
             ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer, **reading
         )
@@ -97,8 +103,8 @@ def answer(
 
 
 @contextmanager
-def _settings_of_caller(model: PreTrainedModel) -> Iterator[None]:
-    """The model without stored settings of generation: transformers fills in whatever the caller left open."""
+def _without_stored_settings(model: PreTrainedModel) -> Iterator[None]:
+    """The model without its generation settings, with which transformers would fill in what is left open here."""
     stored: Any = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -108,7 +114,7 @@ def _settings_of_caller(model: PreTrainedModel) -> Iterator[None]:
 
 
 class TextTo(TextStreamer):
-    """Hands the text of generated tokens to `write`, word by word, without the prompt."""
+    """Streamer that passes decoded text to `write`, word by word, without the prompt."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], object]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -1,6 +1,4 @@
-"""Why a model cannot read with landmarks, and what can be done about it, found out before anything of it is touched."""
-
-from typing import Any
+"""Models that cannot be converted: checks that run before anything of a model is changed, with reason and remedy."""
 
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
@@ -8,8 +6,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from landmark.hf.config import text_config
 
 
-def check_model(model: Any) -> None:
-    """Raises ValueError, naming the reason and the remedy, for objects that are no model to convert, or none as yet."""
+def check_model(model: object) -> None:
+    """Raises ValueError, naming the reason and the remedy, for anything but a decoder whose weights are loaded."""
     name = type(model).__name__
     if (wrapped := _inside(model)) is not None:
         inner, what = wrapped
@@ -27,7 +25,7 @@ def check_model(model: Any) -> None:
 
 
 def check_parts(model: PreTrainedModel) -> None:
-    """Raises ValueError where the model's attention cannot be that of landmarks, as far as its parts tell."""
+    """Raises ValueError for latent attention, positions that are not rotary, and attention that cannot be replaced."""
     name, config, base = type(model).__name__, text_config(model.config), model.base_model
     if getattr(config, "kv_lora_rank", None):
         raise ValueError(f"{name} has latent attention, which keeps no plain keys that landmarks could stand for")
@@ -40,8 +38,8 @@ def check_parts(model: PreTrainedModel) -> None:
 _OWN_CODE = "computes attention by code of its own"
 
 
-def _inside(model: Any) -> tuple[str, str] | None:
-    """How to reach the model that `model` wraps, and in what; None where it is no wrapper."""
+def _inside(model: object) -> tuple[str, str] | None:
+    """The expression for the model inside a wrapper, and the kind of wrapper; None for anything else."""
     kinds = {kind.__name__ for kind in type(model).__mro__}
     if "PeftModel" in kinds:
         return "model.get_base_model()", "adapters of peft"
@@ -58,13 +56,13 @@ def _inside(model: Any) -> tuple[str, str] | None:
 
 def _around_a_text_model(model: PreTrainedModel, name: str) -> str:
     text = text_config(model.config)
-    said = f"{name} is a model of several kinds of input around a text model ({text.model_type})"
+    reason = f"{name} is a model of several kinds of input around a text model ({text.model_type})"
     if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return (
-            f"{said}, and landmarks read text alone: build that with AutoModelForCausalLM.from_config("
+            f"{reason}, and landmarks read text alone: build that with AutoModelForCausalLM.from_config("
             "model.config.get_text_config()), load its weights, and convert it"
         )
-    return f"{said}, of which transformers has no model by itself: landmarks read text alone"
+    return f"{reason}, of which transformers has no model by itself: landmarks read text alone"
 
 
 def _check_weights(model: PreTrainedModel, name: str) -> None:
@@ -78,7 +76,7 @@ def _check_weights(model: PreTrainedModel, name: str) -> None:
 
 
 def _instead_of_rotary(model: PreTrainedModel) -> str:
-    """What a model without a rotary module has in its place, where that can be told."""
+    """What a model without a rotary module has instead, as far as its parts show."""
     base, config = model.base_model, model.config
     if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
         return " but ALiBi, distances subtracted from scores"
@@ -95,7 +93,7 @@ def _instead_of_rotary(model: PreTrainedModel) -> str:
 
 
 def check_rows_can_be_added(model: PreTrainedModel) -> None:
-    """Raises ValueError for embeddings or a head that somebody has wrapped, so that they take no new row."""
+    """Raises ValueError for wrapped embeddings or a wrapped head, which cannot be resized."""
     parts: list[nn.Module | None] = [model.get_input_embeddings(), model.get_output_embeddings()]
     for part in parts:
         if not isinstance(part, nn.Embedding | nn.Linear):

@@ -1,7 +1,8 @@
-"""Finding out how a model rotates, and building the same rotation as tables that are ours to apply.
+"""Rotary embeddings of a model, detected by a probe and rebuilt as tables.
 
-The attention modules of a converted model get an identity rotation, so queries, keys and caches stay unrotated;
-rotation happens where positions are known. A probe at conversion proves, layer by layer, that the two agree.
+The attention modules of a converted model get an identity rotation, so that queries, keys and caches stay unrotated;
+the attention call rotates, because it alone knows positions. A probe at conversion checks every layer: rotating outside
+must give the model's own queries and keys.
 """
 
 from collections.abc import Iterator
@@ -16,17 +17,17 @@ from torch import Tensor, nn
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
-# How a model's rotary module lays out its table, whatever the way it pairs dimensions.
+# How a rotary module lays out its cos and sin tables, apart from which dimensions it pairs.
 Table = Literal["concatenated", "repeated", "single"]
 Style = Literal["half", "interleaved", "none"]
 
 
-_PERIOD = 3  # of the tokens that a model is probed with
+_PERIOD = 3  # the probe repeats this many tokens
 
 
 @dataclass(frozen=True)
 class Rope:
-    """How one layer rotates: which pairs (`style`), which table layout, and which table (`layer_type`)."""
+    """How one layer rotates: which dimensions it pairs (`style`), and the layout and layer type of the table."""
 
     style: Style = "none"
     table: Table = "single"
@@ -34,10 +35,10 @@ class Rope:
 
 
 def rotation(rotary: nn.Module, rope: Rope, positions: int, pinned: int, like: Tensor) -> Rotation:
-    """The model's rotation for positions 0..positions-1, as if `pinned` positions were in use.
+    """The model's rotation for positions 0..positions-1, with frequencies for a length of `pinned` positions.
 
-    Rotary variants that switch frequencies with length see the same length on every call, so that what was
-    rotated in one forward still fits in the next.
+    Rotary variants whose frequencies depend on length see the same length on every call, so that keys rotated in one
+    forward stay valid in the next.
     """
     cos, sin = _tables(rotary, rope.layer_type, max(positions, 1), max(pinned, positions), like)
     if rope.table == "concatenated":
@@ -50,25 +51,27 @@ def rotation(rotary: nn.Module, rope: Rope, positions: int, pinned: int, like: T
 
 
 def _tables(rotary: nn.Module, layer_type: str | None, positions: int, pinned: int, like: Tensor) -> tuple:
+    """Cos and sin `[positions, D]` as the rotary module lays them out."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     x = torch.zeros(1, 1, dtype=dtype, device=like.device)
     last = torch.tensor([pinned - 1], device=like.device)
     ids = torch.cat((torch.arange(positions, device=like.device), last))[None]
     arguments = () if layer_type is None else (layer_type,)
-    # Frequencies of dynamic variants grow with the longest text seen, and only a short one takes them back.
+    # Dynamic variants scale frequencies to the longest text seen; only a short one resets them.
     rotary(x, torch.zeros_like(ids[:, :1]), *arguments)
     cos, sin = rotary(x, ids, *arguments)
     return cos[0, :-1].to(dtype), sin[0, :-1].to(dtype)
 
 
 def identity(position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cos and sin, of the shape of `position_embeddings`, that rotate nothing."""
     cos, sin = position_embeddings
     return torch.ones_like(cos), torch.zeros_like(sin)
 
 
 @dataclass
 class Probe:
-    """Records what each layer hands to attention; its answer does not depend on rotation."""
+    """Attention call that records each layer's queries and keys; its output does not depend on rotation."""
 
     identity: bool
     calls: list[int] = field(default_factory=list)
@@ -90,16 +93,17 @@ class Probe:
 
 
 def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] | None) -> list[Rope]:
-    """How each layer of `base` rotates, each proved on its own queries and keys.
+    """Detects how each layer of `base` rotates, and checks it on the layer's own queries and keys.
 
-    Raises ValueError with the reason where external rotation cannot reproduce the model's.
+    `name` is the model's, for messages. Raises ValueError with the reason where rotating outside cannot reproduce the
+    model's own rotation.
     """
     rotary = getattr(base, "rotary_emb", None)
     if rotary is None:
         raise ValueError(f"{name} has no rotary positions (no rotary_emb module): landmarks need a rotary decoder")
     typed = "layer_type" in signature(rotary.forward).parameters
     device = next(base.parameters()).device
-    # The same tokens come again: nothing but rotation may tell their keys apart.
+    # Repeated tokens have equal keys unless something other than position tells them apart.
     ids = 2 + torch.arange(7, device=device)[None] % _PERIOD
     ids = ids % base.get_input_embeddings().num_embeddings  # type: ignore[operator]
     native, plain = Probe(False), Probe(True)
@@ -120,14 +124,14 @@ def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] |
         if not all(_close(x[..., _PERIOD:, :], x[..., :-_PERIOD, :]) for x in plain.seen[layer]):
             raise ValueError(
                 f"layer {layer} of {name} rotates by code of its own, not by what transformers hands to attention: its"
-                " keys cannot be read in another place, not supported"
+                " keys cannot be read at another position, not supported"
             )
         kind = layer_types[layer] if typed and layer_types else None
-        ropes.append(_match(rotary, kind, native.seen[layer], plain.seen[layer], f"layer {layer} of {name}"))
+        ropes.append(_detect(rotary, kind, native.seen[layer], plain.seen[layer], f"layer {layer} of {name}"))
     return ropes
 
 
-def _match(rotary: nn.Module, layer_type: str | None, native: tuple, plain: tuple, where: str) -> Rope:
+def _detect(rotary: nn.Module, layer_type: str | None, native: tuple, plain: tuple, where: str) -> Rope:
     length = plain[0].shape[-2]
     if all(_close(a, b) for a, b in zip(native, plain, strict=False)):
         return Rope("none")
@@ -135,9 +139,9 @@ def _match(rotary: nn.Module, layer_type: str | None, native: tuple, plain: tupl
     for table in get_args(Table):
         for style in get_args(Style)[:2]:
             rope = Rope(style, table, layer_type)
-            turned = rotation(rotary, rope, length, length, plain[0])
-            if 0 < turned.cos.shape[-1] <= plain[0].shape[-1] and all(
-                _close(a, turned.apply(b, positions)) for a, b in zip(native, plain, strict=False)
+            tables = rotation(rotary, rope, length, length, plain[0])
+            if 0 < tables.cos.shape[-1] <= plain[0].shape[-1] and all(
+                _close(a, tables.apply(b, positions)) for a, b in zip(native, plain, strict=False)
             ):
                 return rope
     raise ValueError(f"{where}: external rotation does not reproduce the model's own queries and keys")
@@ -152,7 +156,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module as in evaluation: without dropout."""
+    """The module in evaluation mode, without dropout."""
     training = module.training
     module.eval()
     try:

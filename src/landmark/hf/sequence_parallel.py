@@ -1,9 +1,9 @@
-"""One window over several processes: each holds a slice of the stream, and in attention a share of the heads.
+"""Sequence parallelism: each process holds a slice of one window, and in attention a share of the heads.
 
-Everything in a decoder but attention looks at one position at a time, so a process needs only its slice of a window.
-Attention looks at all positions but at one head at a time: before it, one all-to-all turns slices of every head into
-whole streams of some heads; after it, another one turns them back (Jacobs et al. 2023, "DeepSpeed Ulysses"). What is
-computed in between is the attention of a whole window, so whatever `WholeCall` can do works here as well.
+Everything in a decoder but attention is computed position by position, so a process needs only its slice of a window.
+Attention is computed head by head: before it, an all-to-all turns slices of every head into whole streams of some
+heads; after it, another one turns them back (Jacobs et al. 2023, "DeepSpeed Ulysses"). In between stands the attention
+of a whole window, so everything that `WholeCall` can do works here as well.
 """
 
 from dataclasses import dataclass, fields
@@ -22,30 +22,30 @@ from landmark.stream import Stream, stream_length
 
 @dataclass(frozen=True)
 class WindowSlice:
-    """Slice `index`, from 0, of the `slices` equal ones into which all processes of `torch.distributed` cut a window.
+    """Slice `index`, from 0, of a window cut into `slices` equal ones, one for each process of `torch.distributed`.
 
-    As the keyword argument `landmark_slice` of a converted model's forward without a cache, it makes all processes work
-    on the same window: each passes all its ordinary tokens `[B, S]`, and gets the outputs of those in its slice.
+    Passed as `landmark_slice` to a converted model's forward without a cache, it makes all processes work on the same
+    window: each passes all ordinary tokens `[B, S]` and gets the outputs of those in its slice.
     """
 
     index: int
     slices: int
 
     def positions(self, width: int) -> range:
-        """Its stream positions in a window of `width`; the last ones may lie behind the end."""
+        """Stream positions of the slice in a window of `width`; the last ones may lie behind the end."""
         size = -(-width // self.slices)
         return range(self.index * size, (self.index + 1) * size)
 
     def tokens(self, tokens: int, block_size: int, phase: int) -> range:
-        """The ordinary tokens in it, of a window of `tokens` that begins at `phase` of a block."""
-        places = self.positions(stream_length(tokens, block_size, phase))
-        # In front of place x stand (x + phase) // (block_size + 1) landmarks; all else are tokens.
-        start, stop = (place - (place + phase) // (block_size + 1) for place in (places.start, places.stop))
+        """Ordinary tokens of the slice, in a window of `tokens` that begins at `phase` of a block."""
+        positions = self.positions(stream_length(tokens, block_size, phase))
+        # Before position x there are (x + phase) // (block_size + 1) landmarks; all else are tokens.
+        start, stop = (x - (x + phase) // (block_size + 1) for x in (positions.start, positions.stop))
         return range(min(start, tokens), min(stop, tokens))
 
 
 def check_heads(config: PretrainedConfig, processes: int) -> None:
-    """Raises ValueError unless as many processes can share the attention heads of a model evenly."""
+    """Raises ValueError unless `processes` divides the query heads and key-value heads of a model."""
     config = text_config(config)
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -58,18 +58,18 @@ def check_heads(config: PretrainedConfig, processes: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SlicedCall(WholeCall):
-    """The attention of a whole window of `width` stream positions, of which `stream` is the slice of this process."""
+    """Attention over a whole window of `width` stream positions, of which `stream` is the slice of this process."""
 
     window_slice: WindowSlice
     width: int
 
     @property
     def start(self) -> int:
-        """Where in the window the slice begins."""
+        """Position in the window at which the slice begins."""
         return self.window_slice.positions(self.width).start
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
-        """`query [B,H,T/P,D]`, `key`, `value [B,Hkv,T/P,D]` to `[B,H,T/P,D]`, in P processes."""
+        """Attention of one layer: `query [B,H,T/P,D]`, `key`, `value [B,Hkv,T/P,D]` to `[B,H,T/P,D]`, P processes."""
         slices = self.window_slice.slices
         shares = [heads.unflatten(1, (slices, -1)) for heads in (query, key, value)]
         whole = _exchange(torch.cat(shares, 2).movedim(1, 0)).permute(1, 2, 0, 3, 4).flatten(2, 3)
@@ -82,11 +82,12 @@ class SlicedCall(WholeCall):
 
 
 def cut_slice(window_slice: WindowSlice, tokens: Tensor, call: WholeCall) -> tuple[Tensor, SlicedCall]:
-    """This process's part of ordinary tokens `[B, S]`, or their embeddings, and of the call over them."""
+    """The slice of this process: of ordinary tokens `[B, S]` or their embeddings, and of the call over them."""
     stream = call.stream
-    places = window_slice.positions(stream.width)
+    positions = window_slice.positions(stream.width)
     own = window_slice.tokens(tokens.shape[1], call.block_size, call.phase)
-    part = Stream(stream.place[:, own.start : own.stop] - places.start, stream.lengths, stream.tokens, len(places))
+    within = stream.place[:, own.start : own.stop] - positions.start
+    part = Stream(within, stream.lengths, stream.tokens, len(positions))
     settings: dict[str, Any] = {field.name: getattr(call, field.name) for field in fields(call)}
     settings["stream"] = part
     sliced = SlicedCall(**settings, window_slice=window_slice, width=stream.width)
@@ -94,8 +95,8 @@ def cut_slice(window_slice: WindowSlice, tokens: Tensor, call: WholeCall) -> tup
 
 
 def _exchange(parts: Tensor) -> Tensor:
-    """`parts[p]` goes to process p, and comes back from it: `[P, ...]` to `[P, ...]`, gradients too."""
-    # Here, because not every build of PyTorch has it.
+    """All-to-all: sends `parts[p]` to process p and receives its part; `[P, ...]` to `[P, ...]`, differentiable."""
+    # Imported here, because not every build of PyTorch has it.
     from torch.distributed._functional_collectives import all_to_all_single_autograd
 
     world: Any = torch.distributed.group.WORLD

@@ -1,7 +1,7 @@
-"""An adapter as one file: what a conversion taught a model, as low-rank matrices and the landmark's row.
+"""Serialization: adapters of converted models as one file, and the state of a KV cache as named tensors.
 
-The file is one that peft wrote (adapter_model.safetensors), with an entry in its header that says which settings and
-which model it belongs to. It is read without peft.
+An adapter holds low-rank matrices and the landmark's row. Its file is that of peft (adapter_model.safetensors) with an
+entry in the header for the settings and the model that it belongs to. It is read without peft.
 """
 
 import base64
@@ -34,30 +34,30 @@ ENTRY = "landmark"
 FILE = "adapter_model.safetensors"  # in a folder
 _PREFIX = "base_model.model."
 _LORA_A, _LORA_B, _ROW = ".lora_A.weight", ".lora_B.weight", ".token_adapter.trainable_tokens_delta"
-_SAMPLES = 64  # numbers of each adapted matrix by which its model is known
-_ROUNDING = 2.0**-7  # the coarsest of number formats that models are loaded in
-_RELATIVE = 0.99  # correlation with the weights an adapter was made on: another quantization of them has 0.995 or more
+_SAMPLES = 64  # numbers of each adapted matrix that identify its model
+_ROUNDING = 2.0**-7  # of bfloat16, the coarsest dtype that models are loaded in
+_CORRELATION = 0.99  # with the weights an adapter was trained on; another quantization of them has 0.995 or more
 
 
 def describe(
     base: PreTrainedModel, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], scale: float
 ) -> dict[str, str]:
-    """The entry of the file's header for an adapter `tensors` (peft's names) of the unconverted `base`.
+    """The header entry for an adapter, `tensors` by peft's names, of the unconverted `base`.
 
     `settings` are the landmark settings, `scale` is alpha / rank.
     """
     sampled = _sampled(base, _adapted(tensors))
-    told = {
+    entry = {
         "settings": dict(settings),
         "scale": scale,
         "config": config_fields(text_config(base.config)),
         "sample": base64.b64encode(np.concatenate(list(sampled.values())).astype("<f4").tobytes()).decode(),
     }
-    return {ENTRY: json.dumps(told)}
+    return {ENTRY: json.dumps(entry)}
 
 
 def write_adapter(file: str | PathLike[str], tensors: Mapping[str, Tensor], described: Mapping[str, str]) -> None:
-    """Writes an adapter in bfloat16 with what `describe` said of it."""
+    """Writes an adapter in bfloat16 with its header entry, from `describe`."""
     halves = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}
     save_file(halves, file, {"format": "pt", **described})
 
@@ -65,25 +65,25 @@ def write_adapter(file: str | PathLike[str], tensors: Mapping[str, Tensor], desc
 def load_adapter(
     base: str | PathLike[str] | PreTrainedModel, adapter: str | PathLike[str], **options: Any
 ) -> PreTrainedModel:
-    """The converted model that `adapter` makes of `base`, the model it was trained on, before conversion.
+    """Converts `base`, the model that an adapter was trained on, and merges the adapter into its weights.
 
-    `base` is a GGUF file, a folder, a name on the hub or a model, which is changed; `adapter` a file, or a folder with
-    adapter_model.safetensors. `options` go to transformers where it loads the model (float32 by default). Matrices are
-    added to the weights, so what comes out needs no peft, and can be saved.
+    `base` is a GGUF file, a folder, a hub id, or a model, which is modified; `adapter` is a file, or a folder with
+    adapter_model.safetensors. `options` go to `AutoModelForCausalLM.from_pretrained` where it loads the model, in
+    float32 by default. The converted model needs no peft and can be saved.
 
-    Weights that are nearly those the adapter was made on, as another quantization of them, are taken with a warning.
-    Raises ValueError, in one line, for a file that is no such adapter, and for another model: another shape, other
-    weights, or one that has landmarks already.
+    Warns where the weights are close to those the adapter was trained on but not equal (another quantization).
+    Raises ValueError for a file that is no such adapter, and for another model: other shapes, other weights, or one
+    that is converted already.
     """
     path = Path(adapter)
     path = path / FILE if path.is_dir() else path
-    tensors, told = _read(path)
+    tensors, entry = _read(path)
     model = base if isinstance(base, PreTrainedModel) else _load(base, options)
     config = text_config(model.config)
     if getattr(config, "landmark", None) is not None:
         raise ValueError(f"{path} is for a model before conversion, and this one has landmarks already")
-    _check_model(path, model, tensors, told)
-    settings = current_names(told["settings"])
+    _check_model(path, model, tensors, entry)
+    settings = current_names(entry["settings"])
     if settings["landmark_id"] == model.get_input_embeddings().num_embeddings:  # type: ignore[union-attr]
         del settings["landmark_id"]  # the row that conversion adds
     model = convert(model, **settings)
@@ -91,10 +91,10 @@ def load_adapter(
         for name in _adapted(tensors):
             weight: Any = model.get_submodule(name).weight
             down, up = (tensors[_PREFIX + name + end].to(weight.device, torch.float32) for end in (_LORA_A, _LORA_B))
-            weight.copy_(weight.float() + told["scale"] * (up @ down))
+            weight.copy_(weight.float() + entry["scale"] * (up @ down))
         (row,) = (tensor for name, tensor in tensors.items() if name.endswith(_ROW))
         embeddings: Any = model.get_input_embeddings()
-        embeddings.weight[told["settings"]["landmark_id"]] = row[0].to(embeddings.weight)
+        embeddings.weight[entry["settings"]["landmark_id"]] = row[0].to(embeddings.weight)
     return model
 
 
@@ -109,25 +109,25 @@ def _load(base: str | PathLike[str], options: dict[str, Any]) -> PreTrainedModel
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and entry of an adapter's file."""
+    """Tensors and header entry of an adapter's file."""
     try:
         with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {}).get(ENTRY, "null"))
+            entry = json.loads((file.metadata() or {}).get(ENTRY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as an adapter: {error}") from error
-    if not isinstance(told, dict) or not any(name.endswith(_ROW) for name in tensors):
-        raise ValueError(f"{path} does not say which model it belongs to: give an adapter that landmark wrote")
-    return tensors, told
+    if not isinstance(entry, dict) or not any(name.endswith(_ROW) for name in tensors):
+        raise ValueError(f"{path} has no entry for the model it belongs to: give an adapter that landmark wrote")
+    return tensors, entry
 
 
 def _adapted(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The modules that have matrices, in the order of their names."""
+    """Names of the adapted modules, sorted."""
     return sorted(name.removeprefix(_PREFIX).removesuffix(_LORA_A) for name in tensors if name.endswith(_LORA_A))
 
 
 def _sampled(model: PreTrainedModel, names: list[str]) -> dict[str, np.ndarray]:
-    """Evenly spread numbers of the weights of modules, float32."""
+    """Evenly spaced samples of the weights of modules, float32."""
     found = {}
     for name in names:
         weight: Any = model.get_submodule(name).weight
@@ -136,9 +136,10 @@ def _sampled(model: PreTrainedModel, names: list[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _check_model(path: Path, model: PreTrainedModel, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
+def _check_model(path: Path, model: PreTrainedModel, tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> None:
+    """Raises ValueError, or warns, where `model` is not the one that an adapter was trained on."""
     ours = config_fields(text_config(model.config))
-    for name, wanted in told["config"].items():
+    for name, wanted in entry["config"].items():
         if name in ours and not _same(ours[name], wanted):
             raise ValueError(f"{path} is for another model: its {name} is {wanted}, that of the model {ours[name]}")
     modules = dict(model.named_modules())
@@ -147,24 +148,25 @@ def _check_model(path: Path, model: PreTrainedModel, tensors: Mapping[str, Tenso
         here = tuple(getattr(getattr(modules.get(name), "weight", None), "shape", ()))
         if here != shape:
             raise ValueError(f"{path} is for another model: {name} is {shape} there, {here or 'missing'} in the model")
-    wanted = np.frombuffer(base64.b64decode(told["sample"]), "<f4")
+    expected = np.frombuffer(base64.b64decode(entry["sample"]), "<f4")
     given = np.concatenate(list(_sampled(model, _adapted(tensors)).values()))
-    if np.allclose(given, wanted, rtol=_ROUNDING, atol=1e-6):
+    if np.allclose(given, expected, rtol=_ROUNDING, atol=1e-6):
         return
-    likeness = float(given @ wanted) / (float(np.linalg.norm(given) * np.linalg.norm(wanted)) or 1.0)
-    if likeness < _RELATIVE:
+    norms = float(np.linalg.norm(given) * np.linalg.norm(expected)) or 1.0
+    correlation = float(given @ expected) / norms
+    if correlation < _CORRELATION:
         raise ValueError(
-            f"{path} is for other weights: those of the model have a correlation of {likeness:.3f} with them"
+            f"{path} is for other weights: those of the model have a correlation of {correlation:.3f} with them"
         )
     warnings.warn(
-        f"the weights are not quite those that {path.name} was made on (correlation {likeness:.4f}): another"
-        " quantization, or a close relative; what it learnt may fit a little less",
+        f"the weights differ slightly from those that {path.name} was trained on (correlation {correlation:.4f}):"
+        " another quantization, or a close relative; the adapter may fit a little less",
         stacklevel=3,
     )
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, but for the rounding of files that keep numbers in 32 bits."""
+    """Whether two config values are equal up to the rounding of files that store numbers in 32 bits."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
     numbers = (int, float)
@@ -173,15 +175,14 @@ def _same(one: Any, other: Any) -> bool:
     return one == other
 
 
-# What a cache holds besides blocks, as named tensors: enough, with the blocks, to go on in another process.
-
+# The state of a KV cache besides its blocks: with the blocks, enough to go on in another process.
 
 _WINDOW = ("keys", "values", "turned")
 _SLIDING = ("keys", "values", "kept", "seen")
 
 
 def cache_state(cache: LandmarkCache) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors named "LAYER.NAME", and JSON-able metadata, of a cache that has read something and was settled."""
+    """Tensors named "LAYER.NAME" and JSON-serializable metadata of a cache that has read something and was settled."""
     tensors: dict[str, Tensor] = {}
     layers: dict[str, Any] = {}
     for layer, memory in enumerate(cache.memories):
@@ -198,13 +199,13 @@ def cache_state(cache: LandmarkCache) -> tuple[dict[str, Tensor], dict[str, Any]
 def resume_cache(
     cache: LandmarkCache, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], blocks: int, device: torch.device
 ) -> None:
-    """Makes a new cache, whose storage holds `blocks` blocks a row, go on where `cache_state` was taken."""
+    """Restores what `cache_state` returned into a new cache whose storage holds `blocks` blocks a row."""
     for layer, memory in enumerate(cache.memories):
         if isinstance(memory, LayerMemory):
-            known = metadata["layers"][str(layer)]
+            saved = metadata["layers"][str(layer)]
             keys, values, turned = (tensors[f"{layer}.{name}"].to(device) for name in _WINDOW)
-            window = WindowState(keys, values, turned, known["lengths"])
-            memory.resume(window, known["seen"], [blocks] * len(known["seen"]))
+            window = WindowState(keys, values, turned, saved["lengths"])
+            memory.resume(window, saved["seen"], [blocks] * len(saved["seen"]))
         else:
             assert isinstance(memory, SlidingWindow)
             for name in _SLIDING:

@@ -1,4 +1,4 @@
-"""The native sliding-window layers of hybrid models (Gemma, gpt-oss, ...), for rows with their own lengths."""
+"""Native sliding-window attention layers of hybrid models (Gemma, gpt-oss, ...), for rows of different lengths."""
 
 import copy
 
@@ -20,7 +20,7 @@ def sliding_attention(
     scoring: Scoring,
     documents: Tensor | None = None,
 ) -> Tensor:
-    """Attention of each query to the `scoring.window` positions that end at its own.
+    """Sliding-window attention: each query sees the `scoring.window` positions that end at its own.
 
     `query [B,H,Tq,D]`, `key`, `value [B,Hkv,Tk,D]`, already rotated; `query_positions [B or 1,Tq]`,
     `key_positions [B or 1,Tk]` (negative: no key). With `documents [B,T]`, of as many queries as keys, a query sees
@@ -29,8 +29,8 @@ def sliding_attention(
     window, sinks, scale = scoring.window, scoring.sinks, scoring.scale_of(query)
     assert window is not None, "a sliding layer names its window"
     groups = query.shape[1] // key.shape[1]
-    nothing = (key_positions < 0)[:, None, :, None]  # which may be anything, and 0 times NaN is NaN
-    key, value = (t.masked_fill(nothing, 0.0).repeat_interleave(groups, 1) for t in (key, value))
+    absent = (key_positions < 0)[:, None, :, None]  # may hold NaN, and 0 times NaN is NaN
+    key, value = (t.masked_fill(absent, 0.0).repeat_interleave(groups, 1) for t in (key, value))
     outs = []
     for start in range(0, query.shape[-2], TILE):
         rows = slice(start, start + TILE)
@@ -51,7 +51,7 @@ def sliding_attention(
 
 
 class SlidingWindow:
-    """The last `window - 1` rotated keys and values of each row, left-aligned."""
+    """KV cache of one sliding layer: the last `window - 1` rotated keys and values of each row, left-aligned."""
 
     def __init__(self, window: int) -> None:
         self.window = window
@@ -61,7 +61,7 @@ class SlidingWindow:
         self.seen: Tensor | None = None  # [B] stream positions read so far
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scoring: Scoring) -> Tensor:
-        """Attends from a right-padded chunk, `lengths [B]` valid positions a row, and slides over it."""
+        """Attention of a right-padded chunk, `lengths [B]` valid positions a row; then keeps its newest keys."""
         if self.keys is None or self.values is None or self.kept is None or self.seen is None:
             empty = key.new_zeros(*key.shape[:2], self.window - 1, key.shape[-1])
             self.keys, self.values = empty, empty.clone()
@@ -86,25 +86,27 @@ class SlidingWindow:
         return out
 
     def fork(self) -> "SlidingWindow":
-        """A window that goes on from here by itself; its tensors are replaced, never written to."""
+        """An independent copy; tensors are shared, for they are replaced and never written to."""
         return copy.copy(self)
 
     def reorder(self, rows: Tensor) -> None:
+        """Makes row i a copy of what was row `rows[i]`."""
         if self.keys is not None and self.values is not None and self.kept is not None and self.seen is not None:
             self.keys, self.values = self.keys[rows], self.values[rows]
             self.kept, self.seen = self.kept[rows], self.seen[rows]
 
     def check_crop(self, lengths: Tensor) -> None:
-        """Raises ValueError if positions that have left the window would be needed again by a `crop`."""
+        """Raises ValueError if `crop` would need positions that have left the window."""
         if self.seen is not None and bool(((self.seen > lengths) & (self.seen >= self.window)).any()):
             raise ValueError("a sliding-window layer cannot be cropped once its window has moved on")
 
     def crop(self, lengths: Tensor) -> None:
-        """Forgets the newest positions, until each row has `lengths [B]`; raises ValueError as `check_crop` does."""
+        """Drops the newest positions, until each row has `lengths [B]`; raises ValueError as `check_crop` does."""
         self.check_crop(lengths)
         if self.kept is not None and self.seen is not None:
             self.kept, self.seen = self.kept - (self.seen - lengths), lengths
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the keys and values kept."""
         return sum(t.nbytes for t in (self.keys, self.values) if t is not None)

@@ -1,4 +1,4 @@
-"""The tokenizer of a converted model, checked against it, and texts with the place of each token in them."""
+"""Tokenizers of converted models: checked against the model, and texts encoded with character offsets."""
 
 from dataclasses import dataclass
 from os import PathLike
@@ -12,32 +12,31 @@ from transformers.utils import logging
 from landmark.data.encoder import TextEncoder
 from landmark.hf.config import Settings, text_config
 from landmark.hf.loading import read_tokenizer
+from landmark.hf.model import ordinary_tokens
 
 
-def only_errors() -> None:
-    """Keeps transformers' progress bars and its hints about text lengths, wrong here, off the screen."""
+def quiet_transformers() -> None:
+    """Switches off the progress bars of transformers and its warnings about text lengths, which are wrong here."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 
 def load_tokenizer(path: str | PathLike[str], model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer saved at `path`, a directory or hub name, for the converted `model`.
+    """The tokenizer at `path`, a folder or hub name, checked against the converted `model`.
 
-    Raises ValueError when there is none, when it has ids that the model has no row for, or when one of its
-    ordinary tokens, or the one for unknown characters, has the landmark's row: then text would be read as landmarks.
+    Raises ValueError where there is none, where it has ids without a row in the model's embeddings, and where an
+    ordinary token, or the one for unknown characters, has the landmark's row: text would be read as landmarks.
     """
     try:
         tokenizer = read_tokenizer(path)
     except ValueError as error:
         raise ValueError(f"no tokenizer at {path}: save the model's tokenizer there ({error})") from error
     if not tokenizer.is_fast:
-        raise ValueError(f"the tokenizer at {path} does not tell where tokens stand: a tokenizer.json is needed")
+        raise ValueError(f"the tokenizer at {path} has no character offsets: a tokenizer.json is needed")
     landmark = Settings.of(text_config(model.config)).landmark_id
-    rows: int = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr, assignment]
-    # A landmark added by `convert` is the last row and no token's.
-    ordinary = rows - 1 if landmark == rows - 1 else rows
+    ordinary = ordinary_tokens(model)
     reserved = landmark in tokenizer.all_special_ids
-    if len(tokenizer) > (rows if reserved else ordinary):
+    if len(tokenizer) > (max(ordinary, landmark + 1) if reserved else ordinary):
         raise ValueError(
             f"the tokenizer at {path} has {len(tokenizer)} tokens, the model {ordinary} rows for text:"
             " use the tokenizer that the model was trained with"
@@ -53,9 +52,9 @@ def load_tokenizer(path: str | PathLike[str], model: PreTrainedModel) -> PreTrai
 
 
 def _check_never_text(tokenizer: PreTrainedTokenizerBase, landmark: int) -> None:
-    """Raises ValueError if some text would be read as the special token `landmark`."""
+    """Raises ValueError if a text could be encoded as the special token `landmark`."""
     name: str = tokenizer.convert_ids_to_tokens(landmark)  # type: ignore[assignment]
-    begins = landmark in opening(tokenizer).ids
+    begins = landmark in bos_tokens(tokenizer).ids
     if begins or any(landmark in encode(tokenizer, text).ids for text in (name, f"a {name} b", "\U0010ffff")):
         raise ValueError(
             f"the tokenizer makes the landmark's token {name!r} out of texts: convert the model with a landmark_id"
@@ -65,7 +64,7 @@ def _check_never_text(tokenizer: PreTrainedTokenizerBase, landmark: int) -> None
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text as ordinary tokens: `ids [N]` and the characters (start, stop) that each covers, `offsets`."""
+    """A text as ordinary tokens: `ids [N]`, and `offsets`, the characters (start, stop) of each."""
 
     text: str
     ids: Tensor
@@ -80,29 +79,29 @@ class EncodedText:
         return EncodedText(self.text + other.text, torch.cat((self.ids, other.ids)), self.offsets + moved)
 
     def characters(self, start: int, stop: int) -> tuple[int, int]:
-        """Where the tokens `start:stop` stand in the text; tokens past its end are left out."""
+        """Characters (start, stop) of the tokens `start:stop`; tokens past the end of the text are left out."""
         covered = self.offsets[start:stop]
         return (covered[0][0], covered[-1][1]) if covered else (len(self.text), len(self.text))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, continues: bool = False) -> EncodedText:
-    """`text` without special tokens, also where it names them: what a text says is text.
+    """Encodes `text` without special tokens, even where it contains their names.
 
-    A text that `continues` another, like a prompt behind what was read, gets no space in front where the tokenizer puts
-    one in front of every text.
+    A text that `continues` another, like a prompt after a document, gets no space in front, even where the tokenizer
+    puts one in front of every text.
     """
     tokens = text_encoder(tokenizer).encode(text, continues=continues)
     return EncodedText(text, torch.from_numpy(tokens.ids), [(first, last) for first, last in tokens.offsets.tolist()])
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase) -> TextEncoder:
-    """What tokenizes texts as `tokenizer` does now."""
+    """The encoder of texts with the vocabulary and rules of `tokenizer`."""
     backend: Any = tokenizer.backend_tokenizer
     return TextEncoder(backend)
 
 
-def opening(tokenizer: PreTrainedTokenizerBase) -> EncodedText:
-    """What the tokenizer puts in front of every text: the bos token, or nothing."""
+def bos_tokens(tokenizer: PreTrainedTokenizerBase) -> EncodedText:
+    """The tokens that begin every text: the bos token, or none."""
     ids = tokenizer("")["input_ids"][:1]
     starts = ids if ids and ids[0] == tokenizer.bos_token_id else []
     return EncodedText("", torch.tensor(starts, dtype=torch.long), [(0, 0)] * len(starts))

@@ -1,22 +1,25 @@
-"""Which blocks were opened, by whom and how far."""
+"""Traces: the blocks that queries opened, and their gates."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from landmark.hf.tokenizer import EncodedText
 from landmark.memory import Opened
+
+if TYPE_CHECKING:
+    from landmark.hf.tokenizer import EncodedText
 
 
 @dataclass(frozen=True)
 class Span:
     """One opened block: ordinary tokens `start:stop` of its row, and its mean gate.
 
-    `weight` is the mean over all layers, heads and queries that found blocks in memory, those of landmarks too and
-    padding never. Who did not open this block, or by a miss threshold no block at all, counts with 0.
+    `weight` is the mean over all layers, heads and queries that had blocks in memory, queries of landmarks included and
+    padding excluded. A query that did not open this block, or none at all by a context miss, counts as 0.
     """
 
     block: int
@@ -27,13 +30,13 @@ class Span:
 
 @dataclass
 class Trace:
-    """Blocks opened by the recorded forwards.
+    """Blocks opened in the recorded forwards.
 
-    For each layer that retrieved anything, `blocks[layer]` is `[B, H, T, k]` long: the numbers of the blocks (0 is the
-    first of the text) that each head of each stream position opened, -1 where it opened fewer than k. `gates[layer]`,
-    of the same shape, is the weight that the block's landmark received in the joint softmax. Forwards follow each
-    other along T, landmarks' own queries included; those with nothing in memory, and native sliding layers, are not
-    among them. `asking[layer]`, long `[B]`, is how many queries of each head found blocks in memory.
+    For each layer that retrieved anything, `blocks[layer] [B, H, T, k]`, long, has the numbers of the blocks (0 is the
+    first of the text) that each head opened at each stream position, -1 where it opened fewer than k. `gates[layer]`,
+    of the same shape, is the weight of the block's landmark in the joint softmax (section 3.1 of the paper). Forwards
+    are concatenated along T, queries of landmarks included; forwards with empty memory, and native sliding layers, are
+    left out. `asking[layer] [B]`, long, counts the queries of each head that had blocks in memory.
     """
 
     block_size: int
@@ -42,17 +45,17 @@ class Trace:
     asking: dict[int, Tensor] = field(default_factory=dict)
 
     def spans(self, row: int = 0) -> list[Span]:
-        """The opened blocks of one row of the batch, the most read first."""
+        """The opened blocks of one row of the batch, by falling weight."""
         weight: dict[int, float] = {}
         queries = 0
         for layer, blocks in self.blocks.items():
             opened = blocks[row].flatten()
             gates = self.gates[layer][row].flatten().double()
-            real = opened >= 0
+            valid = opened >= 0
             queries += blocks.shape[1] * int(self.asking[layer][row])
-            numbers, where = opened[real].unique(return_inverse=True)
+            numbers, index = opened[valid].unique(return_inverse=True)
             totals = torch.zeros(len(numbers), dtype=torch.float64, device=gates.device)
-            totals.index_add_(0, where, gates[real])
+            totals.index_add_(0, index, gates[valid])
             for number, total in zip(numbers.tolist(), totals.tolist(), strict=False):
                 weight[number] = weight.get(number, 0.0) + total
         ranked = sorted(weight.items(), key=lambda item: (-item[1], item[0]))
@@ -62,7 +65,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Recording:
-    """What the last forward opened, or with `keep_all` every one so far, per forward and layer."""
+    """Blocks opened in the last forward, or with `keep_all` in every one so far, by forward and layer."""
 
     forwards: tuple[dict[int, Opened], ...] = ()
     keep_all: bool = False
@@ -72,19 +75,19 @@ class Recording:
         return Recording((*self.forwards, opened) if self.keep_all else (opened,), self.keep_all)
 
     def of_rows(self, rows: Tensor) -> "Recording":
-        """The recording where row i goes on from what was row `rows[i]`."""
+        """The recording with row i taken from row `rows[i]`."""
         taken = [{layer: _of_rows(one, rows) for layer, one in opened.items()} for opened in self.forwards]
         return Recording(tuple(taken), self.keep_all)
 
-    def forgotten(self) -> "Recording":
-        """A recording of nothing that goes on in the same way."""
+    def cleared(self) -> "Recording":
+        """An empty recording with the same `keep_all`."""
         return Recording(keep_all=self.keep_all)
 
     def trace(self, block_size: int) -> Trace:
-        """The forwards one behind the other."""
+        """The recorded forwards as one trace."""
         trace = Trace(block_size)
         for layer in sorted({layer for opened in self.forwards for layer in opened}):
-            whole = _joined([opened[layer] for opened in self.forwards if layer in opened])
+            whole = _concatenated([opened[layer] for opened in self.forwards if layer in opened])
             trace.blocks[layer], trace.gates[layer], trace.asking[layer] = whole.blocks, whole.gates, whole.asking
         return trace
 
@@ -94,8 +97,8 @@ def _of_rows(opened: Opened, rows: Tensor) -> Opened:
     return Opened(*(x[rows.to(x.device)] for x in tensors))
 
 
-def _joined(pieces: Sequence[Opened]) -> Opened:
-    """Puts what several forwards opened one behind the other; fewer choices are filled with -1."""
+def _concatenated(pieces: Sequence[Opened]) -> Opened:
+    """Concatenates several forwards; rows of fewer choices are padded with -1."""
     width = max(one.blocks.shape[-1] for one in pieces)
     blocks = [torch.nn.functional.pad(x.blocks, (0, width - x.blocks.shape[-1]), value=-1) for x in pieces]
     gates = [torch.nn.functional.pad(x.gates, (0, width - x.gates.shape[-1])) for x in pieces]
@@ -116,7 +119,7 @@ class Passage:
     text: str
 
 
-def passages(spans: Iterable[Span], encoded: EncodedText, limit: int) -> list[Passage]:
+def passages(spans: Iterable[Span], encoded: "EncodedText", limit: int) -> list[Passage]:
     """The text of the first `limit` of `spans`; no other part of `encoded` is read."""
     found = []
     for span in islice(spans, limit):

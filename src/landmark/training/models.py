@@ -22,7 +22,8 @@ from landmark.data.hub import check_reachable
 from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import convert, loading
 from landmark.hf.config import DEFAULT_BLOCK_SIZE, layer_kinds, text_config
-from landmark.hf.loading import gguf_config, gguf_model, gguf_tokenizer, is_gguf
+from landmark.hf.loading import gguf_model, is_gguf
+from landmark.hf.model import ordinary_tokens
 from landmark.readers.memorizing import add_memory_gates, load_with_gates
 from landmark.readers.recurrent import Recurrent
 from landmark.training.plan import Plan
@@ -131,7 +132,7 @@ def block_size_of(plan: Plan) -> int:
     return settings["block_size"] if settings else DEFAULT_BLOCK_SIZE
 
 
-def load_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
+def tokenizer_of(plan: Plan) -> PreTrainedTokenizerFast:
     """The tokenizer that `plan` names, trained if it has to be, or the model's own.
 
     Raises ValueError if there is no tokenizer, or if it is not backed by the tokenizers library.
@@ -142,11 +143,9 @@ def load_tokenizer(plan: Plan) -> PreTrainedTokenizerFast:
     if plan.vocabulary is not None and not (Path(name) / "tokenizer.json").exists():
         train_tokenizer(plan.texts, plan.vocabulary, name)
     try:
-        if is_gguf(name):
-            tokenizer = gguf_tokenizer(name)
-        else:
+        if not is_gguf(name):
             check_reachable(name, "model")
-            tokenizer = loading.read_tokenizer(name)
+        tokenizer = loading.read_tokenizer(name)
     except ValueError as error:
         raise ValueError(f"no tokenizer can be loaded from {name}: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -188,11 +187,7 @@ def load_teacher(plan: Plan, model: PreTrainedModel) -> Teacher | None:
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
     """Raise ValueError if the tokenizer can produce ids that are no ordinary tokens of the model."""
-    embeddings: Any = model.get_input_embeddings()
-    rows = embeddings.num_embeddings
-    landmark = (getattr(model.config, "landmark", None) or {}).get("landmark_id")
-    # The row that conversion adds stands behind the tokenizer's; a row chosen inside the vocabulary does not.
-    ordinary = rows - 1 if landmark == rows - 1 else rows
+    ordinary = ordinary_tokens(model)
     largest = max(tokenizer.get_vocab().values())
     if largest >= ordinary:
         raise ValueError(
@@ -208,8 +203,6 @@ def read_config(plan: Plan) -> PretrainedConfig:
             return AutoConfig.for_model(**plan.config)
         except (ValueError, StrictDataclassError) as error:
             raise ValueError(f"the configuration cannot be used: {error}") from error
-    if is_gguf(str(plan.model)):
-        return gguf_config(str(plan.model))
     return loading.read_config(str(plan.model))
 
 

@@ -29,7 +29,7 @@ from landmark.training.models import (
     check_packages,
     load_model,
     load_teacher,
-    load_tokenizer,
+    tokenizer_of,
 )
 from landmark.training.options import TrainOptions
 from landmark.training.plan import Plan, plan_of
@@ -71,7 +71,7 @@ def train(training: TrainOptions | Plan) -> Path:
     with processes.main_process_first():  # the others find done what it did
         check_files((*plan.texts, *plan.validation))
         new = _new_tokenizer(plan)
-        tokenizer = load_tokenizer(plan)
+        tokenizer = tokenizer_of(plan)
         with _removed_on_error(new):
             check_blocks(recipe.stages, block_size_of(plan))
             texts = _tokenized(plan.texts, tokenizer, plan.tokens or plan.out / "tokens", recipe.stages, "text")
