@@ -40,6 +40,7 @@ import landmark
 from landmark.data.recall import ANSWER, COPY, REPLY, TEXT, random_name
 from landmark.data.spoken import Facts, Voice, marked
 from landmark.evaluation import passkey
+from landmark.files import written_whole
 from landmark.hf import LandmarkCache
 from landmark.hf.loading import gguf_model, gguf_tokenizer
 from landmark.hf.reader import answer
@@ -153,9 +154,8 @@ class Conversion:
         state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         tensors = {name: value.detach().to(torch.bfloat16).cpu().contiguous() for name, value in state.items()}
         told = {"settings": json.dumps(dict(self.model.config.landmark)), "steps": str(self.steps)}
-        partial = file.with_name(file.name + ".partial")
-        save_file(tensors, partial, told | {"tokens": str(self.tokens)})
-        partial.rename(file)
+        with written_whole(file) as partial:
+            save_file(tensors, partial, told | {"tokens": str(self.tokens)})
 
     def step(self, batch: dict[str, Any], rate: float) -> dict[str, Tensor]:
         """One optimizer step on a micro-batch; what it measured stays on the device."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from landmark.files import written_whole
 from landmark.hf.config import Settings, text_config
 from landmark.hf.convert import from_pretrained
 from landmark.hf.model import ordinary_tokens
@@ -29,11 +30,9 @@ def save_plain(folder: str | Path, out: str | Path) -> None:
     state = model.state_dict()
     wanted = untouched.state_dict()
     untouched.load_state_dict({name: state[name][: len(value)] for name, value in wanted.items()})
-    out = Path(out)
-    partial = out.with_name(out.name + ".partial")
-    untouched.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(partial)
-    partial.rename(out)
+    with written_whole(Path(out)) as partial:
+        untouched.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(partial)
 
 
 def load_plain(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

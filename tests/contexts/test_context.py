@@ -203,7 +203,7 @@ def test_a_text_is_data_and_a_prompt_goes_on_behind_it(tmp_path, model, monkeypa
     )
     with Context.create(tmp_path / "context", model, tokenizer) as context:
         context.append(f"he wrote {tokenizer.eos_token} and loo", "letter")
-        assert tokenizer.eos_token_id not in context._library.slice(0, context.tokens)[:, 0]
+        assert tokenizer.eos_token_id not in context._documents.slice(0, context.tokens)[:, 0]
         context.generate("ked at it")
     assert said == plain, "no space in front"
 

@@ -1,4 +1,4 @@
-"""What a context says of the model that reads it, and a model's cache over a context."""
+"""Compatibility of a context with a model and tokenizer, and a KV cache over the context."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from torch import Tensor
 import landmark
 from landmark.contexts.manifest import Layout
 from landmark.contexts.snapshot import Snapshot
-from landmark.contexts.storage import ContextStorage, made_prefix
+from landmark.contexts.storage import ContextStorage, index_prefix
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
 from landmark.hf.config import Settings, layer_budgets, layer_kinds, text_config
@@ -28,14 +28,14 @@ DEFAULT_HOST_BUDGET = "256MB"
 
 
 def tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
-    """The tokenizer saved beside a model; raises ValueError if the model does not know where it came from."""
+    """The tokenizer saved beside a model; ValueError if the model has no name_or_path."""
     if not model.name_or_path:
         raise ValueError("the model does not say which folder it was loaded from: pass its tokenizer")
     return load_tokenizer(model.name_or_path, model)
 
 
 def header(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """What a context remembers of the model and the tokenizer that read it."""
+    """The header of a context: settings and fingerprint of the model and tokenizer that read it."""
     return {
         "landmark": landmark.__version__,
         "model": model.name_or_path,
@@ -45,7 +45,7 @@ def header(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> di
 
 
 def check_header(snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raises ValueError, naming the difference, if another model or tokenizer read the context."""
+    """Raises ValueError, naming the difference, if the context was read by another model or tokenizer."""
     kept = snapshot.header["fingerprint"]
     now = fingerprint_like(kept, model) | _fingerprint_of_tokenizer(tokenizer)
     for name, before, after in differences(kept, now):
@@ -100,7 +100,7 @@ def cache_of(
     tensors, metadata = snapshot.state()
     storages = {
         layer: ContextStorage(
-            snapshot, column, keys[column], _under(tensors, made_prefix(column)), options=options, budgets=budgets
+            snapshot, column, keys[column], _under(tensors, index_prefix(column)), options=options, budgets=budgets
         )
         for column, layer in enumerate(layers)
     }

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from landmark.contexts import compatibility
-from landmark.contexts.documents import distinct
+from landmark.contexts.documents import DocumentStore, Source, distinct
 from landmark.contexts.folder import fork
-from landmark.contexts.library import Library, Source
 from landmark.contexts.segments import Document
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.contexts.writer import Writer, create, open_writer
@@ -56,7 +55,7 @@ class Context:
         self,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
-        library: Library,
+        documents: DocumentStore,
         cache: LandmarkCache,
         memory: dict[str, Any],
         *,
@@ -65,7 +64,7 @@ class Context:
         self.model = model
         self.tokenizer = tokenizer
         self.cache = cache
-        self._library = library
+        self._documents = documents
         self._memory = memory
         self._growing = growing
         self._interrupted = False
@@ -126,34 +125,34 @@ class Context:
     ) -> "Context":
         writer = snapshot if isinstance(snapshot, Writer) else None
         cache = compatibility.cache_of(snapshot, model, **memory)
-        return cls(model, tokenizer, Library(snapshot, writer), cache, memory, growing=writer is not None)
+        return cls(model, tokenizer, DocumentStore(snapshot, writer), cache, memory, growing=writer is not None)
 
     # What is in it.
 
     @property
     def path(self) -> Path:
         """Its folder; of a fork in memory, that of the context it came from."""
-        return self._library.snapshot.path
+        return self._documents.snapshot.path
 
     @property
     def header(self) -> dict[str, Any]:
         """What it remembers of the model that read it."""
-        return self._library.snapshot.header
+        return self._documents.snapshot.header
 
     @property
     def blocks(self) -> int:
         """Blocks that were committed."""
-        return self._library.snapshot.blocks
+        return self._documents.snapshot.blocks
 
     @property
     def documents(self) -> list[Document]:
         """Names and sizes of the documents, in the order in which they came."""
-        return self._library.documents
+        return self._documents.documents
 
     @property
     def tokens(self) -> int:
         """Tokens of all documents; `tokens_read` of them have been read by the model."""
-        return self._library.tokens
+        return self._documents.tokens
 
     @property
     def tokens_read(self) -> int:
@@ -163,7 +162,7 @@ class Context:
 
     def text(self, document: Document) -> str:
         """The text of one of the documents."""
-        return self._library.text(document)
+        return self._documents.text(document)
 
     # Growing.
 
@@ -182,14 +181,14 @@ class Context:
         Documents are the same if their names and their texts are, by SHA-256. Raises ValueError for another text under
         a name that is in it, and for two texts under one name.
         """
-        return self._library.missing(documents)
+        return self._documents.missing(documents)
 
     def name_for(self, name: str, text: str) -> str:
         """A name for a text that has none: `name`, `name 2`, `name 3` and so on, the first that no document has.
 
         A text that is in it under one of these names keeps that.
         """
-        return self._library.name_for(name, text)
+        return self._documents.name_for(name, text)
 
     def add(self, documents: Iterable[tuple[str, str]]) -> None:
         """Adds documents, pairs of a name and a text, in one commit, to be read by `read`.
@@ -198,13 +197,13 @@ class Context:
         name, before anything is added.
         """
         self._check_growing()
-        documents, empty = distinct(documents), self._library.tokens == 0
+        documents, empty = distinct(documents), self._documents.tokens == 0
         for name, text in documents:
             if not text.strip():
                 raise ValueError(f"document {name!r} is empty: there is nothing to read in it")
         for number, (name, text) in enumerate(documents):
             tokens = compatibility.tokenized(self.tokenizer, text, first=empty and number == 0)
-            self._library.add(name, text, tokens)
+            self._documents.add(name, text, tokens)
         if documents:
             self._commit()
 
@@ -216,7 +215,7 @@ class Context:
         self._interrupted = True  # until the end: layers that were stopped in the middle of a chunk differ
         committed = time.monotonic()
         while (start := self.tokens_read) < self.tokens:
-            ids = self._library.slice(start, min(self.tokens, start + _CHUNKS * self.cache.chunk_tokens))[:, 0]
+            ids = self._documents.slice(start, min(self.tokens, start + _CHUNKS * self.cache.chunk_tokens))[:, 0]
             read(self.model, torch.from_numpy(ids.astype("int64")), self.cache, progress=progress)
             if time.monotonic() - committed > COMMIT_SECONDS:
                 self._commit()
@@ -225,7 +224,7 @@ class Context:
         self._interrupted = False
 
     def _commit(self) -> None:
-        writer = self._library.writer
+        writer = self._documents.writer
         if writer is not None:
             ropes: Any = self.model.base_model.landmark_ropes
             self.cache.settle(ropes)
@@ -239,7 +238,7 @@ class Context:
     def _check_model(self) -> None:
         """Raises ValueError if the model changed since it was last compared: trained on, or other adapters in use."""
         if (mark := model_mark(self.model)) != self._mark:
-            compatibility.check_header(self._library.snapshot, self.model, self.tokenizer)
+            compatibility.check_header(self._documents.snapshot, self.model, self.tokenizer)
             self._mark = mark
 
     def _check_growing(self) -> None:
@@ -275,7 +274,7 @@ class Context:
         streamer = None if write is None else TextTo(self.tokenizer, write)
         new = answer(self.model, ids, branch, max_new_tokens=max_new_tokens, temperature=temperature, streamer=streamer)
         said: Any = self.tokenizer.decode(new, skip_special_tokens=True)
-        return Answer(said, new, self._library.sources(branch.trace().spans(), sources), branch.traffic)
+        return Answer(said, new, self._documents.sources(branch.trace().spans(), sources), branch.traffic)
 
     def fork(self, path: str | PathLike[str] | None = None) -> "Context":
         """A branch that goes on by itself and shares what was read so far: many users, one book.
@@ -289,13 +288,13 @@ class Context:
             return Context.open(path, self.model, self.tokenizer, write=True, **self._memory)
         self._check_whole()
         self._check_model()
-        library, cache = self._library.fork(), self.cache.fork()
-        return Context(self.model, self.tokenizer, library, cache, self._memory, growing=True)
+        documents, cache = self._documents.fork(), self.cache.fork()
+        return Context(self.model, self.tokenizer, documents, cache, self._memory, growing=True)
 
     def close(self) -> None:
         """Lets another process write; what was not committed is gone."""
-        if self._library.writer is not None:
-            self._library.writer.close()
+        if self._documents.writer is not None:
+            self._documents.writer.close()
 
     def __enter__(self) -> "Context":
         return self

@@ -1,18 +1,29 @@
-"""Every system call that changes a context, and the files that it makes them on.
+"""The system calls that change a context, open files, and checksums of records.
 
-Nothing else in this package writes, so a test that replaces these functions sees every step, and can make any of them
-fail. The errors raised name their file, which those of calls on a descriptor do not.
+Nothing else in this package writes, so a test that replaces these functions sees every step and can make any of them
+fail. Errors name their file, which those of calls on a descriptor do not.
 """
 
 import errno
 import os
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+Progress = Callable[[int, int], object]  # called with the bytes done so far, and the bytes in all
+
+
+class Damage(ValueError):
+    """Raised when committed data is missing or corrupt; `verify` collects all of them."""
+
+    def __init__(self, file: Path, what: str) -> None:
+        super().__init__(f"{file} {what}; take the context from a copy, or read the text again")
+        self.file = file
+        self.what = what
 
 
 class OpenFile:
@@ -51,6 +62,9 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+# System calls that change something.
 
 
 def create(path: Path) -> OpenFile:
@@ -97,48 +111,47 @@ def make_folder(path: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Gives a file a second name."""
+    """Gives a file a second name (hard link)."""
     os.link(source, target)
 
 
 def replace(source: Path, target: Path) -> None:
-    """Gives a file another name in one step, in place of whatever bore it."""
+    """Renames a file in one step, in place of any file of that name."""
     os.replace(source, target)
 
 
 def remove(path: Path) -> None:
-    """Takes a file's name away."""
+    """Removes a file's name."""
     path.unlink()
 
 
 def remove_folder(path: Path) -> None:
-    """Takes an empty folder away."""
+    """Removes an empty folder."""
     path.rmdir()
 
 
-# What is said of committed bytes that are not there, or not as they were written.
+def publish(file: OpenFile, target: Path) -> None:
+    """Durable rename of a finished file: once it returns, no power cut takes its bytes or its new name.
+
+    Files that were made in the same folder before have their names on the device before `target` has its own.
+    """
+    sync(file)
+    sync_folder(target.parent)
+    replace(file.path, target)
+    sync_folder(target.parent)
 
 
-class Damage(ValueError):
-    """Something wrong with a file of a context; raised where it is met, and listed by `checking.verify`."""
-
-    def __init__(self, file: Path, what: str) -> None:
-        super().__init__(f"{file} {what}; take the context from a copy, or read the text again")
-        self.file = file
-        self.what = what
+# Records that end with `crc32`, the CRC-32 of all their bytes before it.
 
 
-# Checksums of records that end with one: CRC-32 of all their bytes before it, in a field `crc32`.
-
-
-def checksums(records: np.ndarray) -> np.ndarray:
-    """What the checksum of each record must be, uint32 `[n]`."""
+def record_checksums(records: np.ndarray) -> np.ndarray:
+    """The CRC-32 that each record should end with, uint32 `[n]`."""
     size = records.dtype.itemsize
     data = records.view(np.uint8).data
     ends = range(size - 4, len(data), size)
     return np.fromiter((zlib.crc32(data[end - size + 4 : end]) for end in ends), np.uint32, len(records))
 
 
-def unsound(records: np.ndarray) -> np.ndarray:
-    """Which records are not as their checksums say."""
-    return np.flatnonzero(checksums(records) != records["crc32"])
+def damaged_records(records: np.ndarray) -> np.ndarray:
+    """Indices of the records whose checksum does not match."""
+    return np.flatnonzero(record_checksums(records) != records["crc32"])

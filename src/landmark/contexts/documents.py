@@ -1,187 +1,167 @@
-"""Parts of documents: through them a token finds its document and its text without the rest of either being read."""
+"""The documents of a context: names, texts and tokens, and the passages that retrieved blocks were read from."""
 
-import hashlib
-import json
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
-from pathlib import Path
+from itertools import chain, count, islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landmark.contexts.disk import Damage, OpenFile, checksums, unsound
-from landmark.contexts.manifest import TOKEN, SegmentEntry
+from landmark.contexts.segments import Document, Segment, characters_of, encode_text, text_digest
+from landmark.contexts.snapshot import Snapshot
+from landmark.contexts.writer import Writer
 
-PART_TOKENS = 1024
-# A part is up to 1,024 tokens of one document, and the text from the first of them to the first of the next part. The
-# record says where it begins in the segment's files, and holds the checksums of what it covers.
-PART = np.dtype(
-    [
-        ("token", "<u8"),  # of the segment
-        ("byte", "<u8"),  # of the segment's text
-        ("character", "<u8"),  # of the document
-        ("line", "<u8"),  # byte where the document's line begins
-        ("line_bytes", "<u4"),
-        ("line_crc32", "<u4"),
-        ("text_crc32", "<u4"),
-        ("tokens_crc32", "<u4"),
-        ("crc32", "<u4"),
-    ]
-)
-
-
-def parts_of(text: str, tokens: np.ndarray, line: bytes, *, token: int, byte: int, line_start: int) -> np.ndarray:
-    """The parts of a document whose `tokens [n,3]`, text and line begin at these places of a segment's files."""
-    firsts = range(0, max(1, len(tokens)), PART_TOKENS)
-    # Tokens seldom begin before an earlier one does; their parts never do.
-    characters = np.maximum.accumulate([0, *tokens[PART_TOKENS::PART_TOKENS, 1].tolist()]).tolist()
-    pieces = [text[start:stop].encode() for start, stop in pairwise([*characters, len(text)])]
-    records = np.zeros(len(firsts), PART)
-    records["token"] = token + np.array(firsts)
-    records["byte"] = byte + np.cumsum([0, *map(len, pieces[:-1])])
-    records["character"] = characters
-    records["line"], records["line_bytes"], records["line_crc32"] = line_start, len(line), zlib.crc32(line)
-    records["text_crc32"] = [zlib.crc32(piece) for piece in pieces]
-    records["tokens_crc32"] = [zlib.crc32(tokens[first : first + PART_TOKENS].tobytes()) for first in firsts]
-    records["crc32"] = checksums(records)
-    return records
-
-
-def characters_of(tokens: np.ndarray) -> tuple[int, int]:
-    """The characters `first:last` of their document that tokens `[n,3]` stand for, one or more."""
-    first = int(tokens[0, 1])
-    return first, max(first, int(tokens[-1, 2]))
+if TYPE_CHECKING:
+    from landmark.hf import Span
 
 
 @dataclass(frozen=True)
-class Quote:
-    """Tokens `start:stop` of a segment, which are of one document: characters `first:last` there, the `text`."""
+class Source:
+    """A passage that was retrieved for an answer: characters `first:last` of the document named `document`.
+
+    `block` and the tokens `start:stop` count from the start of the context; `weight` is the block's mean gate.
+    """
 
     document: str
-    start: int
-    stop: int
     first: int
     last: int
+    block: int
+    start: int
+    stop: int
+    weight: float
     text: str
 
 
-@dataclass(frozen=True)
-class Part:
-    """A record, and where what it covers ends in the segment's files."""
+class DocumentStore:
+    """Documents on disk, followed by those that only this process holds; new ones go to the `writer`, if any."""
 
-    token: int
-    byte: int
-    character: int
-    line: int
-    line_bytes: int
-    line_crc32: int
-    text_crc32: int
-    tokens_crc32: int
-    token_stop: int
-    byte_stop: int
+    def __init__(self, snapshot: Snapshot, writer: Writer | None = None) -> None:
+        self.snapshot = snapshot
+        self.writer = writer
+        self._added: list[tuple[Document, str, np.ndarray]] = []
 
+    def fork(self) -> "DocumentStore":
+        """The same documents, to which others can be added in memory."""
+        branch = DocumentStore(self.snapshot)
+        branch._added = list(self._added)
+        return branch
 
-class Parts:
-    """The parts of a segment for reading. All that it gives was checked.
+    @property
+    def documents(self) -> list[Document]:
+        """All documents, in the order in which they were added."""
+        return [*self.snapshot.documents(), *(document for document, _, _ in self._added)]
 
-    `known` are the records of a segment that has no file of them.
-    """
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all documents."""
+        if not self._added:
+            return self.snapshot.manifest.token_count
+        last = self._added[-1][0]
+        return last.first_token + last.tokens
 
-    def __init__(self, entry: SegmentEntry, files: dict[str, Path], known: np.ndarray | None = None) -> None:
-        self._entry = entry
-        self._files = {kind: OpenFile(path) for kind, path in files.items()}
-        self._known = known
+    def missing(self, documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of `documents`, pairs of a name and a text, that are not in the store, each once.
 
-    def __len__(self) -> int:
-        if self._known is not None:
-            return len(self._known)
-        return self._entry.parts.bytes // PART.itemsize if self._entry.parts is not None else 0
+        Raises ValueError for another text under a known name, and for two texts under one name.
+        """
+        known, new = self._by_name(), []
+        for name, text in distinct(documents):
+            if name not in known:
+                new.append((name, text))
+            elif not self._has(known[name], text):
+                raise ValueError(
+                    f"{self.snapshot.path} holds another text named {name}: rename the file, or read into another "
+                    "context"
+                )
+        return new
 
-    def __getitem__(self, index: int) -> Part:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        record = self._record(index)
-        token_stop, byte_stop = self._entry.token_count, self._entry.text.bytes
-        if index + 1 < len(self):
-            after = self._record(index + 1)
-            token_stop, byte_stop = int(after["token"]), int(after["byte"])
-        fields = {name: int(record[name]) for name in PART.names or () if name != "crc32"}
-        return Part(**fields, token_stop=token_stop, byte_stop=byte_stop)
+    def name_for(self, name: str, text: str) -> str:
+        """`name`, `name 2`, `name 3` and so on: the first that no document has, or that this very text has already."""
+        known = self._by_name()
+        names = chain([name], (f"{name} {number}" for number in count(2)))
+        return next(name for name in names if name not in known or self._has(known[name], text))
 
-    def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Tokens `start:stop` of the segment, uint32 `[n,3]`."""
-        parts = list(self._covering(start, stop))
-        if not parts:
-            return np.empty(0, TOKEN)
-        found = np.concatenate([self._tokens(part) for _, part in parts])
-        return found[start - parts[0][1].token : stop - parts[0][1].token]
+    def add(self, name: str, text: str, tokens: np.ndarray, source: str | None = None) -> None:
+        """Adds a document with its `tokens`, uint32 `[n,3]`; one that goes to the writer is listed after its commit."""
+        if self.writer is not None:
+            self.writer.add_document(name, text, tokens[:, 0], tokens[:, 1:], source)
+        else:
+            document = Document.of(name, text, len(tokens), source, first_token=self.tokens)
+            self._added.append((document, text, tokens))
 
-    def quotes(self, start: int, stop: int) -> Iterator[Quote]:
-        """What tokens `start:stop` of the segment stand for, document by document."""
-        while start < stop:
-            index = self._at(start)
-            parts = self._of_document(index)
-            covering = list(takewhile(lambda part: part.token < stop, parts))
-            end = min(stop, covering[-1].token_stop)
-            places = self.tokens(start, end)
-            first, last = characters_of(places)
-            yield Quote(self._name(covering[0]), start, end, first, last, self._text(index, first, last))
-            start = end
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        """Tokens `start:stop` of the context, uint32 `[n,3]`; Damage if they are damaged."""
+        found = [np.empty((0, 3), np.uint32)]
+        for segment, first, low, high in self._segments_between(start, stop):
+            found.append(segment.parts().tokens(low - first, high - first))
+        for document, _, tokens in self._added_between(start, stop):
+            first = document.first_token
+            found.append(tokens[max(0, start - first) : stop - first])
+        return np.concatenate(found)
 
-    def _record(self, index: int) -> np.void:
-        if self._known is not None:
-            return self._known[index]
-        file = self._files["parts"]
-        record = np.frombuffer(file.read(PART.itemsize, index * PART.itemsize), PART)
-        if len(unsound(record)):
-            raise Damage(file.path, f"is damaged in record {index}")
-        return record[0]
+    def text(self, document: Document) -> str:
+        """The text of a document."""
+        for added, text, _ in self._added:
+            if added is document:
+                return text
+        return self.snapshot.text(document)
 
-    def _at(self, token: int) -> int:
-        """The part that a token is in; parts without tokens stand before the one that begins where they do."""
-        return bisect_right(range(len(self)), token, key=lambda index: int(self._record(index)["token"])) - 1
+    def sources(self, spans: "Iterable[Span]", limit: int) -> list[Source]:
+        """Passages of the first `limit` of `spans` that lie in documents; those of the question are left out.
 
-    def _covering(self, start: int, stop: int) -> Iterator[tuple[int, Part]]:
-        index = self._at(start)
-        while start < stop and index < len(self) and (part := self[index]).token < stop:
-            yield index, part
+        The bytes read follow from the lengths of the spans, not from those of documents or from their number.
+        """
+        tokens = self.tokens
+        known = islice((span for span in spans if span.start < tokens), limit)
+        return [source for span in known for source in self._sources(span)]
+
+    def _sources(self, span: "Span") -> Iterator[Source]:
+        block, weight = span.block, span.weight
+        for segment, first, low, high in self._segments_between(span.start, span.stop):
+            for p in segment.parts().passages(low - first, high - first):
+                yield Source(p.document, p.first, p.last, block, first + p.start, first + p.stop, weight, p.text)
+        for document, text, tokens in self._added_between(span.start, span.stop):
+            start = max(span.start, document.first_token)
+            stop = min(span.stop, document.first_token + document.tokens)
+            begin, end = characters_of(tokens[start - document.first_token : stop - document.first_token])
+            yield Source(document.name, begin, end, block, start, stop, weight, text[begin:end])
+
+    def _segments_between(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int, int]]:
+        """Segments with some of the tokens `start:stop`: the number of its first token, and which of the tokens."""
+        first = 0
+        for segment in self.snapshot.segments:
+            end = first + segment.entry.token_count
+            if max(start, first) < min(stop, end):
+                yield segment, first, max(start, first), min(stop, end)
+            first = end
+
+    def _added_between(self, start: int, stop: int) -> Iterator[tuple[Document, str, np.ndarray]]:
+        """Documents in memory with some of the tokens `start:stop`."""
+        index = max(0, bisect_right(self._added, start, key=lambda added: added[0].first_token) - 1)
+        while index < len(self._added) and self._added[index][0].first_token < stop:
+            document = self._added[index][0]
+            if max(start, document.first_token) < min(stop, document.first_token + document.tokens):
+                yield self._added[index]
             index += 1
 
-    def _of_document(self, index: int) -> Iterator[Part]:
-        """Part `index` and those that follow it in its document."""
-        line = self[index].line
-        while index < len(self) and (part := self[index]).line == line:
-            yield part
-            index += 1
+    def _by_name(self) -> dict[str, list[Document]]:
+        known: dict[str, list[Document]] = {}
+        for document in self.documents:
+            known.setdefault(document.name, []).append(document)
+        return known
 
-    def _tokens(self, part: Part) -> np.ndarray:
-        size = TOKEN.itemsize
-        data = self._checked("tokens", part.token * size, part.token_stop * size, part.tokens_crc32)
-        return np.frombuffer(data, TOKEN)
+    def _has(self, documents: list[Document], text: str) -> bool:
+        """Whether one of `documents` has this text."""
+        return any(self._is(document, text) for document in documents)
 
-    def _text(self, index: int, first: int, last: int) -> str:
-        """Characters `first:last` of the document of part `index`, in or near which they are."""
-        while self[index].character > first:
-            index -= 1
-        begin, text = self[index].character, ""
-        for part in self._of_document(index):
-            if part.character >= last and text:
-                break
-            text += self._checked("text", part.byte, part.byte_stop, part.text_crc32).decode()
-        return text[first - begin : last - begin]
-
-    def _name(self, part: Part) -> str:
-        line = self._checked("documents", part.line, part.line + part.line_bytes, part.line_crc32)
-        return json.loads(line)["name"]
-
-    def _checked(self, kind: str, start: int, stop: int, crc32: int) -> bytearray:
-        file = self._files[kind]
-        data = file.read(stop - start, start)
-        if zlib.crc32(data) != crc32:
-            raise Damage(file.path, f"is damaged between bytes {start} and {stop}")
-        return data
+    def _is(self, document: Document, text: str) -> bool:
+        data = encode_text(document.name, text)
+        if document.sha256 is not None:
+            return document.sha256 == text_digest(data)
+        # Format version 1 kept a CRC-32 alone, which other texts may share: there the text itself decides.
+        return (document.bytes, document.crc32) == (len(data), zlib.crc32(data)) and self.text(document) == text
 
 
 def distinct(documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -191,16 +171,3 @@ def distinct(documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         if texts.setdefault(name, text) != text:
             raise ValueError(f"two different texts are named {name}: rename one, or leave it out")
     return list(texts.items())
-
-
-def encoded(name: str, text: str) -> bytes:
-    """The text of a document as it is kept, in UTF-8; ValueError if it has none (lone surrogates)."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text of document {name!r} cannot be written as UTF-8: {error}") from error
-
-
-def digest(data: bytes) -> str:
-    """What tells texts apart: SHA-256 in hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()

@@ -1,4 +1,4 @@
-"""A context as one file: a tar of what is committed, which is a context again where it is unpacked."""
+"""Export of a context: one tar file of what is committed, which is a context where it is unpacked."""
 
 import io
 import tarfile
@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import IO, cast
 
 from landmark.contexts import disk
-from landmark.contexts.disk import OpenFile
+from landmark.contexts.disk import OpenFile, Progress
 from landmark.contexts.manifest import MANIFEST, SEGMENTS
 from landmark.contexts.snapshot import Snapshot, open_reader
-
-Progress = Callable[[int, int], object]
+from landmark.files import unfinished
 
 _COPY_BYTES = 1 << 20
 
@@ -20,26 +19,24 @@ _COPY_BYTES = 1 << 20
 def export(path: str | Path, file: str | Path, progress: Progress | None = None) -> None:
     """Writes the newest commit of the context in `path` to `file`: a tar of one folder with the context's name.
 
-    `progress` is called with the bytes written so far and those of the whole commit. Until the tar is whole it bears a
-    name that ends in .tmp. Raises ValueError if `path` is no sound context or if `file` exists, and OSError if it
+    `progress` is called with the bytes written so far and those of the whole commit. Until the tar is whole its
+    name ends in .tmp. Raises ValueError if `path` is no sound context or if `file` exists, and OSError if it
     cannot be written.
     """
     path, file = Path(path), Path(file)
-    unfinished = file.with_name(file.name + ".tmp")
-    for taken in (file, unfinished):
+    partial = unfinished(file)
+    for taken in (file, partial):
         if taken.exists():
             raise ValueError(f"{taken} exists: give another file, or delete it first")
     snapshot = open_reader(path)
-    sink = _Sink(disk.create(unfinished))
+    sink = _Sink(disk.create(partial))
     try:
         with tarfile.TarFile(fileobj=cast(IO[bytes], sink), mode="w", copybufsize=_COPY_BYTES) as tar:
             _fill(tar, snapshot, progress)
-        disk.sync(sink.file)
-        disk.replace(unfinished, file)
-        disk.sync_folder(file.parent)
+        disk.publish(sink.file, file)
     except OSError:
-        with suppress(OSError):  # it is the first error that the caller must hear of
-            disk.remove(unfinished)
+        with suppress(OSError):  # the first error is the one to report
+            disk.remove(partial)
         raise
 
 
@@ -63,7 +60,7 @@ def _fill(tar: tarfile.TarFile, snapshot: Snapshot, progress: Progress | None) -
 
 
 def _committed(snapshot: Snapshot) -> Iterator[tuple[str, OpenFile, int]]:
-    """Files with committed bytes: the name in the folder, the file, and how many bytes."""
+    """Files with committed bytes: the name in the folder, the file, and the number of bytes."""
     for segment in snapshot.segments:
         for kind, size in segment.entry.sizes(snapshot.layout).items():
             path = segment.path(kind)

@@ -1,7 +1,6 @@
-"""The folder of a context: how one comes to be and goes, and what in it is not part of the commit."""
+"""The folder of a context: its writer's lock, creation, deletion, listing, forks."""
 
 import errno
-import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -24,23 +23,25 @@ from landmark.contexts.manifest import (
     segment_file,
 )
 from landmark.contexts.snapshot import open_reader, with_state
+from landmark.files import try_lock
 
-# The lock of a context's one writer. The system releases it when the process ends, however it ends.
+_STATE = re.compile(r"state-\d+\.safetensors")
+_SEGMENT_FILE = re.compile(rf"(\d+)\.({'|'.join(KINDS)})")
 
 
-_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
+# The lock of a context's one writer.
 
 
 def take_lock(folder: Path) -> OpenFile:
-    """Locks the context in `folder` until the file is closed.
+    """Locks the context in `folder` until the file is closed, or the process ends.
 
-    Raises ValueError if somebody else holds the lock, or if nothing may be written there.
+    Raises ValueError if another writer holds the lock, or if nothing may be written there.
     """
     path = folder / LOCK
     try:
         file = disk.open_or_create(path)
     except OSError as error:
-        if error.errno not in _NOT_OURS:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         raise ValueError(
             f"{path} cannot be written ({error.strerror}): open the context for reading, "
@@ -55,26 +56,23 @@ def take_lock(folder: Path) -> OpenFile:
 
 
 def _hold(file: OpenFile, folder: Path) -> None:
-    try:
-        fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = bytes(file.read(file.size)).decode() or "not told yet"
+    if not try_lock(file.descriptor):
+        holder = bytes(file.read(file.size)).decode() or "not known yet"
         raise ValueError(
             f"{folder} is being written by another writer (process {holder}): wait until it closes, or fork the context"
-        ) from error
+        )
     if not file.path.exists() or not os.path.samestat(file.path.stat(), os.fstat(file.descriptor)):
         raise ValueError(f"{folder} was deleted by another process just now: give another context")
     disk.truncate(file, 0)
     disk.write(file, str(os.getpid()).encode(), 0)
 
 
-_STATE = re.compile(r"state-\d+\.safetensors")
-_SEGMENT_FILE = re.compile(rf"(\d+)\.({'|'.join(KINDS)})")
+# Creation and deletion.
 
 
 @contextmanager
 def founding(path: Path) -> Iterator[OpenFile]:
-    """Around the making of a new context in `path`; gives its lock. If that fails, nothing of it stays.
+    """Wraps the creation of a context in `path` and gives its lock. If the block fails, nothing of the context stays.
 
     Raises ValueError if there is something at `path` already, except what a crash in here left.
     """
@@ -94,22 +92,10 @@ def founding(path: Path) -> Iterator[OpenFile]:
         yield lock
         disk.sync_folder(path.parent)
     except (OSError, ValueError):
-        with suppress(OSError):  # what led here is what the caller must hear of
+        with suppress(OSError):  # the first error is the one to report
             _clear(path)
         lock.close()
         raise
-
-
-def stray_files(path: Path, manifest: Manifest) -> list[Path]:
-    """Files of crashed commits: those with a context's names that the manifest does not speak of."""
-    states = [file for file in path.iterdir() if _STATE.fullmatch(file.name) and file.name != manifest.state_name]
-    new = [path / NEW_MANIFEST] if (path / NEW_MANIFEST).exists() else []
-    segments = [
-        file
-        for file in (path / SEGMENTS).iterdir()
-        if (match := _SEGMENT_FILE.fullmatch(file.name)) and int(match[1]) > len(manifest.segments)
-    ]
-    return sorted([*states, *new, *segments])
 
 
 def delete(path: str | Path) -> None:
@@ -130,6 +116,18 @@ def delete(path: str | Path) -> None:
         lock.close()
 
 
+def stray_files(path: Path, manifest: Manifest) -> list[Path]:
+    """Files of crashed commits: those with a context's names that the manifest does not list."""
+    states = [file for file in path.iterdir() if _STATE.fullmatch(file.name) and file.name != manifest.state_name]
+    new = [path / NEW_MANIFEST] if (path / NEW_MANIFEST).exists() else []
+    segments = [
+        file
+        for file in (path / SEGMENTS).iterdir()
+        if (match := _SEGMENT_FILE.fullmatch(file.name)) and int(match[1]) > len(manifest.segments)
+    ]
+    return sorted([*states, *new, *segments])
+
+
 def _clear(path: Path) -> None:
     """Removes the manifest first: from then on there is no context, only remains that can be removed again."""
     if (path / MANIFEST).exists():
@@ -147,14 +145,14 @@ def _clear(path: Path) -> None:
 
 
 def _is_unused(path: Path) -> bool:
-    """Whether a folder is empty, or as a crash leaves it that came before the manifest of a new context."""
+    """Whether a folder is empty, or as a crash before the first manifest leaves it."""
     segments = path / SEGMENTS
     unused = {LOCK, SEGMENTS, NEW_MANIFEST}
     return all(file.name in unused for file in path.iterdir()) and not (segments.exists() and any(segments.iterdir()))
 
 
 def _foreign(path: Path) -> list[Path]:
-    """What is in the folder and bears no name that a context gives."""
+    """Files in the folder with names that no context uses."""
     names = (MANIFEST, NEW_MANIFEST, LOCK, SEGMENTS)
     foreign = [file for file in path.iterdir() if file.name not in names and not _STATE.fullmatch(file.name)]
     segments = path / SEGMENTS
@@ -163,7 +161,7 @@ def _foreign(path: Path) -> list[Path]:
     return foreign
 
 
-# What contexts there are, and what is in them.
+# Listing.
 
 
 def find(folder: str | Path) -> list[Path]:
@@ -175,7 +173,7 @@ def find(folder: str | Path) -> list[Path]:
 
 
 def info(path: str | Path) -> dict[str, Any]:
-    """What is in the context in `path`, as JSON can say it; raises ValueError where `open_reader` does.
+    """Counts and sizes of the context in `path`, and its header, as JSON values; raises as `open_reader` does.
 
     `shared_bytes` lie in segments that a fork took over, and may be on disk only once for several contexts.
     """
@@ -196,13 +194,13 @@ def info(path: str | Path) -> dict[str, Any]:
     }
 
 
-# Forks: another context that begins as this one and shares its files.
+# Forks on disk: another context that begins as this one and shares its files.
 
 
 def fork(path: str | Path, to: str | Path) -> None:
-    """Makes in `to` a context that is what `path` is now. Both may go on and be deleted, whatever the other does.
+    """Makes in `to` a context that is what `path` is now. Both may grow and be deleted, whatever the other does.
 
-    No block is copied: `to` names the same files and adds to none of them. A writer may have `path` open.
+    No block is copied: `to` has hard links to the same files and adds to none of them. A writer may have `path` open.
     Raises ValueError if `path` is no sound context, if `to` exists, or if the two folders cannot share files.
     """
     path, to = Path(path), Path(to)

@@ -1,4 +1,4 @@
-"""The one segment that a writer extends. What it holds beyond the manifest is not committed."""
+"""The segment that a writer appends to. What it holds beyond the manifest is not committed."""
 
 import os
 import zlib
@@ -10,20 +10,20 @@ import numpy as np
 from torch import Tensor
 
 from landmark.contexts import disk
-from landmark.contexts.disk import OpenFile, checksums
+from landmark.contexts.disk import OpenFile, record_checksums
 from landmark.contexts.manifest import KINDS, Layout, SegmentEntry, extended, segment_file
 from landmark.contexts.segments import ContextBlocks, open_committed
 
 
 class Guard:
-    """Lets no change follow one that failed: after that, what the files hold beyond the commit is not known."""
+    """Refuses changes after one failed: from then on, what the files hold beyond the commit is not known."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._refusal: str | None = None
 
     def close(self) -> None:
-        """Allows no change any more."""
+        """Refuses every further change."""
         self._refusal = "this writer was closed"
 
     def check(self) -> None:
@@ -33,7 +33,7 @@ class Guard:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Around every change. Raises ValueError if it may not be made; what the change raises, it remembers."""
+        """Wraps a change: ValueError if it may not be made; an OSError in it refuses all that follow."""
         self.check()
         self._refusal = "an earlier change did not end"
         try:
@@ -45,7 +45,7 @@ class Guard:
 
 
 class GrowingBlocks(ContextBlocks):
-    """Blocks that may be added to: remembers the checksum of each layer of each new block, in the order of writing."""
+    """Blocks that can be appended to; keeps the checksum of each layer of each new block, in the order of writing."""
 
     def __init__(self, file: OpenFile, layout: Layout, guard: Guard) -> None:
         super().__init__(file, layout)
@@ -83,7 +83,7 @@ class GrowingSegment:
         self._keys: list[list[np.ndarray]] = [[] for _ in layout.landmarks]  # [m,Hkv,D] of blocks beyond the commit
 
     def append(self, kind: str, data: bytes) -> int:
-        """Adds to the tokens, the text, the documents or their parts; the byte where that begins."""
+        """Appends to the tokens, the text, the documents or their parts; returns the offset in bytes."""
         start = self._extents[kind].bytes
         disk.write(self._files[kind], data, start)
         self._extents[kind] = extended(self._extents[kind], data)
@@ -91,7 +91,7 @@ class GrowingSegment:
         return start
 
     def allocate(self, layer: int, number: int, count: int) -> int:
-        """The record of block `number`, from which on `count` blocks of a layer are going to be written.
+        """Allocates records for `count` blocks of a layer, of which the first is block `number`; returns its record.
 
         Raises ValueError unless they follow the layer's last.
         """
@@ -107,9 +107,9 @@ class GrowingSegment:
         self._keys[layer].append(keys.detach().cpu().numpy().swapaxes(0, 1).copy())
 
     def new_blocks(self) -> int:
-        """Blocks beyond the commit.
+        """Number of blocks beyond the commit.
 
-        Raises ValueError unless in every layer as many were placed, written, and given landmark keys.
+        Raises ValueError unless every layer has as many placed, written, and given landmark keys.
         """
         counts = set()
         for layer, keys in enumerate(self._keys):
@@ -125,7 +125,7 @@ class GrowingSegment:
         return most[0]
 
     def commit(self) -> SegmentEntry:
-        """Writes the landmark records of new blocks and brings all files to the device; what a manifest then says."""
+        """Writes the landmark records of new blocks and syncs all files; the entry for the next manifest."""
         new = self.new_blocks()
         if new:
             records = self._new_records(new)
@@ -145,12 +145,12 @@ class GrowingSegment:
             records["blocks"][:, layer] = self.blocks.checksums[layer]
             keys.clear()
             self.blocks.checksums[layer].clear()
-        records["crc32"] = checksums(records)
+        records["crc32"] = record_checksums(records)
         return records
 
 
 def _cut(path: Path, committed: int) -> OpenFile:
-    """Opens a file for writing, without what a crash left behind its committed bytes."""
+    """Opens a file for writing and cuts what a crash left behind its committed bytes."""
     file = open_committed(path, committed, os.O_RDWR)
     if file.size > committed:
         disk.truncate(file, committed)

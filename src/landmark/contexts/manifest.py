@@ -1,4 +1,4 @@
-"""The manifest: which bytes of which files are the context. docs/context_format.md tells it to other programs."""
+"""The manifest: which bytes of which files are the context (docs/context_format.md)."""
 
 import json
 import re
@@ -33,7 +33,7 @@ _FIRST_LINE = re.compile(rb'\{"crc32": "([0-9a-f]{8})",\n')
 
 @dataclass(frozen=True)
 class Layout:
-    """What every block has, layer by layer: the shape of its keys and values, and `(Hkv, D)` of its landmark keys."""
+    """Shapes of a block, layer by layer: of its keys and values, and `(Hkv, D)` of its landmark keys."""
 
     blocks: tuple[BlockShape, ...]
     landmarks: tuple[tuple[int, int], ...]
@@ -45,21 +45,21 @@ class Layout:
 
     @cached_property
     def landmark_record(self) -> np.dtype:
-        """A landmark record: keys `[Hkv,D]` under each layer's number, a checksum a layer of the block, and its own."""
+        """A landmark record: keys `[Hkv,D]` under each layer's number, checksums of the block's layers, and its own."""
         keys = [(str(layer), "<f4", shape) for layer, shape in enumerate(self.landmarks)]
         return np.dtype([*keys, ("blocks", "<u4", (len(self.blocks),)), ("crc32", "<u4")])
 
 
 @dataclass(frozen=True)
 class Extent:
-    """The committed bytes of a file that only grows, and their CRC-32."""
+    """The committed bytes of an append-only file, and their CRC-32."""
 
     bytes: int = 0
     crc32: int = 0
 
 
 def extended(extent: Extent, data: bytes) -> Extent:
-    """What an extent is with `data` behind it."""
+    """The extent after `data` was appended."""
     return Extent(extent.bytes + len(data), zlib.crc32(data, extent.crc32))
 
 
@@ -77,12 +77,12 @@ class SegmentEntry:
 
     @property
     def token_count(self) -> int:
-        """Tokens of its documents."""
+        """Number of tokens of its documents."""
         return self.tokens.bytes // TOKEN.itemsize
 
     @property
     def extents(self) -> dict[str, Extent]:
-        """What is committed of the files that hold documents."""
+        """Extents of the files that hold documents."""
         found = {"tokens": self.tokens, "text": self.text, "documents": self.documents}
         return found if self.parts is None else {**found, "parts": self.parts}
 
@@ -97,7 +97,7 @@ class SegmentEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The committed state of a context. `state` is None until the first commit."""
+    """A commit of a context. `state` is None until the first commit."""
 
     generation: int
     header: dict[str, Any]
@@ -107,7 +107,7 @@ class Manifest:
 
     @property
     def blocks(self) -> int:
-        """Blocks in all segments."""
+        """Number of blocks in all segments."""
         return sum(segment.blocks for segment in self.segments)
 
     @property
@@ -118,7 +118,7 @@ class Manifest:
 
     @property
     def token_count(self) -> int:
-        """Tokens of all documents."""
+        """Number of tokens of all documents."""
         return sum(segment.token_count for segment in self.segments)
 
     @property
@@ -127,7 +127,7 @@ class Manifest:
         return state_name(self.generation)
 
     def to_bytes(self) -> bytes:
-        """The file: a first line with the checksum of all that follows, which together are one JSON object."""
+        """The file: a first line with the checksum of the rest; both together are one JSON object."""
         blocks = [[*shape[:-1], str(shape.dtype).removeprefix("torch.")] for shape in self.layout.blocks]
         fields = {
             "format": FORMAT,
@@ -155,7 +155,7 @@ def segment_file(folder: Path, number: int, kind: str) -> Path:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The committed state of the context in `folder`.
+    """The newest commit of the context in `folder`.
 
     Raises Damage if its manifest is damaged, and ValueError if there is none or if it has another format version.
     """
@@ -168,18 +168,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def publish(folder: Path, manifest: Manifest) -> None:
-    """Makes `manifest` the committed state, in one step: whoever looks finds the old one or the new one."""
-    new = folder / NEW_MANIFEST
-    file = disk.create(new)
+    """Makes `manifest` the newest commit, in one step: a reader finds the old one or the new one."""
+    file = disk.create(folder / NEW_MANIFEST)
     disk.write(file, manifest.to_bytes(), 0)
-    disk.sync(file)
-    disk.sync_folder(folder)  # the files that it speaks of have their names before it has its own
-    disk.replace(new, folder / MANIFEST)
-    disk.sync_folder(folder)
+    disk.publish(file, folder / MANIFEST)
 
 
 def has_manifest(folder: Path) -> bool:
-    """Whether `folder` has the manifest of a context, be it a damaged one."""
+    """Whether `folder` has the manifest of a context, even a damaged one."""
     path = folder / MANIFEST
     return path.is_file() and _is_manifest(path.read_bytes())
 

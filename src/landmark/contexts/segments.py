@@ -1,25 +1,49 @@
-"""A segment for reading: a range of blocks with their landmarks, and the documents that came in the same time."""
+"""Segments: ranges of blocks with their landmark keys, and the documents that were added with them, for reading.
 
+A segment is six files (docs/context_format.md). Files only grow, and committed bytes never change.
+"""
+
+import hashlib
 import json
 import os
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
 
-from landmark.contexts.disk import Damage, OpenFile
-from landmark.contexts.documents import PART, Parts, parts_of
+from landmark.contexts.disk import Damage, OpenFile, damaged_records, record_checksums
 from landmark.contexts.manifest import TOKEN, Extent, Layout, SegmentEntry, segment_file
 from landmark.store.files import BlockFile
 
-_PIECE_BYTES = 16 << 20  # landmark records are loaded in pieces, so that a long segment takes little memory twice
+PART_TOKENS = 1024
+# A part is up to 1,024 tokens of one document, and the text from the first of them to the first of the next part. The
+# record holds where it begins in the files of the segment, and the checksums of what it covers.
+PART = np.dtype(
+    [
+        ("token", "<u8"),  # of the segment
+        ("byte", "<u8"),  # of the segment's text
+        ("character", "<u8"),  # of the document
+        ("line", "<u8"),  # byte where the document's line begins
+        ("line_bytes", "<u4"),
+        ("line_crc32", "<u4"),
+        ("text_crc32", "<u4"),
+        ("tokens_crc32", "<u4"),
+        ("crc32", "<u4"),
+    ]
+)
+_LOAD_BYTES = 16 << 20  # landmark records are loaded in pieces, so that a long segment is not in memory twice
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text that was read: what its line in a segment says, and where the text lies."""
+    """A document of a context: name, sizes, checksums, and where it begins.
+
+    `tokens`, `characters` and `bytes` (of the text in UTF-8) are counts; `sha256` is in hexadecimal digits.
+    """
 
     name: str
     tokens: int
@@ -28,9 +52,38 @@ class Document:
     crc32: int
     sha256: str | None  # None in contexts of format version 1
     source: str | None
-    first_token: int
-    segment: int  # of the context's, from 0
+    first_token: int  # of the context
+    segment: int  # index in the context, -1 for a document in memory
     start: int  # byte in the segment's text
+
+    @classmethod
+    def of(cls, name: str, text: str, tokens: int, source: str | None = None, *, first_token: int = 0) -> "Document":
+        """A document in memory; ValueError for a text that UTF-8 cannot encode (lone surrogates)."""
+        data = encode_text(name, text)
+        crc32, sha256 = zlib.crc32(data), text_digest(data)
+        return cls(name, tokens, len(text), len(data), crc32, sha256, source, first_token, segment=-1, start=0)
+
+
+def document_line(document: Document) -> bytes:
+    """The line of a document in its segment's `documents` file: JSON, without what follows from earlier lines."""
+    kept = ("name", "tokens", "characters", "bytes", "crc32", "sha256")
+    fields = {field: getattr(document, field) for field in kept}
+    if document.source is not None:
+        fields["source"] = document.source
+    return json.dumps(fields).encode() + b"\n"
+
+
+def encode_text(name: str, text: str) -> bytes:
+    """The text of a document in UTF-8, as it is stored; ValueError if UTF-8 cannot encode it (lone surrogates)."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text of document {name!r} cannot be written as UTF-8: {error}") from error
+
+
+def text_digest(data: bytes) -> str:
+    """SHA-256 of a stored text in hexadecimal digits: equal texts are the same document."""
+    return hashlib.sha256(data).hexdigest()
 
 
 class ContextBlocks(BlockFile):
@@ -42,7 +95,7 @@ class ContextBlocks(BlockFile):
 
 
 class Segment:
-    """The committed part of a segment. Its files are looked at when they are asked for."""
+    """The committed part of a segment. Files are opened when they are needed."""
 
     def __init__(
         self, folder: Path, number: int, entry: SegmentEntry, layout: Layout, blocks: ContextBlocks | None = None
@@ -52,7 +105,7 @@ class Segment:
         self._folder = folder
         self._layout = layout
         self._blocks = blocks
-        self._made_parts: np.ndarray | None = None
+        self._computed_parts: np.ndarray | None = None
 
     @property
     def blocks(self) -> ContextBlocks:
@@ -68,7 +121,7 @@ class Segment:
 
     @property
     def count(self) -> int:
-        """Blocks in it."""
+        """Number of its blocks."""
         return self.entry.blocks
 
     def path(self, kind: str) -> Path:
@@ -76,7 +129,7 @@ class Segment:
         return segment_file(self._folder, self.number, kind)
 
     def absences(self) -> list[Damage]:
-        """Its files that are missing or cut short."""
+        """Files that are missing or cut short."""
         found = []
         for kind, size in self.entry.sizes(self._layout).items():
             try:
@@ -86,63 +139,221 @@ class Segment:
         return found
 
     def landmark_records(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Pieces of the landmark records, unchecked, each with the number of its first in the segment."""
+        """Pieces of the landmark records, unchecked, each with the index of its first record in the segment."""
         dtype = self._layout.landmark_record
         file = OpenFile(self.path("landmarks"))
-        step = max(1, _PIECE_BYTES // dtype.itemsize)
+        step = max(1, _LOAD_BYTES // dtype.itemsize)
         for start in range(0, self.count, step):
             count = min(step, self.count - start)
             yield start, np.frombuffer(file.read(count * dtype.itemsize, start * dtype.itemsize), dtype)
 
+    def record_damage(self, record: int) -> Damage:
+        """The error for a landmark record whose checksum does not match."""
+        return Damage(
+            self.path("landmarks"), f"is damaged in record {record}, the landmarks of block {self.first + record}"
+        )
+
     def tokens(self) -> np.ndarray:
-        """Id, start and stop character of each token, uint32 `[n,3]`."""
+        """Id, start and stop character of each token, uint32 `[n,3]`; Damage if they are damaged."""
         return np.frombuffer(read_extent(OpenFile(self.path("tokens")), self.entry.tokens), TOKEN)
 
-    def parts(self) -> Parts:
-        """The parts of its documents. A segment of format version 1 has none: there all of it is read once."""
-        kinds = ("tokens", "text", "documents", *(("parts",) if self.entry.parts is not None else ()))
-        if self.entry.parts is None and self._made_parts is None:
-            self._made_parts = self._make_parts()
-        return Parts(self.entry, {kind: self.path(kind) for kind in kinds}, self._made_parts)
-
-    def _make_parts(self) -> np.ndarray:
-        lines = read_extent(OpenFile(self.path("documents")), self.entry.documents).splitlines(keepends=True)
-        tokens, line_start, made = self.tokens(), 0, [np.zeros(0, PART)]
-        for document, line in zip(self.documents(0, 0), lines, strict=True):
-            token, byte = document.first_token, document.start
-            of_it = tokens[token : token + document.tokens]
-            text = self.text(document)
-            made.append(parts_of(text, of_it, bytes(line), token=token, byte=byte, line_start=line_start))
-            line_start += len(line)
-        return np.concatenate(made)
+    def documents(self, index: int, first_token: int) -> list[Document]:
+        """Its documents, where it is segment `index` of the context and its tokens begin at `first_token`."""
+        found, start, optional = [], 0, {"source": None, "sha256": None}
+        for line in self._document_lines():
+            fields = optional | json.loads(line)
+            found.append(Document(**fields, first_token=first_token, segment=index, start=start))
+            first_token += found[-1].tokens
+            start += found[-1].bytes
+        return found
 
     def text(self, document: Document) -> str:
-        """The text of one of its documents."""
+        """The text of one of its documents; Damage if it is damaged."""
         path = self.path("text")
         data = OpenFile(path).read(document.bytes, document.start)
         if zlib.crc32(data) != document.crc32:
             raise Damage(path, f"is damaged in document {document.name!r}")
         return data.decode()
 
-    def record_damage(self, record: int) -> Damage:
-        """What to say of a landmark record that is not sound."""
-        return Damage(
-            self.path("landmarks"), f"is damaged in record {record}, the landmarks of block {self.first + record}"
-        )
+    def parts(self) -> "Parts":
+        """The parts of its documents. A segment of format version 1 has no such file: they are computed once."""
+        kinds = ("tokens", "text", "documents", *(("parts",) if self.entry.parts is not None else ()))
+        if self.entry.parts is None and self._computed_parts is None:
+            self._computed_parts = self._compute_parts()
+        return Parts(self.entry, {kind: self.path(kind) for kind in kinds}, self._computed_parts)
 
-    def documents(self, index: int, first_token: int) -> list[Document]:
-        """Its documents, where it is the `index`-th segment and its tokens begin at `first_token`."""
-        found, start, may_miss = [], 0, {"source": None, "sha256": None}
-        for line in read_extent(OpenFile(self.path("documents")), self.entry.documents).splitlines():
-            document = Document(**{**may_miss, **json.loads(line)}, first_token=first_token, segment=index, start=start)
-            found.append(document)
-            first_token += document.tokens
-            start += document.bytes
-        return found
+    def _compute_parts(self) -> np.ndarray:
+        tokens, line_start, found = self.tokens(), 0, [np.zeros(0, PART)]
+        for document, line in zip(self.documents(0, 0), self._document_lines(), strict=True):
+            token, byte = document.first_token, document.start
+            own = tokens[token : token + document.tokens]
+            text = self.text(document)
+            found.append(parts_of(text, own, bytes(line), token=token, byte=byte, line_start=line_start))
+            line_start += len(line)
+        return np.concatenate(found)
+
+    def _document_lines(self) -> list[bytearray]:
+        return read_extent(OpenFile(self.path("documents")), self.entry.documents).splitlines(keepends=True)
+
+
+# Parts: the index from tokens to documents. A token finds its document and text, and the rest of either is not read.
+
+
+@dataclass(frozen=True)
+class Part:
+    """A record of the parts file, and where what it covers ends in the other files."""
+
+    token: int
+    byte: int
+    character: int
+    line: int
+    line_bytes: int
+    line_crc32: int
+    text_crc32: int
+    tokens_crc32: int
+    token_stop: int
+    byte_stop: int
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Tokens `start:stop` of a segment, all of one document: its characters `first:last`, which are `text`."""
+
+    document: str
+    start: int
+    stop: int
+    first: int
+    last: int
+    text: str
+
+
+class Parts:
+    """The parts of a segment for reading. Everything returned was checked; raises Damage.
+
+    `records` are those of a segment without a parts file.
+    """
+
+    def __init__(self, entry: SegmentEntry, files: dict[str, Path], records: np.ndarray | None = None) -> None:
+        self._entry = entry
+        self._files = {kind: OpenFile(path) for kind, path in files.items()}
+        self._records = records
+
+    def __len__(self) -> int:
+        if self._records is not None:
+            return len(self._records)
+        return self._entry.parts.bytes // PART.itemsize if self._entry.parts is not None else 0
+
+    def __getitem__(self, index: int) -> Part:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        record = self._record(index)
+        token_stop, byte_stop = self._entry.token_count, self._entry.text.bytes
+        if index + 1 < len(self):
+            after = self._record(index + 1)
+            token_stop, byte_stop = int(after["token"]), int(after["byte"])
+        fields = {name: int(record[name]) for name in PART.names or () if name != "crc32"}
+        return Part(**fields, token_stop=token_stop, byte_stop=byte_stop)
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Tokens `start:stop` of the segment, uint32 `[n,3]`."""
+        parts = list(self._covering(start, stop))
+        if not parts:
+            return np.empty(0, TOKEN)
+        found = np.concatenate([self._tokens(part) for part in parts])
+        return found[start - parts[0].token : stop - parts[0].token]
+
+    def passages(self, start: int, stop: int) -> Iterator[Passage]:
+        """The text of tokens `start:stop` of the segment, one passage for each document."""
+        while start < stop:
+            index = self._containing(start)
+            covering = list(takewhile(lambda part: part.token < stop, self._of_document(index)))
+            end = min(stop, covering[-1].token_stop)
+            first, last = characters_of(self.tokens(start, end))
+            yield Passage(self._name(covering[0]), start, end, first, last, self._text(index, first, last))
+            start = end
+
+    def _record(self, index: int) -> np.void:
+        if self._records is not None:
+            return self._records[index]
+        file = self._files["parts"]
+        record = np.frombuffer(file.read(PART.itemsize, index * PART.itemsize), PART)
+        if len(damaged_records(record)):
+            raise Damage(file.path, f"is damaged in record {index}")
+        return record[0]
+
+    def _containing(self, token: int) -> int:
+        """Index of the part with a token; parts without tokens stand before the one that begins where they do."""
+        return bisect_right(range(len(self)), token, key=lambda index: int(self._record(index)["token"])) - 1
+
+    def _covering(self, start: int, stop: int) -> Iterator[Part]:
+        index = self._containing(start)
+        while start < stop and index < len(self) and (part := self[index]).token < stop:
+            yield part
+            index += 1
+
+    def _of_document(self, index: int) -> Iterator[Part]:
+        """Part `index` and those that follow it in its document."""
+        line = self[index].line
+        while index < len(self) and (part := self[index]).line == line:
+            yield part
+            index += 1
+
+    def _tokens(self, part: Part) -> np.ndarray:
+        size = TOKEN.itemsize
+        data = self._checked("tokens", part.token * size, part.token_stop * size, part.tokens_crc32)
+        return np.frombuffer(data, TOKEN)
+
+    def _text(self, index: int, first: int, last: int) -> str:
+        """Characters `first:last` of a document; they begin in part `index` or near it."""
+        while self[index].character > first:
+            index -= 1
+        begin, text = self[index].character, ""
+        for part in self._of_document(index):
+            if part.character >= last and text:
+                break
+            text += self._checked("text", part.byte, part.byte_stop, part.text_crc32).decode()
+        return text[first - begin : last - begin]
+
+    def _name(self, part: Part) -> str:
+        line = self._checked("documents", part.line, part.line + part.line_bytes, part.line_crc32)
+        return json.loads(line)["name"]
+
+    def _checked(self, kind: str, start: int, stop: int, crc32: int) -> bytearray:
+        file = self._files[kind]
+        data = file.read(stop - start, start)
+        if zlib.crc32(data) != crc32:
+            raise Damage(file.path, f"is damaged between bytes {start} and {stop}")
+        return data
+
+
+def parts_of(text: str, tokens: np.ndarray, line: bytes, *, token: int, byte: int, line_start: int) -> np.ndarray:
+    """Part records of a document whose `tokens [n,3]`, text and line begin at these offsets of the segment's files."""
+    firsts = range(0, max(1, len(tokens)), PART_TOKENS)
+    # Tokens seldom begin before an earlier one does; their parts never do.
+    characters = np.maximum.accumulate([0, *tokens[PART_TOKENS::PART_TOKENS, 1].tolist()]).tolist()
+    pieces = [text[start:stop].encode() for start, stop in pairwise([*characters, len(text)])]
+    records = np.zeros(len(firsts), PART)
+    records["token"] = token + np.array(firsts)
+    records["byte"] = byte + np.cumsum([0, *map(len, pieces[:-1])])
+    records["character"] = characters
+    records["line"], records["line_bytes"], records["line_crc32"] = line_start, len(line), zlib.crc32(line)
+    records["text_crc32"] = [zlib.crc32(piece) for piece in pieces]
+    records["tokens_crc32"] = [zlib.crc32(tokens[first : first + PART_TOKENS].tobytes()) for first in firsts]
+    records["crc32"] = record_checksums(records)
+    return records
+
+
+def characters_of(tokens: np.ndarray) -> tuple[int, int]:
+    """The characters `first:last` of their document that tokens `[n,3]`, n >= 1, cover."""
+    first = int(tokens[0, 1])
+    return first, max(first, int(tokens[-1, 2]))
+
+
+# Committed bytes of a file.
 
 
 def open_committed(path: Path, committed: int, flags: int = os.O_RDONLY) -> OpenFile:
-    """Opens a file; Damage if it is missing or shorter than what was committed."""
+    """Opens a file; Damage if it is missing or has fewer than `committed` bytes."""
     try:
         file = OpenFile(path, flags)
     except FileNotFoundError as error:

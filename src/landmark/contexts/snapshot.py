@@ -1,4 +1,4 @@
-"""A context as it was at one commit, for reading."""
+"""A snapshot: one commit of a context, for reading."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from landmark.contexts.disk import Damage, OpenFile, unsound
+from landmark.contexts.disk import Damage, OpenFile, damaged_records
 from landmark.contexts.manifest import Layout, Manifest, read_manifest
 from landmark.contexts.segments import Document, Segment, read_extent
 
@@ -20,7 +20,7 @@ _METADATA = "metadata"  # the state's one entry in the metadata that safetensors
 
 
 class Snapshot:
-    """A commit of the context in `path`. It stays as it is, whatever a writer does meanwhile."""
+    """A commit of the context in `path`. It does not change, whatever a writer does meanwhile."""
 
     def __init__(self, path: Path, manifest: Manifest, state_file: OpenFile | None, segments: list[Segment]) -> None:
         self.path = path
@@ -30,7 +30,7 @@ class Snapshot:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What the caller said of the context when it was made."""
+        """The JSON object given when the context was created: model, tokenizer, settings."""
         return self.manifest.header
 
     @property
@@ -40,11 +40,11 @@ class Snapshot:
 
     @property
     def blocks(self) -> int:
-        """How many blocks there are."""
+        """Number of blocks."""
         return self.manifest.blocks
 
     def documents(self) -> list[Document]:
-        """The documents in the order in which they came. Raises Damage if what is told of them is."""
+        """The documents in the order in which they were added; Damage if their records are damaged."""
         found: list[Document] = []
         for index, segment in enumerate(self.segments):
             first_token = found[-1].first_token + found[-1].tokens if found else 0
@@ -62,20 +62,20 @@ class Snapshot:
     def landmarks(self) -> list[Tensor]:
         """Landmark keys of every layer, float32 `[Hkv,n,D]`.
 
-        All layers at once, since a record holds them all. Raises Damage if a record is.
+        All layers at once, since a record holds them all. Raises Damage if a record is damaged.
         """
         keys = [np.empty((heads, self.blocks, width), np.float32) for heads, width in self.layout.landmarks]
         for segment in self.segments:
             for start, records in segment.landmark_records():
-                for place in unsound(records).tolist():
-                    raise segment.record_damage(start + place)
+                for record in damaged_records(records).tolist():
+                    raise segment.record_damage(start + record)
                 begin = segment.first + start
                 for layer, out in enumerate(keys):
                     out[:, begin : begin + len(records)] = records[str(layer)].swapaxes(0, 1)
         return [torch.from_numpy(out) for out in keys]
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        """The tensors and the metadata given to the commit; nothing before the first. Damage if it is damaged."""
+        """Tensors and metadata of the commit, empty before the first; Damage if they are damaged."""
         if self.state_file is None or self.manifest.state is None:
             return {}, {}
         return decode_state(bytes(read_extent(self.state_file, self.manifest.state)))
@@ -97,15 +97,14 @@ def open_reader(path: str | Path) -> Snapshot:
 
 
 def segments_of(path: Path, manifest: Manifest) -> list[Segment]:
-    """The segments of the context in `path`, not looked at yet."""
+    """The segments of the context in `path`; no file is opened."""
     return [Segment(path, number, entry, manifest.layout) for number, entry in enumerate(manifest.segments, start=1)]
 
 
 def with_state(path: Path, take: Callable[[Path], Taken]) -> tuple[Manifest, Taken | None]:
-    """The newest manifest, and what `take` makes of its state's file.
+    """The newest manifest, and what `take` returns for its state's file (None before the first commit).
 
-    A commit removes the state before it. So a state that is gone means a newer manifest, unless there is none, when it
-    is Damage.
+    A commit removes the state of the one before. So a missing state means a newer manifest, or Damage if there is none.
     """
     manifest = read_manifest(path)
     while manifest.state is not None:
@@ -121,7 +120,7 @@ def with_state(path: Path, take: Callable[[Path], Taken]) -> tuple[Manifest, Tak
 
 
 def encode_state(tensors: Mapping[str, Tensor], metadata: Any) -> bytes:
-    """The file of a state: safetensors. Raises ValueError if `metadata` is not what JSON can say."""
+    """The file of a state: safetensors. Raises ValueError if `metadata` has no JSON form."""
     # Copies, because safetensors refuses tensors that share memory.
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -137,7 +136,7 @@ def decode_state(data: bytes) -> tuple[dict[str, Tensor], Any]:
 
 
 def to_json(value: Any, what: str) -> str:
-    """JSON text of `value`; ValueError that says `what` it is if it has none."""
+    """JSON text of `value`; ValueError that names it as `what` if it has none."""
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The storage of a cache whose blocks lie in a context: landmark keys are loaded, keys and values stay on disk."""
+"""Storage of a KV cache in a context: landmark keys are loaded, keys and values stay on disk."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from landmark.store.files import Extent, ExtentMap, FileStore
 class ContextStorage:
     """Storage of one landmark layer, the `layer`-th of the context's; implements `landmark.memory.storage.Storage`.
 
-    With a `Writer` new blocks go into the context, otherwise into a temporary file. `landmarks [Hkv,n,D]` are the keys
-    of the blocks there, and `made` is what an index made of some of them; both are handed over and not kept here. What
-    the index makes is written with every commit, so that who opens the context need not make it again.
+    With a `Writer` new blocks go into the context, otherwise into a temporary file. `landmarks [Hkv,n,D]` are the
+    landmark keys of the blocks there, and `index_state` is what an index computed of them (codes, lists); both are
+    released here once the index has them. That state is written with every commit, so that opening need not compute it.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ContextStorage:
         snapshot: Snapshot,
         layer: int,
         landmarks: Tensor,
-        made: Mapping[str, Tensor],
+        index_state: Mapping[str, Tensor],
         *,
         options: IndexOptions,
         budgets: Budgets,
@@ -38,7 +38,7 @@ class ContextStorage:
         self._snapshot = snapshot
         self._layer = layer
         self._landmarks: Tensor | None = landmarks
-        self._made = made
+        self._index_state = index_state
         self._options = options
         self._budgets = budgets
 
@@ -47,12 +47,12 @@ class ContextStorage:
         if self._landmarks is not None and self._landmarks.shape[1]:
             index.append(0, self._landmarks.to(device))
         if isinstance(index, HierarchicalIndex):
-            index.resume(self._made)
-        self._landmarks, self._made = None, {}
+            index.resume(self._index_state)
+        self._landmarks, self._index_state = None, {}
         if isinstance(self._snapshot, Writer):
             writer, layer = self._snapshot, self._layer
             if isinstance(index, HierarchicalIndex):
-                writer.also_keep(made_prefix(layer), index.tensors)
+                writer.save_index_state(index_prefix(layer), index.tensors)
             return RecordedIndex(index, lambda keys: writer.append_landmarks(layer, keys))  # type: ignore[return-value]
         return index
 
@@ -66,20 +66,20 @@ class ContextStorage:
         return self._budgets.over(FileStore([ExtentMap(runs, target)]), device)
 
 
-def made_prefix(layer: int) -> str:
-    """How the names of tensors begin that the index of a layer made, in the state."""
+def index_prefix(layer: int) -> str:
+    """Prefix of the tensors in a commit's state that belong to the index of a layer."""
     return f"index.{layer}."
 
 
 @dataclass(frozen=True)
 class RecordedIndex:
-    """An index that tells `record` of the landmark keys `[Hkv,m,D]` of every block that comes; its forks do not."""
+    """An index that passes the landmark keys `[Hkv,m,D]` of every new block to `record`; its forks do not."""
 
     inner: Index
     record: Callable[[Tensor], None]
 
     def append(self, row: int, keys: Tensor) -> None:
-        """Adds keys, as any index does."""
+        """Appends landmark keys, as any index does."""
         self.record(keys)
         self.inner.append(row, keys)
 

@@ -1,25 +1,23 @@
 """Checks every committed byte of a context against its checksum."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from landmark.contexts.disk import Damage, OpenFile, unsound
+from landmark.contexts.disk import Damage, OpenFile, Progress, damaged_records
 from landmark.contexts.manifest import Layout, read_manifest
 from landmark.contexts.segments import Segment, open_committed, read_extent
 from landmark.contexts.snapshot import segments_of, with_state
 
-Progress = Callable[[int, int], object]
-
 
 def verify(path: str | Path, progress: Progress | None = None) -> list[Damage]:
-    """All damages of the newest commit of the context in `path`; what is not committed is not looked at.
+    """All damage in the newest commit of the context in `path`; what is not committed is not read.
 
-    `progress` is called with the bytes checked so far and with those of the whole commit. What the system cannot read
-    is a damage too. Raises ValueError if `path` is no context, or one of another format version.
+    `progress` is called with the bytes checked so far and those of the whole commit. What the system cannot read counts
+    as damage. Raises ValueError if `path` is no context, or one of another format version.
     """
     path = Path(path)
     try:
@@ -39,7 +37,7 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Damage]:
 
 
 class _Check:
-    """The damages found so far, of `total` bytes."""
+    """The damage found so far in `total` bytes."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.found: list[Damage] = []
@@ -49,7 +47,7 @@ class _Check:
 
     @contextmanager
     def of(self, path: Path, count: int) -> Iterator[None]:
-        """Around the checking of `count` bytes of a file: keeps what is raised."""
+        """Wraps the check of `count` bytes of a file: collects what it raises."""
         try:
             yield
         except Damage as damage:
@@ -88,7 +86,7 @@ def _damaged_documents(segment: Segment) -> list[Damage]:
 
 
 def _check_blocks(segment: Segment, layout: Layout, check: _Check) -> None:
-    """Checks landmark records, and the blocks of those that are sound, since these hold the blocks' checksums."""
+    """Checks landmark records, and the blocks of the sound ones, since these hold the checksums of the blocks."""
     sizes = segment.entry.sizes(layout)
     with check.of(segment.path("landmarks"), sizes["landmarks"]):
         open_committed(segment.path("landmarks"), sizes["landmarks"])
@@ -96,11 +94,11 @@ def _check_blocks(segment: Segment, layout: Layout, check: _Check) -> None:
         with check.of(segment.path("blocks"), 0):
             blocks = open_committed(segment.path("blocks"), sizes["blocks"])
         for start, records in segment.landmark_records():
-            damaged = unsound(records)
-            check.found += [segment.record_damage(start + place) for place in damaged.tolist()]
+            damaged = damaged_records(records)
+            check.found += [segment.record_damage(start + record) for record in damaged.tolist()]
             if blocks is not None:
-                for place in np.setdiff1d(np.arange(len(records)), damaged).tolist():
-                    _check_block(segment, start + place, layout, blocks, records["blocks"][place].tolist(), check)
+                for record in np.setdiff1d(np.arange(len(records)), damaged).tolist():
+                    _check_block(segment, start + record, layout, blocks, records["blocks"][record].tolist(), check)
 
 
 def _check_block(

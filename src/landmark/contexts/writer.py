@@ -1,7 +1,6 @@
-"""The one writer of a context: what it adds is not there until it commits."""
+"""The one writer of a context: what it adds counts from its next commit on."""
 
 import json
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from landmark.contexts import disk
 from landmark.contexts.disk import OpenFile
-from landmark.contexts.documents import digest, encoded, parts_of
 from landmark.contexts.folder import founding, stray_files, take_lock
 from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard
 from landmark.contexts.manifest import (
@@ -30,14 +28,14 @@ from landmark.contexts.manifest import (
     read_manifest,
     state_name,
 )
-from landmark.contexts.segments import Segment
+from landmark.contexts.segments import Document, Segment, document_line, parts_of
 from landmark.contexts.snapshot import Snapshot, encode_state, open_reader, to_json
 
 SEGMENT_BYTES = 1 << 30  # of blocks; the commit that reaches it closes the segment
 
 
 def create(path: str | Path, header: Mapping[str, Any], layout: Layout) -> "Writer":
-    """Makes a new empty context in `path`, whose blocks are as `layout` says; `header` is the caller's, and any JSON.
+    """Makes an empty context in `path` for blocks of this `layout`; `header` is any JSON object of the caller.
 
     Raises ValueError if `path` exists, if `header` is no JSON, or if `layout` has no layers.
     """
@@ -54,7 +52,7 @@ def create(path: str | Path, header: Mapping[str, Any], layout: Layout) -> "Writ
 
 
 def open_writer(path: str | Path) -> "Writer":
-    """Opens the context in `path` to add to it; what a crash left behind its last commit goes away.
+    """Opens the context in `path` to append to it; what a crash left behind its last commit is removed.
 
     Raises ValueError where `open_reader` does, and if another writer has it open or it may not be written.
     """
@@ -74,7 +72,7 @@ def open_writer(path: str | Path) -> "Writer":
 
 
 class BlockTarget:
-    """Where new blocks of one layer go: into `file`, from the record on that `place` gives."""
+    """Implements `landmark.store.files.Target`: new blocks of one layer, in the segment that grows now."""
 
     def __init__(self, writer: "Writer", layer: int) -> None:
         self.layer = layer
@@ -86,12 +84,12 @@ class BlockTarget:
         return self._writer.growing().blocks
 
     def allocate(self, number: int, count: int) -> int:
-        """The record of block `number`, for `count` blocks; ValueError unless they follow the layer's last."""
+        """Allocates records from block `number` on; ValueError unless they follow the layer's last."""
         return self._writer.growing().allocate(self.layer, number, count)
 
 
 class Writer(Snapshot):
-    """The newest commit, as a Snapshot, and what is being added to it. Made by `create` and `open_writer`.
+    """The newest commit, as a Snapshot, and what is added to it. Made by `create` and `open_writer`.
 
     A change that fails raises its OSError. After that every further change is a ValueError, and the context on disk is
     as it was committed last. Not for several threads.
@@ -101,7 +99,7 @@ class Writer(Snapshot):
         super().__init__(snapshot.path, snapshot.manifest, snapshot.state_file, snapshot.segments)
         self._lock = lock
         self._guard = Guard(self.path)
-        self._also_kept: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
+        self._index_states: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._growing: GrowingSegment | None = None
         if self.segments and self._may_grow(self.segments[-1].entry):
             last = self.segments[-1]
@@ -114,32 +112,21 @@ class Writer(Snapshot):
         Raises ValueError if these do not fit each other, and OSError if they cannot be written.
         """
         tokens = _token_records(name, text, ids, offsets)
-        data = encoded(name, text)
-        told = {
-            "name": name,
-            "tokens": len(tokens),
-            "characters": len(text),
-            "bytes": len(data),
-            "crc32": zlib.crc32(data),
-            "sha256": digest(data),
-        }
-        if source is not None:
-            told["source"] = source
-        line = json.dumps(told).encode() + b"\n"
+        line = document_line(Document.of(name, text, len(tokens), source))
         growing = self.growing()
         with self._guard.changing():
-            byte = growing.append("text", data)
+            byte = growing.append("text", text.encode())
             token = growing.append("tokens", tokens.tobytes()) // TOKEN.itemsize
             line_start = growing.append("documents", line)
             parts = parts_of(text, tokens, line, token=token, byte=byte, line_start=line_start)
             growing.append("parts", parts.tobytes())
 
     def target(self, layer: int) -> BlockTarget:
-        """Where new blocks of a layer go."""
+        """The target for new blocks of a layer."""
         return BlockTarget(self, layer)
 
     def append_landmarks(self, layer: int, keys: Tensor) -> None:
-        """Adds the landmark keys `[Hkv,m,D]`, float32, of a layer's next m blocks; ValueError if they are not such."""
+        """Adds the landmark keys `[Hkv,m,D]`, float32, of a layer's next m blocks; ValueError for other shapes."""
         heads, width = self.layout.landmarks[layer]
         if keys.ndim != 3 or (keys.shape[0], keys.shape[2]) != (heads, width) or keys.dtype != torch.float32:
             raise ValueError(
@@ -147,12 +134,12 @@ class Writer(Snapshot):
             )
         self.growing().append_landmarks(layer, keys)
 
-    def also_keep(self, prefix: str, give: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Lets every commit ask for tensors, and put them into its state with `prefix` before their names."""
-        self._also_kept[prefix] = give
+    def save_index_state(self, prefix: str, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Lets every commit call `tensors` and save the result in its state, with `prefix` before each name."""
+        self._index_states[prefix] = tensors
 
     def commit(self, tensors: Mapping[str, Tensor], metadata: Any) -> None:
-        """Makes what was added, and this state, the newest commit: once it returns, no crash takes that away.
+        """Commits what was added, with this state: once it returns, no crash takes it away.
 
         Raises ValueError, and changes nothing, if the layers differ in their number of blocks or `metadata` is no JSON.
         Raises OSError if the system refuses a step: then the commit before still is the newest, unless the refusal came
@@ -161,13 +148,13 @@ class Writer(Snapshot):
         self._guard.check()
         if self._growing is not None:
             self._growing.new_blocks()
-        also = {prefix + name: x for prefix, give in self._also_kept.items() for name, x in give().items()}
-        data = encode_state({**tensors, **also}, metadata)
+        index = {prefix + name: x for prefix, state in self._index_states.items() for name, x in state().items()}
+        data = encode_state({**tensors, **index}, metadata)
         with self._guard.changing():
             self._commit(data)
 
     def close(self) -> None:
-        """Lets others write. What is not committed is lost; blocks that somebody still refers to can be read."""
+        """Releases the lock. What is not committed is lost; blocks that are still referred to can be read."""
         self._guard.close()
         self._lock.close()
 
@@ -180,7 +167,7 @@ class Writer(Snapshot):
         self.close()
 
     def growing(self) -> GrowingSegment:
-        """The segment that new things go to, begun if need be; ValueError if nothing may be added any more."""
+        """The segment that is appended to, a new one if need be; ValueError if nothing may be added any more."""
         self._guard.check()
         if self._growing is None:
             number, entry = len(self.segments) + 1, SegmentEntry(self.blocks, 0, owned=True)

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from landmark.data.corpora import is_fixed
 from landmark.data.encoder import TextEncoder
 from landmark.data.text import Document, read_documents
+from landmark.files import unfinished, written_whole
 
 VERSION = 2
 # What was made before texts were data: the tokens may lack most of a text.
@@ -152,9 +153,9 @@ def _claim(out: Path, settings: dict) -> None:
     """
     path = out / "settings.json"
     if not path.exists():
-        if any(file.name != path.name + ".partial" for file in out.iterdir()):
+        if any(file != unfinished(path) for file in out.iterdir()):
             raise ValueError(f"{out} holds other files; choose an empty folder for the tokenized text")
-        _write_settings(path, settings)
+        _write_json(path, settings)
         return
     stored = earlier = json.loads(path.read_text(encoding="utf-8"))
     if not (out / MANIFEST).exists():
@@ -169,13 +170,12 @@ def _claim(out: Path, settings: dict) -> None:
                 f"{out} was made with {what} ({before!r}, now {now!r}); delete it or choose another folder"
             )
     if stored != settings:  # several processes of a training come here at once, and find that there is nothing to write
-        _write_settings(path, settings)
+        _write_json(path, settings)
 
 
-def _write_settings(path: Path, settings: dict) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+def _write_json(path: Path, fields: dict) -> None:
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_read_as_data(folder: Path, settings: dict) -> None:
@@ -235,9 +235,7 @@ def _append(
             if on_document is not None:
                 on_document(line)
     manifest = settings | _measure(out, verify=True)
-    partial = out / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    partial.replace(out / MANIFEST)
+    _write_json(out / MANIFEST, manifest)
 
 
 def _write_document(data: BinaryIO, text: str, encoder: TextEncoder, dtype: np.dtype, eos_id: int | None) -> int:
@@ -276,7 +274,6 @@ def _read_journal(folder: Path) -> list[TokenizedDocument]:
 
 def _write_journal(folder: Path, documents: list[TokenizedDocument]) -> None:
     """Replace the journal by its whole lines, so that new lines do not follow half of an old one."""
-    partial = folder / (JOURNAL + ".partial")
     lines = [json.dumps(asdict(document)) + "\n" for document in documents]
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(folder / JOURNAL)
+    with written_whole(folder / JOURNAL) as partial:
+        partial.write_text("".join(lines), encoding="utf-8")

@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from landmark.data.spoken import Voice
 from landmark.data.text import check_files
 from landmark.data.tokens import MANIFEST, TokenFile, tokenize
+from landmark.files import written_whole
 from landmark.process_memory import keep_freed_pages
 from landmark.training.callbacks import Report, StopOnSignal, TrainedTokens
 from landmark.training.models import (
@@ -292,7 +293,6 @@ def _arguments(plan: Plan, has_validation: bool) -> TrainingArguments:
 
 def _save(model: Any, tokenizer: PreTrainedTokenizerFast, final: Path, dtype: str, *, adapted: bool) -> None:
     """Write the finished model under another name first: where `final` stands, it is whole."""
-    partial = final.with_name(final.name + ".partial")
     if adapted:
         from landmark.training.adapters import merged, name_base  # peft is an extra
 
@@ -300,6 +300,6 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerFast, final: Path, dtype: st
         model.save_pretrained(adapter)
         name_base(model, adapter)
         model = merged(model, adapter)
-    model.to(getattr(torch, dtype)).save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(final)
+    with written_whole(final) as partial:
+        model.to(getattr(torch, dtype)).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)

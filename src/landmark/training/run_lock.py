@@ -1,12 +1,12 @@
 """What a folder is a training of: written down when it begins, compared whenever it is to go on."""
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from landmark.files import try_lock
 from landmark.settings import current_names
 
 RUN_FILE = "run.json"
@@ -33,12 +33,8 @@ def only_one(out: Path) -> Iterator[None]:
     The system ends that when the process ends, however it ends.
     """
     with (out / RUN_FILE).open(encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{out} is being trained by another process: wait until it ends, or give another --out"
-            ) from error
+        if not try_lock(file.fileno()):
+            raise ValueError(f"{out} is being trained by another process: wait until it ends, or give another --out")
         yield
 
 

@@ -1,11 +1,13 @@
-"""Every call that changes the disk may fail, or be the last before the power goes: what was committed stays."""
+"""What was committed survives: calls that fail, power cuts, killed writers, readers beside a writer."""
 
 import errno
+import random
 from contextlib import suppress
 from itertools import product
 
 import pytest
 from faults import LOSSES, FaultyDisk, PowerCut, Session, refuse_a_call
+from killing import kill_once, read_meanwhile
 from made import HEADER, LAYOUT, Content, add, check, commit
 
 from landmark.contexts.folder import delete, fork
@@ -131,3 +133,26 @@ def test_a_deletion_can_be_finished(tmp_path):
         if (root / "trunk").exists():
             delete(root / "trunk")
         assert not list(root.iterdir())
+
+
+# Processes: for longer where the machine is slow.
+
+
+def test_killed_writers_lose_nothing_that_was_committed(tmp_path):
+    draw, kills, commits = random.Random(0), 0, 0
+    while kills < 12 or commits <= 12:
+        assert kills < 120, "writers do not come to commit anything"
+        commits += kill_once(tmp_path, draw.uniform(0, 0.1) * (1 + kills // 12))[0]
+        kills += 1
+
+
+def test_every_snapshot_is_a_commit(tmp_path):
+    snapshots = commits = 0
+    for turn in range(8):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        more = read_meanwhile(folder, 0.5 * 2**turn)
+        snapshots, commits = snapshots + more[0], max(commits, more[1])
+        if snapshots > 5 and commits > 3:
+            return
+    raise AssertionError(f"{snapshots} snapshots of at most {commits} commits in a turn")

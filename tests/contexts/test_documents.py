@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from made import HEADER, LAYOUT, Content, as_version_1, commit
 
 from landmark.contexts.disk import OpenFile
-from landmark.contexts.library import Library
+from landmark.contexts.documents import DocumentStore
 from landmark.contexts.manifest import segment_file
 from landmark.contexts.snapshot import open_reader
 from landmark.contexts.writer import create
@@ -25,11 +25,11 @@ def tokens_of(text):
 def library_of(path, texts, in_memory=0):
     """A library of `texts`, named by their numbers; the last `in_memory` of them in this process alone."""
     with create(path, HEADER, LAYOUT) as writer:
-        held = Library(writer, writer)
+        held = DocumentStore(writer, writer)
         for number, text in enumerate(texts[: len(texts) - in_memory]):
             held.add(str(number), text, tokens_of(text))
         commit(writer, Content())
-    library = Library(open_reader(path)).fork()
+    library = DocumentStore(open_reader(path)).fork()
     for number in range(len(texts) - in_memory, len(texts)):
         library.add(str(number), texts[number], tokens_of(texts[number]))
     return library
@@ -55,12 +55,12 @@ def told(sources):
 @pytest.mark.parametrize("part_tokens", [1, 2, 7, 1024])
 @pytest.mark.parametrize("version", [1, 2])
 def test_sources_of_any_tokens(tmp_path, monkeypatch, part_tokens, version):
-    monkeypatch.setattr("landmark.contexts.documents.PART_TOKENS", part_tokens)
+    monkeypatch.setattr("landmark.contexts.segments.PART_TOKENS", part_tokens)
     texts = [WORD * 3, "", "\N{SNOWMAN}", "ab", WORD, "", "x" * 40, "\N{SNOWMAN}", WORD * 2, "", "end"]
     library = library_of(tmp_path / "context", texts, in_memory=4)
     if version == 1:
         as_version_1(tmp_path / "context")
-        added, library = library._added, Library(open_reader(tmp_path / "context"))
+        added, library = library._added, DocumentStore(open_reader(tmp_path / "context"))
         library._added = added
     for start in range(library.tokens):
         for length in (1, 2, 5, 30):
@@ -79,10 +79,10 @@ def test_tokens_may_stand_anywhere(tmp_path_factory, starts):
     path = tmp_path_factory.mktemp("any") / "context"
     text, tokens = WORD * 2, np.array([(1, start, min(start + 2, 34)) for start in starts], np.uint32)
     with pytest.MonkeyPatch.context() as patch, create(path, HEADER, LAYOUT) as writer:
-        patch.setattr("landmark.contexts.documents.PART_TOKENS", 3)
-        Library(writer, writer).add("one", text, tokens)
+        patch.setattr("landmark.contexts.segments.PART_TOKENS", 3)
+        DocumentStore(writer, writer).add("one", text, tokens)
         commit(writer, Content())
-    library = Library(open_reader(path))
+    library = DocumentStore(open_reader(path))
     for start, stop in ((0, 1), (2, 4), (3, 9), (5, 12)):
         (source,) = library.sources([Span(0, start, stop, 0.5)], 1)
         first = int(tokens[start, 1])

@@ -137,4 +137,4 @@ def test_the_name_that_a_source_gives_is_checked(path):
 
 def every_quote(segment):
     list(segment.parts())
-    list(segment.parts().quotes(0, segment.entry.token_count))
+    list(segment.parts().passages(0, segment.entry.token_count))

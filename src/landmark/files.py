@@ -1,0 +1,35 @@
+"""Files that are whole or absent, and locks between processes."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def unfinished(path: Path) -> Path:
+    """The name of a file or folder while it is being written."""
+    return path.with_name(path.name + ".tmp")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Write-then-rename: gives the name to write a file or folder under, which becomes `path` at the end.
+
+    Where `path` exists, it is whole. If the block raises, `path` stays as it was. Not synced: after a power cut the
+    new content may be lost (`landmark.contexts.disk.publish` is the durable form).
+    """
+    partial = unfinished(path)
+    yield partial
+    partial.replace(path)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Takes the exclusive lock (flock) of an open file; False, without waiting, if another process has it.
+
+    The system releases it when the file is closed and when the process ends, however it ends.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
