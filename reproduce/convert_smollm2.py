@@ -284,7 +284,7 @@ def use_blockwise(say: Log) -> None:
     """From now on attention is computed without kernels of our own."""
     from landmark.ops import fused
 
-    fused.obstacle = lambda query: "failed on this machine"  # type: ignore[assignment]
+    fused.unsupported_reason = lambda query: "failed on this machine"  # type: ignore[assignment]
     say("the fused kernels failed: going on with blockwise attention")
 
 
@@ -300,7 +300,7 @@ def survived(attempt: Callable[[], Any], say: Log, stage: Stage) -> tuple[Any, S
         from landmark.ops import fused
 
         say(traceback.format_exc())
-        if CPU or fused.obstacle(torch.empty(1, 1, 1, 64, device=DEVICE)) is not None:
+        if CPU or fused.unsupported_reason(torch.empty(1, 1, 1, 64, device=DEVICE)) is not None:
             raise
         use_blockwise(say)
         return None, stage

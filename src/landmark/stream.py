@@ -1,7 +1,7 @@
-"""Where landmarks stand: the stream of ordinary tokens and landmarks, and how to go to and fro.
+"""The token stream of landmark attention: blocks of ordinary tokens, each closed by a landmark token.
 
 A block is `block_size` ordinary tokens followed by their landmark, `stride = block_size + 1` positions of the
-stream (Mohtashami & Jaggi 2023, section 3). A chunk whose last token completes a block carries the landmark at once.
+stream (Mohtashami & Jaggi 2023, section 3). A landmark is inserted as soon as the token before it is in the stream.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ def check_block_size(block_size: int) -> None:
 
 
 def check_phase(phase: int, block_size: int) -> None:
-    """Raises ValueError unless a window can begin with `phase` tokens of its first block already past."""
+    """Raises ValueError unless 0 <= `phase` < `block_size`: the tokens of a window's first block that lie before it."""
     if not 0 <= phase < block_size:
         raise ValueError(
             f"phase is {phase}: give 0 to {block_size - 1}, the tokens of the first block before the window"
@@ -25,12 +25,12 @@ def check_phase(phase: int, block_size: int) -> None:
 
 
 def stream_length(tokens: int, block_size: int, phase: int = 0) -> int:
-    """Stream positions taken by `tokens` ordinary tokens and the landmarks of the blocks they complete."""
+    """Stream positions of `tokens` ordinary tokens and of the landmarks of the blocks they complete."""
     return tokens + (phase + tokens) // block_size
 
 
 def tokens_that_fit(positions: int, block_size: int, phase: int = 0) -> int:
-    """Largest number of ordinary tokens whose stream, landmarks included, takes at most `positions`."""
+    """Largest number of ordinary tokens whose stream, landmarks included, has at most `positions` positions."""
     if positions <= 0:
         return 0
     # With phase + n = a * block_size + b the stream takes n + a positions: (phase + n) // block_size landmarks.
@@ -40,13 +40,16 @@ def tokens_that_fit(positions: int, block_size: int, phase: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Stream:
-    """How a batch `[B, S]` of ordinary tokens (padding anywhere) lies in a right-padded stream `[B, T]`.
+    """Layout of a batch `[B, S]` of ordinary tokens (padding anywhere) in a right-padded stream `[B, T]`.
 
-    `place [B, S]` is the stream position of each token (T for padding), `lengths [B]` the valid positions per row,
-    `tokens [B]` the ordinary tokens per row.
+    Attributes:
+        positions: long [B, S], the stream position of each token, T for padding.
+        lengths: long [B], valid stream positions of each row.
+        tokens: long [B], ordinary tokens of each row.
+        width: T.
     """
 
-    place: Tensor
+    positions: Tensor
     lengths: Tensor
     tokens: Tensor
     width: int
@@ -60,22 +63,22 @@ class Stream:
         lengths = tokens + (phase + tokens) // block_size
         width = max(1, int(lengths.max())) if lengths.numel() else 0  # a batch of padding alone is one landmark wide
         before = count - 1
-        place = before + (phase[:, None] + before) // block_size
-        return cls(torch.where(real, place, width), lengths, tokens, width)
+        positions = before + (phase[:, None] + before) // block_size
+        return cls(torch.where(real, positions, width), lengths, tokens, width)
 
     def insert(self, tokens: Tensor, landmark: Tensor) -> Tensor:
-        """Puts ids `[B, S]` or embeddings `[B, S, C]` at their places; every other position is `landmark`."""
+        """The stream `[B, T]` of ids `[B, S]`, or `[B, T, C]` of embeddings `[B, S, C]`; elsewhere `landmark`."""
         shape = (tokens.shape[0], self.width + 1, *tokens.shape[2:])
-        stream = landmark.to(tokens.dtype).expand(shape).clone()  # the last column swallows the padding
-        place = self.place.view(*self.place.shape, *[1] * (tokens.dim() - 2)).expand_as(tokens)
-        return stream.scatter(1, place, tokens)[:, : self.width]
+        stream = landmark.to(tokens.dtype).expand(shape).clone()  # padding is written to the last column
+        positions = self.positions.view(*self.positions.shape, *[1] * (tokens.dim() - 2)).expand_as(tokens)
+        return stream.scatter(1, positions, tokens)[:, : self.width]
 
     def strip(self, stream: Tensor) -> Tensor:
-        """Takes `[B, T, C]` back to `[B, S, C]`.
+        """The ordinary tokens `[B, S, C]` of a stream `[B, T, C]`.
 
         Padding repeats the token before it, so that a row padded on the right ends as it does alone.
         """
-        if not self.place.numel() or self.width == 0:
-            return stream.new_zeros(*self.place.shape, stream.shape[-1])
-        place = self.place.masked_fill(self.place == self.width, 0).cummax(1).values
-        return stream.gather(1, place[..., None].expand(*place.shape, stream.shape[-1]))
+        if not self.positions.numel() or self.width == 0:
+            return stream.new_zeros(*self.positions.shape, stream.shape[-1])
+        positions = self.positions.masked_fill(self.positions == self.width, 0).cummax(1).values
+        return stream.gather(1, positions[..., None].expand(*positions.shape, stream.shape[-1]))

@@ -22,8 +22,9 @@ def test_every_token_is_in_one_slice(slices, phase):
     owned = []
     for index in range(slices):
         part = WindowSlice(index, slices)
-        places, own = part.positions(stream.width), part.tokens(tokens, block_size, phase)
-        assert stream.place[0, own.start : own.stop].tolist() == [p for p in stream.place[0].tolist() if p in places]
+        of_slice, own = part.positions(stream.width), part.tokens(tokens, block_size, phase)
+        positions = stream.positions[0].tolist()
+        assert positions[own.start : own.stop] == [p for p in positions if p in of_slice]
         owned += own
     assert owned == list(range(tokens))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from landmark.memory import LayerMemory, window
-from landmark.ops.fused import obstacle
+from landmark.ops.fused import unsupported_reason
 from landmark.ops.rotary import Rotation
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,7 +22,7 @@ def test_rows_of_different_lengths(monkeypatch):
     chunks = [torch.randn(3, 2, heads, 20, 16, device=DEVICE) for heads in (4, 2, 2)]
     monkeypatch.setattr(window, "is_few", lambda query: False)
     outputs = []
-    for serves in (lambda query: obstacle(query) is None, lambda query: False):
+    for serves in (lambda query: unsupported_reason(query) is None, lambda query: False):
         monkeypatch.setattr(window, "_fused", serves)
         memory = LayerMemory(block_size=5, retrieve=2, local_blocks=1)
         for step, lengths in enumerate(([20, 9], [13, 20], [20, 0])):

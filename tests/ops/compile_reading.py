@@ -51,7 +51,7 @@ def blocks_calls(dtype: torch.dtype, dim: int, stride: int) -> Iterator[tuple[st
 def search_calls(dtype: torch.dtype, dim: int, rows: int) -> Iterator[tuple[str, Any, list[Any], dict[str, Any]]]:
     """The two launches for a group of so many heads."""
     originals = topk_triton.best_of_part_kernel, topk_triton.best_of_all_kernel
-    topk_triton.obstacle = lambda *_: None
+    topk_triton.unsupported_reason = lambda *_: None
     topk_triton.best_of_part_kernel, topk_triton.best_of_all_kernel = recorders = Recorder(), Recorder()
     numbers = torch.zeros(1, 4096, dtype=torch.long)
     topk_triton.search_landmarks(

@@ -64,10 +64,10 @@ def test_padded_block_with_a_real_landmark_keeps_its_gate(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_segments_hide_other_documents_and_their_blocks(backend):
-    segments = torch.tensor([[0, 0, 0, 0, 1, 1, 1]])
+def test_other_documents_and_their_blocks_are_hidden(backend):
+    documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1]])
     values = [1e6, 1e6, 1e6, 1e6, 4.0, 1e6, 8.0]
-    out = attend([0.0] * 7, values, block_size=2, segment_ids=segments, backend=backend)
+    out = attend([0.0] * 7, values, block_size=2, document_ids=documents, backend=backend)
     # Landmark 5 opens block 1, of which only token 4 belongs to the query's document.
     assert out == pytest.approx((4.0 + 8.0) / 2, abs=1e-12)
 

@@ -43,7 +43,7 @@ def cases(draw):
         options["key_mask"] = torch.rand(batch, keys, generator=generator) < draw(st.sampled_from([0.3, 0.9]))
     if draw(st.booleans()):
         jumps = torch.rand(batch, keys, generator=generator) < draw(st.sampled_from([0.1, 0.5]))
-        options["segment_ids"] = jumps.long().cumsum(-1)
+        options["document_ids"] = jumps.long().cumsum(-1)
     return inputs, options
 
 
@@ -75,7 +75,7 @@ def test_gradcheck(backend):
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
     mask = torch.rand(2, 14) < 0.8
-    segments = (torch.arange(14) >= torch.tensor([[6], [20]])).long()
+    documents = (torch.arange(14) >= torch.tensor([[6], [20]])).long()
 
     def attention(query, key, value, sinks):
         return landmark_attention(
@@ -87,7 +87,7 @@ def test_gradcheck(backend):
             phase=2,
             softcap=2.0,
             key_mask=mask,
-            segment_ids=segments,
+            document_ids=documents,
             backend=backend,
         )
 
@@ -138,7 +138,7 @@ def test_never_builds_a_query_by_key_matrix(masked):
         inputs = [torch.randn(1, heads, length, 8, requires_grad=True) for heads in (4, 2, 2)]
         options = {"block_size": 63}
         if masked:
-            options["segment_ids"] = torch.arange(length)[None] // 500
+            options["document_ids"] = torch.arange(length)[None] // 500
             options["key_mask"] = torch.rand(1, length) < 0.9
         with _Largest() as seen:
             out = landmark_attention(*inputs, **options, backend="blockwise")
@@ -214,10 +214,10 @@ def test_query_positions_outside_the_keys():
         blockwise_attention(x, x, x, block_size=2, query_positions=torch.arange(1, 5), scoring=Scoring(1.0))
 
 
-def test_segments_of_queries_and_keys_come_together():
+def test_documents_of_queries_and_keys_come_together():
     x = torch.randn(1, 1, 4, 2)
     ids = torch.zeros(1, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="must be given together"):
         blockwise_attention(
-            x, x, x, block_size=2, query_positions=torch.arange(4), scoring=Scoring(1.0), segment_ids=ids
+            x, x, x, block_size=2, query_positions=torch.arange(4), scoring=Scoring(1.0), document_ids=ids
         )

@@ -110,7 +110,7 @@ class WholeCall(StreamCall):
             softcap=scoring.softcap,
             sinks=scoring.sinks,
             key_mask=self._open_blocks(key) if self.block_dropout else None,
-            segment_ids=self.documents,
+            document_ids=self.documents,
             dropout=scoring.dropout,
         )
 
@@ -145,14 +145,14 @@ def documents_of_stream(stream: Stream, documents: Tensor) -> Tensor:
     nothing: a document that ended earlier in the block has no later query. Positions behind a row's end are undefined.
     Raises ValueError unless there is one whole number for each token.
     """
-    shape = tuple(stream.place.shape)
+    shape = tuple(stream.positions.shape)
     whole = isinstance(documents, Tensor) and documents.dtype in (torch.int32, torch.long)
     if not whole or documents.shape != shape:
         given = f"{documents.dtype} of {tuple(documents.shape)}" if isinstance(documents, Tensor) else repr(documents)
         raise ValueError(
             f"landmark_documents is {given}: give a tensor of whole numbers, one for each token of {shape}"
         )
-    documents = documents.to(stream.place.device)
+    documents = documents.to(stream.positions.device)
     zero = documents.new_zeros(())
     ordinary = stream.insert(torch.ones_like(documents), zero) == 1
     inserted = stream.insert(documents, zero)
@@ -174,7 +174,7 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scorin
         scale=scale,
         softcap=softcap,
         sinks=sinks,
-        segment_ids=documents,
+        document_ids=documents,
         dropout=dropout,
     )
 
@@ -232,4 +232,4 @@ class SegmentCall(StreamCall):
         return self.earlier
 
     def finish(self) -> None:
-        self.reader.seen += self.stream.place.shape[1]
+        self.reader.seen += self.stream.positions.shape[1]

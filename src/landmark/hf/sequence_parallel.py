@@ -86,7 +86,7 @@ def cut_slice(window_slice: WindowSlice, tokens: Tensor, call: WholeCall) -> tup
     stream = call.stream
     positions = window_slice.positions(stream.width)
     own = window_slice.tokens(tokens.shape[1], call.block_size, call.phase)
-    within = stream.place[:, own.start : own.stop] - positions.start
+    within = stream.positions[:, own.start : own.stop] - positions.start
     part = Stream(within, stream.lengths, stream.tokens, len(positions))
     settings: dict[str, Any] = {field.name: getattr(call, field.name) for field in fields(call)}
     settings["stream"] = part

@@ -11,7 +11,7 @@ from landmark.index.branch import ForkedIndex
 from landmark.index.keys import KeyBuffer, KeyFormat, products, products_at, rounding_error, tiles
 from landmark.index.topk import Products, top_newest
 from landmark.ops.topk_triton import search_landmarks
-from landmark.ops.triton_support import obstacle
+from landmark.ops.triton_support import unsupported_reason
 from landmark.store.block_buffer import numbers_below, oldest_numbers
 
 # Scores computed at once: on a CPU little enough to be in cache when the best are picked.
@@ -38,7 +38,7 @@ class ExactIndex:
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
         numbers = self._numbers_below(upto, query.device)
         data, few = self._ring.data, query.shape[2] <= _FEW_QUERIES
-        if data is not None and few and query.device.type == "cuda" and obstacle(query, data) is None:
+        if data is not None and few and query.device.type == "cuda" and unsupported_reason(query, data) is None:
             return search_landmarks(query, data, numbers, k)
         limit = _TILE_SCORES if query.device.type == "cpu" else _TILE_SCORES_ACCELERATOR
         rows = query.shape[0] * query.shape[1]

@@ -9,7 +9,7 @@ from torch import Tensor
 from landmark.memory.geometry import column, positions_of
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.decode_cpu import few_queries_attention, is_few
-from landmark.ops.fused import fused_forward, obstacle
+from landmark.ops.fused import fused_forward, unsupported_reason
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
@@ -192,4 +192,4 @@ def attend_locally(
 
 def _fused(query: Tensor) -> bool:
     """Whether the kernels for a GPU serve these queries."""
-    return query.device.type == "cuda" and obstacle(query) is None
+    return query.device.type == "cuda" and unsupported_reason(query) is None

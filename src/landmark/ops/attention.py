@@ -25,7 +25,7 @@ def landmark_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     key_mask: Tensor | None = None,
-    segment_ids: Tensor | None = None,
+    document_ids: Tensor | None = None,
     dropout: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
@@ -45,7 +45,7 @@ def landmark_attention(
         softcap: scores become softcap * tanh(scores / softcap) before any softmax.
         sinks: [H], per head one more gate logit without a value.
         key_mask: bool [B,Tk], True at real tokens, False at padding.
-        segment_ids: int [B,Tk]; a token sees tokens, and blocks by their landmark, of its own segment only.
+        document_ids: int [B,Tk]; a token sees tokens, and blocks by their landmark, of its own document only.
         dropout: probability of dropping a final weight; the others are scaled up by 1 / (1 - dropout).
         backend: "reference" (dense), "blockwise" (needs block_size), "fused" (Triton kernels for NVIDIA GPUs;
             needs block_size, float32, bfloat16 or float16, and a head_dim of 16..256), or "auto": on a GPU fused
@@ -62,7 +62,7 @@ def landmark_attention(
         ValueError: arguments that do not fit together, or a backend that cannot do what is asked.
     """
     _check_tensors(query, key, value)
-    _check_extras(query, key, sinks, key_mask, segment_ids)
+    _check_extras(query, key, sinks, key_mask, document_ids)
     _check_landmarks(key, block_size, phase, is_landmark)
     _check_numbers(scale, softcap, dropout)
     backend = _chosen_backend(backend, query, is_landmark)
@@ -79,7 +79,7 @@ def landmark_attention(
             phase=phase,
             scoring=scoring,
             key_mask=key_mask,
-            segment_ids=segment_ids,
+            document_ids=document_ids,
         )
     if backend == "reference":
         if block_size is not None:
@@ -94,11 +94,11 @@ def landmark_attention(
                 is_landmark=is_landmark.view(-1, key.shape[2]),
                 scoring=scoring,
                 key_mask=key_mask,
-                segment_ids=segment_ids,
+                document_ids=document_ids,
             )
     assert block_size is not None
     if phase:
-        key, value, key_mask, segment_ids = complete_first_block(key, value, key_mask, segment_ids, phase)
+        key, value, key_mask, document_ids = complete_first_block(key, value, key_mask, document_ids, phase)
     start = key.shape[2] - query.shape[2]
     out, _ = blockwise_attention(
         query,
@@ -108,8 +108,8 @@ def landmark_attention(
         query_positions=torch.arange(start, key.shape[2], device=query.device),
         scoring=scoring,
         key_mask=key_mask,
-        segment_ids=segment_ids,
-        query_segment_ids=None if segment_ids is None else segment_ids[:, start:],
+        document_ids=document_ids,
+        query_document_ids=None if document_ids is None else document_ids[:, start:],
     )
     return out
 
@@ -125,15 +125,15 @@ def _without_padding(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor
 
 
 def complete_first_block(
-    key: Tensor, value: Tensor, key_mask: Tensor | None, segment_ids: Tensor | None, phase: int
+    key: Tensor, value: Tensor, key_mask: Tensor | None, document_ids: Tensor | None, phase: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Put `phase` hidden positions in front, so that the keys start on a block boundary."""
     pad = torch.nn.functional.pad
     if key_mask is None:
         key_mask = torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device)
-    if segment_ids is not None:
-        segment_ids = pad(segment_ids, (phase, 0))
-    return pad(key, (0, 0, phase, 0)), pad(value, (0, 0, phase, 0)), pad(key_mask, (phase, 0)), segment_ids
+    if document_ids is not None:
+        document_ids = pad(document_ids, (phase, 0))
+    return pad(key, (0, 0, phase, 0)), pad(value, (0, 0, phase, 0)), pad(key_mask, (phase, 0)), document_ids
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -155,15 +155,15 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _check_extras(
-    query: Tensor, key: Tensor, sinks: Tensor | None, key_mask: Tensor | None, segment_ids: Tensor | None
+    query: Tensor, key: Tensor, sinks: Tensor | None, key_mask: Tensor | None, document_ids: Tensor | None
 ) -> None:
     tokens = (key.shape[0], key.shape[2])
     if sinks is not None and (sinks.shape != query.shape[1:2] or not sinks.is_floating_point()):
         raise ValueError(f"sinks is {_kind(sinks)}; pass a floating point tensor of ({query.shape[1]},)")
     if key_mask is not None and (key_mask.shape != tokens or key_mask.dtype != torch.bool):
         raise ValueError(f"key_mask is {_kind(key_mask)}; pass torch.bool of {tokens}, True at real tokens")
-    if segment_ids is not None and (segment_ids.shape != tokens or not _is_integer(segment_ids)):
-        raise ValueError(f"segment_ids is {_kind(segment_ids)}; pass an integer tensor of {tokens}")
+    if document_ids is not None and (document_ids.shape != tokens or not _is_integer(document_ids)):
+        raise ValueError(f"document_ids is {_kind(document_ids)}; pass an integer tensor of {tokens}")
 
 
 def _kind(x: Tensor) -> str:
@@ -208,9 +208,9 @@ def _chosen_backend(backend: str, query: Tensor, is_landmark: Tensor | None) -> 
             raise ValueError(f"backend={backend!r} needs block_size; use backend='reference' for is_landmark")
         return "reference"
     if backend == "fused":
-        obstacle = fused.obstacle(query)
-        if obstacle is not None:
-            raise ValueError(f"backend='fused' {obstacle}; use backend='blockwise'")
+        reason = fused.unsupported_reason(query)
+        if reason is not None:
+            raise ValueError(f"backend='fused' {reason}; use backend='blockwise'")
     if backend == "auto":
-        return "fused" if query.device.type == "cuda" and fused.obstacle(query) is None else "blockwise"
+        return "fused" if query.device.type == "cuda" and fused.unsupported_reason(query) is None else "blockwise"
     return backend

@@ -39,8 +39,8 @@ class Masks(NamedTuple):
 
     query_positions: Tensor  # [B or 1, Tq]
     key_mask: Tensor | None  # [B, Tk], True where a key is real
-    segments: Tensor | None  # [B, Tk]
-    query_segments: Tensor | None  # [B, Tq]
+    documents: Tensor | None  # [B, Tk]
+    query_documents: Tensor | None  # [B, Tq]
 
 
 class Rules(NamedTuple):
@@ -136,13 +136,13 @@ class Grid:
         return self.key.new_empty(self._buffer_shape)
 
     def foreign(self, tile: Tile, places: Tensor | slice) -> Tensor | None:
-        """Keys of padding or of other segments: bool [B, queries or 1, places]; None if there are none."""
+        """Keys of padding or of other documents: bool [B, queries or 1, places]; None if there are none."""
         hidden = None
         if self._masks.key_mask is not None:
             hidden = ~self._padded(self._masks.key_mask)[:, None, places]
-        if self._masks.segments is not None and self._masks.query_segments is not None:
-            own = self._masks.query_segments[:, tile.start : tile.stop, None]
-            other = own != self._padded(self._masks.segments)[:, None, places]
+        if self._masks.documents is not None and self._masks.query_documents is not None:
+            own = self._masks.query_documents[:, tile.start : tile.stop, None]
+            other = own != self._padded(self._masks.documents)[:, None, places]
             hidden = other if hidden is None else hidden | other
         return hidden if hidden is not None and bool(hidden.any()) else None
 
@@ -193,8 +193,8 @@ def blockwise_attention(
     query_positions: Tensor,
     scoring: Scoring,
     key_mask: Tensor | None = None,
-    segment_ids: Tensor | None = None,
-    query_segment_ids: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    query_document_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1) over keys that start a block.
 
@@ -204,17 +204,17 @@ def blockwise_attention(
         query: [B,H,Tq,D]; key, value: [B,Hkv,Tk,D] with H a multiple of Hkv.
         query_positions: long [Tq] or [B,Tq], each query's place among the keys, in [0, Tk).
         key_mask: bool [B,Tk], True where a key is real.
-        segment_ids, query_segment_ids: int [B,Tk] and [B,Tq]; a query sees the keys of its own segment only.
+        document_ids, query_document_ids: int [B,Tk] and [B,Tq]; a query sees the keys of its own document only.
 
     Returns:
         The output [B,H,Tq,D] in query's dtype, and the logarithm of the joint softmax's denominator [B,H,Tq]
         in float32 (float64 for float64 inputs), -inf where a row sees nothing. Both have gradients.
 
     Raises:
-        ValueError: a query position outside the keys, or only one of the two segment arguments given.
+        ValueError: a query position outside the keys, or only one of the two document arguments given.
     """
-    if (segment_ids is None) != (query_segment_ids is None):
-        raise ValueError("segment_ids and query_segment_ids must be given together")
+    if (document_ids is None) != (query_document_ids is None):
+        raise ValueError("document_ids and query_document_ids must be given together")
     if query_positions.numel():
         lowest, highest = (int(x) for x in query_positions.aminmax())
         if lowest < 0 or highest >= key.shape[2]:
@@ -222,7 +222,7 @@ def blockwise_attention(
                 f"query_positions run from {lowest} to {highest}; with {key.shape[2]} keys they must lie in "
                 f"0..{key.shape[2] - 1}"
             )
-    masks = Masks(query_positions.reshape(-1, query.shape[2]), key_mask, segment_ids, query_segment_ids)
+    masks = Masks(query_positions.reshape(-1, query.shape[2]), key_mask, document_ids, query_document_ids)
     seed = int(torch.randint(1 << 62, ())) if scoring.dropout else 0
     rules = Rules(block_size + 1, scoring._replace(sinks=None), scoring.scale_of(query), seed)
     with torch.autocast(query.device.type, enabled=False):

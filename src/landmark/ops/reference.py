@@ -15,12 +15,12 @@ def reference_attention(
     is_landmark: Tensor,
     scoring: Scoring,
     key_mask: Tensor | None = None,
-    segment_ids: Tensor | None = None,
+    document_ids: Tensor | None = None,
 ) -> Tensor:
     """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1) with landmarks at any places.
 
     Shapes: query [B,H,Tq,D], key and value [B,Hkv,Tk,D], is_landmark bool [B or 1,Tk], key_mask bool [B,Tk],
-    segment_ids int [B,Tk]; returns [B,H,Tq,D] in query's dtype. Builds several [B,H,Tq,Tk] matrices. The
+    document_ids int [B,Tk]; returns [B,H,Tq,D] in query's dtype. Builds several [B,H,Tq,Tk] matrices. The
     arguments are taken as checked by `landmark_attention`.
     """
     groups = query.shape[1] // key.shape[1]
@@ -34,8 +34,8 @@ def reference_attention(
     visible = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)[None, None]
     if key_mask is not None:
         visible = visible & key_mask[:, None, None, :]
-    if segment_ids is not None:
-        visible = visible & (segment_ids[:, None, keys - queries :, None] == segment_ids[:, None, None, :])
+    if document_ids is not None:
+        visible = visible & (document_ids[:, None, keys - queries :, None] == document_ids[:, None, None, :])
     local = visible & own & ~is_landmark
     gate = visible & ~own & is_landmark
     inside = visible & ~own & ~is_landmark

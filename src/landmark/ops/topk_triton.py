@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from landmark.ops.triton_support import obstacle
+from landmark.ops.triton_support import unsupported_reason
 
 # The kernels of `search_landmarks`: the best of each part of the slots, then the best of those.
 #
@@ -169,7 +169,7 @@ def search_landmarks(query: Tensor, keys: Tensor, numbers: Tensor, k: int) -> tu
     Raises:
         ValueError: tensors that no Triton kernel serves.
     """
-    if reason := obstacle(query, keys):
+    if reason := unsupported_reason(query, keys):
         raise ValueError(f"search_landmarks {reason}; use matrix products and `landmark.index.topk.top_newest`")
     assert keys.is_contiguous(), "keys are read in place"
     shape = (*query.shape[:3], k)

@@ -11,7 +11,7 @@ _WIDEST_HEAD = 256
 _INSTALLED = find_spec("triton") is not None  # asked once: some releases of torch.compile cannot trace the question
 
 
-def obstacle(*tensors: Tensor) -> str | None:
+def unsupported_reason(*tensors: Tensor) -> str | None:
     """Why no kernel can read these tensors [..., head_dim] together, or None if one can.
 
     On a CPU kernels run in Triton's interpreter only, which the environment asks for by TRITON_INTERPRET=1.

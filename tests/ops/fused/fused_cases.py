@@ -15,7 +15,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @dataclass(frozen=True)
 class Case:
-    """Shapes and options; `extras` name what is drawn at random: sinks, key_mask, segment_ids."""
+    """Shapes and options; `extras` name what is drawn at random: sinks, key_mask, document_ids."""
 
     block_size: int
     keys: int
@@ -42,8 +42,8 @@ class Case:
             inputs.append(normal(heads))
         if "key_mask" in self.extras:
             options["key_mask"] = (torch.rand(tokens, generator=generator) < 0.7).to(DEVICE)
-        if "segment_ids" in self.extras:
-            options["segment_ids"] = (torch.rand(tokens, generator=generator) < 0.07).cumsum(-1).to(DEVICE)
+        if "document_ids" in self.extras:
+            options["document_ids"] = (torch.rand(tokens, generator=generator) < 0.07).cumsum(-1).to(DEVICE)
         return inputs, options, normal(*query.shape).detach()
 
 

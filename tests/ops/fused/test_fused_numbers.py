@@ -10,7 +10,7 @@ from fused_cases import DEVICE, Case, assert_errs_at_most_twice, dense, fused, p
 from landmark.ops.fused import launch
 
 _GOLDEN = Path(__file__).parents[2] / "golden" / "op"
-_ALL = ("sinks", "key_mask", "segment_ids")
+_ALL = ("sinks", "key_mask", "document_ids")
 _on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter cannot multiply bfloat16 matrices")
 _with_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter is slow, and has one size of tile")
 
@@ -31,7 +31,7 @@ CASES = {
     "one query": Case(30, 100, queries=1, dim=80),
     "odd stride of 65": Case(64, 90, queries=30),
     "stride of 101": Case(100, 120, queries=30, dim=24),
-    "packed": Case(3, 60, extras=("segment_ids",)),
+    "packed": Case(3, 60, extras=("document_ids",)),
     "padded": Case(7, 40, batch=2, extras=("key_mask",)),
     "hardly capped": Case(7, 30, options={"softcap": 300.0}),
     "sinks": Case(7, 30, groups=2, extras=("sinks",)),
@@ -39,7 +39,7 @@ CASES = {
     "long blocks": Case(130, 270, queries=10, options={"phase": 3}),
     "first of the long blocks": Case(128, 150, queries=24),
     "long blocks and everything": Case(130, 140, 20, 1, 1, 2, 16, _ALL, {"softcap": 2.0, "phase": 6}),
-    "longer blocks": Case(200, 210, queries=12, dim=24, extras=("segment_ids",)),
+    "longer blocks": Case(200, 210, queries=12, dim=24, extras=("document_ids",)),
 }
 
 

@@ -12,11 +12,11 @@ from landmark.ops.fused import fused_forward, operators
 from landmark.ops.fused.spans import label_tensors
 from landmark.ops.scoring import Scoring
 
-_ALL = ("sinks", "key_mask", "segment_ids")
+_ALL = ("sinks", "key_mask", "document_ids")
 SHORT = Case(7, 37, 30, groups=2, dim=24, extras=_ALL, options={"phase": 2, "softcap": 3.0})
 LONG = Case(130, 150, 20, groups=2, dim=24, extras=_ALL, options={"phase": 2, "softcap": 3.0})
 # The last tile of queries has nothing in common with the first block; the others have.
-PARTED = Case(130, 200, 60, options={"segment_ids": (torch.arange(200, device=DEVICE) >= 180)[None].long()})
+PARTED = Case(130, 200, 60, options={"document_ids": (torch.arange(200, device=DEVICE) >= 180)[None].long()})
 
 
 def surrounded(x):
@@ -131,7 +131,7 @@ def test_under_checkpointing():
 
 def test_as_an_operator():
     (query, key, value, sinks), options, _ = SHORT.draw(torch.float32)
-    labels, ranges = label_tensors(options["key_mask"], options["segment_ids"], key, 7, 2)
+    labels, ranges = label_tensors(options["key_mask"], options["document_ids"], key, 7, 2)
     seed, first = torch.tensor(7, device=DEVICE), torch.tensor([7], device=DEVICE)
     transposed = query.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     for tensors in (

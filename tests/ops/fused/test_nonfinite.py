@@ -24,7 +24,7 @@ def masks(name):
         mask[0, :6] = mask[1, 17:] = False
         return {"key_mask": mask}
     if name == "documents":
-        return {"segment_ids": torch.stack((place // 9, place // 14))}
+        return {"document_ids": torch.stack((place // 9, place // 14))}
     return {}
 
 
@@ -74,8 +74,8 @@ def test_padding_is_not_read(backend, softcap, number):
 def test_other_documents_are_not_read(backend, softcap, which, number):
     q, k, v = inputs()
     options = masks("documents") | {"softcap": softcap}
-    segments = options["segment_ids"]
-    own = (segments == segments[:, 10:11])[:, None, :, None]  # the document of position 10
+    documents = options["document_ids"]
+    own = (documents == documents[:, 10:11])[:, None, :, None]  # the document of position 10
     weights = torch.randn_like(q) * own
     wanted = [x * own for x in results(backend, (q, k, v), options, weights)]
     tainted = {"key": k.clone(), "value": v.clone()}
@@ -128,8 +128,8 @@ def test_a_gradient_of_who_sees_it_is_not_finite(backend):
 @pytest.mark.parametrize("which", ["key", "value"])
 def test_blocks_of_several_tiles_too(which):
     place = torch.arange(290, device=DEVICE)
-    options = {"segment_ids": (place // 140)[None], "block_size": 130, "softcap": 2.0}
-    own = (options["segment_ids"] == 1)[:, None, :, None]
+    options = {"document_ids": (place // 140)[None], "block_size": 130, "softcap": 2.0}
+    own = (options["document_ids"] == 1)[:, None, :, None]
     q, k, v = (torch.randn(1, 1, 290, DIM, device=DEVICE) for _ in range(3))
     tainted = {"key": k, "value": v}
     wanted = [q, k, v]

@@ -9,11 +9,11 @@ from landmark.ops.scoring import Scoring
 _NARROWEST_HEAD = 16
 
 
-def obstacle(query: Tensor) -> str | None:
+def unsupported_reason(query: Tensor) -> str | None:
     """Why queries like these cannot be served, None if they can."""
     if query.shape[-1] < _NARROWEST_HEAD:
         return f"serves head_dim from {_NARROWEST_HEAD} on, as matrix units take no less, not {query.shape[-1]}"
-    return triton_support.obstacle(query)
+    return triton_support.unsupported_reason(query)
 
 
 def fused_attention(
@@ -25,7 +25,7 @@ def fused_attention(
     phase: int,
     scoring: Scoring,
     key_mask: Tensor | None = None,
-    segment_ids: Tensor | None = None,
+    document_ids: Tensor | None = None,
 ) -> Tensor:
     """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1) of the last queries of a stream.
 
@@ -37,7 +37,7 @@ def fused_attention(
     from landmark.ops.fused.spans import label_tensors
 
     query, key, value = (dense_rows(x) for x in (query, key, value))
-    labels, ranges = label_tensors(key_mask, segment_ids, key, block_size, phase)
+    labels, ranges = label_tensors(key_mask, document_ids, key, block_size, phase)
     seed = torch.randint(1 << 62, (), device=query.device) if scoring.dropout else None
     first = torch.full((query.shape[0],), key.shape[2] - query.shape[2], device=query.device)
     tensors = query, key, value, scoring.sinks, labels, ranges, seed, first

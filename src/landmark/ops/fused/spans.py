@@ -14,18 +14,18 @@ _SCANNED = tl.constexpr(1024)  # blocks at once
 
 
 def label_tensors(
-    key_mask: Tensor | None, segment_ids: Tensor | None, like: Tensor, block_size: int, phase: int
+    key_mask: Tensor | None, document_ids: Tensor | None, like: Tensor, block_size: int, phase: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """Labels, which a query and a key it sees must share, and the range of labels in each block.
 
     Returns int64 [B,2,Tk], the labels of positions as queries and as keys, and [B,2,2,blocks], the lowest and
-    the highest of either. Padding is no key: it has the smallest int64 for a label, which is no segment's.
+    the highest of either. Padding is no key: it has the smallest int64 for a label, which is no document's.
     """
-    if key_mask is None and segment_ids is None:
+    if key_mask is None and document_ids is None:
         return None, None
-    if segment_ids is None:
-        segment_ids = torch.zeros(like.shape[0], like.shape[2], dtype=torch.long, device=like.device)
-    ids = segment_ids.long()
+    if document_ids is None:
+        document_ids = torch.zeros(like.shape[0], like.shape[2], dtype=torch.long, device=like.device)
+    ids = document_ids.long()
     hidden = torch.zeros_like(ids, dtype=torch.bool) if key_mask is None else ~key_mask
     labels = torch.stack((ids, ids.masked_fill(hidden, LOWEST.value)), dim=1)
     lows = torch.stack((ids, ids.masked_fill(hidden, HIGHEST.value)), dim=1)

@@ -15,7 +15,7 @@ from landmark.ops.retrieved.gathered import gathered_blocks
 from landmark.ops.retrieved.pages import Pages
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
-from landmark.ops.triton_support import obstacle
+from landmark.ops.triton_support import unsupported_reason
 
 __all__ = ["Pages", "join_retrieved", "merge", "retrieved_attention"]
 
@@ -102,7 +102,7 @@ def _reader(backend: str, query: Tensor, pages: Pages) -> _Read:
     in_place = reads_in_place(query, pages)
     # On a CPU kernels are only interpreted, for tests: nothing to choose on one's own.
     if backend == "triton" or (backend == "auto" and query.device.type == "cuda"):
-        reason = obstacle(query, pages.keys, pages.values)
+        reason = unsupported_reason(query, pages.keys, pages.values)
         if reason is None:
             # Needs the package triton.
             from landmark.ops.retrieved.gpu import triton_blocks
