@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_skipped(monkeypatch, capsys):
     [
         ("nonsense", "contender 'nonsense' is none: choose from exact, hierarchical"),
         ("faiss_flat@0.9", "contender 'faiss_flat@0.9' is none"),
-        ("exact@0.9", "contender 'exact@0.9': recall 0.9 needs kind"),
+        ("exact@0.9", "contender 'exact@0.9': recall=0.9 requires kind"),
         ("hierarchical@all", "contender 'hierarchical@all': could not convert"),
     ],
 )

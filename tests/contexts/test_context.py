@@ -119,12 +119,12 @@ def test_growing_later_equals_reading_on(path, model):
 
 @pytest.mark.parametrize("index", ["auto", IndexOptions("hierarchical", recall=0.9)])
 def test_what_the_index_made_of_landmarks_need_not_be_made_again(index, tmp_path, model, monkeypatch):
-    monkeypatch.setattr("landmark.index.hierarchical._COARSE_FROM", 1)
-    monkeypatch.setattr("landmark.index.hierarchical._WORTHWHILE", 2.0)
+    monkeypatch.setattr("landmark.index.hierarchical._CODES_FROM", 1)
+    monkeypatch.setattr("landmark.index.hierarchical._MAX_SCORED_SHARE", 2.0)
     with Context.create(tmp_path / "context", model, index=index) as context:
         context.append(BOOK, "book")
         expected = logits(context)
-    monkeypatch.setattr("landmark.index.codes.basis_for", None)  # what is made would begin with it
+    monkeypatch.setattr("landmark.index.codes.basis_for", None)  # no quantizer is fitted anew
     assert torch.equal(logits(Context.open(tmp_path / "context", model, index=index)), expected)
     fork = context.fork(tmp_path / "fork")
     assert torch.equal(logits(fork), expected)

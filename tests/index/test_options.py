@@ -37,10 +37,10 @@ def test_the_format_of_keys_reaches_the_index(kind, keys):
         ({"kind": "hnsw"}, "index kind is 'hnsw': choose from auto, exact"),
         ({"keys": "float16"}, "index keys is 'float16'"),
         ({"recall": 0.3, "kind": "hierarchical"}, "recall is 0.3"),
-        ({"recall": 0.9}, "needs kind \"hierarchical\", not 'auto'"),
+        ({"recall": 0.9}, "requires kind=\"hierarchical\", not 'auto'"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         IndexOptions(**options)
 

@@ -1,4 +1,4 @@
-"""Landmark keys in, block numbers out."""
+"""The interface of an index of landmark keys: maximum inner product search over the blocks of one layer."""
 
 from typing import NamedTuple, Protocol
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class ResidentKeys(NamedTuple):
-    """Landmark keys where they lie: block number a of a row is found at slot `a % modulus` of `keys [B,Hkv,S,D]`.
+    """Landmark keys in place: block number a of a row lies at slot `a % modulus` of `keys [B,Hkv,S,D]`.
 
-    `first`, long [B]: number of the oldest block worth scoring. No key is longer than `longest`.
+    `first`, long [B]: number of the oldest block that may be among the best. No key has a norm above `max_norm`.
     """
 
     keys: Tensor
@@ -19,11 +19,11 @@ class ResidentKeys(NamedTuple):
 
 
 class Index(Protocol):
-    """The landmark keys of the blocks in memory, for every row of the batch.
+    """Landmark keys of the blocks of one layer, for every row of the batch.
 
-    Blocks are numbered from 0 in each row, in the order in which they came. `upto` gives, per row, the block
-    number at which a search ends (exclusive); blocks that were dropped are never found. Scores are plain
-    inner products.
+    Blocks are numbered from 0 in each row, in the order in which they were appended. B rows, H query heads, Hkv
+    key-value heads. `upto` gives, per row, the block number at which a search ends (exclusive). Blocks that an index
+    with `max_blocks` dropped are never found. Scores are inner products, without scale.
     """
 
     def append(self, row: int, keys: Tensor) -> None:
@@ -31,26 +31,26 @@ class Index(Protocol):
         ...
 
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
-        """The k best blocks of each query `[B,H,T,D]`, ties to the newest, in no particular order.
+        """The k best blocks of each query `[B,H,T,D]`, among equals the newest, in no particular order.
 
-        Returns scores [B,H,T,k], -inf where there are fewer blocks, and numbers long [B,H,T,k], -1 there.
+        Returns scores [B,H,T,k], -inf where there are fewer blocks, and block numbers long [B,H,T,k], -1 there.
         """
         ...
 
     def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
-        """What a search of its own for the k best blocks below `upto` needs to score; None if `search` knows better."""
+        """Keys for a caller that scores the k best blocks below `upto` itself; None if `search` is faster."""
         ...
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
-        """Scores [B,H,T,N] of queries `[B,H,T,D]` at all slots, -inf at those without a block to find."""
+        """Scores [B,H,T,N] of queries `[B,H,T,D]` at all N slots in use, -inf at those without a block below `upto`."""
         ...
 
     def numbers(self, device: torch.device) -> Tensor:
-        """Block number of each of the N slots, long [B,N]."""
+        """Block number at each of the N slots in use, long [B,N]."""
         ...
 
     def keys(self, numbers: Tensor) -> Tensor:
-        """Keys [B,Hkv,m,D] of the blocks `numbers [B,m]`; where the number is -1, any finite key."""
+        """Keys [B,Hkv,m,D] of the blocks `numbers [B,m]`; any finite key where the number is -1."""
         ...
 
     def reorder(self, rows: list[int]) -> None:
@@ -58,14 +58,14 @@ class Index(Protocol):
         ...
 
     def fork(self) -> "Index":
-        """An index of its own that shares these blocks; both may grow, and neither sees what comes to the other."""
+        """A copy-on-write branch: shares these blocks; both may grow, and neither sees the new blocks of the other."""
         ...
 
     def view(self) -> "Index":
-        """The same blocks, those to come too; what is found does not depend on searches elsewhere from here on."""
+        """The same blocks, new ones included; searches of others do not change what it finds."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys kept."""
+        """Bytes of the keys, and of what was built to search them."""
         ...

@@ -1,7 +1,7 @@
-"""The index of a layer whose landmark keys are all equal: one key stands for all blocks.
+"""The index of layer 0, where all landmark keys are equal: one key stands for all blocks.
 
-In the first layer of a model every landmark has the same key before rotary, and index keys are rotated by the
-same offset. Then all old blocks tie, the newest win, and nothing needs to be scored twice.
+Layer 0 sees nothing but the embedding of the landmark token, so every landmark has the same key before rotary, and
+keys in memory are all rotated by the same offset in the block. All old blocks tie, and the newest win.
 """
 
 import copy
@@ -14,7 +14,7 @@ from landmark.store.block_buffer import kept_of, oldest_numbers
 
 
 class ConstantIndex:
-    """One landmark key per row and head, `[B,Hkv,D]`; implements `landmark.index.Index`.
+    """One landmark key per row and head, `[B,Hkv,D]`; implements `landmark.index.base.Index`.
 
     Keeps the newest `max_blocks` blocks of each row, all if None.
     """
@@ -26,7 +26,7 @@ class ConstantIndex:
 
     def append(self, row: int, keys: Tensor) -> None:
         if self._key is None:
-            # Also made in inference mode it may be written to outside of it.
+            # Allocated outside inference mode, so that it stays writable.
             with torch.inference_mode(False):
                 self._key = keys.new_zeros(len(self._counts), keys.shape[0], keys.shape[-1])
         self._key[row] = keys[:, -1]
@@ -40,10 +40,10 @@ class ConstantIndex:
         return scores, numbers.expand_as(scores)
 
     def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
-        assert self._key is not None, "an index without blocks has no keys to give"
-        first = torch.tensor(upto, device=self._key.device) - k
+        key = self._shared_key()
+        first = torch.tensor(upto, device=key.device) - k
         first = torch.maximum(first, self._oldest(first.device)[:, 0])
-        return ResidentKeys(self._key[:, :, None], first, 1, float(self._key.norm()))
+        return ResidentKeys(key[:, :, None], first, 1, float(key.norm()))
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self.numbers(query.device)
@@ -51,26 +51,25 @@ class ConstantIndex:
         return self._score(query).masked_fill(hidden[:, None, None], -torch.inf)
 
     def numbers(self, device: torch.device) -> Tensor:
-        oldest = self._oldest(device)
-        counts = torch.tensor(self._counts, device=device)[:, None]
-        numbers = oldest + torch.arange(max(self._kept()), device=device)
-        return torch.where(numbers < counts, numbers, -1)
-
-    def _kept(self) -> list[int]:
-        return [kept_of(count, self._max_blocks) for count in self._counts]
+        kept = max(kept_of(count, self._max_blocks) for count in self._counts)
+        numbers = self._oldest(device) + torch.arange(kept, device=device)
+        return torch.where(numbers < torch.tensor(self._counts, device=device)[:, None], numbers, -1)
 
     def _oldest(self, device: torch.device) -> Tensor:
         return oldest_numbers(tuple(self._counts), self._max_blocks, device)[:, None]
 
     def _score(self, query: Tensor) -> Tensor:
         """Score [B,H,T,1] of each query with the one key."""
-        assert self._key is not None, "an index without blocks has no key to score"
-        grouped = query.unflatten(1, (self._key.shape[1], -1))
-        return (grouped @ self._key[:, :, None, :, None]).flatten(1, 2)
+        key = self._shared_key()
+        grouped = query.unflatten(1, (key.shape[1], -1))
+        return (grouped @ key[:, :, None, :, None]).flatten(1, 2)
+
+    def _shared_key(self) -> Tensor:
+        assert self._key is not None, "an index without blocks has no key"
+        return self._key
 
     def keys(self, numbers: Tensor) -> Tensor:
-        assert self._key is not None, "an index without blocks has no keys to give"
-        return self._key[:, :, None].expand(-1, -1, numbers.shape[1], -1)
+        return self._shared_key()[:, :, None].expand(-1, -1, numbers.shape[1], -1)
 
     def reorder(self, rows: list[int]) -> None:
         self._counts = [self._counts[row] for row in rows]
@@ -78,7 +77,7 @@ class ConstantIndex:
             self._key = self._key.index_select(0, torch.tensor(rows, device=self._key.device))
 
     def fork(self) -> Index:
-        return copy.deepcopy(self)  # a key a row
+        return copy.deepcopy(self)  # one key per row
 
     def view(self) -> Index:
         return self

@@ -1,4 +1,7 @@
-"""Exact search that first looks at a few bytes of every landmark key and reads only keys that may be among the best."""
+"""Hierarchical index: scans quantized codes of all landmark keys, and scores in full those that may be among the best.
+
+The hierarchy is one of precision. With a recall below 1 the codes are laid out in the inverted lists of an IVF index.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -7,21 +10,21 @@ import torch
 from torch import Tensor
 
 from landmark.index.base import ResidentKeys
-from landmark.index.codes import Coarse
+from landmark.index.codes import QuantizedCodes
 from landmark.index.codes_numba import LANES
 from landmark.index.exact import ExactIndex
-from landmark.index.ivf import Lists
+from landmark.index.ivf import IVF
 from landmark.index.keys import KeyFormat
 
-_COARSE_FROM = 2048  # blocks; fewer are scored as fast as looked at
-_WORTHWHILE = 1 / 16  # of the keys read: reading more, one by one, takes longer than scoring all
+_CODES_FROM = 2048  # blocks; fewer are scored in the time of a scan
+_MAX_SCORED_SHARE = 1 / 16  # of the keys; scoring more of them one by one is slower than scoring all at once
 
 
 class HierarchicalIndex(ExactIndex):
-    """Landmark keys on a CPU and, once there are many, their codes; implements `landmark.index.Index`.
+    """Landmark keys on a CPU and, from 2,048 blocks on, quantized codes; implements `landmark.index.base.Index`.
 
-    Finds what `ExactIndex` finds for `recall` 1, and below about that share of it: see `landmark.index.ivf`.
-    Keys without any favoured direction defeat the codes: then every key is scored until there are twice as many.
+    Finds what `ExactIndex` finds for `recall` 1, and about that share of it below (`landmark.index.ivf`). Codes do not
+    prune keys without any preferred direction: then every key is scored until there are twice as many blocks.
 
     Raises ValueError for a `recall` outside [0.5, 1] and for keys not on a CPU or neither float32 nor float64.
     """
@@ -32,9 +35,9 @@ class HierarchicalIndex(ExactIndex):
         check_recall(recall)
         super().__init__(rows, max_blocks, keys=keys)
         self._recall = recall
-        self._coarse = self._codes(rows)
-        self._coarse_from = _COARSE_FROM
-        self.keys_scored: Tensor | None = None  # keys read for each query [B,H,T] of the last search; None if all were
+        self._codes = self._no_codes(rows)
+        self._codes_from = _CODES_FROM
+        self.keys_scored: Tensor | None = None  # for each query [B,H,T] of the last search; None if all were
 
     def append(self, row: int, keys: Tensor) -> None:
         if keys.device.type != "cpu" or keys.dtype not in (torch.float32, torch.float64):
@@ -46,57 +49,57 @@ class HierarchicalIndex(ExactIndex):
 
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
         self.keys_scored = None
-        used = self._ring.used()
-        if used < self._coarse_from:
+        used = self._blocks.used()
+        if used < self._codes_from:
             return super().search(query, k, upto)
-        best, found, read = (torch.from_numpy(x) for x in self._coarse.search(self._keys, query, k, upto))
-        self.keys_scored = read
-        # The first tile may be read whole by a query that nothing went before.
-        if read.double().mean() > _WORTHWHILE * used + LANES:
-            self._coarse, self._coarse_from = self._codes(len(self._ring.counts)), 2 * used
+        best, found, scored = (torch.from_numpy(x) for x in self._codes.search(self._keys, query, k, upto))
+        self.keys_scored = scored
+        # The first query of a batch may score the whole first tile.
+        if scored.double().mean() > _MAX_SCORED_SHARE * used + LANES:
+            self._codes, self._codes_from = self._no_codes(len(self._blocks.counts)), 2 * used
         return best, found
 
-    def _codes(self, rows: int) -> Coarse | Lists:
-        return Coarse(rows) if self._recall == 1 else Lists(rows, self._recall)
+    def _no_codes(self, rows: int) -> QuantizedCodes | IVF:
+        return QuantizedCodes(rows) if self._recall == 1 else IVF(rows, self._recall)
 
     def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
-        return super().resident_keys(k, upto) if self._ring.used() < self._coarse_from else None
+        return super().resident_keys(k, upto) if self._blocks.used() < self._codes_from else None
 
     def reorder(self, rows: list[int]) -> None:
         super().reorder(rows)
-        self._coarse.reorder(rows)
+        self._codes.reorder(rows)
 
     def view(self) -> "HierarchicalIndex":
         other = copy.copy(self)
-        other._coarse = self._coarse.view()
+        other._codes = self._codes.view()
         return other
 
     def _empty(self, rows: int) -> "HierarchicalIndex":
-        return HierarchicalIndex(rows, keys=self._keys.form, recall=self._recall)
+        return HierarchicalIndex(rows, keys=self._keys.format, recall=self._recall)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was made of the keys to search them, by name: all of it can be made again, but that takes a while."""
-        return {self._kind + name: tensor for name, tensor in self._coarse.tensors().items()}
+        """The state of the codes or of the IVF index, by name; building it anew from the keys is slow."""
+        return {self._prefix + name: tensor for name, tensor in self._codes.tensors().items()}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what `tensors` gave of an index that had some of the first of these keys, in this format.
+        """Restores the state of an index over some of the first of these keys, in this format.
 
-        What was made for another recall is left.
+        State of an index with another recall or format of keys is ignored.
         """
-        own = {name.removeprefix(self._kind): x for name, x in tensors.items() if name.startswith(self._kind)}
+        own = {name.removeprefix(self._prefix): x for name, x in tensors.items() if name.startswith(self._prefix)}
         if own:
-            self._coarse.resume(own)
+            self._codes.resume(own)
 
     @property
-    def _kind(self) -> str:
-        return f"{self._keys.form}@{self._recall}/"
+    def _prefix(self) -> str:
+        return f"{self._keys.format}@{self._recall}/"
 
     @property
     def nbytes(self) -> int:
-        return super().nbytes + self._coarse.nbytes
+        return super().nbytes + self._codes.nbytes
 
 
 def check_recall(recall: float) -> None:
-    """Raises ValueError for a recall that cannot be asked for."""
+    """Raises ValueError for a recall that no index can be asked for."""
     if not 0.5 <= recall <= 1:
         raise ValueError(f"recall is {recall}: it must be from 0.5 to 1, where 1 is exact")

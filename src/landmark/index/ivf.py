@@ -1,8 +1,9 @@
-"""The lists of one row and key-value head.
+"""IVF index: inverted lists of quantized codes, of which a query probes those with the most promising centroids.
 
-Lists are groups by k-means. A query ranks them by what it may score in them: its product with their mean and some
-deviations more, for the best are there for what they differ from it. The newest blocks lie in a list of their own, into
-which every query looks, until there are enough of them to be laid into the others.
+The centroids (the coarse quantizer) are those of k-means. A query ranks lists by the product with their centroid plus a
+few standard deviations: the best blocks of a list differ from its centroid. The newest blocks are in a list of their
+own, which every query probes, until there are enough of them to be laid out into the others. How many lists a query
+probes (nprobe) is calibrated for a recall by `landmark.index.recall`.
 """
 
 import copy
@@ -15,391 +16,406 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.index.codes import Array, Coding, coding_for
+from landmark.index.codes import Quantizer, fit_quantizer, from_tensors, to_tensors
 from landmark.index.codes_numba import CODES, encode
-from landmark.index.ivf_numba import LANES, Tiles, search_lists
-from landmark.index.keys import KeyBuffer
-from landmark.index.recall import Evidence
+from landmark.index.ivf_numba import LANES, InvertedLists, probe_lists
+from landmark.index.keys import Array, KeyBuffer
+from landmark.index.recall import Calibration
 from landmark.ops.numba_loops import in_parts
 
-# Groups of keys that are alike, by k-means, and the mean and spread of each.
+_REBUILD_GROWTH = 2  # lists are built anew when there are so many times the blocks they were built for
+_LISTS_PER_ROOT = 2  # lists, relative to the square root of the number of blocks
+_KEYS_PER_CENTROID = 32  # keys that k-means takes for each list
+_ROUNDS = 6  # of k-means
+_NEWEST = 1024  # blocks in the list of the newest, at most
+_DEVIATIONS = 2.0  # standard deviations on top of the product with a centroid
+_CALIBRATED = 128  # queries of one search that a calibration takes, at most
+_FIRST_PROBES = 2  # lists that all queries probe before any query probes more: good candidates prune more keys
+_QUERY_BATCH = 1 << 10  # queries searched at once
+_ENCODE_BATCH = 1 << 14  # blocks encoded at once
+_PRODUCTS = 1 << 21  # products of keys and centroids computed at once
 
 
-_ROUNDS = 6
-_POINTS_TOGETHER = 1 << 21  # products of keys and means computed at once
+# Coarse quantizer: centroids by k-means
 
 
-def means_of(keys: Tensor, count: int) -> Tensor:
-    """Means `[count,D]` of groups of `keys [n,D]`, each the nearest to the keys of its group; n is `count` or more.
+def kmeans(keys: Tensor, count: int) -> Tensor:
+    """Centroids `[count,D]` of `keys [n,D]`, with n at least `count`.
 
-    The same keys give the same means. A group that loses all its keys keeps its mean.
+    Deterministic: the same keys give the same centroids. A list that loses all its keys keeps its centroid.
     """
-    means = keys[torch.arange(count) * len(keys) // count].clone()
+    centroids = keys[torch.arange(count) * len(keys) // count].clone()
     for _ in range(_ROUNDS):
-        totals, sizes = torch.zeros_like(means), keys.new_zeros(count, 1)
-        for some in keys.split(max(1, _POINTS_TOGETHER // count)):
-            group = nearest(some, means)
-            totals.index_add_(0, group, some)
-            sizes.index_add_(0, group, sizes.new_ones(len(some), 1))
-        means = torch.where(sizes > 0, totals / sizes.clamp(min=1), means)
-    return means
+        totals, sizes = torch.zeros_like(centroids), keys.new_zeros(count, 1)
+        for some in keys.split(max(1, _PRODUCTS // count)):
+            nearest = nearest_centroids(some, centroids)
+            totals.index_add_(0, nearest, some)
+            sizes.index_add_(0, nearest, sizes.new_ones(len(some), 1))
+        centroids = torch.where(sizes > 0, totals / sizes.clamp(min=1), centroids)
+    return centroids
 
 
-def nearest(keys: Tensor, means: Tensor) -> Tensor:
-    """The nearest of `means [m,D]` to each of `keys [n,D]`, long [n]."""
-    norms = means.square().sum(1) / 2
-    parts = keys.split(max(1, _POINTS_TOGETHER // len(means)))
-    return torch.cat([torch.addmm(norms, part, means.T, beta=-1).argmax(1) for part in parts])
+def nearest_centroids(keys: Tensor, centroids: Tensor) -> Tensor:
+    """The nearest of `centroids [m,D]` to each of `keys [n,D]`, long [n]."""
+    norms = centroids.square().sum(1) / 2
+    parts = keys.split(max(1, _PRODUCTS // len(centroids)))
+    return torch.cat([torch.addmm(norms, part, centroids.T, beta=-1).argmax(1) for part in parts])
 
 
-def spreads(keys: Tensor, means: Tensor) -> Tensor:
-    """Root mean square of an entry of a key less its group's mean, [m]; 0 for groups without keys."""
-    group = nearest(keys, means)
-    squares = (keys - means[group]).square().mean(1)
-    sizes = torch.bincount(group, minlength=len(means))
-    return (keys.new_zeros(len(means)).index_add_(0, group, squares) / sizes.clamp(min=1)).sqrt()
+def standard_deviations(keys: Tensor, centroids: Tensor) -> Tensor:
+    """Standard deviation of an entry of a key from its nearest centroid, [m]; 0 for lists without keys."""
+    nearest = nearest_centroids(keys, centroids)
+    squares = (keys - centroids[nearest]).square().mean(1)
+    sizes = torch.bincount(nearest, minlength=len(centroids))
+    return (keys.new_zeros(len(centroids)).index_add_(0, nearest, squares) / sizes.clamp(min=1)).sqrt()
 
 
-# Encoded blocks in tiles, by list, as compiled loops search them.
+# Inverted lists
 
 
-class Blocks(NamedTuple):
-    """Encoded blocks, one after the other."""
+class EncodedBlocks(NamedTuple):
+    """Codes of blocks, one after the other."""
 
     numbers: Array  # [n]
     codes: Array  # [n,CODES]
-    rests: Array  # [n]
+    residual_norms: Array  # [n]
 
-    def and_then(self, more: "Blocks") -> "Blocks":
-        """These and others behind them."""
-        return Blocks._make(map(np.concatenate, zip(self, more, strict=True)))
+    def and_then(self, more: "EncodedBlocks") -> "EncodedBlocks":
+        """These blocks, followed by `more`."""
+        return EncodedBlocks._make(map(np.concatenate, zip(self, more, strict=True)))
 
 
-def tiles_of(belongs: Array, blocks: Blocks, lists: int, newest: int) -> Tiles:
-    """Tiles of `blocks`, each in the list that it `belongs [n]` to, with room for so many of the `newest`."""
-    order = np.argsort(belongs, kind="stable")
-    sizes = np.bincount(belongs, minlength=lists)
-    first = np.concatenate(([0], np.cumsum(-(-sizes // LANES))))
-    count = first[-1] + -(-newest // LANES)
-    tiles = Tiles(
+def build_lists(list_of: Array, blocks: EncodedBlocks, lists: int, newest: int) -> InvertedLists:
+    """Inverted lists of `blocks`, each in its list `list_of [n]`, with room for `newest` blocks in one more list."""
+    order = np.argsort(list_of, kind="stable")
+    sizes = np.bincount(list_of, minlength=lists)
+    starts = np.concatenate(([0], np.cumsum(-(-sizes // LANES))))
+    count = starts[-1] + -(-newest // LANES)
+    inverted = InvertedLists(
         np.full((count, LANES), -1, np.int32),
         np.zeros((count, CODES, LANES), np.int8),
-        np.zeros((count, LANES), blocks.rests.dtype),
-        np.append(first, first[-1]),
+        np.zeros((count, LANES), blocks.residual_norms.dtype),
+        np.append(starts, starts[-1]),
     )
-    own = belongs[order]
-    lanes = first[own] * LANES + np.arange(len(own)) - (np.cumsum(sizes) - sizes)[own]
-    _put(tiles, lanes, Blocks(*(x[order] for x in blocks)))
-    return tiles
+    own = list_of[order]
+    lanes = starts[own] * LANES + np.arange(len(own)) - (np.cumsum(sizes) - sizes)[own]
+    _write(inverted, lanes, EncodedBlocks(*(x[order] for x in blocks)))
+    return inverted
 
 
-def put_newest(tiles: Tiles, blocks: Blocks, listed: int) -> None:
-    """Puts blocks among the newest, of which number `listed` is the first."""
-    first = tiles.first
-    _put(tiles, first[-2] * LANES + blocks.numbers - listed, blocks)
-    first[-1] = first[-2] + -(-(blocks.numbers[-1] + 1 - listed) // LANES)
+def add_newest(lists: InvertedLists, blocks: EncodedBlocks, listed: int) -> None:
+    """Adds blocks to the list of the newest, of which block number `listed` is the first."""
+    starts = lists.starts
+    _write(lists, starts[-2] * LANES + blocks.numbers - listed, blocks)
+    starts[-1] = starts[-2] + -(-(blocks.numbers[-1] + 1 - listed) // LANES)
 
 
-def blocks_of(tiles: Tiles, oldest: int) -> tuple[Array, Blocks]:
-    """The list of every block in `tiles` from number `oldest` on, the newest being the last list, and the blocks."""
-    first = tiles.first
-    kept = tiles.numbers[: first[-1]].reshape(-1) >= oldest
-    belongs = np.repeat(np.arange(len(first) - 1), np.diff(first) * LANES)[kept]
-    codes = tiles.codes[: first[-1]].swapaxes(1, 2).reshape(-1, CODES)
-    numbers, rests = (x[: first[-1]].reshape(-1)[kept] for x in (tiles.numbers, tiles.rests))
-    return belongs, Blocks(numbers, codes[kept], rests)
+def listed_blocks(lists: InvertedLists, oldest: int) -> tuple[Array, EncodedBlocks]:
+    """The blocks in `lists` from number `oldest` on, and the list of each; the newest are in the last list."""
+    starts = lists.starts
+    kept = lists.numbers[: starts[-1]].reshape(-1) >= oldest
+    list_of = np.repeat(np.arange(len(starts) - 1), np.diff(starts) * LANES)[kept]
+    codes = lists.codes[: starts[-1]].swapaxes(1, 2).reshape(-1, CODES)
+    numbers, residual_norms = (x[: starts[-1]].reshape(-1)[kept] for x in (lists.numbers, lists.residual_norms))
+    return list_of, EncodedBlocks(numbers, codes[kept], residual_norms)
 
 
-def _put(tiles: Tiles, lanes: Array, blocks: Blocks) -> None:
-    """Puts blocks at `lanes [n]`, counted through all tiles."""
-    places = lanes // LANES, lanes % LANES
-    tiles.numbers[places], tiles.rests[places] = blocks.numbers, blocks.rests
-    tiles.codes.swapaxes(1, 2)[places] = blocks.codes
+def _write(lists: InvertedLists, lanes: Array, blocks: EncodedBlocks) -> None:
+    """Writes blocks to `lanes [n]`, counted through all tiles."""
+    at = lanes // LANES, lanes % LANES
+    lists.numbers[at], lists.residual_norms[at] = blocks.numbers, blocks.residual_norms
+    lists.codes.swapaxes(1, 2)[at] = blocks.codes
 
 
-_NEWEST = 1024  # blocks in the last list, at most
-_PER_ROOT = 2  # lists, by the square root of the number of blocks
-_SAMPLE = 32  # keys of each list that its mean is made from
-_DEVIATIONS = 2.0
-_TRIED = 128  # queries of one search that they are sought for, at most
-_FIRST = 2  # lists that every query looks into before any query looks further: later ones then rule out more
-_QUERIES = 1 << 10  # that are searched for at once
-_TOGETHER = 1 << 14  # blocks that are encoded at once
+# The index of one row and head
 
 
 @dataclass(frozen=True)
 class HeadKeys:
-    """The keys of one row and head of a ring."""
+    """The keys of one row and head of a `KeyBuffer`."""
 
-    ring: KeyBuffer
+    buffer: KeyBuffer
     row: int
     head: int
 
     @property
     def oldest(self) -> int:
-        return self.ring.ring.oldest(self.row)
+        """Number of the oldest block kept."""
+        return self.buffer.blocks.oldest(self.row)
 
     @property
     def count(self) -> int:
-        return self.ring.ring.counts[self.row]
+        """Number of blocks appended."""
+        return self.buffer.blocks.counts[self.row]
 
     def at(self, numbers: Tensor) -> Tensor:
         """Keys `[m,D]` of the blocks `numbers [m]`."""
-        everywhere = numbers.expand(len(self.ring.ring.counts), -1)
-        return self.ring.at(everywhere)[self.row, self.head]
+        all_rows = numbers.expand(len(self.buffer.blocks.counts), -1)
+        return self.buffer.at(all_rows)[self.row, self.head]
 
     def arrays(self) -> tuple[Array, Array | None]:
-        """Keys `[S,D]` and units `[S]` for compiled loops."""
-        keys, units = self.ring.arrays()
-        return keys[self.row, self.head], None if units is None else units[self.row, self.head]
+        """Keys `[S,D]` and scales `[S]` for compiled loops."""
+        keys, scales = self.buffer.arrays()
+        return keys[self.row, self.head], None if scales is None else scales[self.row, self.head]
 
 
-class _Laid(NamedTuple):
-    """Blocks in lists: all three change together, for several branches may search what they share at once."""
+class _Layout(NamedTuple):
+    """Blocks in lists. Replaced as a whole, as branches that share it may search it at the same time."""
 
-    tiles: Tiles
-    listed: int  # blocks before it are in lists of their likes, and those after among the newest
-    end: int  # blocks before it are in tiles at all
+    lists: InvertedLists
+    listed: int  # blocks before it are in the lists of their centroids, those after in the list of the newest
+    end: int  # blocks before it are in lists at all
 
 
-class HeadLists:
-    """Lists to find a share `recall` of the best blocks of one row and head.
+class HeadIVF:
+    """IVF index of one row and head, for a recall.
 
-    Half of what may be missed may lie in lists without a look, and the other half where codes leave too little for what
-    has none: the bound by Cauchy and Schwarz is far from what is there. How many lists, and how much of the bound, it
-    takes to find the best, queries tell themselves: for some of them all lists are searched, with the whole bound, and
-    what it would have taken is `landmark.index.recall`. It is gathered anew whenever blocks were laid into the lists,
-    and whenever a query that is searched for in full, one of many, shows that it holds no longer.
+    Half of what may be missed may be in lists that are not probed, the other half may have a score above a tightened
+    bound: that of Cauchy-Schwarz, at a cosine of 1 between residuals, is far above the scores there are. For both,
+    nprobe and the cosine, the calibration takes what exhaustive searches of some queries would have needed. It is
+    calibrated anew whenever blocks are laid out, and whenever audited queries show that it no longer holds.
     """
 
-    def __init__(self, recall: float, made: int, weighed: Tensor, coding: Coding, laid: _Laid) -> None:
-        self.made = made  # blocks that had come when the lists were made
+    def __init__(
+        self, recall: float, built: int, coarse_quantizer: Tensor, quantizer: Quantizer, layout: _Layout
+    ) -> None:
+        self.built = built  # number of blocks when the lists were built
         self._recall = recall
-        self._weighed = weighed  # [lists,D + 1]: means, and the deviations that come on top for each unit of a query
-        self._means = weighed[:, :-1].contiguous()
-        self._coding = coding
-        self._laid = laid
+        self._coarse_quantizer = coarse_quantizer  # [lists,D + 1]: centroids, and deviations per unit of query norm
+        self._centroids = coarse_quantizer[:, :-1].contiguous()
+        self._quantizer = quantizer
+        self._layout = layout
 
     @classmethod
-    def over(cls, keys: HeadKeys, query: Tensor, recall: float) -> "HeadLists":
-        """Lists over all of `keys`; some queries `[R,D]` have a say in what codes are good for."""
+    def build(cls, keys: HeadKeys, query: Tensor, recall: float) -> "HeadIVF":
+        """Lists of all `keys`, with a quantizer for codes that is fitted to queries like `query [R,D]`."""
         oldest, kept = keys.oldest, keys.count - keys.oldest
-        lists = min(kept, _PER_ROOT * math.isqrt(kept))
-        sampled = min(kept, _SAMPLE * lists)
+        lists = min(kept, _LISTS_PER_ROOT * math.isqrt(kept))
+        sampled = min(kept, _KEYS_PER_CENTROID * lists)
         sample = keys.at(oldest + torch.arange(sampled) * kept // sampled).to(query.dtype)
-        means = means_of(sample, lists)
-        weighed = torch.cat((means, _DEVIATIONS * spreads(sample, means)[:, None]), 1)
-        coding = coding_for(sample.double().numpy(), query.double().numpy())
-        nothing = Blocks(np.empty(0, np.int32), np.empty((0, CODES), np.int8), np.empty(0, means.numpy().dtype))
-        laid = _Laid(tiles_of(np.empty(0, np.int64), nothing, lists, _NEWEST), oldest, oldest)
-        made = cls(recall, keys.count, weighed, coding, laid)
-        made._lay_out(keys, made._encoded(keys, oldest))
-        return made
+        centroids = kmeans(sample, lists)
+        deviations = _DEVIATIONS * standard_deviations(sample, centroids)
+        quantizer = fit_quantizer(sample.double().numpy(), query.double().numpy())
+        nothing = EncodedBlocks(
+            np.empty(0, np.int32), np.empty((0, CODES), np.int8), np.empty(0, centroids.numpy().dtype)
+        )
+        layout = _Layout(build_lists(np.empty(0, np.int64), nothing, lists, _NEWEST), oldest, oldest)
+        index = cls(recall, keys.count, torch.cat((centroids, deviations[:, None]), 1), quantizer, layout)
+        index._lay_out(keys, index._encode(keys, oldest))
+        return index
 
     @classmethod
-    def resume(cls, recall: float, tensors: Mapping[str, Tensor]) -> "HeadLists":
-        """Lists as they were when `tensors` gave theirs."""
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        coding = Coding._make(arrays[name] for name in Coding._fields)
-        tiles = Tiles._make(arrays[name] for name in Tiles._fields)
-        count, listed, end = tensors["counts"].tolist()
-        return cls(recall, count, tensors["weighed"], coding, _Laid(tiles, listed, end))
+    def resume(cls, recall: float, tensors: Mapping[str, Tensor]) -> "HeadIVF":
+        """Restores the state that `tensors` gave."""
+        built, listed, end = tensors["counts"].tolist()
+        layout = _Layout(from_tensors(InvertedLists, tensors), listed, end)
+        return cls(recall, built, tensors["weighed"], from_tensors(Quantizer, tensors), layout)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All there is to know, by name."""
-        tiles, listed, end = self._laid
-        arrays = {**self._coding._asdict(), **tiles._asdict()}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()} | {
-            "weighed": self._weighed,
-            "counts": torch.tensor([self.made, listed, end]),
+        """The whole state by name, for `resume`."""
+        lists, listed, end = self._layout
+        return {
+            **to_tensors(self._quantizer),
+            **to_tensors(lists),
+            "weighed": self._coarse_quantizer,
+            "counts": torch.tensor([self.built, listed, end]),
         }
 
     def update(self, keys: HeadKeys) -> None:
-        """Takes in the blocks that came since."""
-        laid = self._laid
-        if keys.count == laid.end:
+        """Adds the blocks appended since the last update."""
+        layout = self._layout
+        if keys.count == layout.end:
             return
-        new = self._encoded(keys, max(laid.end, keys.oldest))
-        if keys.count - laid.listed > _NEWEST:
+        new = self._encode(keys, max(layout.end, keys.oldest))
+        if keys.count - layout.listed > _NEWEST:
             self._lay_out(keys, new)
         else:
-            put_newest(laid.tiles, new, laid.listed)
-            self._laid = laid._replace(end=keys.count)
+            add_newest(layout.lists, new, layout.listed)
+            self._layout = layout._replace(end=keys.count)
 
     def search(
-        self, keys: HeadKeys, evidence: Evidence, query: Tensor, end: int, best: Tensor, found: Tensor, read: Tensor
+        self,
+        keys: HeadKeys,
+        calibration: Calibration,
+        query: Tensor,
+        end: int,
+        best: Tensor,
+        found: Tensor,
+        scored: Tensor,
     ) -> None:
         """Fills `best` and `found [R,k]` with scores and numbers of the best blocks before `end` for `query [R,D]`.
 
-        Where there are fewer, -inf and -1. `read [R]` becomes how many keys were scored. `evidence` of earlier queries
-        says how far to look, and learns from these.
+        Where there are fewer, -inf and -1. `scored [R]` becomes the number of keys scored in full. `calibration` gives
+        nprobe and the cosine, and is updated by these queries.
         """
-        evidence.is_of(self.made, self._laid.listed)
+        calibration.reset_unless_of(self.built, self._layout.listed)
         share, k = (1 + self._recall) / 2, best.shape[1]
-        lists, shrink = evidence.enough(share, len(self._means))
-        tried = evidence.to_try(len(query))
-        if evidence.suffices and len(tried):
-            ranks, cosines = self._needed(keys, query[tried], end, k)
-            missed = sum(rank >= lists or cosine > shrink for rank, cosine in zip(ranks, cosines, strict=True))
-            if evidence.surprised_by(missed, len(ranks), self._recall):
-                evidence.forget()  # only then: as long as it holds, what is found depends on no other queries
-        if not evidence.suffices:
-            some = min(len(query), _TRIED)
-            evidence.add(*self._needed(keys, query[torch.arange(some) * len(query) // some], end, k))
-            lists, shrink = evidence.enough(share, len(self._means))
-        for start in range(0, len(query), _QUERIES):
-            some = slice(start, start + _QUERIES)
-            self._look(keys, end, lists, shrink, query[some], best[some], found[some], read[some])
+        nprobe, cosine = calibration.quantiles(share, len(self._centroids))
+        audited = calibration.audits(len(query))
+        if calibration.ready and len(audited):
+            ranks, cosines = self._needed(keys, query[audited], end, k)
+            missed = sum(rank >= nprobe or needed > cosine for rank, needed in zip(ranks, cosines, strict=True))
+            if calibration.drifted(missed, len(ranks), self._recall):
+                calibration.reset()  # only then: as long as it holds, results depend on no other queries
+        if not calibration.ready:
+            some = min(len(query), _CALIBRATED)
+            calibration.add(*self._needed(keys, query[torch.arange(some) * len(query) // some], end, k))
+            nprobe, cosine = calibration.quantiles(share, len(self._centroids))
+        for start in range(0, len(query), _QUERY_BATCH):
+            some = slice(start, start + _QUERY_BATCH)
+            self._probe(keys, end, nprobe, cosine, query[some], best[some], found[some], scored[some])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, numbers and means."""
-        return sum(array.nbytes for array in self._laid.tiles) + self._weighed.nbytes
+        """Bytes of the inverted lists and of the coarse quantizer."""
+        return sum(array.nbytes for array in self._layout.lists) + self._coarse_quantizer.nbytes
 
-    def _likely(self, query: Tensor) -> Tensor:
-        """What each query may score in each list, `[R,lists]`."""
-        return torch.cat((query, torch.linalg.vector_norm(query, dim=1, keepdim=True)), 1) @ self._weighed.T
+    def _list_scores(self, query: Tensor) -> Tensor:
+        """Estimate of the best score of each query in each list, `[R,lists]`."""
+        return torch.cat((query, torch.linalg.vector_norm(query, dim=1, keepdim=True)), 1) @ self._coarse_quantizer.T
 
     def _needed(self, keys: HeadKeys, query: Tensor, end: int, k: int) -> tuple[list[float], list[float]]:
-        """What it takes to find the best blocks of `query [R,D]`: ranks of their lists, cosines of what has no code."""
+        """What finding the best blocks of `query [R,D]` takes: the ranks of their lists, and cosines of residuals."""
         best = query.new_full((len(query), k), -torch.inf)
         found = torch.full(best.shape, -1)
-        self._look(keys, end, len(self._means), 1.0, query, best, found, torch.empty(len(query), dtype=torch.long))
-        of_query, place = (found >= 0).nonzero(as_tuple=True)
-        numbers = found[of_query, place]
-        own, likely = keys.at(numbers).to(query.dtype), self._likely(query)[of_query]
-        ranks = (likely > likely.gather(1, nearest(own, self._means)[:, None])).sum(1)
-        ranks = torch.where(numbers < self._laid.listed, ranks, 0)  # the newest are looked at in any case
-        mean, key_basis, query_basis, *_ = self._coding
-        keys_rest = (own.double().numpy() - mean) @ key_basis[CODES:].T
-        rests = query[of_query].double().numpy() @ query_basis[CODES:].T
-        most = np.linalg.norm(keys_rest, axis=1) * np.linalg.norm(rests, axis=1)
-        cosines = (keys_rest * rests).sum(1) / np.maximum(most, np.finfo(np.float64).tiny)
+        self._probe(keys, end, len(self._centroids), 1.0, query, best, found, torch.empty(len(query), dtype=torch.long))
+        of_query, column = (found >= 0).nonzero(as_tuple=True)
+        numbers = found[of_query, column]
+        own, list_scores = keys.at(numbers).to(query.dtype), self._list_scores(query)[of_query]
+        own_list = nearest_centroids(own, self._centroids)[:, None]
+        ranks = (list_scores > list_scores.gather(1, own_list)).sum(1)
+        ranks = torch.where(numbers < self._layout.listed, ranks, 0)  # the list of the newest is always probed
+        mean, key_basis, query_basis, *_ = self._quantizer
+        key_residuals = (own.double().numpy() - mean) @ key_basis[CODES:].T
+        query_residuals = query[of_query].double().numpy() @ query_basis[CODES:].T
+        norms = np.linalg.norm(key_residuals, axis=1) * np.linalg.norm(query_residuals, axis=1)
+        cosines = (key_residuals * query_residuals).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny)
         return ranks.tolist(), cosines.tolist()
 
-    def _look(
-        self, keys: HeadKeys, end: int, lists: int, shrink: float, query: Tensor, best: Tensor, found: Tensor,
-        read: Tensor,
+    def _probe(
+        self, keys: HeadKeys, end: int, nprobe: int, cosine: float, query: Tensor, best: Tensor, found: Tensor,
+        scored: Tensor,
     ) -> None:  # fmt: skip
-        """Fills `best`, `found` and `read` from the newest and so many of the lists most likely for each query."""
-        likely = self._likely(query).numpy()
-        first = min(_FIRST, lists)
-        limits = np.stack([_highest(likely, lists), _highest(likely, first)], 1)
-        bounds = np.array((keys.oldest, min(end, keys.count)))
-        arrays = [x.numpy() for x in (query, best, found, read)]
-        inputs = *keys.arrays(), self._coding, self._laid.tiles, bounds, likely, limits, *arrays, keys.ring.ring.modulus
-        in_parts(lambda start, stop: search_lists(*inputs, shrink, start, stop), len(query), size=lists * LANES)
+        """Fills `best`, `found` and `scored` from the newest blocks and the `nprobe` best lists of each query."""
+        list_scores = self._list_scores(query).numpy()
+        first = min(_FIRST_PROBES, nprobe)
+        limits = np.stack([_kth_highest(list_scores, nprobe), _kth_highest(list_scores, first)], 1)
+        block_range = np.array((keys.oldest, min(end, keys.count)))
+        arrays = [x.numpy() for x in (query, best, found, scored)]
+        modulus = keys.buffer.blocks.modulus
+        inputs = (
+            *keys.arrays(), self._quantizer, self._layout.lists, block_range, list_scores, limits, *arrays, modulus,
+        )  # fmt: skip
+        in_parts(lambda start, stop: probe_lists(*inputs, cosine, start, stop), len(query), size=nprobe * LANES)
 
-    def _encoded(self, keys: HeadKeys, start: int) -> Blocks:
-        """The blocks from number `start` on."""
+    def _encode(self, keys: HeadKeys, start: int) -> EncodedBlocks:
+        """Codes of the blocks from number `start` on."""
         numbers = np.arange(start, keys.count, dtype=np.int32)
         codes = np.empty((len(numbers), CODES, 1), np.int8)
-        rests = np.empty((len(numbers), 1), self._means.numpy().dtype)
-        mean, key_basis, _, steps, reach = self._coding
-        for begin in range(0, len(numbers), _TOGETHER):
-            some = slice(begin, begin + _TOGETHER)
+        residual_norms = np.empty((len(numbers), 1), self._centroids.numpy().dtype)
+        mean, key_basis, _, steps, max_norms = self._quantizer
+        for begin in range(0, len(numbers), _ENCODE_BATCH):
+            some = slice(begin, begin + _ENCODE_BATCH)
             own = keys.at(torch.from_numpy(numbers[some]).long()).numpy()
-            encode(own, None, mean, key_basis, steps, codes[some], rests[some], reach, len(own), 0, len(own))
-        return Blocks(numbers, codes[..., 0], rests[..., 0])
+            count = len(own)
+            encode(own, None, mean, key_basis, steps, codes[some], residual_norms[some], max_norms, count, 0, count)
+        return EncodedBlocks(numbers, codes[..., 0], residual_norms[..., 0])
 
-    def _lay_out(self, keys: HeadKeys, new: Blocks) -> None:
-        """Puts all blocks that are kept, and `new` ones, into lists, and leaves none among the newest."""
-        lists = len(self._means)
-        belongs, blocks = blocks_of(self._laid.tiles, keys.oldest)
-        belongs, blocks = np.append(belongs, np.full(len(new.numbers), lists)), blocks.and_then(new)
-        late = belongs == lists
-        numbers = torch.from_numpy(blocks.numbers[late]).long().split(_TOGETHER)
-        found = [nearest(keys.at(some).to(self._means.dtype), self._means).numpy() for some in numbers]
-        belongs[late] = np.concatenate(found)
-        self._laid = _Laid(tiles_of(belongs, blocks, lists, _NEWEST), keys.count, keys.count)
-
-
-def _highest(likely: Array, count: int) -> Array:
-    """The lowest of the `count` highest in each row of `likely [R,lists]`."""
-    place = likely.shape[1] - count
-    return np.partition(likely, place, axis=1)[:, place]
+    def _lay_out(self, keys: HeadKeys, new: EncodedBlocks) -> None:
+        """Puts all blocks, `new` ones and the newest included, into the lists of their nearest centroids."""
+        lists = len(self._centroids)
+        list_of, blocks = listed_blocks(self._layout.lists, keys.oldest)
+        list_of, blocks = np.append(list_of, np.full(len(new.numbers), lists)), blocks.and_then(new)
+        newest = list_of == lists
+        parts = torch.from_numpy(blocks.numbers[newest]).long().split(_ENCODE_BATCH)
+        nearest = [nearest_centroids(keys.at(some).to(self._centroids.dtype), self._centroids) for some in parts]
+        list_of[newest] = torch.cat(nearest).numpy()
+        self._layout = _Layout(build_lists(list_of, blocks, lists, _NEWEST), keys.count, keys.count)
 
 
-# Landmark keys in lists of those that are alike: a query looks into a few lists only.
+def _kth_highest(values: Array, k: int) -> Array:
+    """The k-th highest in each row of `values [R,n]`."""
+    index = values.shape[1] - k
+    return np.partition(values, index, axis=1)[:, index]
 
 
-_GROWTH = 2  # lists are made anew when there are so many times the blocks they were made for
+# The index of all rows and heads
 
 
-class Lists:
-    """Lists for every row and key-value head of a ring of keys, to find a share `recall` of the best blocks."""
+class IVF:
+    """IVF index for every row and key-value head of a `KeyBuffer`, for a recall."""
 
     def __init__(self, rows: int, recall: float) -> None:
         self._recall = recall
-        self._heads: list[list[HeadLists]] = [[] for _ in range(rows)]
-        self._evidence: list[list[Evidence]] = [[] for _ in range(rows)]
+        self._heads: list[list[HeadIVF]] = [[] for _ in range(rows)]
+        self._calibrations: list[list[Calibration]] = [[] for _ in range(rows)]
 
     def search(self, keys: KeyBuffer, query: Tensor, k: int, upto: list[int]) -> tuple[Array, Array, Array]:
-        """Scores and numbers `[B,H,T,k]` as `Index.search` gives them, and how many keys were read `[B,H,T]`."""
+        """Scores and block numbers `[B,H,T,k]` as of `Index.search`, and the number of keys scored `[B,H,T]`."""
         query = query.contiguous()
         best = query.new_full((*query.shape[:3], k), -torch.inf)
-        found, read = torch.full(best.shape, -1), torch.zeros(best.shape[:3], dtype=torch.long)
+        found, scored = torch.full(best.shape, -1), torch.zeros(best.shape[:3], dtype=torch.long)
         for row, end in enumerate(upto):
             heads = self._up_to_date(keys, row, query[row])
-            for head, lists in enumerate(heads):
+            for head, index in enumerate(heads):
                 group = query.shape[1] // len(heads)
                 some = slice(head * group, (head + 1) * group)
                 # The heads of a group lie side by side, so that these are views to write to.
-                queries, *out = (x[row, some].flatten(0, 1) for x in (query, best, found, read))
-                lists.search(HeadKeys(keys, row, head), self._evidence_of(row, head), queries, end, *out)
-        return best.numpy(), found.numpy(), read.numpy()
+                queries, *out = (x[row, some].flatten(0, 1) for x in (query, best, found, scored))
+                index.search(HeadKeys(keys, row, head), self._calibration(row, head), queries, end, *out)
+        return best.numpy(), found.numpy(), scored.numpy()
 
     def reorder(self, rows: list[int]) -> None:
         """Makes row i what row `rows[i]` was."""
         if rows != list(range(len(self._heads))):
             self._heads = [copy.deepcopy(self._heads[row]) for row in rows]
-            self._evidence = [copy.deepcopy(self._evidence[row]) for row in rows]
+            self._calibrations = [copy.deepcopy(self._calibrations[row]) for row in rows]
 
-    def view(self) -> "Lists":
-        """The same lists, with evidence that goes on from here by itself."""
+    def view(self) -> "IVF":
+        """The same lists, with a calibration of its own from here on."""
         other = copy.copy(self)
-        other._evidence = copy.deepcopy(self._evidence)
+        other._calibrations = copy.deepcopy(self._calibrations)
         return other
 
-    def _evidence_of(self, row: int, head: int) -> Evidence:
-        known = self._evidence[row]
-        known += [Evidence() for _ in range(head + 1 - len(known))]
+    def _calibration(self, row: int, head: int) -> Calibration:
+        known = self._calibrations[row]
+        known += [Calibration() for _ in range(head + 1 - len(known))]
         return known[head]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was made of the keys, by name, to `resume` from."""
+        """The whole state by name, for `resume`."""
         return {
             f"{row}.{head}.{name}": tensor
             for row, heads in enumerate(self._heads)
-            for head, lists in enumerate(heads)
-            for name, tensor in (lists.tensors() | self._evidence_of(row, head).tensors()).items()
+            for head, index in enumerate(heads)
+            for name, tensor in (index.tensors() | self._calibration(row, head).tensors()).items()
         }
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on with what `tensors` gave, for as many rows, some of the first of whose blocks it was made of."""
+        """Restores the state of an index of some of the first blocks, for as many rows."""
         heads: dict[tuple[int, int], dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             row, head, own = name.split(".")
             heads.setdefault((int(row), int(head)), {})[own] = tensor
         for row, head in sorted(heads):
-            self._heads[row].append(HeadLists.resume(self._recall, heads[row, head]))
-            self._evidence[row].append(Evidence.resume(heads[row, head]))
+            self._heads[row].append(HeadIVF.resume(self._recall, heads[row, head]))
+            self._calibrations[row].append(Calibration.resume(heads[row, head]))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what was made of the keys."""
-        return sum(lists.nbytes for heads in self._heads for lists in heads)
+        """Bytes of the indexes of all heads."""
+        return sum(index.nbytes for heads in self._heads for index in heads)
 
-    def _up_to_date(self, keys: KeyBuffer, row: int, query: Tensor) -> list[HeadLists]:
-        """The lists of a row, with all that came; where they are made, `query [H,T,D]` says what queries are like."""
-        count, heads = keys.ring.counts[row], self._heads[row]
-        if count and (not heads or count >= _GROWTH * heads[0].made):
+    def _up_to_date(self, keys: KeyBuffer, row: int, query: Tensor) -> list[HeadIVF]:
+        """The indexes of a row with all blocks; those that are due are built anew, for queries like `query [H,T,D]`."""
+        count, heads = keys.blocks.counts[row], self._heads[row]
+        if count and (not heads or count >= _REBUILD_GROWTH * heads[0].built):
             groups = query.chunk(keys.arrays()[0].shape[1])
             heads = [
-                HeadLists.over(HeadKeys(keys, row, head), own.flatten(0, 1), self._recall)
+                HeadIVF.build(HeadKeys(keys, row, head), own.flatten(0, 1), self._recall)
                 for head, own in enumerate(groups)
             ]
             self._heads[row] = heads
-        for head, lists in enumerate(heads):
-            lists.update(HeadKeys(keys, row, head))
+        for head, index in enumerate(heads):
+            index.update(HeadKeys(keys, row, head))
         return heads

@@ -1,117 +1,130 @@
-"""Compiled loops of `landmark.index.ivf`: the search through codes that lie in lists, and their laying out."""
+"""Compiled loops of `landmark.index.ivf`: the search through the codes of inverted lists."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from landmark.index.codes_numba import CODES, bounds_of, group_highs, note_those_above, put, turn, widen
+from landmark.index.codes_numba import (
+    CODES,
+    collect_candidates,
+    group_maxima,
+    insert_new,
+    project_query,
+    to_floats,
+    upper_bounds,
+)
 from landmark.index.keys import score
 from landmark.ops.numba_loops import compiled
 
-LANES = 64  # landmarks in a tile: a list fills up its last one with nothing, which costs less the smaller tiles are
-_BATCH = 64  # queries that meet a tile while it is in cache
+LANES = 64  # keys in a tile: the last tile of a list is padded, which costs less the smaller tiles are
+_BATCH = 64  # queries that are compared with a tile while it is in cache
 
 
-class Tiles(NamedTuple):
-    """Blocks by list. A list begins with a tile of its own; the last list is that of the newest."""
+class InvertedLists(NamedTuple):
+    """Codes of blocks by list. Every list begins with a new tile; the last list is that of the newest blocks."""
 
-    numbers: Any  # [tiles,LANES]: the block at each lane, -1 for none
+    numbers: Any  # [tiles,LANES]: block number of each lane, -1 for none
     codes: Any  # [tiles,CODES,LANES]
-    rests: Any  # [tiles,LANES]: norms of the coordinates that have no code
-    first: Any  # [lists + 2]: the tile with which each list begins, and where the last one ends
+    residual_norms: Any  # [tiles,LANES]: norms of the coordinates that have no code
+    starts: Any  # [lists + 2]: first tile of each list, and the end of the last one
 
 
 @compiled
-def search_lists(
-    keys: Any, units: Any, coding: Any, lists: Any, bounds: Any, likely: Any, limits: Any, query: Any, best: Any,
-    found: Any, read: Any, modulus: int, shrink: float, start: int, stop: int,
+def probe_lists(
+    keys: Any, scales: Any, quantizer: Any, lists: Any, block_range: Any, list_scores: Any, limits: Any, query: Any,
+    best: Any, found: Any, scored: Any, modulus: int, cosine: float, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Fills `best` and `found [R,k]` of the queries start..stop of `query [R,D]`, and `read [R]`: keys read for each.
+    """Fills `best`, `found [R,k]` and `scored [R]`, the number of keys scored, for queries start..stop of `[R,D]`.
 
-    One row and head: `keys [S,D]` count in `units [S]` if that is not None, and `coding` tells of their codes. A query
-    looks for blocks from `bounds[0]` to `bounds[1]` in the last list, then in those that are `likely [R,lists]` as much
-    as the second of its `limits [R,2]`, and then in those likely as much as the first.
+    One row and head: `keys [S,D]` have quantization `scales [S]` if that is not None, and `quantizer` is that of their
+    codes. A query searches the blocks from `block_range[0]` to `block_range[1]` in three rounds: in the list of the
+    newest blocks, in the lists with `list_scores [R,lists]` not below the second of its `limits [R,2]`, and in the
+    others not below the first. `cosine` as in `project_query`.
     """
-    count, last = stop - start, len(lists.first) - 2
-    turned, constants = np.empty((count, CODES + 1), query.dtype), np.empty(count, np.float64)
-    wide, tops = np.empty((CODES + 1, LANES), query.dtype), np.empty(LANES, query.dtype)
-    highest = np.empty(LANES // 4, query.dtype)
-    # Queries and lanes whose bounds are high enough, and one entry more to write to.
+    count, last = stop - start, len(lists.starts) - 2
+    projected, constants = np.empty((count, CODES + 1), query.dtype), np.empty(count, np.float64)
+    tile_floats, bounds = np.empty((CODES + 1, LANES), query.dtype), np.empty(LANES, query.dtype)
+    maxima = np.empty(LANES // 4, query.dtype)
+    # Candidates: queries and lanes with a bound that is high enough, and one entry more to write to.
     pairs, scores = np.empty((2, _BATCH * LANES + 1), np.int64), np.empty(_BATCH * LANES, query.dtype)
     for i in range(count):
-        best[start + i], found[start + i], read[start + i] = -np.inf, -1, 0
-        constants[i] = turn(
-            query[start + i], coding.mean, coding.query_basis, coding.steps, coding.reach, shrink, turned[i]
-        )
+        best[start + i], found[start + i], scored[start + i] = -np.inf, -1, 0
+        constants[i] = project_query(
+            query[start + i], quantizer.mean, quantizer.query_basis, quantizer.steps, quantizer.max_norms, cosine,
+            projected[i],
+        )  # fmt: skip
     order, stops = np.empty(0, np.int64), np.empty(last + 2, np.int64)
-    for look in range(3):
-        order = _by_list(likely[start:stop], limits[start:stop], look, stops)
+    for round in range(3):
+        order = _queries_by_list(list_scores[start:stop], limits[start:stop], round, stops)
         for one in range(last + 1):
             for begin in range(stops[one], stops[one + 1], _BATCH):
-                who = order[begin : min(begin + _BATCH, stops[one + 1])]
-                for tile in range(lists.first[one], lists.first[one + 1]):
-                    numbers, noted = lists.numbers[tile], 0
-                    widen(lists.codes[tile], lists.rests[tile], wide)
-                    for i in who:
-                        bounds_of(turned, i, wide, tops)
+                batch = order[begin : min(begin + _BATCH, stops[one + 1])]
+                for tile in range(lists.starts[one], lists.starts[one + 1]):
+                    numbers, collected = lists.numbers[tile], 0
+                    to_floats(lists.codes[tile], lists.residual_norms[tile], tile_floats)
+                    for i in batch:
+                        upper_bounds(projected, i, tile_floats, bounds)
                         if best[start + i, -1] == -np.inf:
-                            _read_likely(tops, query, start + i, keys, units, numbers, bounds, modulus, best, found)
-                        group_highs(tops, highest)
+                            _score_highest(
+                                bounds, query, start + i, keys, scales, numbers, block_range, modulus, best, found
+                            )
+                        group_maxima(bounds, maxima)
                         limit = query.dtype.type(best[start + i, -1] - constants[i])
-                        above = note_those_above(tops, highest, limit, 0, LANES, start + i, pairs, noted)
-                        read[start + i] += above - noted
-                        noted = above
-                    for pair in range(noted):
+                        after = collect_candidates(bounds, maxima, limit, 0, LANES, start + i, pairs, collected)
+                        scored[start + i] += after - collected
+                        collected = after
+                    for pair in range(collected):
                         slot = max(numbers[pairs[1, pair]], 0) % modulus
-                        scores[pair] = score(query, pairs[0, pair], keys, units, slot)
-                    for pair in range(noted):
+                        scores[pair] = score(query, pairs[0, pair], keys, scales, slot)
+                    for pair in range(collected):
                         i, number = pairs[0, pair], numbers[pairs[1, pair]]
-                        if scores[pair] >= best[i, -1] and bounds[0] <= number < bounds[1]:
-                            put(scores[pair], number, best[i], found[i])
+                        if scores[pair] >= best[i, -1] and block_range[0] <= number < block_range[1]:
+                            insert_new(scores[pair], number, best[i], found[i])
 
 
 @compiled
-def _by_list(likely: Any, limits: Any, look: int, stops: Any) -> Any:
-    """The queries that look into each list at their first, second or third look, one list after the other.
+def _queries_by_list(list_scores: Any, limits: Any, round: int, stops: Any) -> Any:
+    """The queries that probe each list in one of the three rounds, one list after the other.
 
-    Those of list l stand from `stops[l]` to `stops[l + 1]`. At first all look into the last list, and nowhere else.
+    Those of list l are `stops[l]` to `stops[l + 1]`. In round 0 all probe the list of the newest blocks only.
     """
-    last = likely.shape[1]
+    last = list_scores.shape[1]
     stops[:] = 0
-    if look == 0:
-        stops[last + 1] = len(likely)
-        return np.arange(len(likely))
-    low = limits[:, 1] if look == 1 else limits[:, 0]
-    high = np.full(len(likely), np.inf, limits.dtype) if look == 1 else limits[:, 1]
-    for i in range(len(likely)):
+    if round == 0:
+        stops[last + 1] = len(list_scores)
+        return np.arange(len(list_scores))
+    low = limits[:, 1] if round == 1 else limits[:, 0]
+    high = np.full(len(list_scores), np.inf, limits.dtype) if round == 1 else limits[:, 1]
+    for i in range(len(list_scores)):
         for one in range(last):
-            stops[one + 1] += low[i] <= likely[i, one] < high[i]
+            stops[one + 1] += low[i] <= list_scores[i, one] < high[i]
     for one in range(last + 1):
         stops[one + 1] += stops[one]
-    order, places = np.empty(stops[-1] + 1, np.int64), stops.copy()
-    for i in range(len(likely)):
+    order, ends = np.empty(stops[-1] + 1, np.int64), stops.copy()
+    for i in range(len(list_scores)):
         for one in range(last):
-            if low[i] <= likely[i, one] < high[i]:
-                order[places[one]] = i
-                places[one] += 1
+            if low[i] <= list_scores[i, one] < high[i]:
+                order[ends[one]] = i
+                ends[one] += 1
     return order
 
 
 @compiled
-def _read_likely(
-    tops: Any, query: Any, i: int, keys: Any, units: Any, numbers: Any, bounds: Any, modulus: int, best: Any, found: Any
+def _score_highest(
+    bounds: Any, query: Any, i: int, keys: Any, scales: Any, numbers: Any, block_range: Any, modulus: int, best: Any,
+    found: Any,
 ) -> None:  # fmt: skip
-    """Scores the blocks of highest bounds in a tile, for a query with too few good ones to rule out any."""
+    """Scores the blocks of a tile with the highest bounds, for a query with fewer than k blocks found so far."""
     for _ in range(len(best[i])):
         top, lane = -np.inf, -1
         for j in range(LANES):
             number = numbers[j]
-            if tops[j] > top and bounds[0] <= number < bounds[1]:
+            if bounds[j] > top and block_range[0] <= number < block_range[1]:
                 known = False
                 for one in found[i]:
                     known |= one == number
                 if not known:
-                    top, lane = tops[j], j
+                    top, lane = bounds[j], j
         if lane < 0:
             return
-        put(score(query, i, keys, units, numbers[lane] % modulus), numbers[lane], best[i], found[i])
+        insert_new(score(query, i, keys, scales, numbers[lane] % modulus), numbers[lane], best[i], found[i])

@@ -1,4 +1,4 @@
-"""Which index keeps the landmark keys of a layer."""
+"""Options of the index of landmark keys, and the index for them."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -16,15 +16,17 @@ IndexKind = Literal["auto", "exact", "hierarchical"]
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How landmark keys are kept and searched.
+    """How landmark keys are stored and searched.
 
-    "auto" is the hierarchical index on a CPU, which is exact search while blocks are few, and exact search elsewhere.
-    `keys` other than "float32" are rounded, and the rounded key counts from then on. `recall` below 1 lets the
-    hierarchical index miss some of the best blocks: of the `retrieve` best, about that share or more is found on
-    average over some hundreds of queries of a head, also after text or queries change, once that was noticed (see
-    docs/indexes.md). It is no promise for a single query.
+    Args:
+        kind: "exact" scores every key; "hierarchical" prunes keys by quantized codes, on a CPU only; "auto" is
+            "hierarchical" on a CPU and "exact" elsewhere.
+        keys: format in which keys are stored. "bfloat16" and "int8" round them; from then on the rounded key counts.
+        recall: share of the `retrieve` best blocks to find, from 0.5 to 1. Below 1 the hierarchical index is an IVF
+            index: about that share or more is found on average over some hundreds of queries of a head, also after
+            text or queries change, once the change is detected (see docs/indexes.md). It does not hold for each query.
 
-    Raises ValueError for options that do not exist or do not go together.
+    Raises ValueError for values that do not exist or do not go together.
     """
 
     kind: IndexKind = "auto"
@@ -41,17 +43,18 @@ class IndexOptions:
         check_recall(self.recall)
         if self.recall < 1 and self.kind != "hierarchical":
             raise ValueError(
-                f'recall {self.recall} needs kind "hierarchical", not {self.kind!r}: the other indexes have no recall'
-                " setting"
+                f'recall={self.recall} requires kind="hierarchical", not {self.kind!r}: the other indexes have no '
+                "recall setting"
             )
 
 
 def make_index(
     options: IndexOptions, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device
 ) -> Index:
-    """An empty index for `rows` rows; `constant_keys` promises that all keys are equal, and then one stands for all.
+    """An empty index for `rows` rows; with `constant_keys`, as in layer 0, all landmark keys are equal.
 
-    Raises ValueError if the index does not work on `device`.
+    Keeps the newest `max_blocks` blocks of each row, all if None. Raises ValueError if the index does not work on
+    `device`.
     """
     if constant_keys:
         return ConstantIndex(rows, max_blocks)

@@ -1,4 +1,8 @@
-"""How far a search must look to find a share of the best, told by queries that were searched for in full."""
+"""Calibration of an IVF index for a recall: how many lists to probe, and how tight a bound on codes is enough.
+
+Some queries are searched exhaustively. What it would have taken to find their best blocks is an empirical distribution,
+and its quantile is enough for queries to come, if these are like those (the rule of conformal prediction).
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,97 +10,98 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-_ENOUGH = 64  # best blocks of which it is known what it takes to find them
-# One of so many queries is searched for in full, to see whether what is known still holds: one of fewer at first, and
-# after more was missed than is usual.
-_SELDOM, _OFTEN = 4096, 64
-_WATCHED = 64  # of the best blocks of such queries, about so many of the latest count
-_SURPRISE = 2.5  # standard deviations by which more may be missed than was asked for
+_ENOUGH = 64  # best blocks from which a quantile is taken
+# One in so many queries is audited, that is searched exhaustively to check that the calibration still holds: one in
+# _MIN_INTERVAL at first, and again after more was missed than is usual.
+_MAX_INTERVAL, _MIN_INTERVAL = 4096, 64
+_WINDOW = 64  # about so many of the latest audited blocks count
+_DRIFT_DEVIATIONS = 2.5  # standard deviations by which more blocks may be missed than the recall allows
 
 
-class Evidence:
-    """What it took to find the best blocks of some queries, of one row and head and one state of its lists.
+class Calibration:
+    """What it took to find the best blocks of some queries, for one row and head and one state of its inverted lists.
 
-    It changes only when its lists do, or when it holds no longer: until then equal queries find equal blocks. A branch
-    has evidence of its own, so that what others ask changes nothing that it finds.
+    It changes only when the lists do, or when an audit shows that it no longer holds: until then equal queries find
+    equal blocks. A branch has a calibration of its own, so that the queries of others do not change its results.
     """
 
     def __init__(self) -> None:
-        self._of = (-1, -1)
-        # Of the best blocks of some queries, in order: ranks of their lists, and cosines of what has no code.
+        self._state = (-1, -1)
+        # Of the best blocks of some queries, sorted: the ranks of their lists, and the cosines of residuals.
         self._ranks: list[float] = []
         self._cosines: list[float] = []
-        self._every = self._next = _OFTEN  # between queries that are searched for in full, and until the next one
-        self._tried = self._missed = 0.0
+        self._interval = self._next = _MIN_INTERVAL  # queries between two audits, and until the next one
+        self._audited = self._missed = 0.0
 
-    def is_of(self, made: int, listed: int) -> None:
-        """Tells which lists it is of, by blocks that had come when they were made and laid out: others tell nothing."""
-        if self._of != (made, listed):
-            self.forget()
-            self._of = made, listed
+    def reset_unless_of(self, built: int, listed: int) -> None:
+        """Resets a calibration of other lists, which are identified by the block counts when built and laid out."""
+        if self._state != (built, listed):
+            self.reset()
+            self._state = built, listed
 
-    def forget(self) -> None:
-        """Knows nothing any more."""
+    def reset(self) -> None:
+        """Forgets all queries."""
         self._ranks, self._cosines = [], []
-        self._every = self._next = _OFTEN
-        self._tried = self._missed = 0.0
+        self._interval = self._next = _MIN_INTERVAL
+        self._audited = self._missed = 0.0
 
     @property
-    def suffices(self) -> bool:
+    def ready(self) -> bool:
+        """Whether enough blocks are known to take quantiles."""
         return len(self._ranks) >= _ENOUGH
 
     def add(self, ranks: Sequence[float], cosines: Sequence[float]) -> None:
-        """Remembers what the best blocks of some more queries took."""
+        """Adds the list ranks and residual cosines of the best blocks of some more queries."""
         self._ranks, self._cosines = sorted([*self._ranks, *ranks]), sorted([*self._cosines, *cosines])
 
-    def enough(self, share: float, lists: int) -> tuple[int, float]:
-        """How many of the lists to look into, and what share of the codes' bound is enough for a `share` of blocks."""
-        shrink = max(0.0, _enough(self._cosines, share, 1.0))
-        return 1 + int(_enough(self._ranks, share, lists - 1)), shrink
+    def quantiles(self, share: float, lists: int) -> tuple[int, float]:
+        """nprobe, out of `lists`, and the residual cosine that are each enough for a `share` of the best blocks."""
+        cosine = max(0.0, _conformal_quantile(self._cosines, share, 1.0))
+        return 1 + int(_conformal_quantile(self._ranks, share, lists - 1)), cosine
 
-    def to_try(self, count: int) -> Tensor:
-        """Which of the next `count` queries are to be searched for in full."""
-        chosen = torch.arange(self._next, max(self._next, count), self._every)
-        self._next += len(chosen) * self._every - count
+    def audits(self, count: int) -> Tensor:
+        """Which of the next `count` queries are audited, long [n]."""
+        chosen = torch.arange(self._next, max(self._next, count), self._interval)
+        self._next += len(chosen) * self._interval - count
         return chosen
 
-    def surprised_by(self, missed: int, tried: int, share: float) -> bool:
-        """Counts blocks that would have been missed, of `tried`: whether a `share` of what is asked for is not held."""
-        if missed > _likely_missed(tried, share, 1.0):
-            self._every = max(_OFTEN, self._every // 4)
-            self._next = min(self._next, self._every)
+    def drifted(self, missed: int, audited: int, recall: float) -> bool:
+        """Counts the blocks missed out of those audited; returns whether they are too many for this recall."""
+        if missed > _plausible_misses(audited, recall, 1.0):
+            self._interval = max(_MIN_INTERVAL, self._interval // 4)
+            self._next = min(self._next, self._interval)
         else:
-            self._every = min(_SELDOM, self._every * 2)
-        if self._tried > _WATCHED:
-            self._tried, self._missed = self._tried / 2, self._missed / 2
-        self._tried, self._missed = self._tried + tried, self._missed + missed
-        return self._missed > max(2.0, _likely_missed(self._tried, share, _SURPRISE))
+            self._interval = min(_MAX_INTERVAL, self._interval * 2)
+        if self._audited > _WINDOW:
+            self._audited, self._missed = self._audited / 2, self._missed / 2
+        self._audited, self._missed = self._audited + audited, self._missed + missed
+        return self._missed > max(2.0, _plausible_misses(self._audited, recall, _DRIFT_DEVIATIONS))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, by name."""
-        watch = [*self._of, self._every, self._next, self._tried, self._missed]
+        """The whole state by name, for `resume`."""
+        watch = [*self._state, self._interval, self._next, self._audited, self._missed]
         values = {"ranks": self._ranks, "cosines": self._cosines, "watch": watch}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
     @classmethod
-    def resume(cls, tensors: Mapping[str, Tensor]) -> "Evidence":
-        """As it was when `tensors` gave it."""
-        evidence = cls()
-        evidence.add(tensors["ranks"].tolist(), tensors["cosines"].tolist())
-        if "watch" in tensors:  # contexts of before have none: they learn anew
-            *whole, evidence._tried, evidence._missed = tensors["watch"].tolist()
-            made, listed, evidence._every, evidence._next = map(int, whole)
-            evidence._of = made, listed
-        return evidence
+    def resume(cls, tensors: Mapping[str, Tensor]) -> "Calibration":
+        """Restores the state that `tensors` gave."""
+        calibration = cls()
+        calibration.add(tensors["ranks"].tolist(), tensors["cosines"].tolist())
+        if "watch" in tensors:  # contexts of earlier releases have none, and are calibrated anew
+            *whole, calibration._audited, calibration._missed = tensors["watch"].tolist()
+            built, listed, calibration._interval, calibration._next = map(int, whole)
+            calibration._state = built, listed
+        return calibration
 
 
-def _likely_missed(tried: float, share: float, deviations: float) -> float:
-    """So many standard deviations more than the average of what is missed of `tried` blocks where `share` is found."""
-    usual = tried * (1 - share)
-    return usual + deviations * math.sqrt(usual * share)
+def _plausible_misses(audited: float, recall: float, deviations: float) -> float:
+    """The mean number of blocks missed out of `audited` at this recall, and so many standard deviations on top."""
+    mean = audited * (1 - recall)
+    return mean + deviations * math.sqrt(mean * recall)
 
 
-def _enough(needed: list[float], share: float, most: float) -> float:
-    """What was enough for `share` of those who `needed` so much, in order, and for one more; `most` if nothing was."""
-    place = math.ceil((len(needed) + 1) * share) - 1
-    return needed[place] if place < len(needed) else most
+def _conformal_quantile(values: list[float], share: float, most: float) -> float:
+    """The smallest of sorted `values` that covers a `share` of them and of one more; `most` if there is none."""
+    index = math.ceil((len(values) + 1) * share) - 1
+    return values[index] if index < len(values) else most

@@ -1,4 +1,4 @@
-"""The k best blocks by score, ties to the newest."""
+"""Top-k blocks by score, among equals the newest."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,36 +12,36 @@ from landmark.ops.numba_loops import compiled, in_parts
 
 _GROUPED_FROM = 1024  # blocks; below, one topk over all is as fast
 _GROUP = 16
-_RUN = 32  # scores that are passed over at once if none of them is high enough
+_RUN = 32  # scores that are skipped at once if none of them is high enough
 
 
-class Products(NamedTuple):
-    """Arrays of the R queries and the keys whose inner products scores `[...,N]` are, up to a `slack`."""
+class Rescoring(NamedTuple):
+    """Arrays of the R queries and the keys by which scores `[...,N]` of a matrix product are computed again."""
 
     query: Any  # [R,D]
-    keys: Any  # [G,S,D], as `KeyBuffer` keeps them; queries share the G evenly
-    units: Any  # [G,S], what the entries of keys count in, or None
-    first: int  # the key that the first of the N scores is of
-    slack: Any  # [R]: how far a score may be from that of `landmark.index.keys`
+    keys: Any  # [G,S,D], as in `KeyBuffer.arrays`; queries share the G evenly
+    scales: Any  # [G,S], quantization scales of the keys, or None
+    first: int  # slot of the key of the first of the N scores
+    tolerance: Any  # [R]: how far a score may be from that of `landmark.index.keys.score`
 
 
-def top_newest(scores: Tensor, numbers: Tensor, k: int, products: Products | None = None) -> tuple[Tensor, Tensor]:
-    """The k highest of `scores [...,N]` and their `numbers` (long, same dims, broadcastable to scores).
+def top_newest(scores: Tensor, numbers: Tensor, k: int, rescoring: Rescoring | None = None) -> tuple[Tensor, Tensor]:
+    """The k highest of `scores [...,N]` and their block `numbers` (long, same dims, broadcastable to scores).
 
-    Among equal scores the highest number wins; what is numbered -1 is not there. Numbers stay below 2**30.
-    Returns [...,k] each, in no order to rely on; where there are fewer than k scores above -inf the rest is -inf
+    Among equal scores the highest number wins; entries with number -1 are left out. Numbers are below 2**30.
+    Returns [...,k] each, in no guaranteed order; where there are fewer than k scores above -inf the rest is -inf
     with number -1.
 
-    A matrix product rounds the score of a query and a key differently beside other keys. With `products` (on a CPU, in
-    float32 or float64) its scores only tell which may be among the best: those are computed again, each by itself.
+    A matrix product rounds the score of a query and a key differently beside other keys. With `rescoring` (on a CPU, in
+    float32 or float64) its scores only select candidates for the top k; these are scored again, each by itself.
     """
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        return _scanned(scores, numbers, k, products)
-    assert products is None, "scores are computed again on a CPU alone"
+        return _selected(scores, numbers, k, rescoring)
+    assert rescoring is None, "scores are computed again on a CPU only"
     return _sorted(scores.masked_fill(numbers < 0, -torch.inf), numbers, k)
 
 
-def _scanned(scores: Tensor, numbers: Tensor, k: int, products: Products | None) -> tuple[Tensor, Tensor]:
+def _selected(scores: Tensor, numbers: Tensor, k: int, rescoring: Rescoring | None) -> tuple[Tensor, Tensor]:
     """One pass over the scores that stops only at those that may be among the k best."""
     count = scores.shape[-1]
     if numbers.shape[1:-1].numel() == 1:
@@ -53,12 +53,12 @@ def _scanned(scores: Tensor, numbers: Tensor, k: int, products: Products | None)
     rows = best.shape[:-1].numel()
     arrays = [x.reshape(-1, n).numpy() for x, n in ((scores, count), (labels, count), (best, k), (found, k))]
     if rows and count:
-        in_parts(lambda start, stop: _scan(*arrays, products, start, stop), rows)
+        in_parts(lambda start, stop: _select(*arrays, rescoring, start, stop), rows)
     return best, found
 
 
 @compiled
-def _scan(scores: Any, labels: Any, best: Any, found: Any, products: Any, start: int, stop: int) -> None:
+def _select(scores: Any, labels: Any, best: Any, found: Any, rescoring: Any, start: int, stop: int) -> None:
     """Fills rows start..stop of `best` and `found [R,k]`, the highest first; rows share labels evenly."""
     sharing, count = scores.shape[0] // labels.shape[0], scores.shape[1]
     tops = np.empty((count + _RUN - 1) // _RUN, scores.dtype)
@@ -66,32 +66,34 @@ def _scan(scores: Any, labels: Any, best: Any, found: Any, products: Any, start:
     for row in range(start, stop):
         label = labels[row // sharing]
         if row == start or row % sharing == 0:
-            # What is not there may have any score, which then says nothing of the others.
+            # Entries without a block may have any score, and then the maxima of runs are no bounds.
             bounded = len(tops) > best.shape[1] and label.min() >= 0
-        slack, group = 0.0, 0
-        if products is not None:
-            slack = np.float64(products.slack[row])
-            group = row // (scores.shape[0] // products.keys.shape[0])
+        tolerance, group = 0.0, 0
+        if rescoring is not None:
+            tolerance = np.float64(rescoring.tolerance[row])
+            group = row // (scores.shape[0] // rescoring.keys.shape[0])
         lowest = -np.inf
         if bounded:
             _highest_of_runs(scores[row], tops)
-            lowest = _lowest_of_best(tops, best[row], found[row]) - 2 * slack
+            lowest = _lowest_of_best(tops, best[row], found[row]) - 2 * tolerance
         for first in range(0, count, _RUN):
             if bounded and tops[first // _RUN] < lowest:
                 continue
             for j in range(first, min(first + _RUN, count)):
                 score, number = scores[row, j], label[j]
                 if score >= lowest and score > -np.inf and number >= 0:
-                    if products is not None:
-                        score = _alone(products.query, row, products.keys, products.units, group, products.first + j)
+                    if rescoring is not None:
+                        score = _rescored(
+                            rescoring.query, row, rescoring.keys, rescoring.scales, group, rescoring.first + j
+                        )
                     insert(best[row], found[row], score, number)
-                    lowest = max(lowest, best[row, -1] - slack)
+                    lowest = max(lowest, best[row, -1] - tolerance)
 
 
 @compiled
-def _alone(query: Any, row: int, keys: Any, units: Any, group: int, slot: int) -> Any:
-    """The score of one query and one key, by the arrays of `Products`."""
-    return score_of(query, row, keys[group], None if units is None else units[group], slot)
+def _rescored(query: Any, row: int, keys: Any, scales: Any, group: int, slot: int) -> Any:
+    """The score of one query and one key, by the arrays of `Rescoring`."""
+    return score_of(query, row, keys[group], None if scales is None else scales[group], slot)
 
 
 @partial(compiled, without_nan=True)
@@ -106,7 +108,7 @@ def _highest_of_runs(scores: Any, tops: Any) -> None:
 
 @compiled
 def _lowest_of_best(values: Any, best: Any, found: Any) -> Any:
-    """The k-th highest of values, by way of empty lists `best` and `found [k]`, which are left as they were."""
+    """The k-th highest of values; the empty lists `best` and `found [k]` serve as scratch memory."""
     for value in values:
         if value > best[-1]:
             insert(best, found, value, -1)
@@ -117,30 +119,30 @@ def _lowest_of_best(values: Any, best: Any, found: Any) -> Any:
 
 @compiled
 def insert(best: Any, found: Any, score: Any, number: int) -> None:
-    """Puts one more into a list of the best, where what it beats moves down and the last one out."""
-    place = len(best)
-    while place > 0 and (score > best[place - 1] or (score == best[place - 1] and number > found[place - 1])):
-        place -= 1
-    for i in range(len(best) - 1, place, -1):
+    """Inserts a block into a sorted list of the best; the last one drops out."""
+    rank = len(best)
+    while rank > 0 and (score > best[rank - 1] or (score == best[rank - 1] and number > found[rank - 1])):
+        rank -= 1
+    for i in range(len(best) - 1, rank, -1):
         best[i], found[i] = best[i - 1], found[i - 1]
-    if place < len(best):
-        best[place], found[place] = score, number
+    if rank < len(best):
+        best[rank], found[rank] = score, number
 
 
 def _sorted(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """By torch.topk, which breaks ties as it likes: that matters if the best one left out equals the last one in."""
+    """By torch.topk, which breaks ties arbitrarily: that matters if the best one left out equals the last one in."""
     if scores.shape[-1] < k:
         scores = torch.nn.functional.pad(scores, (0, k - scores.shape[-1]), value=-torch.inf)
         numbers = torch.nn.functional.pad(numbers, (0, k - numbers.shape[-1]), value=-1)
-    values, places = _top_values(scores, min(k + 1, scores.shape[-1]))
+    values, indices = _top_values(scores, min(k + 1, scores.shape[-1]))
     if scores.shape[-1] > k:
         last_in = values[..., k - 1]
         tied = (last_in == values[..., k]) & (last_in != -torch.inf)
-        values, places = values[..., :k], places[..., :k]
+        values, indices = values[..., :k], indices[..., :k]
         if bool(tied.any()):
-            places[tied] = _newest_of_equals(scores[tied], numbers.expand_as(scores)[tied], last_in[tied], k)
-            values = scores.gather(-1, places)
-    chosen = numbers.expand_as(scores).gather(-1, places)
+            indices[tied] = _newest_of_equals(scores[tied], numbers.expand_as(scores)[tied], last_in[tied], k)
+            values = scores.gather(-1, indices)
+    chosen = numbers.expand_as(scores).gather(-1, indices)
     return values, chosen.masked_fill_(values == -torch.inf, -1)
 
 
@@ -166,7 +168,7 @@ def _top_values(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _newest_of_equals(scores: Tensor, numbers: Tensor, last_in: Tensor, k: int) -> Tensor:
-    """Places [R,k] of the k best in each row of `scores [R,N]` whose k-th best is `last_in [R]`."""
+    """Indices [R,k] of the k best in each row of `scores [R,N]` whose k-th best is `last_in [R]`."""
     numbers = numbers.int()
     rank = torch.where(scores == last_in[:, None], numbers, -1)
     rank = torch.where(scores > last_in[:, None], numbers + (1 << 30), rank)

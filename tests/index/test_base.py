@@ -1,4 +1,4 @@
-"""What every index promises, against a plain list of keys."""
+"""The interface of an index, for each of its kinds, against a plain list of keys."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from landmark.index.hierarchical import HierarchicalIndex
 
 
 def every_list(rows: int, max_blocks: int | None = None) -> HierarchicalIndex:
-    """An index of lists that are all looked into: a recall for which no number of ranks is evidence enough."""
+    """An IVF index that probes all lists: for this recall no number of queries is enough to calibrate it."""
     return HierarchicalIndex(rows, max_blocks, recall=1 - 1e-7)
 
 
@@ -189,7 +189,7 @@ def test_bytes_count_what_is_kept():
 
 
 @pytest.mark.parametrize("max_blocks", [None, 5])
-def test_tied_index_equals_exact_index_on_equal_keys(max_blocks):
+def test_constant_index_equals_exact_index_on_equal_keys(max_blocks):
     key = whole(HEADS, 1, DIM)
     for index in (ConstantIndex(2, max_blocks), ConstantIndex(2, max_blocks).fork()):
         plain = Plain([whole(HEADS, 0, DIM) for _ in range(2)], max_blocks)

@@ -33,7 +33,7 @@ def queries(count: int, **options) -> torch.Tensor:
 
 @pytest.mark.parametrize(("count", "dim"), [(3000, 64), (5001, 48), (2100, 10), (2048, 128)])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_many_blocks_are_searched_exactly_and_few_are_read(count, dim, threads, monkeypatch):
+def test_many_blocks_are_searched_exactly_and_few_are_scored(count, dim, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     share, index = both(alike(count, dim), queries(67, dim=dim), 3)
     assert share == 1
@@ -78,7 +78,7 @@ def test_equal_keys_tie_wherever_they_lie():
     assert index.search(query, 2, [2999])[1].sort(-1).values.tolist() == [[[[700, 2998]]] * 4]
 
 
-def test_lower_recall_reads_less_and_finds_about_that_share():
+def test_lower_recall_scores_fewer_keys_and_finds_about_that_share():
     torch.manual_seed(0)
     keys, query = alike(4000), queries(100)
     results = [both_shares(keys, query, recall) for recall in (0.5, 0.8, 0.95, 1.0)]
@@ -103,7 +103,7 @@ def both_shares(keys: torch.Tensor, query: torch.Tensor, recall: float) -> tuple
 @pytest.mark.parametrize("form", ["bfloat16", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", [ExactIndex, HierarchicalIndex])
-def test_rounded_keys_are_close_and_the_keys_from_then_on(form, dtype, kind, monkeypatch):
+def test_rounded_keys_are_close_and_count_from_then_on(form, dtype, kind, monkeypatch):
     monkeypatch.setattr(exact_module, "_TILE_ROUNDED", 1000)
     keys, query = alike(2500, dtype=dtype), queries(20, dtype=dtype)
     index = kind(1, 2400, keys=form)
@@ -127,13 +127,13 @@ def test_rounded_keys_are_close_and_the_keys_from_then_on(form, dtype, kind, mon
 
 def test_few_blocks_are_resident_and_many_are_not():
     index = HierarchicalIndex(1)
-    index.append(0, torch.randn(2, hierarchical._COARSE_FROM - 1, 8))
+    index.append(0, torch.randn(2, hierarchical._CODES_FROM - 1, 8))
     assert index.resident_keys(2, [9]) is not None
     before = index.nbytes
     index.append(0, torch.randn(2, 1, 8))
     assert index.resident_keys(2, [9]) is None
     index.search(torch.randn(1, 2, 1, 8), 2, [9])
-    assert index.nbytes - before == 2 * 8 * 4 + hierarchical._COARSE_FROM * 2 * (codes_numba.CODES + 4)
+    assert index.nbytes - before == 2 * 8 * 4 + hierarchical._CODES_FROM * 2 * (codes_numba.CODES + 4)
 
 
 def test_codes_that_do_not_help_are_left_until_there_are_twice_as_many_blocks():
