@@ -40,8 +40,8 @@ def run(
         "batch": batch,
         "steps": options.steps,
         "block_size": settings.block_size,
-        "retrieve": settings.retrieve,
-        "local_blocks": settings.local_blocks,
+        "retrieve": settings.reading.retrieve,
+        "local_blocks": settings.reading.local_blocks,
         **subject.sizes._asdict(),
     }
     generator = torch.Generator().manual_seed(0)
@@ -57,7 +57,7 @@ def _memory(machine: Machine, subject: Subject, options: DecodeOptions, context:
     if lack is not None:
         return Contender("memory", missing=lack)
     cache = filled_cache(subject, batch=len(ids), tokens=context)
-    blocks, retrieve = blocks_in_memory(subject.settings, context), subject.settings.retrieve
+    blocks, retrieve = blocks_in_memory(subject.settings, context), subject.settings.reading.retrieve
     return _through(cache, "memory", subject, options, context, ids, blocks=blocks, retrieve=retrieve)
 
 

@@ -70,7 +70,7 @@ def landmarks_of_book(tokens: int = TOKENS) -> Landmarks:
     keys = index.keys(torch.arange(count)[None])[0]
     group = index.asked[0].shape[1] // len(keys)
     queries = torch.cat(index.asked, dim=2)[0, :group]
-    return Landmarks(keys[0], queries, cache.settings.retrieve)
+    return Landmarks(keys[0], queries, cache.settings.reading.retrieve)
 
 
 def drawn_like(keys: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -255,7 +255,7 @@ def decode(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict
             row = {
                 "tokens": context.tokens_read,
                 "selection": selection,
-                "retrieve": cache.settings.retrieve,
+                "retrieve": cache.settings.reading.retrieve,
                 "blocks_per_token": (moved.requested - before.requested) / DECODED,
                 "read_kb_per_token": (moved.requested - before.requested) * piece / DECODED / 1e3,
                 "from_disk_kb_per_token": (moved.file_bytes - before.file_bytes) / DECODED / 1e3,

@@ -13,9 +13,10 @@ from benchmarks.machine import Machine
 from benchmarks.options import ModelOptions
 from benchmarks.roofline import Sizes
 from landmark.hf import convert, from_pretrained
-from landmark.hf.config import MAX_CHUNK, Settings, layer_kinds, text_config
+from landmark.hf.config import MAX_CHUNK, landmark_settings, layer_kinds, text_config
 from landmark.hf.model import saved_rows
 from landmark.hf.tokenizer import quiet_transformers
+from landmark.settings import LandmarkSettings, position_budget
 
 VOCABULARY = 4096
 _PLAIN = "landmark-bench"
@@ -29,7 +30,7 @@ class Subject:
 
     model: PreTrainedModel
     plain: PreTrainedModel
-    settings: Settings
+    settings: LandmarkSettings
     sizes: Sizes
 
 
@@ -41,8 +42,8 @@ def subject(options: ModelOptions, machine: Machine, layers: int) -> Subject:
     model = _loaded(options) if options.model is not None else _random(options, options.layers or layers)
     model = model.to(machine.device, machine.dtype).eval()  # pyright: ignore[reportArgumentType]
     config = text_config(model.config)
-    settings = Settings.of(config)
-    if "sliding" in layer_kinds(config) or settings.positions == "true":
+    settings = landmark_settings(config)
+    if "sliding" in layer_kinds(config) or settings.reading.positions == "true":
         raise ValueError(
             f"{options.model} has sliding layers or true positions, and a past filled with random keys has neither:"
             " time a model without"
@@ -68,10 +69,9 @@ def _loaded(options: ModelOptions) -> PreTrainedModel:
         raise ValueError(f"no model at {options.model}: give the folder that save_pretrained wrote")
     quiet_transformers()
     model = from_pretrained(options.model)
-    stored = Settings.of(text_config(model.config))
     given = {name: getattr(options, name) for name in ("retrieve", "local_blocks")}
     changed = {name: value for name, value in given.items() if value is not None}
-    return convert(model, **(stored.to_dict() | changed)) if changed else model
+    return convert(model, **changed) if changed else model
 
 
 def _random(options: ModelOptions, layers: int) -> PreTrainedModel:
@@ -85,7 +85,7 @@ def _random(options: ModelOptions, layers: int) -> PreTrainedModel:
         num_attention_heads=heads,
         num_key_value_heads=options.kv_heads or heads,
         # Room for the longest chunk that is ever read at once.
-        max_position_embeddings=(retrieve + 1 + local_blocks + 1) * (block_size + 1) + MAX_CHUNK,
+        max_position_embeddings=position_budget(block_size, retrieve, local_blocks, tail=True) + MAX_CHUNK,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

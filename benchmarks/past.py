@@ -6,9 +6,9 @@ import torch
 
 from benchmarks.models import Subject
 from landmark.hf import LandmarkCache
-from landmark.hf.config import Settings
 from landmark.hf.rope import rotation
 from landmark.memory import LayerMemory
+from landmark.settings import LandmarkSettings
 from landmark.stream import stream_length
 
 _SPARE = 64  # blocks that buffers have room for beyond the context, so that they need not grow while it is timed
@@ -50,15 +50,15 @@ def filled_cache_bytes(subject: Subject, *, batch: int, tokens: int) -> int:
 def _reach(cache: LandmarkCache) -> int:
     """Rotary positions in use when the longest chunk is read."""
     settings = cache.settings
-    return (settings.retrieve + 1 + settings.local_blocks + 1) * settings.stride + cache.chunk_positions
+    return settings.position_budget(tail=True) + cache.chunk_positions
 
 
-def _piece_blocks(settings: Settings, reach: int, blocks: int) -> int:
+def _piece_blocks(settings: LandmarkSettings, reach: int, blocks: int) -> int:
     """Blocks to put in at once, such that buffers which double from there on end just beyond `blocks`."""
-    piece, most = blocks + _SPARE, max(1, reach // settings.stride - settings.local_blocks - 1)
+    piece, most = blocks + _SPARE, max(1, reach // settings.stride - settings.reading.local_blocks - 1)
     while piece > most:
         piece = -(-piece // 2)
-    return piece + settings.local_blocks  # so many stay in the window
+    return piece + settings.reading.local_blocks  # so many stay in the window
 
 
 def _count(cache: LandmarkCache, batch: int, tokens: int, device: torch.device) -> None:
@@ -67,12 +67,12 @@ def _count(cache: LandmarkCache, batch: int, tokens: int, device: torch.device) 
     cache.count_columns(None, torch.ones(batch, tokens, dtype=torch.bool, device=device))
 
 
-def blocks_in_memory(settings: Settings, tokens: int) -> int:
+def blocks_in_memory(settings: LandmarkSettings, tokens: int) -> int:
     """Blocks in memory of each layer when a chunk comes after `tokens` tokens."""
-    return max(0, tokens // settings.block_size - settings.local_blocks)
+    return max(0, tokens // settings.block_size - settings.reading.local_blocks)
 
 
-def positions_in_sight(settings: Settings, tokens: int) -> int:
+def positions_in_sight(settings: LandmarkSettings, tokens: int) -> int:
     """Stream positions of the local window then: its complete blocks and the tail."""
     blocks, tail = divmod(tokens, settings.block_size)
-    return min(blocks, settings.local_blocks) * settings.stride + tail
+    return min(blocks, settings.reading.local_blocks) * settings.stride + tail

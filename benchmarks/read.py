@@ -47,8 +47,8 @@ def run(
         "blocks": blocks_in_memory(settings, context),
         "chunk": options.chunk,
         "block_size": settings.block_size,
-        "retrieve": settings.retrieve,
-        "local_blocks": settings.local_blocks,
+        "retrieve": settings.reading.retrieve,
+        "local_blocks": settings.reading.local_blocks,
         **subject.sizes._asdict(),
     }
     generator = torch.Generator().manual_seed(0)
@@ -71,7 +71,7 @@ def _memory(machine: Machine, subject: Subject, options: ReadOptions, context: i
     cache = filled_cache(subject, batch=1, tokens=start)
 
     def work() -> Work:
-        blocks, retrieve = blocks_in_memory(subject.settings, context), subject.settings.retrieve
+        blocks, retrieve = blocks_in_memory(subject.settings, context), subject.settings.reading.retrieve
         return chunk_work(subject, context, options.chunk, blocks, retrieve, opened_blocks(cache, subject.sizes))
 
     return Contender("memory", lambda: _into(subject, ids, cache), work=work, kept_bytes=lambda: cache.nbytes)

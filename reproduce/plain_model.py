@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from landmark.files import written_whole
-from landmark.hf.config import Settings, text_config
+from landmark.hf.config import landmark_settings
 from landmark.hf.convert import from_pretrained
 from landmark.hf.model import ordinary_tokens
 
@@ -17,7 +17,7 @@ def save_plain(folder: str | Path, out: str | Path) -> None:
     of the vocabulary: then it is a token of the model's own.
     """
     model = from_pretrained(folder)
-    landmark_id = Settings.of(text_config(model.config)).landmark_id
+    landmark_id = landmark_settings(model.config).landmark_id
     ordinary = ordinary_tokens(model)
     if landmark_id != ordinary:
         raise ValueError(

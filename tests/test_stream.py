@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.stream import Stream, check_block_size, check_phase, stream_length, tokens_that_fit
+from landmark.settings import check_block_size
+from landmark.stream import Stream, check_phase, stream_length, tokens_that_fit
 
 sizes = st.integers(1, 9)
 

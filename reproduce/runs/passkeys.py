@@ -45,7 +45,7 @@ class Asked:
 
 def landmark(config: Any, length: int) -> Reading:
     """Chunks of 250 tokens, two blocks opened, the newest in sight while an answer is written."""
-    return Reading.of(config, retrieve=2, local=250, local_blocks=1)
+    return Reading.of(config, retrieve=2, chunk_size=250, local_blocks=1)
 
 
 def everything(config: Any, length: int) -> SegmentReading:

@@ -58,7 +58,7 @@ def landmark(table: str, length: int, retrieve: int, *, method: str = "landmark"
     }
 
     def reading(config: Any) -> Reading:
-        return Reading.of(config, retrieve=retrieve, local=local, **arguments)
+        return Reading.of(config, retrieve=retrieve, chunk_size=local, **arguments)
 
     return Row(table, method, length, reading, told)
 

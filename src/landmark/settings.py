@@ -1,18 +1,151 @@
-"""The settings of reading through memory, and what is wrong with bad ones."""
+"""Settings of a landmark model and of reading through its memory, and the checks of their values. Imports no torch.
+
+A new setting of reading is a line in `ReadingChanges` (what callers and command lines may give), a line in
+`ReadingSettings` (its default, with its check) and the code that uses it: everything between passes them whole.
+"""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
-
-from landmark.stream import check_block_size
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 # Who chooses the blocks to open: each query of each head; each query, for all heads; each head, for all queries of the
 # chunk. "per_head" looks ahead within a chunk: an earlier query reads what a later one asked for, so that what a model
 # predicts there depends on tokens after it, and on how the text is cut into chunks. Between chunks nothing looks ahead.
 Selection = Literal["per_token_and_head", "per_token", "per_head"]
 SELECTIONS: tuple[str, ...] = get_args(Selection)
+# Rotary positions of opened blocks: within the trained range, close to the query, or where they stood.
 Positions = Literal["stingy", "true"]
 
+# With its landmark a block fills a tile of 64.
+DEFAULT_BLOCK_SIZE = 63
+
 _NAMES = {"top_k": "retrieve"}  # of settings that were saved under another name
+
+
+class ReadingChanges(TypedDict, total=False):
+    """Settings of reading that replace a model's own: keyword arguments, and options of the commands that read."""
+
+    retrieve: int
+    """Blocks opened per query; 0 reads with local attention alone."""
+    local_blocks: int
+    """Newest complete blocks that stay in sight beside the tail; 0 is the paper's rule."""
+    chunk_size: int | None
+    """Ordinary tokens read in one forward. Default: what fits the trained range."""
+    max_blocks: int | None
+    """Newest blocks kept in memory. Default: all."""
+    selection: Selection
+    """Who chooses blocks: per_token_and_head, per_token, or per_head, which looks ahead within a chunk."""
+    miss_threshold: float
+    """Open no blocks where they would get less than this share of a query's attention, from 0 to below 1."""
+    positions: Positions
+    """Rotary positions of opened blocks: stingy, within the trained range, or true."""
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """How a text is read through memory (Mohtashami & Jaggi 2023, section 3.2).
+
+    - `retrieve`: blocks opened per query, the paper's k; 0 reads with local attention alone.
+    - `local_blocks`: newest complete blocks that stay in sight beside the tail. One keeps a question in sight while it
+      is answered (docs/shipped_model.md); 0 is the paper's rule.
+    - `chunk_size`: ordinary tokens read in one forward; None takes what fits the trained range wherever in a block a
+      chunk begins. A multiple of the block size may be larger: chunks then end where blocks end.
+    - `max_blocks`: newest blocks kept in memory; None keeps all.
+    - `selection`: who chooses the blocks to open, see `Selection`.
+    - `miss_threshold`: a query whose blocks would get a smaller share of its attention together opens none (the context
+      miss of appendix D).
+    - `positions`: rotary positions of opened blocks, see `Positions`.
+
+    Raises ValueError, naming the value and the remedy, for settings that mean nothing.
+    """
+
+    retrieve: int = 4
+    local_blocks: int = 1
+    chunk_size: int | None = None
+    max_blocks: int | None = None
+    selection: Selection = "per_token_and_head"
+    miss_threshold: float = 0.0
+    positions: Positions = "stingy"
+
+    def __post_init__(self) -> None:
+        _check_count("retrieve", self.retrieve, 0, "0 or more (0 means local attention only)")
+        _check_count("local_blocks", self.local_blocks, 0, "0 or more (0 is the paper's rule)")
+        _check_choice("selection", self.selection, SELECTIONS)
+        _check_choice("positions", self.positions, get_args(Positions))
+        if self.max_blocks is not None:
+            _check_count("max_blocks", self.max_blocks, 1, "1 or more, or None to keep all")
+        if self.chunk_size is not None:
+            _check_count("chunk_size", self.chunk_size, 1, "1 or more: the ordinary tokens of a chunk")
+        share = self.miss_threshold
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < 1:
+            raise ValueError(
+                f"miss_threshold is {share!r}: give a share of attention, 0 (always open blocks) or more and less"
+                " than 1 (for no blocks at all, retrieve is 0)"
+            )
+
+    def changed(self, **changes: Unpack[ReadingChanges]) -> "ReadingSettings":
+        """These settings, but for `changes`."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class LandmarkSettings:
+    """The `landmark` entry of a converted model's configuration.
+
+    A landmark follows each `block_size` ordinary tokens; row `landmark_id` of the vocabulary is its embedding.
+    `reading` is how the model reads unless a cache says otherwise. `trained_tokens` counts the ordinary tokens that the
+    model was trained on with landmarks; None where nobody counted.
+    """
+
+    block_size: int
+    landmark_id: int
+    reading: ReadingSettings = field(default_factory=ReadingSettings)
+    trained_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        check_block_size(self.block_size)
+        if self.trained_tokens is not None:
+            _check_count("trained_tokens", self.trained_tokens, 0, "0 or more: a number of tokens")
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> "LandmarkSettings":
+        """The settings that `to_dict` gave, of this release or an earlier one; raises ValueError for unknown ones."""
+        saved = current_names(saved)
+        of_reading = {name: saved.pop(name) for name in _names(ReadingSettings) if name in saved}
+        if unknown := sorted(saved.keys() - _names(cls)):
+            raise ValueError(f"unknown landmark settings {unknown}: the model was saved by a newer version of landmark")
+        return cls(reading=ReadingSettings(**of_reading), **saved)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings in one flat dictionary, as JSON keeps them."""
+        return {name: value for name, value in asdict(self).items() if name != "reading"} | asdict(self.reading)
+
+    def changed(self, **changes: Unpack[ReadingChanges]) -> "LandmarkSettings":
+        """The same model read in another way."""
+        return replace(self, reading=self.reading.changed(**changes))
+
+    @property
+    def stride(self) -> int:
+        """Stream positions of a block with its landmark."""
+        return self.block_size + 1
+
+    def position_budget(self, *, tail: bool) -> int:
+        """Rotary positions that stand before a chunk: slots of opened blocks, the local window and, perhaps, a tail."""
+        return position_budget(self.block_size, self.reading.retrieve, self.reading.local_blocks, tail=tail)
+
+
+def position_budget(block_size: int, retrieve: int, local_blocks: int, *, tail: bool) -> int:
+    """Rotary positions before a chunk: `retrieve` + 1 slots, `local_blocks` blocks and, with a `tail`, one block more.
+
+    Slot 0 is that of all blocks but the newest.
+    """
+    return (retrieve + 1 + local_blocks + tail) * (block_size + 1)
+
+
+def check_block_size(block_size: int) -> None:
+    """Raises ValueError unless `block_size` is a positive int."""
+    if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
+        raise ValueError(f"block_size is {block_size!r}: give a whole number of ordinary tokens per block, 1 or more")
 
 
 def current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,34 +153,13 @@ def current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {_NAMES.get(name, name): value for name, value in saved.items()}
 
 
-def check_rules(*, block_size: Any, retrieve: Any, selection: Any, local_blocks: Any, positions: Any) -> None:
-    """Raises ValueError, naming the value and the remedy, for settings that mean nothing."""
-    check_block_size(block_size)
-    _check_count("retrieve", retrieve, "0 means local attention only")
-    _check_count("local_blocks", local_blocks, "0 is the paper's rule")
-    _check_choice("selection", selection, SELECTIONS)
-    _check_choice("positions", positions, get_args(Positions))
+def _names(kind: type) -> set[str]:
+    return {item.name for item in fields(kind)}
 
 
-def check_max_blocks(max_blocks: Any) -> None:
-    """Raises ValueError unless `max_blocks` is None or a positive int."""
-    if max_blocks is not None and (not isinstance(max_blocks, int) or max_blocks < 1):
-        raise ValueError(f"max_blocks is {max_blocks!r}: give 1 or more, or None to keep all")
-
-
-def check_miss_threshold(miss_threshold: Any) -> None:
-    """Raises ValueError unless `miss_threshold` is a number from 0 to below 1."""
-    number = isinstance(miss_threshold, int | float) and not isinstance(miss_threshold, bool)
-    if not number or not 0 <= miss_threshold < 1:
-        raise ValueError(
-            f"miss_threshold is {miss_threshold!r}: give a share of attention, 0 (always open blocks) or more and less"
-            " than 1 (for no blocks at all, retrieve is 0)"
-        )
-
-
-def _check_count(name: str, value: Any, note: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name} is {value!r}: give a whole number, 0 or more ({note})")
+def _check_count(name: str, value: Any, least: int, wanted: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}: give a whole number, {wanted}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

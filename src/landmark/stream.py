@@ -10,12 +10,6 @@ import torch
 from torch import Tensor
 
 
-def check_block_size(block_size: int) -> None:
-    """Raises ValueError unless `block_size` is a positive int."""
-    if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
-        raise ValueError(f"block_size is {block_size!r}: give a whole number of ordinary tokens per block, 1 or more")
-
-
 def check_phase(phase: int, block_size: int) -> None:
     """Raises ValueError unless 0 <= `phase` < `block_size`: the tokens of a window's first block that lie before it."""
     if not 0 <= phase < block_size:

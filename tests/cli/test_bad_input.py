@@ -219,7 +219,7 @@ def test_options_are_held_against_the_model_before_its_weights_are_read(model_fo
     for arguments, said in [
         (["generate", *model, "--file", book, "--prompt", "x", "--chunk-size", "5000"], "does not fit"),
         (["generate", *model, "--file", book, "--prompt", "x", "--retrieve", "1000"], "nothing fits"),
-        (["eval", "passkey", *model, "--haystack", book, "--local", "1000"], "does not fit"),
+        (["eval", "passkey", *model, "--haystack", book, "--chunk-size", "1000"], "does not fit"),
         (
             ["eval", "passkey", *model, "--haystack", book, "--attention", "full", "--retrieve", "2"],
             "leave out retrieve",

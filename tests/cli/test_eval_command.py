@@ -67,7 +67,7 @@ def test_passkey_prints_a_line_per_length(model_folder, book, capsys, tmp_path):
 
 def test_passkey_table(model_folder, book, capsys):
     arguments = ["--model", str(model_folder), "--haystack", book, "--samples", "1", "--lengths", "150"]
-    assert cli.main(["eval", "passkey", *arguments, "--attention", "local", "--local", "20"]) == 0
+    assert cli.main(["eval", "passkey", *arguments, "--attention", "local", "--window", "20"]) == 0
     printed = capsys.readouterr().out
     assert "accuracy" in printed
     assert "150 tokens by depth: 0.5-0.6: 0%" in printed
@@ -78,7 +78,7 @@ def test_perplexity_prints_settings_then_comparisons(model_folder, book, capsys)
     arguments += [
         "--windows",
         "2",
-        "--local",
+        "--chunk-size",
         "30",
         "--json",
         "--against",
@@ -98,8 +98,8 @@ def test_perplexity_prints_settings_then_comparisons(model_folder, book, capsys)
     assert all(row["windows"] == 2 and row["perplexity"] > 1 and row["nll_se"] >= 0 for row in settings)
     assert len(comparisons) == 4
     first = comparisons[0]
-    assert first["setting"] == "landmark@400,retrieve=2,local_blocks=1,chunk=30"
-    assert first["against"] == "landmark@200,retrieve=0,local_blocks=1,chunk=30"
+    assert first["setting"] == "landmark@400,retrieve=2,local_blocks=1,chunk_size=30"
+    assert first["against"] == "landmark@200,retrieve=0,local_blocks=1,chunk_size=30"
     # Of 400 tokens the first is nobody's target; the 201st has no past in the windows of 200.
     assert first["tokens"] == 2 * 398
     assert cli.main(arguments[:10]) == 0
@@ -119,11 +119,11 @@ def test_perplexity_reads_as_the_options_say(model_folder, book, capsys):
         "--windows",
         "1",
     ]
-    arguments += ["--local", "190", "--selection", "per_head", "--max-blocks", "20", "--miss-threshold", "0.5"]
+    arguments += ["--chunk-size", "190", "--selection", "per_head", "--max-blocks", "20", "--miss-threshold", "0.5"]
     arguments += ["--against", "landmark@200,miss_threshold=0"]
     assert cli.main([*arguments, "--json"]) == 0
     one, other, difference = lines(capsys)
-    assert (one["chunk"], one["selection"], one["max_blocks"], one["miss_threshold"]) == (190, "per_head", 20, 0.5)
+    assert (one["chunk_size"], one["selection"], one["max_blocks"], one["miss_threshold"]) == (190, "per_head", 20, 0.5)
     assert [row["looks_ahead"] for row in (one, other, difference)] == [True] * 3
     assert 0 <= one["retrievals_skipped"] <= 1
     assert (other["selection"], other["miss_threshold"], "retrievals_skipped" in other) == ("per_head", 0.0, False)
@@ -164,7 +164,7 @@ def test_mistakes_with_passkey(model_folder, book, arguments, said, capsys):
         (["--lengths", "300,400"], "choose lengths that divide the longest"),
         (["--lengths", "400000"], "no text fills a window"),
         (["--against", "full"], "no setting to compare with"),
-        (["--local", "1000"], "does not fit the trained range"),
+        (["--chunk-size", "1000"], "does not fit the trained range"),
         (["--windows", "0"], "windows is 0"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--data", "/nonexistent.txt"], "does not exist"),

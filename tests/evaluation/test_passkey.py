@@ -12,6 +12,7 @@ from landmark.evaluation import passkey
 from landmark.evaluation.passkey import Journal, PasskeyPrompts, Sample, ask, by_depth, contents, depths, run, summary
 from landmark.evaluation.reading import Reading
 from landmark.hf.tokenizer import encode
+from landmark.settings import ReadingSettings
 
 SETTINGS = {"model": "m", "seed": 0}
 
@@ -74,7 +75,7 @@ def _fits(keys: PasskeyPrompts, length: int) -> bool:
 def test_answers_are_what_the_model_generates(model, keys, tokenizer, attention):
     prompt = keys.prompt(150, 1, 3)
     reading = Reading.of(model.config, attention)
-    said = ask(model, tokenizer, prompt, reading.cache(model.config), chunk_size=reading.chunk_size or None)
+    said = ask(model, tokenizer, prompt, reading.cache(model.config), chunk_size=reading.chunk_size)
     ids = torch.cat((prompt.text, prompt.question))[None]
     cache = reading.cache(model.config)
     with torch.no_grad():
@@ -120,7 +121,7 @@ def test_accuracy_by_depth():
 
 
 def test_summary_by_hand():
-    reading = Reading("landmark", 5, retrieve=2, local_blocks=1, chunk_size=9)
+    reading = Reading("landmark", 5, ReadingSettings(retrieve=2, local_blocks=1, chunk_size=9))
     line = summary(reading, 100, [sample(0.0, True), sample(1.0, False, index=1)])
     assert line == {
         "length": 100,
@@ -130,7 +131,11 @@ def test_summary_by_hand():
         "attention": "landmark",
         "retrieve": 2,
         "local_blocks": 1,
-        "chunk": 9,
+        "chunk_size": 9,
+        "max_blocks": None,
+        "selection": "per_token_and_head",
+        "miss_threshold": 0.0,
+        "positions": "stingy",
         "tokens_per_s": 50.0,
         "seconds": 4.0,
         "peak_rss_mb": 20.0,

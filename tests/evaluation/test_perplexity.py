@@ -18,6 +18,7 @@ from landmark.evaluation.perplexity import (
     token_nll,
 )
 from landmark.evaluation.reading import Reading
+from landmark.settings import ReadingSettings
 
 IDS = torch.randint(3, 270, (2, 60), generator=torch.Generator().manual_seed(1))
 NAN = math.nan
@@ -55,7 +56,7 @@ def test_likelihood_is_that_of_a_loop_over_tokens(model, attention):
     options = {} if attention == "full" else {"local_blocks": 2}
     reading = Reading.of(model.config, attention, **options)
     if attention == "landmark":
-        reading = Reading.of(model.config, retrieve=2, local_blocks=1, local=7)
+        reading = Reading.of(model.config, retrieve=2, local_blocks=1, chunk_size=7)
     nll = token_nll(model, IDS, reading)
     assert nll[:, 0].isnan().all()
     for row in range(2):
@@ -77,7 +78,7 @@ def test_likelihood_is_that_of_a_loop_over_tokens(model, attention):
 
 def test_score_cuts_windows_up_and_batches_do_not_matter(model):
     windows = IDS.numpy()
-    setting = Setting(Reading.of(model.config, local=7), 20)
+    setting = Setting(Reading.of(model.config, chunk_size=7), 20)
     seen: list[int] = []
     one = score(model, windows, setting, batch_size=1, progress=seen.append)
     four = score(model, windows, setting, batch_size=4)
@@ -92,14 +93,14 @@ def test_score_cuts_windows_up_and_batches_do_not_matter(model):
 def test_a_threshold_is_reported_with_the_share_it_spares(model):
     windows, shares = IDS.numpy(), []
     for threshold in (0.0, 1e-30, 0.5, 1 - 1e-9):
-        reading = Reading.of(model.config, local=10, miss_threshold=threshold)
+        reading = Reading.of(model.config, chunk_size=10, miss_threshold=threshold)
         scored = score(model, windows, Setting(reading, 60), batch_size=1)
         figures = scored.figures()
         assert figures["miss_threshold"] == threshold
         shares.append(figures.get("retrievals_skipped"))
     assert shares[:2] == [None, 0.0]
     assert 0 < shares[2] < shares[3] == 1
-    local = score(model, windows, Setting(Reading.of(model.config, retrieve=0, local=10), 60))
+    local = score(model, windows, Setting(Reading.of(model.config, retrieve=0, chunk_size=10), 60))
     np.testing.assert_allclose(scored.nll, local.nll, atol=1e-4)
 
 
@@ -134,18 +135,22 @@ def test_pairs_are_the_tokens_that_both_predicted():
 
 
 def test_settings_take_over_what_they_leave_out(model):
-    compared = Setting(Reading.of(model.config, retrieve=3, local_blocks=2, local=20), 400)
+    compared = Setting(Reading.of(model.config, retrieve=3, local_blocks=2, chunk_size=20), 400)
     other = parse_setting("landmark@200,retrieve=0", model.config, compared)
-    assert other == Setting(Reading("landmark", 5, retrieve=0, local_blocks=2, chunk_size=20), 200)
+    assert other == Setting(Reading("landmark", 5, ReadingSettings(retrieve=0, local_blocks=2, chunk_size=20)), 200)
     other = parse_setting("landmark@200,max_blocks=7,selection=per_head,miss_threshold=0.25", model.config, compared)
-    assert other.reading == Reading("landmark", 5, 3, 2, 20, max_blocks=7, selection="per_head", miss_threshold=0.25)
-    told = "landmark@200,retrieve=3,local_blocks=2,chunk=20,max_blocks=7,selection=per_head,miss_threshold=0.25"
+    assert other.reading == Reading(
+        "landmark",
+        5,
+        ReadingSettings(3, 2, 20, 7, "per_head", 0.25),
+    )
+    told = "landmark@200,retrieve=3,local_blocks=2,chunk_size=20,max_blocks=7,selection=per_head,miss_threshold=0.25"
     assert other.name == told
     assert parse_setting("landmark@100", model.config, other).reading == other.reading
     assert parse_setting("full@100", model.config, compared) == Setting(Reading("full", 5), 100)
     local = parse_setting("local@400", model.config, compared).reading
     assert compared.reading.attended(400) <= local.attended(400) < compared.reading.attended(400) + 5
-    assert parse_setting("local@400,local=8", model.config, compared).reading.local_blocks == 1
+    assert parse_setting("local@400,window=8", model.config, compared).reading.settings.local_blocks == 1
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_block_may_fit_where_no_tail_would():
 
 @pytest.mark.parametrize("chunk_size", [0, -5, 5.0, True])
 def test_no_chunk_size(chunk_size):
-    with pytest.raises(ValueError, match="give the ordinary tokens of a chunk"):
+    with pytest.raises(ValueError, match="the ordinary tokens of a chunk"):
         landmark.LandmarkCache(model_of().config, chunk_size=chunk_size)
 
 

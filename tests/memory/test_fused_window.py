@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from memory_cases import layer_memory
 
-from landmark.memory import LayerMemory, window
+from landmark.memory import window
 from landmark.ops.fused import unsupported_reason
 from landmark.ops.rotary import Rotation
 
@@ -24,7 +25,7 @@ def test_rows_of_different_lengths(monkeypatch):
     outputs = []
     for serves in (lambda query: unsupported_reason(query) is None, lambda query: False):
         monkeypatch.setattr(window, "_fused", serves)
-        memory = LayerMemory(block_size=5, retrieve=2, local_blocks=1)
+        memory = layer_memory(block_size=5, retrieve=2, local_blocks=1)
         for step, lengths in enumerate(([20, 9], [13, 20], [20, 0])):
             out = memory.attend(*(x[step] for x in chunks), lengths=lengths, rotation=rotation())
             outputs.append([out[row, :, :length] for row, length in enumerate(lengths)])

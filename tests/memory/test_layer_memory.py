@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_cases import layer_memory
 
 from landmark.memory import LayerMemory, window
 from landmark.ops.reference import reference_attention
@@ -57,7 +58,7 @@ def test_enough_blocks_give_attention_over_the_whole_stream(
     total, heads = sum(chunks), 2 * groups
     qkv = stream(total, heads=heads)
     scoring = Scoring(0.7, softcap, torch.randn(heads).double() if with_sinks else None)
-    memory = LayerMemory(
+    memory = layer_memory(
         block_size=block_size, retrieve=100, selection=selection, local_blocks=local_blocks, positions=positions
     )
     # Every block in memory has a slot: the position range must be long enough.
@@ -89,7 +90,7 @@ def test_rows_of_different_lengths_read_like_each_row_alone(
     qkv = stream(60, rows=3)
     if tied:
         qkv[1][:, :, 3::4] = qkv[1][:1, :, 3:4]
-    together, alone = LayerMemory(**settings), [LayerMemory(**settings) for _ in range(3)]
+    together, alone = layer_memory(**settings), [layer_memory(**settings) for _ in range(3)]
     seen = [0, 0, 0]
     for lengths in (first, second, [1, 1, 1]):
         width = max(1, *lengths)
@@ -118,7 +119,7 @@ def test_rows_of_different_lengths_read_like_each_row_alone(
 def test_rows_can_be_reordered_and_repeated():
     qkv, more = stream(40, rows=2), stream(9, rows=2)
     settings = {"block_size": 3, "retrieve": 2, "local_blocks": 1}
-    kept, moved = LayerMemory(**settings), LayerMemory(**settings)
+    kept, moved = layer_memory(**settings), layer_memory(**settings)
     read(kept, qkv, [25, 15])
     read(moved, qkv, [25, 15])
     rows = torch.tensor([1, 0, 1])
@@ -129,7 +130,7 @@ def test_rows_can_be_reordered_and_repeated():
 
 
 def test_reordering_to_the_same_order_copies_nothing():
-    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=0)
+    memory = layer_memory(block_size=3, retrieve=2, local_blocks=0)
     memory.reorder(torch.tensor([0]))
     read(memory, stream(40, rows=2), [40])
     before = memory._blocks._store._keys.data
@@ -142,7 +143,7 @@ def test_reordering_to_the_same_order_copies_nothing():
 def test_cropping_the_newest_chunk_is_as_if_it_had_never_been_read(as_tensor, wrong):
     qkv = stream(50)
     settings = {"block_size": 3, "retrieve": 2, "local_blocks": 1}
-    straight, corrected = LayerMemory(**settings), LayerMemory(**settings)
+    straight, corrected = layer_memory(**settings), layer_memory(**settings)
     for memory in (straight, corrected):
         read(memory, [x[:, :, :41] for x in qkv], [30, 11])
     read(corrected, stream(wrong), [wrong])
@@ -157,17 +158,17 @@ def test_cropping_the_newest_chunk_is_as_if_it_had_never_been_read(as_tensor, wr
 def test_cropping_further_keeps_the_stream_whole():
     """Blocks that are in memory by then stay there; when all are opened nothing is lost."""
     qkv = stream(50)
-    memory = LayerMemory(block_size=3, retrieve=100, local_blocks=1)
+    memory = layer_memory(block_size=3, retrieve=100, local_blocks=1)
     read(memory, [x[:, :, :45] for x in qkv], [41, 4])
     read(memory, stream(3), [3])
     memory.crop(43)
     out = read(memory, [x[:, :, 43:] for x in qkv], [7])
-    whole = read(LayerMemory(block_size=3, retrieve=100, local_blocks=1), qkv, [50])
+    whole = read(layer_memory(block_size=3, retrieve=100, local_blocks=1), qkv, [50])
     torch.testing.assert_close(out, whole[:, :, 43:], atol=1e-12, rtol=0)
 
 
 def test_cropping_into_memory_is_refused():
-    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=1)
+    memory = layer_memory(block_size=3, retrieve=2, local_blocks=1)
     read(memory, stream(31), [30, 1])
     with pytest.raises(ValueError, match="cannot take back 8 stream positions: only the newest 7"):
         memory.crop(23)
@@ -178,7 +179,7 @@ def test_cropping_into_memory_is_refused():
 def test_equal_scores_open_the_newest_blocks():
     query, key, value = (torch.ones(1, 1, 41, DIM).double() for _ in range(3))
     nothing = Rotation(torch.empty(0, 0), torch.empty(0, 0), "none")
-    memory = LayerMemory(block_size=3, retrieve=3, local_blocks=0)
+    memory = layer_memory(block_size=3, retrieve=3, local_blocks=0)
     for part in ((0, 40), (40, 41)):
         chunk = [x[:, :, slice(*part)] for x in (query, key, value)]
         memory.attend(*chunk, lengths=None, rotation=nothing)
@@ -195,13 +196,8 @@ def test_tied_landmarks_change_nothing_but_the_work(selection, max_blocks):
     key[:, :, 3::4] = torch.randint(-2, 3, (1, 2, 1, DIM)).double()
     results = []
     for tied in (False, True):
-        memory = LayerMemory(
-            block_size=3,
-            retrieve=2,
-            selection=selection,
-            local_blocks=1,
-            max_blocks=max_blocks,
-            tied_landmarks=tied,
+        memory = layer_memory(
+            block_size=3, retrieve=2, selection=selection, local_blocks=1, max_blocks=max_blocks, tied_landmarks=tied
         )
         out = read(memory, [query, key, value], [50, 30, 1, 9], rotation=quarter_turns(), scoring=Scoring(0.5))
         results.append((out, memory.last.blocks))
@@ -211,11 +207,11 @@ def test_tied_landmarks_change_nothing_but_the_work(selection, max_blocks):
 
 def test_without_retrieval_only_the_window_is_seen_and_kept():
     qkv = stream(60)
-    memory = LayerMemory(block_size=3, retrieve=0, local_blocks=2)
+    memory = layer_memory(block_size=3, retrieve=0, local_blocks=2)
     out = read(memory, qkv, [50, 10])
     assert memory.last is None
     assert memory.nbytes == 2 * 2 * (2 * 4 + 2 + 10) * DIM * 8  # window, tail and the chunk just read
-    alone = LayerMemory(block_size=3, retrieve=0, local_blocks=9)
+    alone = layer_memory(block_size=3, retrieve=0, local_blocks=9)
     start = (50 // 4 - 2) * 4
     expected = read(alone, [x[:, :, start:] for x in qkv], [60 - start])[:, :, 50 - start :]
     torch.testing.assert_close(out[:, :, 50:], expected, atol=1e-12, rtol=0)
@@ -226,7 +222,7 @@ def test_lower_precision_stays_close(dtype):
     qkv = [x.to(dtype) for x in stream(60, heads=4)]
     outs = []
     for convert in (lambda x: x, lambda x: x.double()):
-        memory = LayerMemory(block_size=3, retrieve=100, local_blocks=1)
+        memory = layer_memory(block_size=3, retrieve=100, local_blocks=1)
         outs.append(read(memory, [convert(x) for x in qkv], [40, 20]))
     assert outs[0].dtype == dtype
     tolerance = 1e-6 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
@@ -235,7 +231,7 @@ def test_lower_precision_stays_close(dtype):
 
 def test_nothing_needs_a_gradient():
     qkv = [x.requires_grad_() for x in stream(30)]
-    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=0)
+    memory = layer_memory(block_size=3, retrieve=2, local_blocks=0)
     assert not read(memory, qkv, [20, 10]).requires_grad
     assert not memory._blocks._store._keys.data.requires_grad
 
@@ -244,7 +240,7 @@ def test_nothing_needs_a_gradient():
 def test_extending_remembers_what_reading_does(pieces, local_blocks):
     qkv = stream(sum(pieces))
     settings = {"block_size": 3, "retrieve": 2, "local_blocks": local_blocks}
-    extended, readers = LayerMemory(**settings), LayerMemory(**settings)
+    extended, readers = layer_memory(**settings), layer_memory(**settings)
     short = rotation(2 * sum(pieces) + 40)
     for q, k, v in zip(*(x.split(pieces, dim=2) for x in qkv), strict=True):
         extended.extend(k, v, rotation(13))  # the table reaches a single position beyond the largest window
@@ -255,6 +251,6 @@ def test_extending_remembers_what_reading_does(pieces, local_blocks):
 
 
 def test_extending_needs_a_table_that_reaches_beyond_the_window():
-    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=1)
+    memory = layer_memory(block_size=3, retrieve=2, local_blocks=1)
     with pytest.raises(ValueError, match=r"ends at position 7 .* may take 8: use a longer table"):
         memory.extend(*stream(30)[1:], rotation(7))

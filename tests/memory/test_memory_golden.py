@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from memory_cases import layer_memory
 
-from landmark.memory import LayerMemory
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
@@ -27,12 +27,8 @@ def test_golden(name, dtype, tolerance):
     _, retrieve, most, selection = name.split("-")
     query, key, value = (torch.tensor(GOLDEN[x]).to(dtype) for x in "qkv")
     case = {x: torch.tensor(GOLDEN[f"{name}/{x}"]) for x in ("lens", "start_index", "blocks", "o")}
-    memory = LayerMemory(
-        block_size=STRIDE - 1,
-        retrieve=int(retrieve[1:]),
-        selection=selection,
-        local_blocks=0,
-        max_blocks=int(most[1:]),
+    memory = layer_memory(
+        block_size=STRIDE - 1, retrieve=int(retrieve[1:]), selection=selection, local_blocks=0, max_blocks=int(most[1:])
     )
     stop = 0
     for length, place in zip(case["lens"].tolist(), case["start_index"].tolist(), strict=True):

@@ -4,6 +4,7 @@ import weakref
 
 import pytest
 import torch
+from memory_cases import layer_memory
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,7 +28,7 @@ def read(memory: LayerMemory, length: int, rows: int = 1, **options) -> torch.Te
 
 
 def test_only_the_newest_blocks_are_kept():
-    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=0, max_blocks=4)
+    memory = layer_memory(block_size=3, retrieve=2, local_blocks=0, max_blocks=4)
     for length in (40, 43, 1):
         read(memory, length)
     # Keys and values of four blocks, their landmark keys, and a tail of three with the position just read.
@@ -67,7 +68,7 @@ class LiveBytes(TorchDispatchMode):
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_a_long_chunk_needs_little_memory(selection):
-    memory = LayerMemory(block_size=63, retrieve=4, selection=selection, local_blocks=2)
+    memory = layer_memory(block_size=63, retrieve=4, selection=selection, local_blocks=2)
     table = rotation(4096, 64, torch.float32)
     qkv = [torch.randn(1, 8, 2048, 64) for _ in range(3)]
     memory.attend(*qkv, lengths=None, rotation=table)
@@ -92,11 +93,11 @@ def test_a_long_chunk_needs_little_memory(selection):
 )
 def test_settings_that_mean_nothing_are_rejected(wrong, message):
     with pytest.raises(ValueError, match=message):
-        LayerMemory(**{"block_size": 3, "retrieve": 2, "local_blocks": 1, **wrong})
+        layer_memory(**{"block_size": 3, "retrieve": 2, "local_blocks": 1, **wrong})
 
 
 def test_a_chunk_beyond_the_table_is_rejected_before_any_work():
-    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=1)
+    memory = layer_memory(block_size=3, retrieve=2, local_blocks=1)
     read(memory, 30, rotation=rotation(30))
     arithmetic = r"ends at rotary position 25 and the rotation table at 24.*\(2 \+ 1 \+ 1\) \* 4"
     with pytest.raises(ValueError, match=arithmetic):
@@ -106,7 +107,7 @@ def test_a_chunk_beyond_the_table_is_rejected_before_any_work():
 
 
 def test_true_positions_need_a_table_for_the_whole_text():
-    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=1, positions="true")
+    memory = layer_memory(block_size=3, retrieve=2, local_blocks=1, positions="true")
     read(memory, 30, rotation=rotation(37))
     with pytest.raises(ValueError, match=r"position 38 and the rotation table at 37: .* hold the whole text"):
         read(memory, 8, rotation=rotation(37))
@@ -114,7 +115,7 @@ def test_true_positions_need_a_table_for_the_whole_text():
 
 
 def test_another_number_of_rows_is_rejected():
-    memory = LayerMemory(block_size=3, retrieve=2, local_blocks=1)
+    memory = layer_memory(block_size=3, retrieve=2, local_blocks=1)
     read(memory, 5, rows=2)
     with pytest.raises(ValueError, match="holds 2 rows, the chunk has 3"):
         read(memory, 5, rows=3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_cases import layer_memory
 
 from landmark.memory import LayerMemory, Retrievals
 from landmark.memory.storage import ProcessStorage
@@ -96,7 +97,7 @@ def test_a_query_opens_its_blocks_or_none(
         "block_size": SIZE, "retrieve": 2, "local_blocks": local_blocks, "selection": selection, "positions": positions,
         "max_blocks": 4, "tied_landmarks": tied,
     }  # fmt: skip
-    always, memory = LayerMemory(**rules), LayerMemory(**rules, miss_threshold=threshold)
+    always, memory = layer_memory(**rules), layer_memory(**rules, miss_threshold=threshold)
     dense, seen, asked, skipped = Dense(local_blocks, positions, softcap, sinks), [0, 0], 0, 0
     for lengths in chunks:
         width = max(1, *lengths)
@@ -128,7 +129,7 @@ def test_a_query_opens_its_blocks_or_none(
 
 
 def test_the_cases_above_skip_some_and_keep_some():
-    memory = LayerMemory(block_size=SIZE, retrieve=2, local_blocks=0, miss_threshold=0.5)
+    memory = layer_memory(block_size=SIZE, retrieve=2, local_blocks=0, miss_threshold=0.5)
     read(memory, stream(80, 1, 4), [40, 40])
     assert memory.retrievals.asked == 4 * 40
     assert 0.1 < memory.retrievals.share_skipped < 0.9
@@ -162,7 +163,7 @@ def read(memory: LayerMemory, qkv: list[torch.Tensor], chunks: list[int]) -> tor
 @pytest.mark.parametrize("chunk", [1, 40])
 def test_nothing_is_fetched_that_nobody_opens(selection, chunk):
     storage = Watched()
-    memory = LayerMemory(
+    memory = layer_memory(
         block_size=SIZE, retrieve=1, local_blocks=0, selection=selection, miss_threshold=0.6, storage=storage
     )
     qkv = stream(80, 2, 4)
@@ -183,10 +184,10 @@ def test_nothing_is_fetched_that_nobody_opens(selection, chunk):
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_a_threshold_of_nearly_one_is_local_attention_and_reads_no_store(selection):
     storage, rules = Watched(), {"block_size": SIZE, "local_blocks": 1, "selection": selection}
-    memory = LayerMemory(**rules, retrieve=3, miss_threshold=ALMOST_ONE, storage=storage)
+    memory = layer_memory(**rules, retrieve=3, miss_threshold=ALMOST_ONE, storage=storage)
     qkv, chunks = stream(90, 2, 4), [30, 7, 40, 1, 1, 11]
     out = read(memory, qkv, chunks)
-    assert torch.equal(out, read(LayerMemory(**rules, retrieve=0), qkv, chunks))
+    assert torch.equal(out, read(layer_memory(**rules, retrieve=0), qkv, chunks))
     assert not storage.asked
     # Only the first chunk has nothing to ask.
     assert memory.retrievals == Retrievals(2 * 4 * 60, 2 * 4 * 60)
@@ -203,7 +204,9 @@ def test_a_threshold_that_nobody_misses_changes_no_bit(selection, dtype):
     qkv, chunks = [x.to(dtype) for x in stream(90, 2, 4)], [30, 7, 40, 1, 1, 11]
     outs = []
     for threshold in (0.0, 1e-30):
-        memory = LayerMemory(block_size=SIZE, retrieve=2, local_blocks=1, selection=selection, miss_threshold=threshold)
+        memory = layer_memory(
+            block_size=SIZE, retrieve=2, local_blocks=1, selection=selection, miss_threshold=threshold
+        )
         outs.append(read(memory, qkv, chunks))
         assert memory.retrievals == Retrievals(2 * 4 * 60, 0)
     assert torch.equal(*outs)
@@ -212,4 +215,4 @@ def test_a_threshold_that_nobody_misses_changes_no_bit(selection, dtype):
 @pytest.mark.parametrize("threshold", [-0.1, 1, 1.5, float("nan"), True, "0.1"])
 def test_no_threshold(threshold):
     with pytest.raises(ValueError, match="miss_threshold is"):
-        LayerMemory(block_size=SIZE, retrieve=2, local_blocks=0, miss_threshold=threshold)
+        layer_memory(block_size=SIZE, retrieve=2, local_blocks=0, miss_threshold=threshold)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from memory_cases import layer_memory
 
 from landmark.index.options import IndexOptions
-from landmark.memory import LayerMemory
 from landmark.memory.storage import ProcessStorage
 from landmark.ops.rotary import Rotation
 
@@ -19,7 +19,7 @@ def rotation():
 
 
 def read(q, k, v, lengths=None, dtype=torch.float32, kind="auto"):
-    memory = LayerMemory(block_size=BLOCK, retrieve=2, local_blocks=2, storage=ProcessStorage(IndexOptions(kind)))
+    memory = layer_memory(block_size=BLOCK, retrieve=2, local_blocks=2, storage=ProcessStorage(IndexOptions(kind)))
     outs, start = [], 0
     for step, chunk in enumerate(CHUNKS):
         part = slice(start, start + chunk)

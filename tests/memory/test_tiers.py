@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_cases import layer_memory
 
 from landmark.memory import LayerMemory
 from landmark.memory.storage import ProcessStorage
@@ -75,7 +76,7 @@ def test_every_tier_computes_the_same_bits(
     """Ragged rows that read [40, 25], then chunks of any length or single tokens; rows change places on the way."""
     settings = {"block_size": STRIDE - 1, "retrieve": TOP_K, "selection": selection, "local_blocks": local_blocks}
     storage = Tiers(kind=tier, slots=slots, itemsize=dtype.itemsize)
-    memories = [LayerMemory(**settings, tied_landmarks=tied, storage=kept) for kept in (None, storage)]
+    memories = [layer_memory(**settings, tied_landmarks=tied, storage=kept) for kept in (None, storage)]
     landmark = torch.randn(2, KV_HEADS, 1, DIM)
     turning = rotation(working_dtype(torch.empty(0, dtype=dtype)))
     for number, lengths in enumerate([[40, 25], *chunks, [1, 1]]):
@@ -100,7 +101,7 @@ def test_every_tier_computes_the_same_bits(
 @pytest.mark.parametrize("tier", TIERS)
 def test_forks_share_what_was_read_and_go_on_alone(tier):
     settings = {"block_size": STRIDE - 1, "retrieve": TOP_K, "local_blocks": 1}
-    memories = [LayerMemory(**settings, storage=kept) for kept in (None, Tiers(kind=tier))]
+    memories = [layer_memory(**settings, storage=kept) for kept in (None, Tiers(kind=tier))]
     turning = rotation(torch.float64)
 
     def both(some: list[LayerMemory], length: int) -> None:
@@ -121,7 +122,7 @@ def test_forks_share_what_was_read_and_go_on_alone(tier):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_slots_on_a_gpu_serve_it_as_a_buffer_there_does(tier, dtype):
     storage = Tiers(kind=tier, slots=8, itemsize=dtype.itemsize)
-    memories = [LayerMemory(block_size=STRIDE - 1, retrieve=TOP_K, local_blocks=1, storage=s) for s in (None, storage)]
+    memories = [layer_memory(block_size=STRIDE - 1, retrieve=TOP_K, local_blocks=1, storage=s) for s in (None, storage)]
     turning = rotation(torch.float32)
     turning = Rotation(turning.cos.cuda(), turning.sin.cuda(), turning.style)
     for length in (40, 30, 1, 1, 1):
@@ -133,7 +134,7 @@ def test_slots_on_a_gpu_serve_it_as_a_buffer_there_does(tier, dtype):
 
 
 def test_a_budget_too_small_for_a_query_is_an_error_of_one_clear_line():
-    memory = LayerMemory(block_size=STRIDE - 1, retrieve=TOP_K, local_blocks=0, storage=Tiers(slots=1))
+    memory = layer_memory(block_size=STRIDE - 1, retrieve=TOP_K, local_blocks=0, storage=Tiers(slots=1))
     chunk = [torch.randn(1, KV_HEADS, 40, DIM).double() for _ in range(3)]
     memory.attend(*chunk, lengths=None, rotation=rotation(torch.float64))
     with pytest.raises(ValueError, match=r"budget of 768 bytes is too small .* take 1536 with all rows: raise the"):
@@ -162,7 +163,7 @@ def test_a_chunk_can_be_read_again_after_a_full_disk():
     chunks = [torch.randn(3, 2, KV_HEADS, 9, DIM, generator=generator) for _ in range(4)]
     outputs = []
     for storage in (None, FullOnceStorage()):
-        memory = LayerMemory(block_size=STRIDE - 1, retrieve=TOP_K, local_blocks=1, storage=storage)
+        memory = layer_memory(block_size=STRIDE - 1, retrieve=TOP_K, local_blocks=1, storage=storage)
         for chunk in chunks:
             try:
                 out = memory.attend(*chunk, lengths=None, rotation=rotation(torch.float32))

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from tyro.conf import OmitArgPrefixes
+
 from landmark.cli import streams
 from landmark.cli.reading import load, tokens_read
-from landmark.limits import LARGEST, FromOne, MaybeFromOne, MaybeFromZero, OutFile, Range, Seed, Share
+from landmark.limits import LARGEST, FromOne, MaybeFromOne, OutFile, Range, Seed
+from landmark.settings import ReadingChanges
 
 if TYPE_CHECKING:
     from landmark.evaluation.reading import Reading
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
 LONGEST = 10**9  # tokens of a text
 
 Attention = Literal["landmark", "full", "local"]
-Selection = Literal["per_token_and_head", "per_token", "per_head"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +29,11 @@ class ReadingOptions:
     """Folder of a converted model with its tokenizer; the one in the package when left out."""
     attention: Attention = "landmark"
     """landmark: through memory; local: the last tokens only; full: all at once, at true positions."""
-    retrieve: MaybeFromZero = None
-    """Blocks opened per query; default: the model's setting."""
-    local_blocks: MaybeFromZero = None
-    """Newest complete blocks kept in sight; default: the model's setting."""
-    local: MaybeFromOne = None
-    """landmark: ordinary tokens per chunk (default: what fits wherever in a block it begins; in whole blocks it may be
-    more); local: last tokens in sight."""
-    max_blocks: MaybeFromOne = None
-    """Newest blocks that memory keeps; default: all."""
-    selection: Selection | None = None
-    """Who chooses the blocks to open; default: the model's setting. per_head looks ahead: tokens of a chunk choose
-    together, so that scores before its end know of later tokens; results say so."""
-    miss_threshold: Share = 0.0
-    """Queries whose chosen blocks would get a smaller share of their attention together open none."""
+    window: MaybeFromOne = None
+    """local: last tokens in sight, on average."""
+    reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
+    """How it reads; default: the model's own settings. per_head looks ahead: tokens of a chunk choose together, so that
+    scores before its end know of later tokens; results say so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +66,8 @@ class PerplexityOptions(ReadingOptions):
     windows: MaybeFromOne = None
     """At most so many windows of the longest length, spread evenly over the texts; default: all."""
     against: tuple[str, ...] = ()
-    """Settings to compare with, token by token: ATTENTION@LENGTH[,retrieve=N][,local_blocks=N][,local=N][,max_blocks=N]
-    [,selection=NAME][,miss_threshold=X]. What a landmark setting leaves out is as in the one compared; bare
+    """Settings to compare with, token by token: ATTENTION@LENGTH[,SETTING=VALUE]..., SETTING an option of reading with
+    _ for -, e.g. landmark@4096,retrieve=0. What a landmark setting leaves out is as in the one compared; bare
     local@LENGTH sees as many keys."""
     batch_size: FromOne = 4
     """Windows read side by side; changes speed only."""
@@ -105,7 +98,8 @@ def run_passkey(options: PasskeyOptions) -> int:
     journal = None
     if options.out is not None:
         told = contents(model, keys) | {"samples": options.samples, "seed": options.seed}
-        journal = Journal(options.out, told | asdict(reading))
+        way = {"attention": reading.attention, "block_size": reading.block_size} | asdict(reading.settings)
+        journal = Journal(options.out, told | way)
 
     rows = []
     for length in lengths:
@@ -181,7 +175,7 @@ def run_perplexity(options: PerplexityOptions) -> int:
             "length",
             "retrieve",
             "local_blocks",
-            "chunk",
+            "chunk_size",
             "perplexity",
             "nll",
             "nll_se",
@@ -213,12 +207,8 @@ def reading_of(options: ReadingOptions, config: Any) -> "Reading":
     return Reading.of(
         config,
         options.attention,
-        retrieve=options.retrieve,
-        local_blocks=options.local_blocks,
-        local=options.local,
-        max_blocks=options.max_blocks,
-        selection=options.selection,
-        miss_threshold=options.miss_threshold,
+        window=options.window,
+        **options.reading,
     )
 
 

@@ -3,12 +3,15 @@
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tyro.conf import OmitArgPrefixes
+
 from landmark.cli.reading import load, tokens_read
-from landmark.limits import FromOne, FromZero, MaybeFromOne, MaybeFromZero, Seed, Temperature
+from landmark.limits import FromOne, FromZero, Seed, Temperature
+from landmark.settings import ReadingChanges
 
 SNIPPET = 160
 
@@ -29,16 +32,12 @@ class GenerateOptions:
     """0 takes the most likely token each time; above 0 samples."""
     seed: Seed = 0
     """Decides what is sampled."""
-    retrieve: MaybeFromZero = None
-    """Blocks opened per query; default: the model's setting."""
-    local_blocks: MaybeFromZero = None
-    """Newest complete blocks kept in sight; default: the model's setting."""
-    chunk_size: MaybeFromOne = None
-    """Ordinary tokens read at once; default: what fits the trained range."""
     spans: FromZero = 5
     """Opened blocks to show, the most read first."""
     json: bool = False
     """Print one JSON object instead of text."""
+    reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
+    """How the text is read; default: the model's own settings."""
 
 
 def run(options: GenerateOptions) -> int:
@@ -57,9 +56,7 @@ def run(options: GenerateOptions) -> int:
     from landmark.hf.trace import passages
 
     def reading_of(config: Any) -> Reading:
-        return Reading.of(
-            config, retrieve=options.retrieve, local_blocks=options.local_blocks, local=options.chunk_size
-        )
+        return Reading.of(config, **options.reading)
 
     model, tokenizer = load(options.model, reading_of)
     reading = reading_of(model.config)

@@ -4,14 +4,15 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.reading import load, tokens_read
-from landmark.limits import FromOne, FromZero, Limit, MaybeFromZero, OutFolder, Seed, Temperature
+from landmark.limits import FromOne, FromZero, Limit, OutFolder, Seed, Temperature
+from landmark.settings import ReadingChanges
 
 if TYPE_CHECKING:
     from landmark.contexts.context import Context
@@ -104,12 +105,12 @@ class AskOptions(Memory):
     """0 takes the most likely token each time; above 0 samples."""
     seed: Seed = 0
     """Decides what is sampled."""
-    retrieve: MaybeFromZero = None
-    """Blocks opened per query; default: as when the context was read."""
     sources: FromZero = 5
     """Opened blocks to show, the most read first."""
     json: bool = False
     """Print one JSON object instead of text."""
+    reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
+    """How it is read; default: as when the context was read."""
 
 
 def run_read(options: ReadOptions) -> int:
@@ -156,8 +157,8 @@ def run_ask(options: AskOptions) -> int:
     if not options.prompt:
         raise ValueError("the prompt is empty: say what is to be continued")
     folder = model_of(options.context, options.model)
-    model, tokenizer = load(folder, lambda config: options.check(config, options.context, retrieve=options.retrieve))
-    context = Context.open(options.context, model, tokenizer, retrieve=options.retrieve, **options.keywords())
+    model, tokenizer = load(folder, lambda config: options.check(config, options.context, **options.reading))
+    context = Context.open(options.context, model, tokenizer, **options.reading, **options.keywords())
     torch.manual_seed(options.seed)
     started = time.perf_counter()
     answer = context.generate(

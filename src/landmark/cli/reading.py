@@ -17,7 +17,7 @@ def load(path: Path | None, check: Callable[[Any], object] = lambda config: None
     """
     from landmark.assets import model_path
     from landmark.hf import from_pretrained
-    from landmark.hf.config import Settings, text_config
+    from landmark.hf.config import landmark_settings
     from landmark.hf.loading import read_config, read_tokenizer, to_default_device
     from landmark.hf.tokenizer import load_tokenizer, quiet_transformers
 
@@ -26,7 +26,7 @@ def load(path: Path | None, check: Callable[[Any], object] = lambda config: None
         raise ValueError(f"no model at {folder}: give the folder that `landmark train` or save_pretrained wrote")
     quiet_transformers()
     config = read_config(folder)
-    Settings.of(text_config(config))
+    landmark_settings(config)
     check(config)
     read_tokenizer(folder)  # before the weights, which may take minutes
     model = to_default_device(from_pretrained(folder))

@@ -1,7 +1,7 @@
 """Compatibility of a context with a model and tokenizer, and a KV cache over the context."""
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from torch import Tensor
@@ -12,13 +12,14 @@ from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.storage import ContextStorage, index_prefix
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
-from landmark.hf.config import Settings, layer_budgets, layer_kinds, text_config
+from landmark.hf.config import landmark_settings, layer_budgets, layer_kinds, text_config
 from landmark.hf.fingerprint import differences, fingerprint_like, model_fingerprint
 from landmark.hf.serialization import resume_cache
 from landmark.hf.tokenizer import bos_tokens, load_tokenizer, text_encoder
 from landmark.index.options import IndexKind, IndexOptions
-from landmark.memory import LayerMemory, Selection
+from landmark.memory import LayerMemory
 from landmark.memory.storage import Budgets
+from landmark.settings import LandmarkSettings, ReadingChanges
 from landmark.store.base import BlockShape
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def header(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> di
     return {
         "landmark": landmark.__version__,
         "model": model.name_or_path,
-        "settings": Settings.of(text_config(model.config)).to_dict(),
+        "settings": landmark_settings(model.config).to_dict(),
         "fingerprint": model_fingerprint(model) | _fingerprint_of_tokenizer(tokenizer),
     }
 
@@ -65,10 +66,10 @@ def layout(model: "PreTrainedModel") -> Layout:
 
     Raises ValueError if the model keeps no blocks at all.
     """
-    token = int(Settings.of(text_config(model.config)).landmark_id == 0)  # any but the landmark
+    token = int(landmark_settings(model.config).landmark_id == 0)  # any but the landmark
     cache = read(model, [token], LandmarkCache(model.config))
     stride, blocks = cache.settings.stride, []
-    if not cache.settings.retrieve:
+    if not cache.settings.reading.retrieve:
         raise ValueError("retrieve is 0: no blocks are kept, so that there is nothing to save; convert with 1 or more")
     for memory in cache.memories:
         if isinstance(memory, LayerMemory):
@@ -85,15 +86,12 @@ def cache_of(
     index: IndexKind | IndexOptions = "auto",
     host_budget: int | str | None = None,
     device_budget: int | str | None = None,
-    retrieve: int | None = None,
-    selection: Selection | None = None,
-    local_blocks: int | None = None,
+    **reading: Unpack[ReadingChanges],
 ) -> LandmarkCache:
     """A cache that goes on where the context ends; settings that are given override those with which it was read."""
     options = IndexOptions(index) if isinstance(index, str) else index
-    given = {"retrieve": retrieve, "selection": selection, "local_blocks": local_blocks}
-    settings = _settings(snapshot.header, given)
     config = text_config(model.config)
+    settings = _settings(snapshot.header, config, reading)
     layers = [layer for layer, kind in enumerate(layer_kinds(config)) if kind == "landmark"]
     budgets = _budgets(config, settings, host_budget, device_budget)
     keys = snapshot.landmarks()
@@ -105,7 +103,7 @@ def cache_of(
         for column, layer in enumerate(layers)
     }
     del keys
-    cache = LandmarkCache(model.config, storage=storages, **settings)
+    cache = LandmarkCache(model.config, storage=storages, **asdict(settings.reading))
     if metadata:
         resume_cache(cache, tensors, metadata, snapshot.blocks, model.device)
     return cache
@@ -119,29 +117,36 @@ def check_memory(
     index: IndexKind | IndexOptions = "auto",
     host_budget: int | str | None = None,
     device_budget: int | str | None = None,
-    **given: Any,
+    **reading: Unpack[ReadingChanges],
 ) -> None:
     """Raises ValueError, without a model, for budgets that mean nothing or are too small, as the first block would.
 
     `header` and `layout` are those of the context, `config` that of the model.
     """
     text = text_config(config)
-    budgets = _budgets(text, _settings(header, given), host_budget, device_budget)
+    budgets = _budgets(text, _settings(header, text, reading), host_budget, device_budget)
     for shape in layout.blocks:
         budgets.check(shape)
 
 
-def _settings(header: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """How the context is read: as it was, but for what is given."""
-    kept = {name: header["settings"][name] for name in ("retrieve", "selection", "local_blocks")}
-    return kept | {name: value for name, value in given.items() if value is not None}
+def _settings(header: dict[str, Any], config: Any, reading: ReadingChanges) -> LandmarkSettings:
+    """How the context is read: as it was, but for what is given. Raises ValueError for what a context cannot change."""
+    kept = LandmarkSettings.from_dict(header["settings"]).reading
+    changed = kept.changed(**reading)
+    if changed.positions != kept.positions:
+        raise ValueError(
+            f"positions is {changed.positions!r}, and the context was read with {kept.positions!r}: leave positions out"
+        )
+    if changed.max_blocks is not None:
+        raise ValueError(f"max_blocks is {changed.max_blocks}: a context keeps all blocks; leave max_blocks out")
+    return replace(landmark_settings(config), reading=changed)
 
 
 def _budgets(
-    config: Any, settings: dict[str, Any], host_budget: int | str | None, device_budget: int | str | None
+    config: Any, settings: LandmarkSettings, host_budget: int | str | None, device_budget: int | str | None
 ) -> Budgets:
     host_budget = DEFAULT_HOST_BUDGET if host_budget is None else host_budget
-    return layer_budgets(replace(Settings.of(config), **settings), config, host_budget, device_budget)
+    return layer_budgets(settings, config, host_budget, device_budget)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
@@ -16,6 +16,7 @@ from landmark.contexts.segments import Document
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.contexts.writer import Writer, create, open_writer
 from landmark.hf import LandmarkCache, read
+from landmark.hf.cache import CacheOptions
 from landmark.hf.fingerprint import model_mark
 from landmark.hf.reader import TextTo, answer
 from landmark.hf.serialization import cache_state
@@ -57,7 +58,7 @@ class Context:
         tokenizer: "PreTrainedTokenizerBase",
         documents: DocumentStore,
         cache: LandmarkCache,
-        memory: dict[str, Any],
+        options: CacheOptions,
         *,
         growing: bool,
     ) -> None:
@@ -65,7 +66,7 @@ class Context:
         self.tokenizer = tokenizer
         self.cache = cache
         self._documents = documents
-        self._memory = memory
+        self._options = options
         self._growing = growing
         self._interrupted = False
         self._mark = model_mark(model)  # of the model whose fingerprint was compared
@@ -76,19 +77,19 @@ class Context:
         path: str | PathLike[str],
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase | None" = None,
-        **memory: Any,
+        **options: Unpack[CacheOptions],
     ) -> "Context":
         """A new, empty context in the folder `path`, open for writing.
 
-        `model` is a converted model, `tokenizer` its own (by default the one saved beside it). `memory`: see `open`.
+        `model` is a converted model, `tokenizer` its own (by default the one saved beside it). `options`: see `open`.
         Raises ValueError if `path` exists, or for settings under which nothing would be kept.
         """
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
-        LandmarkCache(model.config, **memory)  # tells of settings that mean nothing before anything is made
+        LandmarkCache(model.config, **options)  # tells of settings that mean nothing before anything is made
         header, layout = compatibility.header(model, tokenizer), compatibility.layout(model)
-        compatibility.check_memory(header, layout, model.config, **memory)
+        compatibility.check_memory(header, layout, model.config, **options)
         writer = create(Path(path), header, layout)
-        return cls._opened(writer, model, tokenizer, memory)
+        return cls._opened(writer, model, tokenizer, options)
 
     @classmethod
     def open(
@@ -98,11 +99,11 @@ class Context:
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         *,
         write: bool = False,
-        **memory: Any,
+        **options: Unpack[CacheOptions],
     ) -> "Context":
         """The context in the folder `path`, as it was committed last; `write` lets it grow.
 
-        `memory` are keywords of `LandmarkCache`: `host_budget` and `device_budget` bound the blocks kept in memory
+        `options` are keywords of `LandmarkCache`: `host_budget` and `device_budget` bound the blocks kept in memory
         ("256MB"; host_budget is 256 MB by default), `index` says how landmarks are searched, `retrieve` and `selection`
         which blocks are opened (by default as when it was read).
 
@@ -113,7 +114,7 @@ class Context:
         snapshot = open_writer(Path(path)) if write else open_reader(Path(path))
         try:
             compatibility.check_header(snapshot, model, tokenizer)
-            return cls._opened(snapshot, model, tokenizer, memory)
+            return cls._opened(snapshot, model, tokenizer, options)
         except BaseException:
             if isinstance(snapshot, Writer):
                 snapshot.close()
@@ -121,11 +122,11 @@ class Context:
 
     @classmethod
     def _opened(
-        cls, snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", memory: dict[str, Any]
+        cls, snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", options: CacheOptions
     ) -> "Context":
         writer = snapshot if isinstance(snapshot, Writer) else None
-        cache = compatibility.cache_of(snapshot, model, **memory)
-        return cls(model, tokenizer, DocumentStore(snapshot, writer), cache, memory, growing=writer is not None)
+        cache = compatibility.cache_of(snapshot, model, **options)
+        return cls(model, tokenizer, DocumentStore(snapshot, writer), cache, options, growing=writer is not None)
 
     # What is in it.
 
@@ -285,11 +286,11 @@ class Context:
         """
         if path is not None:
             fork(self.path, Path(path))
-            return Context.open(path, self.model, self.tokenizer, write=True, **self._memory)
+            return Context.open(path, self.model, self.tokenizer, write=True, **self._options)
         self._check_whole()
         self._check_model()
         documents, cache = self._documents.fork(), self.cache.fork()
-        return Context(self.model, self.tokenizer, documents, cache, self._memory, growing=True)
+        return Context(self.model, self.tokenizer, documents, cache, self._options, growing=True)
 
     def close(self) -> None:
         """Lets another process write; what was not committed is gone."""

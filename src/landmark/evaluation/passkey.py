@@ -152,7 +152,7 @@ def run(
             if progress is not None:
                 progress(tokens)
 
-        chunk = reading.chunk_size or None
+        chunk = reading.settings.chunk_size
         said = ask(model, keys.tokenizer, prompt, reading.cache(model.config), chunk_size=chunk, progress=look)
         look(unread)
         seconds = time.perf_counter() - started
@@ -168,9 +168,7 @@ def summary(reading: Reading, length: int, samples: Sequence[Sample]) -> dict[st
         "samples": len(samples),
         "by_depth": by_depth(samples),
         "attention": reading.attention,
-        "retrieve": reading.retrieve,
-        "local_blocks": reading.local_blocks,
-        "chunk": reading.chunk_size,
+        **asdict(reading.settings),
         "tokens_per_s": length * len(samples) / seconds,
         "seconds": seconds,
         "peak_rss_mb": max(sample.peak_rss_mb for sample in samples),

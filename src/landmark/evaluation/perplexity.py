@@ -4,8 +4,8 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from landmark.evaluation.reading import Reading, local_like
 from landmark.hf.compat import rename_cache_argument
 from landmark.memory import Retrievals
+from landmark.settings import ReadingChanges, ReadingSettings
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,11 @@ class Setting:
         reading = self.reading
         if reading.attention == "full":
             return f"full@{self.length}"
-        told = {"retrieve": reading.retrieve, "local_blocks": reading.local_blocks, "chunk": reading.chunk_size}
-        usual = {field.name: field.default for field in fields(reading)}
-        for name in ("max_blocks", "selection", "miss_threshold"):
-            if getattr(reading, name) != usual[name]:
-                told[name] = getattr(reading, name)
-        return f"{reading.attention}@{self.length}," + ",".join(f"{k}={v}" for k, v in told.items())
+        settings, usual = reading.settings, ReadingSettings()
+        always = ("retrieve", "local_blocks", "chunk_size")
+        others = [item.name for item in fields(settings) if getattr(settings, item.name) != getattr(usual, item.name)]
+        named = dict.fromkeys([*always, *others])
+        return f"{reading.attention}@{self.length}," + ",".join(f"{n}={getattr(settings, n)}" for n in named)
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,11 @@ class Scored:
     def figures(self) -> dict[str, Any]:
         """What is reported for one setting."""
         mean, error = mean_and_error(self.nll)
-        reading = self.setting.reading
+        reading, settings = self.setting.reading, self.setting.reading.settings
         figures = {
             "attention": reading.attention,
             "length": self.setting.length,
-            "retrieve": reading.retrieve,
-            "local_blocks": reading.local_blocks,
-            "chunk": reading.chunk_size,
-            "max_blocks": reading.max_blocks,
-            "selection": reading.selection,
-            "miss_threshold": reading.miss_threshold,
+            **asdict(settings),
             "perplexity": math.exp(mean),
             "nll": mean,
             "nll_se": error,
@@ -134,7 +129,8 @@ def score(
         if "past_key_values" in options:
             retrievals += options["past_key_values"].retrievals
     nll = torch.cat(scored).view(len(windows), -1).numpy()
-    skipped = retrievals.share_skipped if getattr(setting.reading, "miss_threshold", 0.0) else None
+    settings = getattr(setting.reading, "settings", None)  # readers of segments have none
+    skipped = retrievals.share_skipped if settings is not None and settings.miss_threshold else None
     return Scored(setting, nll, time.perf_counter() - started, skipped)
 
 
@@ -200,19 +196,19 @@ def paired(one: Scored, other: Scored) -> dict[str, Any]:
     return figures | {"looks_ahead": True} if one.setting.looks_ahead or other.setting.looks_ahead else figures
 
 
+def _form(hint: Any) -> tuple[str, Callable[[str], Any]]:
+    """What a value of such a type looks like, and what it means."""
+    if get_origin(hint) is Literal:
+        return r"\w+", str
+    return (r"\d*\.?\d+", float) if hint is float else (r"\d+", int)
+
+
 # What each option of a setting must look like, and what it means.
-OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "retrieve": (r"\d+", int),
-    "local_blocks": (r"\d+", int),
-    "local": (r"\d+", int),
-    "max_blocks": (r"\d+", int),
-    "selection": (r"\w+", str),
-    "miss_threshold": (r"\d*\.?\d+", float),
-}
+OPTIONS = {name: _form(hint) for name, hint in get_type_hints(ReadingChanges).items()} | {"window": _form(int)}
 
 FORM = (
-    "ATTENTION@LENGTH[,retrieve=N][,local_blocks=N][,local=N][,max_blocks=N][,selection=NAME]"
-    "[,miss_threshold=X], e.g. landmark@4096,retrieve=0"
+    f"ATTENTION@LENGTH[,SETTING=VALUE]..., where SETTING is {', '.join(OPTIONS)} (of local attention), e.g."
+    " landmark@4096,retrieve=0"
 )
 
 
@@ -233,13 +229,6 @@ def parse_setting(text: str, config: Any, compared: Setting) -> Setting:
     if attention == "local" and not options:
         return Setting(local_like(config, reading, length), length)
     if attention == "landmark" and reading.attention == "landmark":
-        inherited = {
-            "retrieve": reading.retrieve,
-            "local_blocks": reading.local_blocks,
-            "local": reading.chunk_size,
-            "max_blocks": reading.max_blocks,
-            "selection": reading.selection,
-            "miss_threshold": reading.miss_threshold,
-        }
+        inherited = asdict(reading.settings)
         options = inherited | options
     return Setting(Reading.of(config, attention, **options), length)

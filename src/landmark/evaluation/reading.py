@@ -1,99 +1,72 @@
 """How a text is read in an evaluation, and how many keys a token attends to that way."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from landmark.hf import LandmarkCache
-from landmark.hf.config import Settings, text_config, trained_positions
-from landmark.memory import Selection
+from landmark.hf.config import landmark_settings, text_config, trained_positions
+from landmark.settings import ReadingChanges, ReadingSettings
 from landmark.stream import stream_length
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 ATTENTIONS = ("landmark", "full", "local")
+NOTHING = ReadingSettings(retrieve=0, local_blocks=0)
 
 
 @dataclass(frozen=True)
 class Reading:
     """One way to read a text.
 
-    - `landmark`: chunks of `chunk_size` ordinary tokens through a cache that opens `retrieve` blocks per query, chosen
-      by `selection` among the newest `max_blocks` (all if None), and keeps `local_blocks` in sight (section 3.2 of
-      the paper). A query whose blocks would get less than `miss_threshold` of its attention opens none (appendix D).
+    - `landmark`: in chunks through a cache, as `settings` say (section 3.2 of the paper).
     - `local`: the same with `retrieve` 0 and chunks of one block: a window sliding over `local_blocks` blocks.
       With `per_head`, all tokens of a chunk choose together, so that what a token attends to depends on later ones.
-    - `full`: the attention of training over the whole text at once (section 3.1); the counts are 0.
+    - `full`: the attention of training over the whole text at once (section 3.1); `settings` mean nothing.
     """
 
     attention: str
     block_size: int
-    retrieve: int = 0
-    local_blocks: int = 0
-    chunk_size: int = 0
-    max_blocks: int | None = None
-    selection: Selection = "per_token_and_head"
-    miss_threshold: float = 0.0
+    settings: ReadingSettings = NOTHING
 
     @classmethod
     def of(
         cls,
-        config: Any,
+        config: "PretrainedConfig",
         attention: str = "landmark",
         *,
-        retrieve: int | None = None,
-        local_blocks: int | None = None,
-        local: int | None = None,
-        max_blocks: int | None = None,
-        selection: Selection | None = None,
-        miss_threshold: float = 0.0,
+        window: int | None = None,
+        **reading: Unpack[ReadingChanges],
     ) -> "Reading":
-        """The reading of a converted model with this `config`; what is None is the model's own setting.
+        """The reading of a converted model with this `config`; what is not in `reading` is the model's own setting.
 
-        `local` is in ordinary tokens: for `landmark` the length of a chunk, by default the longest that fits;
-        for `local` how many last tokens a token sees on average, itself included, rounded up to whole blocks.
-        Raises ValueError for what does not go together or does not fit the trained range.
+        `window` is for `local`: how many last ordinary tokens a token sees on average, itself included, rounded up to
+        whole blocks. Raises ValueError for what does not go together or does not fit the trained range.
         """
         if attention not in ATTENTIONS:
             raise ValueError(f"attention is {attention!r}: choose one of {', '.join(ATTENTIONS)}")
-        size = Settings.of(text_config(config)).block_size
-        opening: dict[str, Any] = {"retrieve": retrieve or None, "max_blocks": max_blocks, "selection": selection}
-        opening["miss_threshold"] = miss_threshold or None
-        sight = {"local_blocks": local_blocks, "local": local}
+        stored = landmark_settings(config)
         if attention == "full":
-            _check_left_out("full attention sees everything", opening | sight | {"retrieve": retrieve})
-            return cls("full", size)
-        if local is not None and local < 1:
-            raise ValueError(f"local is {local}: give the number of ordinary tokens, 1 or more")
+            _check_left_out("full attention sees everything", {**reading, "window": window})
+            return cls("full", stored.block_size)
         if attention == "local":
-            _check_left_out("local attention opens no blocks", opening)
-            if local is not None and local_blocks is not None:
-                raise ValueError("local and local_blocks both say how far local attention sees: give one of them")
-            retrieve, local_blocks = 0, _blocks_in_sight(local, size) if local is not None else local_blocks
-        cache = LandmarkCache(
-            config,
-            retrieve=retrieve,
-            local_blocks=local_blocks,
-            max_blocks=max_blocks,
-            selection=selection,
-            miss_threshold=miss_threshold,
-            chunk_size=size if attention == "local" else local,
-        )
-        chosen = cache.settings
-        return cls(
-            attention,
-            size,
-            chosen.retrieve,
-            chosen.local_blocks,
-            cache.chunk_tokens,
-            max_blocks,
-            chosen.selection,
-            miss_threshold,
-        )
+            reading = _sliding(stored.block_size, window, reading)
+        else:
+            _check_left_out("a window is for local attention", {"window": window})
+        cache = LandmarkCache(config, **reading)
+        return cls(attention, stored.block_size, cache.settings.reading.changed(chunk_size=cache.chunk_tokens))
 
-    def check_length(self, config: Any, length: int) -> None:
+    @property
+    def chunk_size(self) -> int | None:
+        """Ordinary tokens of a forward; None for all at once."""
+        return self.settings.chunk_size
+
+    def check_length(self, config: "PretrainedConfig", length: int) -> None:
         """Raises ValueError when `length` ordinary tokens are more than true positions can carry."""
-        trained, positions = trained_positions(config), Settings.of(text_config(config)).positions
+        trained, positions = trained_positions(config), self.settings.positions
         fits = stream_length(length, self.block_size) <= trained
         if positions == "true" and self.attention != "full" and not fits:
             raise ValueError(
@@ -101,21 +74,13 @@ class Reading:
                 ' which positions="true" cannot leave: convert the model with positions="stingy"'
             )
 
-    def cache(self, config: Any) -> LandmarkCache | None:
+    def cache(self, config: "PretrainedConfig") -> LandmarkCache | None:
         """A cache to read a text through, None for full attention."""
         if self.attention == "full":
             return None
-        return LandmarkCache(
-            config,
-            retrieve=self.retrieve,
-            local_blocks=self.local_blocks,
-            max_blocks=self.max_blocks,
-            selection=self.selection,
-            miss_threshold=self.miss_threshold,
-            chunk_size=self.chunk_size,
-        )
+        return LandmarkCache(config, **asdict(self.settings))
 
-    def start(self, config: Any) -> dict[str, Any]:
+    def start(self, config: "PretrainedConfig") -> dict[str, Any]:
         """Keyword arguments of every forward over one text, chunk by chunk; they remember what was read."""
         cache = self.cache(config)
         return {"use_cache": False} if cache is None else {"past_key_values": cache}
@@ -123,9 +88,9 @@ class Reading:
     @property
     def looks_ahead(self) -> bool:
         """Whether what a token attends to depends on later tokens of its chunk."""
-        return (
-            self.attention == "landmark" and self.selection == "per_head" and self.retrieve > 0 and self.chunk_size > 1
-        )
+        settings = self.settings
+        together = settings.selection == "per_head" and settings.retrieve > 0 and settings.chunk_size != 1
+        return self.attention == "landmark" and together
 
     def attended(self, length: int) -> float:
         """Ordinary keys, its own included, that a token attends to on average over `length` tokens."""
@@ -136,22 +101,24 @@ class Reading:
         positions = np.arange(length)
         if self.attention == "full":
             return positions + 1
-        opened = np.minimum(self.retrieve, self.blocks_in_memory(length))
+        opened = np.minimum(self.settings.retrieve, self.blocks_in_memory(length))
         return positions - self._blocks_behind(length) * self.block_size + 1 + opened * self.block_size
 
     def blocks_in_memory(self, length: int) -> np.ndarray:
         """Blocks in memory when each token is read, `[length]`: those whose landmarks it scores."""
         behind = self._blocks_behind(length)
-        return behind if self.max_blocks is None else np.minimum(behind, self.max_blocks)
+        most = self.settings.max_blocks
+        return behind if most is None else np.minimum(behind, most)
 
     def _blocks_behind(self, length: int) -> np.ndarray:
         """Blocks that have left the local window when each token is read, `[length]`."""
-        assert self.attention != "full"
-        starts = np.arange(length) // self.chunk_size * self.chunk_size
-        return np.maximum(starts // self.block_size - self.local_blocks, 0)
+        chunk = self.settings.chunk_size
+        assert chunk is not None, "full attention has no blocks behind it"
+        starts = np.arange(length) // chunk * chunk
+        return np.maximum(starts // self.block_size - self.settings.local_blocks, 0)
 
 
-def local_like(config: Any, reading: Reading, length: int) -> Reading:
+def local_like(config: "PretrainedConfig", reading: Reading, length: int) -> Reading:
     """The smallest local attention that sees at least as many keys as `reading` over `length` tokens."""
     wanted = reading.attended(length)
     for blocks in count():
@@ -162,18 +129,30 @@ def local_like(config: Any, reading: Reading, length: int) -> Reading:
     raise AssertionError("unreachable: the window grows until it covers the text")
 
 
+def _sliding(block_size: int, window: int | None, reading: ReadingChanges) -> ReadingChanges:
+    """The settings of a window that slides by blocks, over `window` tokens if that is given."""
+    left = {name: value for name, value in reading.items() if name not in ("local_blocks", "positions")}
+    # 0 opens no blocks, as local attention does.
+    _check_left_out("local attention opens no blocks", {name: value or None for name, value in left.items()})
+    sliding: ReadingChanges = {**reading, "retrieve": 0, "chunk_size": block_size}
+    if window is None:
+        return sliding
+    if window < 1:
+        raise ValueError(f"window is {window}: give the number of ordinary tokens, 1 or more")
+    if "local_blocks" in reading:
+        raise ValueError("window and local_blocks both say how far local attention sees: give one of them")
+    return {**sliding, "local_blocks": _blocks_in_sight(window, block_size)}
+
+
 def _check_left_out(why: str, given: dict[str, Any]) -> None:
     named = [f"{name} ({value})" for name, value in given.items() if value is not None]
     if named:
         raise ValueError(f"{why}: leave out {', '.join(named)}")
 
 
-def _blocks_in_sight(local: int, block_size: int) -> int:
+def _blocks_in_sight(window: int, block_size: int) -> int:
     """Blocks behind a chunk of one block, of which a token sees (block_size + 1) / 2 on average."""
-    return max(0, int(np.ceil((local - (block_size + 1) / 2) / block_size)))
-
-
-# Settings of a comparison as people write them: `full@512`, `landmark@4096,retrieve=0`, `local@4096`.
+    return max(0, int(np.ceil((window - (block_size + 1) / 2) / block_size)))
 
 
 # What full attention over a text would have cost, beside what reading it through memory does.
@@ -187,7 +166,7 @@ class Costs:
     scores: int
 
 
-def full_attention(config: Any, tokens: int, bytes_per_number: int) -> Costs:
+def full_attention(config: "PretrainedConfig", tokens: int, bytes_per_number: int) -> Costs:
     """Costs of plain causal attention: token i scores i keys, every key and value stays."""
     config = text_config(config)
     heads = config.num_attention_heads
@@ -198,7 +177,7 @@ def full_attention(config: Any, tokens: int, bytes_per_number: int) -> Costs:
     return Costs(kv_bytes, layers * heads * (tokens * (tokens + 1) // 2))
 
 
-def reading_scores(config: Any, reading: Reading, tokens: int) -> int:
+def reading_scores(config: "PretrainedConfig", reading: Reading, tokens: int) -> int:
     """Scores computed by reading through memory: all landmarks in memory, and the ordinary keys attended to.
 
     Landmarks in the local window are left out, one in `block_size + 1` local keys.

@@ -2,8 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -12,14 +11,22 @@ from transformers.cache_utils import CacheLayerMixin
 
 from landmark.hf.columns import Columns
 from landmark.hf.compat import require
-from landmark.hf.config import Settings, chunk_tokens, layer_budgets, layer_kinds, text_config, trained_positions
+from landmark.hf.config import (
+    chunk_tokens,
+    landmark_settings,
+    layer_budgets,
+    layer_kinds,
+    text_config,
+    trained_positions,
+)
 from landmark.hf.rope import Rope
 from landmark.hf.sliding import SlidingWindow
 from landmark.hf.trace import Recording, Trace
 from landmark.index.options import IndexKind, IndexOptions
-from landmark.memory import LayerMemory, Retrievals, Selection
+from landmark.memory import LayerMemory, Retrievals
 from landmark.memory.storage import ProcessStorage, Storage
 from landmark.ops.rotary import Rotation
+from landmark.settings import ReadingChanges
 from landmark.store.base import Traffic
 from landmark.stream import Stream, stream_length
 
@@ -56,19 +63,27 @@ class LandmarkLayer(CacheLayerMixin):
         return -1
 
 
+class CacheOptions(ReadingChanges, total=False):
+    """Keyword arguments of a cache: how it reads, how it searches, and how much of it stays in memory."""
+
+    index: IndexKind | IndexOptions
+    host_budget: int | str | None
+    device_budget: int | str | None
+
+
 class LandmarkCache(Cache):
     """Reads any length in bounded device memory: pass it as `past_key_values`, to `forward` or `generate`.
 
-    `config` is that of a converted model. `retrieve`, `selection` and `local_blocks` override the model's settings for
-    this cache; `max_blocks` keeps only the newest blocks. Length is counted in ordinary tokens (for padded batches, in
-    columns of `input_ids`, as transformers counts). `selection` "per_head" looks ahead within a chunk: earlier queries
-    of it read what later ones asked for.
+    `config` is that of a converted model. Keyword arguments change for this cache how the model reads
+    (`ReadingSettings`): `retrieve=8` opens eight blocks per query, `max_blocks` keeps only the newest. Length is
+    counted in ordinary tokens (for padded batches, in columns of `input_ids`, as transformers counts). `selection`
+    "per_head" looks ahead within a chunk: earlier queries of it read what later ones asked for.
 
     With a `miss_threshold` from 0 to below 1, a query of a head fetches nothing, and attends locally alone, if the
     blocks chosen for it would get a smaller share of its attention together (the context miss of the paper's appendix
     D). Their landmarks tell that, so what nobody opens is neither loaded nor computed. `retrievals` counts how often.
 
-    `index` says how landmarks are searched: a kind ("auto", "exact", "hierarchical", ...) or `IndexOptions`. Keys and
+    `index` says how landmarks are searched: a kind ("auto", "exact", "hierarchical") or `IndexOptions`. Keys and
     values of all blocks stay on the device, unless `host_budget` or `device_budget` bound the bytes ("256MB", or a
     number) that all layers together hold in host and device memory: then blocks that do not fit lie in temporary files.
     `storage` names the storage of each landmark layer instead of these three.
@@ -87,26 +102,19 @@ class LandmarkCache(Cache):
         self,
         config: PretrainedConfig,
         *,
-        retrieve: int | None = None,
-        selection: Selection | None = None,
-        max_blocks: int | None = None,
-        local_blocks: int | None = None,
-        chunk_size: int | None = None,
-        miss_threshold: float = 0.0,
         index: IndexKind | IndexOptions = "auto",
         host_budget: int | str | None = None,
         device_budget: int | str | None = None,
         storage: Mapping[int, Storage] | None = None,
+        **reading: Unpack[ReadingChanges],
     ) -> None:
-        given = {"retrieve": retrieve, "selection": selection, "local_blocks": local_blocks}
         config = text_config(config)
-        self.settings = replace(Settings.of(config), **{k: v for k, v in given.items() if v is not None})
-        self.chunk_tokens = chunk_tokens(self.settings, config, chunk_size)
+        self.settings = landmark_settings(config).changed(**reading)
+        self.chunk_tokens = chunk_tokens(self.settings, config)
+        chunk_size = self.settings.reading.chunk_size
         self._whole_blocks = chunk_size is not None and chunk_size % self.settings.block_size == 0
         self.trained_positions = trained_positions(config)
         self._model = _model(config)
-        self.max_blocks = max_blocks
-        self.miss_threshold = miss_threshold
         self._kinds = layer_kinds(config)
         self._window = getattr(config, "sliding_window", None)
         if storage is None:
@@ -115,7 +123,7 @@ class LandmarkCache(Cache):
             storage = dict.fromkeys(range(len(self._kinds)), shared)
         self._storage = storage
         super().__init__(layers=[*self._fresh_layers()])
-        self._columns = Columns(self.chunk_tokens + (self.settings.local_blocks + 1) * self.settings.block_size)
+        self._columns = Columns(self.chunk_tokens + (self.settings.reading.local_blocks + 1) * self.settings.block_size)
         self._tokens: Tensor | None = None
         self._under_way = False
         self._forwards = self._expected = 0
@@ -130,13 +138,8 @@ class LandmarkCache(Cache):
             assert self._window is not None
             return SlidingWindow(self._window)
         return LayerMemory(
-            block_size=self.settings.block_size,
-            retrieve=self.settings.retrieve,
-            selection=self.settings.selection,
-            local_blocks=self.settings.local_blocks,
-            max_blocks=self.max_blocks,
-            miss_threshold=self.miss_threshold,
-            positions=self.settings.positions,
+            self.settings.block_size,
+            self.settings.reading,
             # Before the first attention a landmark knows nothing of its block: all its keys are the same.
             tied_landmarks=index == 0,
             storage=self._storage[index],
@@ -204,9 +207,8 @@ class LandmarkCache(Cache):
 
     def positions_needed(self, stream: Stream) -> int:
         """Rotary positions that reading the chunk `stream` takes; ValueError where the trained range ends before."""
-        if self.settings.positions == "stingy":
-            strides = self.settings.retrieve + 1 + self.settings.local_blocks + 1
-            return strides * self.settings.stride + stream.width
+        if self.settings.reading.positions == "stingy":
+            return self.settings.position_budget(tail=True) + stream.width
         needed = int(self.stream_positions(stream).max()) + stream.width
         if needed > self.trained_positions:
             raise ValueError(
@@ -424,7 +426,7 @@ def _model(config: PretrainedConfig) -> dict[str, object]:
     config = text_config(config)
     return {
         "layers": layer_kinds(config),
-        "block_size": Settings.of(config).block_size,
+        "block_size": landmark_settings(config).block_size,
         "trained positions": trained_positions(config),
         "window": getattr(config, "sliding_window", None),
     }

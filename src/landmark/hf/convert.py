@@ -4,7 +4,7 @@ from copy import deepcopy
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,8 @@ from landmark.hf import attention
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import cache_kwargs
 from landmark.hf.config import (
-    DEFAULT_BLOCK_SIZE,
-    Positions,
-    Settings,
-    chunk_positions,
+    chunk_tokens,
+    landmark_settings,
     layer_kinds,
     text_config,
     trained_positions,
@@ -27,7 +25,7 @@ from landmark.hf.loading import gguf_model, is_gguf, read_config, read_weights
 from landmark.hf.model import install_mixin, saved_rows, store_settings
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
 from landmark.hf.rope import evaluating, find_ropes, rotation
-from landmark.memory import Selection
+from landmark.settings import DEFAULT_BLOCK_SIZE, LandmarkSettings, ReadingChanges
 
 # The proof, at conversion, that a model computes the same with landmark attention, and the same through a cache.
 
@@ -115,11 +113,8 @@ def convert(
     *,
     block_size: int | None = None,
     landmark_id: int | None = None,
-    retrieve: int | None = None,
-    selection: Selection | None = None,
-    local_blocks: int | None = None,
-    positions: Positions | None = None,
     trained_tokens: int | None = None,
+    **reading: Unpack[ReadingChanges],
 ) -> PreTrainedModel:
     """Makes `model`, any rotary decoder, read with landmarks; returns the same object.
 
@@ -132,14 +127,11 @@ def convert(
         block_size: ordinary tokens per block, 63 by default; a landmark follows each block.
         landmark_id: vocabulary row that serves as the landmark and is never generated; a new row, the mean of all
             others, by default. A row that is not the last keeps its logit, 100 nats below all others together.
-        retrieve: blocks opened per query, 4 by default; 0 reads with local attention only.
-        selection: "per_token_and_head" (default), "per_token" or "per_head": who chooses its own blocks. "per_head"
-            looks ahead within a chunk: its queries share what any of them asked for, so that predictions before the
-            end of a chunk depend on later tokens of it; a perplexity read so is not one of predictions.
-        local_blocks: newest complete blocks that stay in sight like the tail, 1 by default; 0 is the paper's rule.
-        positions: "stingy" (default) places opened blocks within the trained range, "true" where they stood.
         trained_tokens: ordinary tokens that the model was trained on with landmarks, 0 by default; `landmark train`
             counts them itself. Reading through memory with a model of 0 is warned of once.
+        reading: how the model reads unless a cache says otherwise, the fields of `ReadingSettings`. `selection`
+            "per_head" looks ahead within a chunk: its queries share what any of them asked for, so that predictions
+            before the end of a chunk depend on later tokens of it; a perplexity read so is not one of predictions.
 
     Converting twice changes the settings named and nothing else, and takes an attention implementation back that was
     set in between. Raises ValueError, naming the reason, for models that cannot work (no rotary positions, latent
@@ -153,17 +145,10 @@ def convert(
     if not attached:
         check_parts(model)
     rows = len(base.get_input_embeddings().weight)  # adapters around embeddings have no num_embeddings
-    given = {
-        "block_size": block_size,
-        "landmark_id": landmark_id,
-        "retrieve": retrieve,
-        "selection": selection,
-        "local_blocks": local_blocks,
-        "positions": positions,
-        "trained_tokens": trained_tokens,
-    }
-    settings = _settings(config, rows, {name: value for name, value in given.items() if value is not None})
-    chunk_positions(settings, config)
+    given = {"block_size": block_size, "landmark_id": landmark_id, "trained_tokens": trained_tokens}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = _settings(config, rows, given).changed(**reading)
+    chunk_tokens(settings, config)  # ValueError for settings that leave no room for one
     if attached:
         model.set_attn_implementation(attention.NAME)
     else:
@@ -173,13 +158,13 @@ def convert(
     return model
 
 
-def _settings(config: PretrainedConfig, rows: int, given: dict[str, Any]) -> Settings:
+def _settings(config: PretrainedConfig, rows: int, given: dict[str, int]) -> LandmarkSettings:
     """What is `given` over what the model has, or over the defaults where it has nothing yet."""
     if getattr(config, "landmark", None) is None:
         _check_row(given.get("landmark_id", 0), rows - 1)
-        defaults: dict[str, Any] = {"block_size": DEFAULT_BLOCK_SIZE, "landmark_id": rows, "trained_tokens": 0}
-        return Settings(**defaults | given)
-    stored = Settings.of(config)
+        defaults = LandmarkSettings(DEFAULT_BLOCK_SIZE, landmark_id=rows, trained_tokens=0)
+        return replace(defaults, **given)
+    stored = landmark_settings(config)
     if given.get("landmark_id", stored.landmark_id) != stored.landmark_id:
         raise ValueError(
             f"landmark_id is {given['landmark_id']}, and this model's landmark is row {stored.landmark_id}: convert a"
@@ -260,7 +245,7 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
     if "attn_implementation" in options:
         raise ValueError(f"the attention of a converted model is {attention.NAME!r}: leave attn_implementation out")
     config = options.get("config") or read_config(path, **{n: options[n] for n in _HUB if n in options})
-    Settings.of(text_config(config))
+    landmark_settings(config)
     options = {"dtype": torch.float32, "vocab_size": saved_rows(text_config(config))} | options
     if "config" in options:  # which takes no changes by name
         options["config"] = deepcopy(config)

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedModel
 
 from landmark.hf.compat import config_fields
-from landmark.hf.config import Settings, text_config
+from landmark.hf.config import landmark_settings, text_config
 
 
 def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     Raises ValueError for a model whose weights have no data (meta device, or offloaded).
     """
     config = text_config(model.config)
-    settings = Settings.of(config)
+    settings = landmark_settings(config)
     state: dict[str, Any] = model.state_dict(keep_vars=True)
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     adapters = Adapters(model)
@@ -38,7 +38,7 @@ def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
         "number type": str(model.dtype).removeprefix("torch."),
         "block_size": settings.block_size,
         "landmark_id": settings.landmark_id,
-        "landmark positions": settings.positions,
+        "landmark positions": settings.reading.positions,
         "adapters": adapters.fingerprint(adapted),
         "weights": hashlib.sha256(lines.encode()).hexdigest(),
         "config": config_fields(config),
@@ -239,7 +239,7 @@ def is_sampled(fingerprint: Mapping[str, Any]) -> bool:
 def sampled_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     """The sampled fingerprint of a model: about 1,024 numbers of each weight, and three fields of the config."""
     config = text_config(model.config)
-    settings = Settings.of(config)
+    settings = landmark_settings(config)
     positions = {
         name: getattr(config, name, None) for name in ("rope_parameters", "max_position_embeddings", "sliding_window")
     }
@@ -249,7 +249,7 @@ def sampled_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
         "positions": json.dumps(positions, sort_keys=True, default=str),
         "block_size": settings.block_size,
         "landmark_id": settings.landmark_id,
-        "landmark positions": settings.positions,
+        "landmark positions": settings.reading.positions,
         "weights": _weights(model),
     }
 

@@ -15,7 +15,7 @@ from landmark.hf.cache import LandmarkCache
 from landmark.hf.calls import Reader, SegmentCall, StreamCall, WholeCall, documents_of_stream, jumping_positions
 from landmark.hf.chunks import Chunk, ChunkCall, cut_chunks
 from landmark.hf.compat import cache_kwargs
-from landmark.hf.config import Settings, layer_kinds, text_config, trained_positions
+from landmark.hf.config import landmark_settings, layer_kinds, text_config, trained_positions
 from landmark.hf.inputs import Inputs
 from landmark.hf.model import check_tokens, warn_untrained
 from landmark.hf.rope import Rope, identity, rotation
@@ -55,7 +55,7 @@ def base_pre_hook(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
 
 def _forward(base: nn.Module, call: StreamCall, tokens: Tensor, cache: LandmarkCache | None) -> dict[str, Any]:
     """Keyword arguments for the base model's own forward over `tokens [B, S]` and their landmarks."""
-    landmark = torch.tensor(Settings.of(text_config(base.config)).landmark_id, device=tokens.device)  # type: ignore[arg-type]
+    landmark = torch.tensor(landmark_settings(base.config).landmark_id, device=tokens.device)  # type: ignore[arg-type]
     # Native sliding layers rotate by the stream position; all others ignore it.
     positions = call.start + torch.arange(call.stream.width, device=tokens.device)[None].expand(len(tokens), -1)
     if tokens.dim() == 3:
@@ -94,7 +94,7 @@ def _cache_of(base: nn.Module, past: Any, use_cache: bool) -> LandmarkCache | No
 def _read_whole(base: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """The arguments of a forward without a cache, over the whole input at once."""
     config = text_config(base.config)  # type: ignore[arg-type]
-    settings, tokens, training = Settings.of(config), inputs.tokens, dict(inputs.training)
+    settings, tokens, training = landmark_settings(config), inputs.tokens, dict(inputs.training)
     phase = training.get("phase", 0)
     check_phase(phase, settings.block_size)
     phases = torch.full((len(tokens),), phase, device=tokens.device)

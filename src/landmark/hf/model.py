@@ -20,8 +20,9 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from landmark.hf.attention import NAME
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import UnsupportedRelease, cache_argument, rename_cache_argument, require
-from landmark.hf.config import Settings, text_config
+from landmark.hf.config import landmark_settings, text_config
 from landmark.hf.refusals import check_rows_can_be_added
+from landmark.settings import LandmarkSettings
 
 _CACHE_IMPLEMENTATION = "cache_implementation"
 
@@ -74,7 +75,7 @@ class LandmarkMixin:
         if new_num_tokens is None and pad_to_multiple_of is None:
             return resize()
         config = text_config(model.config)
-        settings, ordinary = Settings.of(config), config.vocab_size
+        settings, ordinary = landmark_settings(config), config.vocab_size
         wanted = ordinary if new_num_tokens is None else new_num_tokens
         _check_resizable(model, settings, wanted)
         if not behind_vocabulary(config):
@@ -231,7 +232,7 @@ def saved_rows(config: PretrainedConfig) -> int:
     return config.landmark.get("rows", max(config.vocab_size, config.landmark["landmark_id"] + 1))
 
 
-def store_settings(model: PreTrainedModel, settings: Settings) -> None:
+def store_settings(model: PreTrainedModel, settings: LandmarkSettings) -> None:
     """Stores settings and the number of ordinary tokens in the config, and keeps the landmark out of the logits."""
     base: Any = model.base_model
     config, rows = text_config(model.config), len(base.get_input_embeddings().weight)
@@ -368,7 +369,7 @@ def _rows_of_tokens(model: PreTrainedModel) -> list[Tensor]:
     return found if getattr(parts[1], "bias", None) is None else [*found, parts[1].bias]
 
 
-def _check_resizable(model: PreTrainedModel, settings: Settings, wanted: Any) -> None:
+def _check_resizable(model: PreTrainedModel, settings: LandmarkSettings, wanted: Any) -> None:
     config = text_config(model.config)
     if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
         raise ValueError(f"new_num_tokens is {wanted!r}: give the number of ordinary tokens, 1 or more")

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from landmark.data.encoder import TextEncoder
-from landmark.hf.config import Settings, text_config
+from landmark.hf.config import landmark_settings
 from landmark.hf.loading import read_tokenizer
 from landmark.hf.model import ordinary_tokens
 
@@ -33,7 +33,7 @@ def load_tokenizer(path: str | PathLike[str], model: PreTrainedModel) -> PreTrai
         raise ValueError(f"no tokenizer at {path}: save the model's tokenizer there ({error})") from error
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer at {path} has no character offsets: a tokenizer.json is needed")
-    landmark = Settings.of(text_config(model.config)).landmark_id
+    landmark = landmark_settings(model.config).landmark_id
     ordinary = ordinary_tokens(model)
     reserved = landmark in tokenizer.all_special_ids
     if len(tokenizer) > (max(ordinary, landmark + 1) if reserved else ordinary):

@@ -13,7 +13,7 @@ from landmark.memory.selection import Retrieval, Retrievals, missed
 from landmark.ops.retrieved import Pages, join_retrieved
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
-from landmark.settings import Positions, Selection
+from landmark.settings import ReadingSettings
 from landmark.store.base import BlockStore, Traffic
 from landmark.store.block_buffer import kept_of
 
@@ -40,24 +40,20 @@ class BlockMemory:
         rows: int,
         *,
         block_size: int,
-        max_blocks: int | None,
-        miss_threshold: float,
-        positions: Positions,
+        settings: ReadingSettings,
         index: Index,
         store: BlockStore,
     ) -> None:
         self.counts = [0] * rows  # blocks that ever came
         self.retrievals = Retrievals()
         self._stride = block_size + 1
-        self._max_blocks = max_blocks
-        self._miss_threshold = miss_threshold
-        self._positions = positions
+        self._settings = settings
         self._index = index
         self._store = store
 
     def kept(self, count: int) -> int:
         """Blocks still here of `count` that came."""
-        return kept_of(count, self._max_blocks)
+        return kept_of(count, self._settings.max_blocks)
 
     def append(self, row: int, keys: Tensor, values: Tensor, rotation: Rotation) -> None:
         """Adds whole blocks `[Hkv, m * stride, D]` of one row, keys before rotary; they are kept rotated by offset."""
@@ -65,7 +61,7 @@ class BlockMemory:
         offsets = torch.arange(self._stride, device=keys.device)
         landmarks = blocks[:, :, -1].to(working_dtype(keys))
         places = offsets[-1:]
-        if self._positions == "true":
+        if self._settings.positions == "true":
             numbers = self.counts[row] + torch.arange(blocks.shape[1], device=keys.device)
             places = (numbers + 1) * self._stride - 1
         # First where it may fail, for a disk may be full: what the index finds is there.
@@ -76,7 +72,6 @@ class BlockMemory:
     def attend(
         self,
         past: Past,
-        selection: Selection,
         rotation: Rotation,
         scoring: Scoring,
         query: Tensor,
@@ -86,12 +81,12 @@ class BlockMemory:
         retrieval = Retrieval(self._index, past, rotation, scoring)
         real = real_tokens(past.valid, past.width, past.device)
         wide = query.to(working_dtype(query))
-        choice = retrieval.choose(wide, selection, real)
+        choice = retrieval.choose(wide, self._settings.selection, real)
         blocks, distance = choice.blocks.expand(*query.shape[:3], -1), choice.distance
         asked = query.shape[1] * past.asking
         self.retrievals += Retrievals(asked)
-        if self._miss_threshold:
-            miss = missed(retrieval, wide, choice, local[1], self._miss_threshold) | ~real[:, None]
+        if self._settings.miss_threshold:
+            miss = missed(retrieval, wide, choice, local[1], self._settings.miss_threshold) | ~real[:, None]
             opening = int((~miss).sum())
             self.retrievals += Retrievals(skipped=asked - opening)
             blocks, distance = blocks.masked_fill(miss[..., None], -1), distance.expand_as(blocks)

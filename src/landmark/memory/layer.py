@@ -12,7 +12,7 @@ from landmark.memory.storage import ProcessStorage, Storage
 from landmark.memory.window import LocalWindow, WindowState, attend_locally
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
-from landmark.settings import Positions, Selection, check_max_blocks, check_miss_threshold, check_rules
+from landmark.settings import ReadingSettings, check_block_size
 from landmark.store.base import Traffic
 
 _PLAIN = Scoring()
@@ -21,48 +21,29 @@ _PLAIN = Scoring()
 class LayerMemory:
     """Attention of one layer that reads any length in chunks (Mohtashami & Jaggi 2023, section 3.2).
 
-    The `local_blocks` newest complete blocks and the tail are ordinary context. Older blocks, the newest `max_blocks`,
-    lie in memory; each query opens the best `retrieve` by `selection`, or none if those would get less than
-    `miss_threshold` of its attention together (appendix D). `positions` "stingy" moves opened blocks close to the
-    query, "true" leaves them where they stood. `tied_landmarks` promises that all landmark keys are equal before
-    rotary, as in a model's first layer. `storage` makes index and store of the blocks; None keeps all on the device.
+    The newest complete blocks, `settings.local_blocks` of them, and the tail are ordinary context. Older blocks lie in
+    memory, where each query opens the best through their landmarks; `settings` says how, see `ReadingSettings`
+    (`chunk_size` is the caller's to keep). `tied_landmarks` promises that all landmark keys are equal before rotary, as
+    in a model's first layer. `storage` makes index and store of the blocks; None keeps all on the device.
 
-    Raises ValueError for settings that mean nothing.
+    Raises ValueError for a `block_size` that is none.
     """
 
     def __init__(
         self,
-        *,
         block_size: int,
-        retrieve: int,
-        selection: Selection = "per_token_and_head",
-        local_blocks: int,
-        max_blocks: int | None = None,
-        miss_threshold: float = 0.0,
-        positions: Positions = "stingy",
+        settings: ReadingSettings,
+        *,
         tied_landmarks: bool = False,
         storage: Storage | None = None,
     ) -> None:
-        check_rules(
-            block_size=block_size,
-            retrieve=retrieve,
-            selection=selection,
-            local_blocks=local_blocks,
-            positions=positions,
-        )
-        check_max_blocks(max_blocks)
-        check_miss_threshold(miss_threshold)
+        check_block_size(block_size)
         self.block_size = block_size
         self.stride = block_size + 1
-        self.retrieve = retrieve
-        self.selection: Selection = selection
-        self.local_blocks = local_blocks
-        self.max_blocks = max_blocks
-        self.miss_threshold = miss_threshold
-        self.positions: Positions = positions
+        self.settings = settings
         self.last: Opened | None = None
         # Absolute positions turn equal keys into different ones.
-        self._tied = tied_landmarks and positions == "stingy"
+        self._tied = tied_landmarks and settings.positions == "stingy"
         self._storage = ProcessStorage() if storage is None else storage
         self._window: LocalWindow | None = None
         self._blocks: BlockMemory | None = None
@@ -121,7 +102,7 @@ class LayerMemory:
         self.last = None
         if self._blocks is not None and any(self._blocks.counts):
             past = self._past(self._blocks, query, valid)
-            out, self.last = self._blocks.attend(past, self.selection, rotation, scoring, query, (out, lse))
+            out, self.last = self._blocks.attend(past, rotation, scoring, query, (out, lse))
         self._keep(valid)
         return out
 
@@ -135,9 +116,10 @@ class LayerMemory:
             window = self._settled(key.shape[0], rotation)
             reach = key.shape[2] if rotation.reach is None else rotation.reach - max(window.lengths)
             if reach < 1:
+                most = (self.settings.local_blocks + 1) * self.stride
                 raise ValueError(
-                    f"the rotation table ends at position {rotation.reach} and the local window may take "
-                    f"{(self.local_blocks + 1) * self.stride}: use a longer table, or lower local_blocks or block_size"
+                    f"the rotation table ends at position {rotation.reach} and the local window may take {most}: use a"
+                    " longer table, or lower local_blocks or block_size"
                 )
             valid = [min(key.shape[2], reach)] * key.shape[0]
             window.write(key[:, :, : valid[0]], value[:, :, : valid[0]], valid, rotation)
@@ -214,11 +196,12 @@ class LayerMemory:
             )
 
     def _arithmetic(self, longest: int) -> str:
-        if self.positions == "true" and self.retrieve:
+        if self.settings.positions == "true" and self.settings.retrieve:
             return "with positions='true' it must hold the whole text; use positions='stingy' or a longer table"
+        k, local = self.settings.retrieve, self.settings.local_blocks
         return (
             f"(retrieve + 1 + local_blocks) * stride + tail + chunk = "
-            f"({self.retrieve} + 1 + {self.local_blocks}) * {self.stride} + tail + {longest} must fit; "
+            f"({k} + 1 + {local}) * {self.stride} + tail + {longest} must fit; "
             "cut shorter chunks, or lower retrieve, local_blocks or block_size"
         )
 
@@ -226,12 +209,12 @@ class LayerMemory:
         """Rotary position of the next query in each row."""
         if self._window is None:
             return [0] * rows
-        if self.positions == "true" and self.retrieve:
+        if self.settings.positions == "true" and self.settings.retrieve:
             return self._seen
         starts = []
         for row, (leaving, length) in enumerate(zip(self._leaving, self._window.lengths, strict=True)):
             blocks = self._blocks
-            k = 0 if blocks is None else min(self.retrieve, blocks.kept(blocks.counts[row] + leaving))
+            k = 0 if blocks is None else min(self.settings.retrieve, blocks.kept(blocks.counts[row] + leaving))
             starts.append((k + 1) * self.stride * (k > 0) + length - leaving * self.stride)
         return starts
 
@@ -239,20 +222,18 @@ class LayerMemory:
     def _leaving(self) -> list[int]:
         """Complete blocks of each row's window that are more than `local_blocks`."""
         assert self._window is not None
-        return [max(0, length // self.stride - self.local_blocks) for length in self._window.lengths]
+        return [max(0, length // self.stride - self.settings.local_blocks) for length in self._window.lengths]
 
     def _start(self, rows: int, device: torch.device) -> None:
         self._window = LocalWindow(rows)
         self._seen = [0] * rows
-        if self.retrieve:
-            index = self._storage.index(rows, self.max_blocks, constant_keys=self._tied, device=device)
-            store = self._storage.store(rows, self.max_blocks, device=device)
+        if self.settings.retrieve:
+            index = self._storage.index(rows, self.settings.max_blocks, constant_keys=self._tied, device=device)
+            store = self._storage.store(rows, self.settings.max_blocks, device=device)
             self._blocks = BlockMemory(
                 rows,
                 block_size=self.block_size,
-                max_blocks=self.max_blocks,
-                miss_threshold=self.miss_threshold,
-                positions=self.positions,
+                settings=self.settings,
                 index=index,
                 store=store,
             )
@@ -261,8 +242,8 @@ class LayerMemory:
         return past_of(
             counts=tuple(blocks.counts),
             kept=tuple(blocks.kept(count) for count in blocks.counts),
-            retrieve=self.retrieve,
-            stingy=self.positions == "stingy",
+            retrieve=self.settings.retrieve,
+            stingy=self.settings.positions == "stingy",
             stride=self.stride,
             starts=tuple(self._starts(len(valid))),
             valid=tuple(valid),

@@ -14,7 +14,8 @@ from landmark.ops.attention import complete_first_block, landmark_attention
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
-from landmark.stream import check_block_size, check_phase
+from landmark.settings import check_block_size
+from landmark.stream import check_phase
 
 
 class Distractors:

@@ -9,7 +9,7 @@ from landmark.hf.calls import Reader
 from landmark.ops.attention import landmark_attention
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
-from landmark.stream import check_block_size
+from landmark.settings import check_block_size
 
 
 class CarriedKeys:

@@ -16,7 +16,8 @@ from landmark.ops.retrieved import merge
 from landmark.ops.retrieved.trainable import trainable_blocks
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
-from landmark.stream import check_block_size, check_phase
+from landmark.settings import check_block_size
+from landmark.stream import check_phase
 
 
 class RetrievedLandmarks(Reader):

@@ -21,11 +21,12 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from landmark.data.hub import check_reachable
 from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import convert, loading
-from landmark.hf.config import DEFAULT_BLOCK_SIZE, layer_kinds, text_config
+from landmark.hf.config import layer_kinds, text_config
 from landmark.hf.loading import gguf_model, is_gguf
 from landmark.hf.model import ordinary_tokens
 from landmark.readers.memorizing import add_memory_gates, load_with_gates
 from landmark.readers.recurrent import Recurrent
+from landmark.settings import DEFAULT_BLOCK_SIZE
 from landmark.training.plan import Plan
 
 # Weights in 4 bits through bitsandbytes: whether it can work here, and what it is asked for.

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from landmark.hf.config import Settings, text_config
+from landmark.hf.config import landmark_settings
 from landmark.hf.sequence_parallel import WindowSlice
 from landmark.readers.memorizing import load_with_gates
 from landmark.training.plan import Plan
@@ -115,7 +115,7 @@ class SlicedTrainer(ShardedTrainer):
 
     def own_tokens(self, tokens: int, phase: int) -> range:
         """Those of the slice."""
-        block_size = Settings.of(text_config(self.model_config)).block_size
+        block_size = landmark_settings(self.model_config).block_size
         return self.window_slice.tokens(tokens, block_size, phase)
 
     def compute_loss(

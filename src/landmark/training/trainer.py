@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 
 from landmark.data.recall import ANSWER, COPY, HIDDEN, REPLY, TEXT
-from landmark.hf.config import Settings, text_config
+from landmark.hf.config import landmark_settings, text_config
 from landmark.readers.distractors import DistractedLandmarks, Distractors
 from landmark.readers.memorizing import Memorizing
 from landmark.readers.recurrent import Recurrent, RecurrentLandmarks
@@ -200,7 +200,7 @@ def attending(
     if stage.attention == "knn":
         layer = text_config(config).landmark_memory_layer
         return {"landmark_reader": Memorizing(segment, stage.retrieve, layer)}
-    block_size = Settings.of(text_config(config)).block_size
+    block_size = landmark_settings(config).block_size
     if stage.attention == "landmark_distractors":
         kept = distractors.setdefault(stage.distractors, Distractors(stage.distractors))
         asking = answers.roll(-1, dims=1) if stage.distract_answers else None
