@@ -40,7 +40,7 @@ def test_ask_names_where_it_looked(context, files, capsys):
     told = ask(context, capsys, "--sources", "3")
     assert told["new_tokens"] == 7
     assert told["tokens_read"] > 100
-    assert told["traffic"]["wanted"] > 0
+    assert told["traffic"]["requested"] > 0
     assert len(told["sources"]) == 3
     for source in told["sources"]:
         assert source["document"] == files[0]
