@@ -1,5 +1,6 @@
 import pytest
 import torch
+from index_cases import recall_of
 
 from landmark.index import codes_numba, hierarchical
 from landmark.index import exact as exact_module
@@ -16,15 +17,14 @@ def alike(count: int, dim: int = 64, dtype: torch.dtype = torch.float32) -> torc
     return torch.randn(2, count, dim, dtype=dtype) * scale @ turn + torch.randn(2, 1, dim, dtype=dtype)
 
 
-def both(keys: torch.Tensor, query: torch.Tensor, k: int, **options) -> tuple[torch.Tensor, HierarchicalIndex]:
+def both(keys: torch.Tensor, query: torch.Tensor, k: int, **options) -> tuple[float, HierarchicalIndex]:
     """The share of the exact best that the hierarchical index finds, and that index."""
     exact, index = ExactIndex(1), HierarchicalIndex(1, **options)
     for one in (exact, index):
         one.append(0, keys)
     wanted, found = (one.search(query, k, [keys.shape[1]]) for one in (exact, index))
-    shared = (wanted[1][..., None] == found[1][..., None, :]).any(-1)
     torch.testing.assert_close(found[0][..., 0], wanted[0].amax(-1))
-    return shared.double().mean(), index
+    return recall_of(found[1], wanted[1]), index
 
 
 def queries(count: int, **options) -> torch.Tensor:
@@ -95,9 +95,7 @@ def both_shares(keys: torch.Tensor, query: torch.Tensor, recall: float) -> tuple
         one.append(0, keys)
     wanted, found = (one.search(query, 2, [keys.shape[1]])[1] for one in (exact, index))
     assert index.keys_scored is not None
-    return (wanted[..., None] == found[..., None, :]).any(
-        -1
-    ).double().mean().item(), index.keys_scored.double().mean().item()
+    return recall_of(found, wanted), index.keys_scored.double().mean().item()
 
 
 @pytest.mark.parametrize("form", ["bfloat16", "int8"])

@@ -73,19 +73,19 @@ def standard_deviations(keys: Tensor, centroids: Tensor) -> Tensor:
 # Inverted lists
 
 
-class EncodedBlocks(NamedTuple):
+class _EncodedBlocks(NamedTuple):
     """Codes of blocks, one after the other."""
 
     numbers: Array  # [n]
     codes: Array  # [n,CODES]
     residual_norms: Array  # [n]
 
-    def and_then(self, more: "EncodedBlocks") -> "EncodedBlocks":
+    def and_then(self, more: "_EncodedBlocks") -> "_EncodedBlocks":
         """These blocks, followed by `more`."""
-        return EncodedBlocks._make(map(np.concatenate, zip(self, more, strict=True)))
+        return _EncodedBlocks._make(map(np.concatenate, zip(self, more, strict=True)))
 
 
-def build_lists(list_of: Array, blocks: EncodedBlocks, lists: int, newest: int) -> InvertedLists:
+def _build_lists(list_of: Array, blocks: _EncodedBlocks, lists: int, newest: int) -> InvertedLists:
     """Inverted lists of `blocks`, each in its list `list_of [n]`, with room for `newest` blocks in one more list."""
     order = np.argsort(list_of, kind="stable")
     sizes = np.bincount(list_of, minlength=lists)
@@ -99,28 +99,28 @@ def build_lists(list_of: Array, blocks: EncodedBlocks, lists: int, newest: int) 
     )
     own = list_of[order]
     lanes = starts[own] * LANES + np.arange(len(own)) - (np.cumsum(sizes) - sizes)[own]
-    _write(inverted, lanes, EncodedBlocks(*(x[order] for x in blocks)))
+    _write(inverted, lanes, _EncodedBlocks(*(x[order] for x in blocks)))
     return inverted
 
 
-def add_newest(lists: InvertedLists, blocks: EncodedBlocks, listed: int) -> None:
+def _add_newest(lists: InvertedLists, blocks: _EncodedBlocks, listed: int) -> None:
     """Adds blocks to the list of the newest, of which block number `listed` is the first."""
     starts = lists.starts
     _write(lists, starts[-2] * LANES + blocks.numbers - listed, blocks)
     starts[-1] = starts[-2] + -(-(blocks.numbers[-1] + 1 - listed) // LANES)
 
 
-def listed_blocks(lists: InvertedLists, oldest: int) -> tuple[Array, EncodedBlocks]:
+def _listed_blocks(lists: InvertedLists, oldest: int) -> tuple[Array, _EncodedBlocks]:
     """The blocks in `lists` from number `oldest` on, and the list of each; the newest are in the last list."""
     starts = lists.starts
     kept = lists.numbers[: starts[-1]].reshape(-1) >= oldest
     list_of = np.repeat(np.arange(len(starts) - 1), np.diff(starts) * LANES)[kept]
     codes = lists.codes[: starts[-1]].swapaxes(1, 2).reshape(-1, CODES)
     numbers, residual_norms = (x[: starts[-1]].reshape(-1)[kept] for x in (lists.numbers, lists.residual_norms))
-    return list_of, EncodedBlocks(numbers, codes[kept], residual_norms)
+    return list_of, _EncodedBlocks(numbers, codes[kept], residual_norms)
 
 
-def _write(lists: InvertedLists, lanes: Array, blocks: EncodedBlocks) -> None:
+def _write(lists: InvertedLists, lanes: Array, blocks: _EncodedBlocks) -> None:
     """Writes blocks to `lanes [n]`, counted through all tiles."""
     at = lanes // LANES, lanes % LANES
     lists.numbers[at], lists.residual_norms[at] = blocks.numbers, blocks.residual_norms
@@ -131,7 +131,7 @@ def _write(lists: InvertedLists, lanes: Array, blocks: EncodedBlocks) -> None:
 
 
 @dataclass(frozen=True)
-class HeadKeys:
+class _HeadKeys:
     """The keys of one row and head of a `KeyBuffer`."""
 
     buffer: KeyBuffer
@@ -167,7 +167,7 @@ class _Layout(NamedTuple):
     end: int  # blocks before it are in lists at all
 
 
-class HeadIVF:
+class _HeadIVF:
     """IVF index of one row and head, for a recall.
 
     Half of what may be missed may be in lists that are not probed, the other half may have a score above a tightened
@@ -187,7 +187,7 @@ class HeadIVF:
         self._layout = layout
 
     @classmethod
-    def build(cls, keys: HeadKeys, query: Tensor, recall: float) -> "HeadIVF":
+    def build(cls, keys: _HeadKeys, query: Tensor, recall: float) -> "_HeadIVF":
         """Lists of all `keys`, with a quantizer for codes that is fitted to queries like `query [R,D]`."""
         oldest, kept = keys.oldest, keys.count - keys.oldest
         lists = min(kept, _LISTS_PER_ROOT * math.isqrt(kept))
@@ -196,16 +196,16 @@ class HeadIVF:
         centroids = kmeans(sample, lists)
         deviations = _DEVIATIONS * standard_deviations(sample, centroids)
         quantizer = fit_quantizer(sample.double().numpy(), query.double().numpy())
-        nothing = EncodedBlocks(
+        nothing = _EncodedBlocks(
             np.empty(0, np.int32), np.empty((0, CODES), np.int8), np.empty(0, centroids.numpy().dtype)
         )
-        layout = _Layout(build_lists(np.empty(0, np.int64), nothing, lists, _NEWEST), oldest, oldest)
+        layout = _Layout(_build_lists(np.empty(0, np.int64), nothing, lists, _NEWEST), oldest, oldest)
         index = cls(recall, keys.count, torch.cat((centroids, deviations[:, None]), 1), quantizer, layout)
         index._lay_out(keys, index._encode(keys, oldest))
         return index
 
     @classmethod
-    def resume(cls, recall: float, tensors: Mapping[str, Tensor]) -> "HeadIVF":
+    def resume(cls, recall: float, tensors: Mapping[str, Tensor]) -> "_HeadIVF":
         """Restores the state that `tensors` gave."""
         built, listed, end = tensors["counts"].tolist()
         layout = _Layout(from_tensors(InvertedLists, tensors), listed, end)
@@ -221,7 +221,7 @@ class HeadIVF:
             "counts": torch.tensor([self.built, listed, end]),
         }
 
-    def update(self, keys: HeadKeys) -> None:
+    def update(self, keys: _HeadKeys) -> None:
         """Adds the blocks appended since the last update."""
         layout = self._layout
         if keys.count == layout.end:
@@ -230,12 +230,12 @@ class HeadIVF:
         if keys.count - layout.listed > _NEWEST:
             self._lay_out(keys, new)
         else:
-            add_newest(layout.lists, new, layout.listed)
+            _add_newest(layout.lists, new, layout.listed)
             self._layout = layout._replace(end=keys.count)
 
     def search(
         self,
-        keys: HeadKeys,
+        keys: _HeadKeys,
         calibration: Calibration,
         query: Tensor,
         end: int,
@@ -274,7 +274,7 @@ class HeadIVF:
         """Estimate of the best score of each query in each list, `[R,lists]`."""
         return torch.cat((query, torch.linalg.vector_norm(query, dim=1, keepdim=True)), 1) @ self._coarse_quantizer.T
 
-    def _needed(self, keys: HeadKeys, query: Tensor, end: int, k: int) -> tuple[list[float], list[float]]:
+    def _needed(self, keys: _HeadKeys, query: Tensor, end: int, k: int) -> tuple[list[float], list[float]]:
         """What finding the best blocks of `query [R,D]` takes: the ranks of their lists, and cosines of residuals."""
         best = query.new_full((len(query), k), -torch.inf)
         found = torch.full(best.shape, -1)
@@ -293,7 +293,7 @@ class HeadIVF:
         return ranks.tolist(), cosines.tolist()
 
     def _probe(
-        self, keys: HeadKeys, end: int, nprobe: int, cosine: float, query: Tensor, best: Tensor, found: Tensor,
+        self, keys: _HeadKeys, end: int, nprobe: int, cosine: float, query: Tensor, best: Tensor, found: Tensor,
         scored: Tensor,
     ) -> None:  # fmt: skip
         """Fills `best`, `found` and `scored` from the newest blocks and the `nprobe` best lists of each query."""
@@ -308,7 +308,7 @@ class HeadIVF:
         )  # fmt: skip
         in_parts(lambda start, stop: probe_lists(*inputs, cosine, start, stop), len(query), size=nprobe * LANES)
 
-    def _encode(self, keys: HeadKeys, start: int) -> EncodedBlocks:
+    def _encode(self, keys: _HeadKeys, start: int) -> _EncodedBlocks:
         """Codes of the blocks from number `start` on."""
         numbers = np.arange(start, keys.count, dtype=np.int32)
         codes = np.empty((len(numbers), CODES, 1), np.int8)
@@ -319,18 +319,18 @@ class HeadIVF:
             own = keys.at(torch.from_numpy(numbers[some]).long()).numpy()
             count = len(own)
             encode(own, None, mean, key_basis, steps, codes[some], residual_norms[some], max_norms, count, 0, count)
-        return EncodedBlocks(numbers, codes[..., 0], residual_norms[..., 0])
+        return _EncodedBlocks(numbers, codes[..., 0], residual_norms[..., 0])
 
-    def _lay_out(self, keys: HeadKeys, new: EncodedBlocks) -> None:
+    def _lay_out(self, keys: _HeadKeys, new: _EncodedBlocks) -> None:
         """Puts all blocks, `new` ones and the newest included, into the lists of their nearest centroids."""
         lists = len(self._centroids)
-        list_of, blocks = listed_blocks(self._layout.lists, keys.oldest)
+        list_of, blocks = _listed_blocks(self._layout.lists, keys.oldest)
         list_of, blocks = np.append(list_of, np.full(len(new.numbers), lists)), blocks.and_then(new)
         newest = list_of == lists
         parts = torch.from_numpy(blocks.numbers[newest]).long().split(_ENCODE_BATCH)
         nearest = [nearest_centroids(keys.at(some).to(self._centroids.dtype), self._centroids) for some in parts]
         list_of[newest] = torch.cat(nearest).numpy()
-        self._layout = _Layout(build_lists(list_of, blocks, lists, _NEWEST), keys.count, keys.count)
+        self._layout = _Layout(_build_lists(list_of, blocks, lists, _NEWEST), keys.count, keys.count)
 
 
 def _kth_highest(values: Array, k: int) -> Array:
@@ -347,7 +347,7 @@ class IVF:
 
     def __init__(self, rows: int, recall: float) -> None:
         self._recall = recall
-        self._heads: list[list[HeadIVF]] = [[] for _ in range(rows)]
+        self._heads: list[list[_HeadIVF]] = [[] for _ in range(rows)]
         self._calibrations: list[list[Calibration]] = [[] for _ in range(rows)]
 
     def search(self, keys: KeyBuffer, query: Tensor, k: int, upto: list[int]) -> tuple[Array, Array, Array]:
@@ -362,7 +362,7 @@ class IVF:
                 some = slice(head * group, (head + 1) * group)
                 # The heads of a group lie side by side, so that these are views to write to.
                 queries, *out = (x[row, some].flatten(0, 1) for x in (query, best, found, scored))
-                index.search(HeadKeys(keys, row, head), self._calibration(row, head), queries, end, *out)
+                index.search(_HeadKeys(keys, row, head), self._calibration(row, head), queries, end, *out)
         return best.numpy(), found.numpy(), scored.numpy()
 
     def reorder(self, rows: list[int]) -> None:
@@ -398,7 +398,7 @@ class IVF:
             row, head, own = name.split(".")
             heads.setdefault((int(row), int(head)), {})[own] = tensor
         for row, head in sorted(heads):
-            self._heads[row].append(HeadIVF.resume(self._recall, heads[row, head]))
+            self._heads[row].append(_HeadIVF.resume(self._recall, heads[row, head]))
             self._calibrations[row].append(Calibration.resume(heads[row, head]))
 
     @property
@@ -406,16 +406,16 @@ class IVF:
         """Bytes of the indexes of all heads."""
         return sum(index.nbytes for heads in self._heads for index in heads)
 
-    def _up_to_date(self, keys: KeyBuffer, row: int, query: Tensor) -> list[HeadIVF]:
+    def _up_to_date(self, keys: KeyBuffer, row: int, query: Tensor) -> list[_HeadIVF]:
         """The indexes of a row with all blocks; those that are due are built anew, for queries like `query [H,T,D]`."""
         count, heads = keys.blocks.counts[row], self._heads[row]
         if count and (not heads or count >= _REBUILD_GROWTH * heads[0].built):
             groups = query.chunk(keys.arrays()[0].shape[1])
             heads = [
-                HeadIVF.build(HeadKeys(keys, row, head), own.flatten(0, 1), self._recall)
+                _HeadIVF.build(_HeadKeys(keys, row, head), own.flatten(0, 1), self._recall)
                 for head, own in enumerate(groups)
             ]
             self._heads[row] = heads
         for head, index in enumerate(heads):
-            index.update(HeadKeys(keys, row, head))
+            index.update(_HeadKeys(keys, row, head))
         return heads
