@@ -28,6 +28,7 @@ from landmark.assets import model_path
 from landmark.contexts.context import Context
 from landmark.data.recall import passkey_question, passkey_statement, random_key
 from landmark.data.text import read_text
+from landmark.hf.reader import decode_greedily
 from landmark.hf.tokenizer import encode, load_tokenizer
 from landmark.index.options import IndexOptions
 from landmark.index.topk import top_newest
@@ -246,8 +247,7 @@ def decode(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict
             with torch.no_grad():
                 logits = model(input_ids=ids, past_key_values=cache).logits
                 before, start = cache.traffic, time.perf_counter()
-                for _ in range(DECODED):
-                    logits = model(input_ids=logits[:, -1:].argmax(-1), past_key_values=cache).logits
+                decode_greedily(model, logits[:, -1:].argmax(-1), DECODED, past_key_values=cache)
                 seconds = time.perf_counter() - start
             moved = cache.traffic
             stores = [m._blocks._store for m in cache.memories if isinstance(m, LayerMemory)]

@@ -14,6 +14,7 @@ from landmark.evaluation.reading import Reading
 from reproduce.runs.segments import SegmentReading
 from reproduce.runs.setup import Setup
 from landmark.hf.compat import rename_cache_argument
+from landmark.hf.reader import chunks, decode_greedily
 from landmark.hf.tokenizer import encode
 from landmark.readers.recurrent import Recurrent
 from reproduce.trainings.small import WINDOW
@@ -97,13 +98,8 @@ def ask(model: Any, tokenizer: Any, prompt: passkey.Prompt, reading: Reading | S
 
 def continuation(model: Any, ids: Tensor, reading: Reading | SegmentReading, count: int) -> list[int]:
     """The `count` most likely tokens behind `ids [N]`, one after the other."""
-    ids, options = ids.to(model.device), reading.start(model.config)
-    chunk, base = reading.chunk_size, rename_cache_argument(model.base_model, options)
-    for start in range(0, len(ids) - 1, chunk):
-        model.base_model(input_ids=ids[None, start : min(start + chunk, len(ids) - 1)], **base)
-    found = []
-    token = ids[-1:]
-    for _ in range(count):
-        token = model(input_ids=token[None], **rename_cache_argument(model, options)).logits[0, -1:].argmax(-1)
-        found.append(int(token))
-    return found
+    ids, options = ids.to(model.device)[None], reading.start(model.config)
+    base = rename_cache_argument(model.base_model, options)
+    for chunk in chunks(ids[:, :-1], reading.chunk_size):
+        model.base_model(input_ids=chunk, **base)
+    return decode_greedily(model, ids[:, -1:], count, **rename_cache_argument(model, options))[0].tolist()

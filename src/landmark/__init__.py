@@ -1,45 +1,107 @@
 """Landmark attention for rotary Hugging Face decoders (Mohtashami & Jaggi 2023, arXiv 2305.16300).
 
-The public names below are imported when they are first used, so that ``import landmark`` takes milliseconds
-and a command line can answer ``--help`` without loading torch.
+Everything public is exported here; no other module is part of the API. Names are imported on first use, so that `import
+landmark` takes milliseconds and a command line answers `--help` without loading torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from landmark.contexts.context import Context
-    from landmark.hf import LandmarkCache, convert, from_pretrained, load_adapter, read
+    from landmark.assets import adapter_path, book_path, model_path
+    from landmark.contexts.context import Answer, Context
+    from landmark.contexts.disk import Damage
+    from landmark.contexts.documents import Source
+    from landmark.contexts.segments import Document
+    from landmark.data.recall import RecallTask
+    from landmark.hf.cache import LandmarkCache
+    from landmark.hf.convert import convert, from_pretrained
+    from landmark.hf.reader import read
+    from landmark.hf.sequence_parallel import WindowSlice
+    from landmark.hf.serialization import load_adapter
+    from landmark.hf.trace import Span, Trace
+    from landmark.index.options import IndexOptions
+    from landmark.memory.selection import Retrievals
     from landmark.ops.attention import landmark_attention
+    from landmark.settings import LandmarkSettings, ReadingSettings
+    from landmark.store.base import Traffic
+    from landmark.training.options import TrainOptions
+    from landmark.training.plan import Plan
+    from landmark.training.recipe import Recipe
+    from landmark.training.run import train
+    from landmark.training.stages import Stage
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "Context",
+    "Damage",
+    "Document",
+    "IndexOptions",
     "LandmarkCache",
+    "LandmarkSettings",
+    "Plan",
+    "ReadingSettings",
+    "RecallTask",
+    "Recipe",
+    "Retrievals",
+    "Source",
+    "Span",
+    "Stage",
+    "Trace",
+    "Traffic",
+    "TrainOptions",
+    "WindowSlice",
     "__version__",
+    "adapter_path",
+    "book_path",
     "convert",
     "from_pretrained",
     "landmark_attention",
     "load_adapter",
+    "model_path",
     "read",
+    "train",
 ]
 
-_HOME = {
+# The module of each public name, in which it is looked up on first use.
+_MODULES = {
+    "Answer": "landmark.contexts.context",
     "Context": "landmark.contexts.context",
-    "LandmarkCache": "landmark.hf",
-    "convert": "landmark.hf",
-    "from_pretrained": "landmark.hf",
+    "Damage": "landmark.contexts.disk",
+    "Document": "landmark.contexts.segments",
+    "IndexOptions": "landmark.index.options",
+    "LandmarkCache": "landmark.hf.cache",
+    "LandmarkSettings": "landmark.settings",
+    "Plan": "landmark.training.plan",
+    "ReadingSettings": "landmark.settings",
+    "RecallTask": "landmark.data.recall",
+    "Recipe": "landmark.training.recipe",
+    "Retrievals": "landmark.memory.selection",
+    "Source": "landmark.contexts.documents",
+    "Span": "landmark.hf.trace",
+    "Stage": "landmark.training.stages",
+    "Trace": "landmark.hf.trace",
+    "TrainOptions": "landmark.training.options",
+    "Traffic": "landmark.store.base",
+    "WindowSlice": "landmark.hf.sequence_parallel",
+    "adapter_path": "landmark.assets",
+    "book_path": "landmark.assets",
+    "convert": "landmark.hf.convert",
+    "from_pretrained": "landmark.hf.convert",
     "landmark_attention": "landmark.ops.attention",
-    "load_adapter": "landmark.hf",
-    "read": "landmark.hf",
+    "load_adapter": "landmark.hf.serialization",
+    "model_path": "landmark.assets",
+    "read": "landmark.hf.reader",
+    "train": "landmark.training.run",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'landmark' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value  # the next access does not come here
     return value
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from landmark.evaluation.reading import Reading, local_like
 from landmark.hf.compat import rename_cache_argument
+from landmark.hf.reader import chunks
 from landmark.memory import Retrievals
 from landmark.settings import ReadingChanges, ReadingSettings
 
@@ -149,10 +150,10 @@ def token_nll(
     nll = torch.full(ids.shape, math.nan, dtype=torch.float64)
     length = ids.shape[1]
     options = rename_cache_argument(model, reading.start(model.config) if options is None else options)
-    chunk = reading.chunk_size or length
-    for start in range(0, length, chunk):
-        stop = min(start + chunk, length)
-        logits = model(input_ids=ids[:, start:stop].to(model.device), **options).logits
+    stop = 0
+    for chunk in chunks(ids, reading.chunk_size or length):
+        start, stop = stop, stop + chunk.shape[1]
+        logits = model(input_ids=chunk.to(model.device), **options).logits
         # The last token of the text predicts nothing that could be checked.
         targets = ids[:, start + 1 : stop + 1].to(logits.device)
         logits = logits[:, : targets.shape[1]].float()

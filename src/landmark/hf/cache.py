@@ -147,6 +147,7 @@ class LandmarkCache(Cache):
 
     @property
     def memories(self) -> list[LayerMemory | SlidingWindow]:
+        """The memory, or native sliding window, of each layer."""
         return [layer.memory for layer in self.layers]  # type: ignore[union-attr]
 
     @property

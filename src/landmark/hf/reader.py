@@ -48,13 +48,26 @@ def read(
             f"chunk_size is {chunk_size}: this cache takes 1 to {cache.chunk_tokens} ordinary tokens; give longer ones"
             " to LandmarkCache(chunk_size=...), which checks whether they fit the trained range"
         )
-    while ids.shape[1]:
-        fits = min(longest, cache.next_chunk)
-        piece, ids = ids[:, :fits], ids[:, fits:]
-        model.base_model(input_ids=piece.to(model.device), **cache_kwargs(model.base_model, cache))
+    for chunk in chunks(ids, lambda: min(longest, cache.next_chunk)):
+        model.base_model(input_ids=chunk.to(model.device), **cache_kwargs(model.base_model, cache))
         if progress is not None:
-            progress(piece.shape[1])
+            progress(chunk.shape[1])
     return cache
+
+
+def chunks(ids: Tensor, size: int | Callable[[], int]) -> Iterator[Tensor]:
+    """Cuts `ids [B, N]` into consecutive chunks of `size` tokens, the last one shorter.
+
+    A function is called for the size of each chunk when the one before has been read. Raises ValueError for sizes below
+    1.
+    """
+    start = 0
+    while start < ids.shape[1]:
+        stop = start + (size if isinstance(size, int) else size())
+        if stop <= start:
+            raise ValueError(f"a chunk has {stop - start} tokens: give 1 or more")
+        yield ids[:, start:stop]
+        start = stop
 
 
 # Decoding: `generate()` with the caller's settings alone, whatever the model has stored.
@@ -100,6 +113,18 @@ def answer(
             ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer, **reading
         )
     return out[0, len(input_ids) :].tolist()
+
+
+def decode_greedily(model: PreTrainedModel, token: Tensor, count: int, **options: Any) -> Tensor:
+    """Greedy decoding, one forward for each token: the `count` most likely tokens after `token [B, 1]`, `[B, count]`.
+
+    `options` are passed to every forward: a cache, or a reader, that has read all tokens before `token`.
+    """
+    decoded = []
+    for _ in range(count):
+        token = model(input_ids=token, **options).logits[:, -1:].argmax(-1)
+        decoded.append(token)
+    return torch.cat(decoded, 1)
 
 
 @contextmanager

@@ -157,6 +157,7 @@ class Traffic:
 
     @property
     def cache_hits(self) -> int:
+        """Requested pieces that were in the upper tier."""
         return self.requested - self.cache_misses
 
     def __add__(self, other: "Traffic") -> "Traffic":

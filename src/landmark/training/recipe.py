@@ -47,6 +47,7 @@ class Recipe:
         return sum(stage.steps for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
+        """The recipe as a JSON-serializable dictionary."""
         return asdict(self)
 
 
