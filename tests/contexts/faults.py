@@ -158,7 +158,7 @@ class Session:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._sure: dict[str, int] = {}  # the commit of each context that was said to be done
+        self._sure: dict[str, int] = {}  # the last commit of each context that returned
         self._given_up: set[str] = set()  # contexts that are being deleted
 
     def run(self) -> None:
@@ -222,7 +222,7 @@ def refuse_a_call(root: Path, at: int, number: int) -> None:
     """Lets call `at` of a session in `root` raise an OSError; checks what it left, goes on to the end, checks again."""
     root.mkdir()
     faulty, session = FaultyDisk(root), Session(root)
-    # Where cleaning up after an earlier error is what is refused, nobody hears of it, and nobody needs to.
+    # An error while cleaning up after an earlier error is not raised.
     with faulty.failing(at, OSError(number, "refused")), suppress(OSError):
         session.run()
     session.check()

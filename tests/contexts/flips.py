@@ -25,7 +25,7 @@ REGIONS = (
 
 
 def committed_byte(snapshot: Snapshot, region: str, draw: random.Random) -> tuple[Path, int]:
-    """A random committed byte of a region: its file and its place there."""
+    """A random committed byte of a region: its file and its offset there."""
     if region == "manifest checksum":
         return snapshot.path / MANIFEST, draw.randrange(22)
     if region == "manifest":
@@ -47,15 +47,15 @@ def committed_byte(snapshot: Snapshot, region: str, draw: random.Random) -> tupl
 
 
 @contextmanager
-def flipped(file: Path, place: int, bit: int) -> Iterator[None]:
+def flipped(file: Path, offset: int, bit: int) -> Iterator[None]:
     """One bit of a file is the other way round."""
     data = bytearray(file.read_bytes())
-    data[place] ^= 1 << bit
+    data[offset] ^= 1 << bit
     file.write_bytes(data)
     try:
         yield
     finally:
-        data[place] ^= 1 << bit
+        data[offset] ^= 1 << bit
         file.write_bytes(data)
 
 

@@ -19,8 +19,8 @@ from landmark.contexts.writer import create, open_writer
 _COMMITS = 30  # then the context is deleted, and another one is made in its place
 
 
-def write_for_ever(root: Path, tell: Callable[[int], object]) -> None:
-    """Makes, grows and forks the context `root/trunk`, round after round; tells the number of every commit."""
+def write_for_ever(root: Path, report: Callable[[int], object]) -> None:
+    """Makes, grows and forks the context `root/trunk`, round after round; reports the number of every commit."""
     trunk, branch = root / "trunk", root / "branch"
     while True:
         if not has_manifest(trunk):
@@ -28,15 +28,15 @@ def write_for_ever(root: Path, tell: Callable[[int], object]) -> None:
                 delete(trunk)
             create(trunk, HEADER, LAYOUT).close()
         with open_writer(trunk) as writer:
-            tell(writer.manifest.generation)
+            report(writer.manifest.generation)
             while writer.manifest.generation < _COMMITS:
                 _grow(writer)
-                tell(writer.manifest.generation)
+                report(writer.manifest.generation)
                 if writer.manifest.generation % 7 == 0:
                     if branch.exists():
                         delete(branch)
                     fork(trunk, branch)
-        tell(0)
+        report(0)
         delete(trunk)
 
 
@@ -66,7 +66,7 @@ def check_all(root: Path, sure: int) -> int:
 
 
 def start(write: Callable[[Callable[[int], object]], None]) -> tuple[int, int]:
-    """A process that runs `write(tell)`; its id, and the pipe from which what it told can be read, a byte each."""
+    """A process that runs `write(report)`; its id, and the pipe with the numbers that it reports, a byte each."""
     source, sink = os.pipe()
     process = os.fork()
     if not process:
@@ -79,29 +79,29 @@ def start(write: Callable[[Callable[[int], object]], None]) -> tuple[int, int]:
 
 
 def stop(process: int, source: int) -> bytes:
-    """Kills the process; all that it told."""
+    """Kills the process; the numbers that it reported."""
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
-    with os.fdopen(source, "rb") as told:
-        return told.read()
+    with os.fdopen(source, "rb") as reported:
+        return reported.read()
 
 
 def kill_once(root: Path, seconds: float) -> tuple[int, int]:
     """Kills a writer after some time, checks what it left and goes on; how many commits were done, and the last."""
     with short_segments(5):
-        process, source = start(lambda tell: write_for_ever(root, tell))
+        process, source = start(lambda report: write_for_ever(root, report))
         time.sleep(seconds)
-        told = stop(process, source)
-        last = check_all(root, told[-1] if told else 0)
+        reported = stop(process, source)
+        last = check_all(root, reported[-1] if reported else 0)
         one_commit_more(root)
         check_all(root, 0)
-    return sum(after == before + 1 for before, after in pairwise(told)), last
+    return sum(after == before + 1 for before, after in pairwise(reported)), last
 
 
 def read_meanwhile(root: Path, seconds: float) -> tuple[int, int]:
     """Opens and checks snapshots while another process writes; how many, and of how many commits."""
     with short_segments(5):
-        process, source = start(lambda tell: _grow_for_ever(root, tell))
+        process, source = start(lambda report: _grow_for_ever(root, report))
         os.read(source, 1)
         seen, until = [], time.monotonic() + seconds
         try:
@@ -110,19 +110,19 @@ def read_meanwhile(root: Path, seconds: float) -> tuple[int, int]:
                 check(snapshot, content("trunk", snapshot.manifest.generation))
                 seen.append(snapshot.manifest.generation)
         finally:
-            told = stop(process, source)
+            reported = stop(process, source)
         assert seen == sorted(seen), "a later snapshot was an earlier commit"
-        check_all(root, told[-1] if told else 0)
+        check_all(root, reported[-1] if reported else 0)
     return len(seen), len(set(seen))
 
 
-def _grow_for_ever(root: Path, tell: Callable[[int], object]) -> None:
+def _grow_for_ever(root: Path, report: Callable[[int], object]) -> None:
     create(root / "trunk", HEADER, LAYOUT).close()
     with open_writer(root / "trunk") as writer:
         while True:
-            if writer.manifest.generation < 250:  # what is told is a byte
+            if writer.manifest.generation < 250:  # a byte each
                 _grow(writer)
-            tell(writer.manifest.generation)
+            report(writer.manifest.generation)
 
 
 def _grow(writer) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from landmark.contexts import writer
-from landmark.contexts.manifest import Extent, Layout, extended, publish, read_manifest, segment_file
+from landmark.contexts.manifest import Committed, Layout, extended, publish, read_manifest, segment_file
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.writer import Writer
 from landmark.store.base import BlockShape
@@ -49,8 +49,8 @@ def document(seed: int) -> tuple[str, str, list[int], list[tuple[int, int]]]:
     """Name, text, ids and offsets of a document; some are empty, some not ASCII."""
     length = seed % 4
     text = "".join(f"Grüße {seed} \N{SNOWMAN}\n" for _ in range(length))
-    ids = [(seed * 31 + place) % 2**32 for place in range(length)]
-    return f"document {seed}\n", text, ids, [(place, place + 2) for place in range(length)]
+    ids = [(seed * 31 + index) % 2**32 for index in range(length)]
+    return f"document {seed}\n", text, ids, [(start, start + 2) for start in range(length)]
 
 
 def add(writer: Writer, before: Content, documents: tuple[int, ...], blocks: tuple[int, ...]) -> Content:
@@ -93,11 +93,11 @@ def check(snapshot: Snapshot, content: Content) -> None:
 def _check_documents(snapshot: Snapshot, content: Content) -> None:
     documents, tokens = snapshot.documents(), snapshot.tokens()
     assert len(documents) == len(content.documents)
-    assert len(tokens) == sum(told.tokens for told in documents)
-    for told, seed in zip(documents, content.documents, strict=True):
+    assert len(tokens) == sum(document.tokens for document in documents)
+    for held, seed in zip(documents, content.documents, strict=True):
         name, text, ids, offsets = document(seed)
-        assert (told.name, snapshot.text(told)) == (name, text)
-        rows = tokens[told.first_token : told.first_token + told.tokens]
+        assert (held.name, snapshot.text(held)) == (name, text)
+        rows = tokens[held.first_token : held.first_token + held.tokens]
         assert rows.tolist() == [[i, *offset] for i, offset in zip(ids, offsets, strict=True)]
 
 
@@ -141,7 +141,7 @@ def as_version_1(path: Path) -> None:
     data = b"".join(json.dumps({k: v for k, v in line.items() if k != "sha256"}).encode() + b"\n" for line in lines)
     file.write_bytes(data)
     segment_file(path, 1, "parts").unlink()
-    entry = replace(entry, documents=extended(Extent(), data), parts=None)
+    entry = replace(entry, documents=extended(Committed(), data), parts=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("landmark.contexts.manifest.VERSION", 1)
         publish(path, replace(manifest, segments=(entry,)))

@@ -197,15 +197,15 @@ def test_a_text_is_data_and_a_prompt_goes_on_behind_it(tmp_path, model, monkeypa
     tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
     plain = encode(tokenizer, "ked at it").ids.tolist()
     tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
-    said = []
+    prompts = []
     monkeypatch.setattr(
-        "landmark.contexts.context.answer", lambda model, ids, *_, **__: said.extend(ids.tolist()) or [5]
+        "landmark.contexts.context.answer", lambda model, ids, *_, **__: prompts.extend(ids.tolist()) or [5]
     )
     with Context.create(tmp_path / "context", model, tokenizer) as context:
         context.append(f"he wrote {tokenizer.eos_token} and loo", "letter")
         assert tokenizer.eos_token_id not in context._documents.slice(0, context.tokens)[:, 0]
         context.generate("ked at it")
-    assert said == plain, "no space in front"
+    assert prompts == plain, "no space in front"
 
 
 def test_nothing_is_added_if_one_document_is_empty(path, model):
@@ -303,7 +303,7 @@ def test_another_model_block_size_or_tokenizer_is_refused_with_the_difference(pa
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda context: context.append(NOTE), "open for reading"),
         (lambda context: context.fork().append(" "), "is empty"),
@@ -317,9 +317,9 @@ def test_another_model_block_size_or_tokenizer_is_refused_with_the_difference(pa
         (lambda context: Context.create(context.path.parent / "x", context.model, retrieve=-1), "retrieve is -1"),
     ],
 )
-def test_mistakes_harm_nothing(path, model, call, said):
+def test_mistakes_harm_nothing(path, model, call, message):
     context = Context.open(path, model)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         call(context)
     assert torch.equal(logits(Context.open(path, model)), in_memory(model, BOOK))
 

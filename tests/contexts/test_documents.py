@@ -18,8 +18,8 @@ WORD = "Grüße aus Köln \N{SNOWMAN} "
 
 def tokens_of(text):
     """Three characters a token, and none in front of a snowman: uint32 [n,3]."""
-    places = [(start, min(start + 3, len(text))) for start in range(0, len(text), 3) if text[start] != "\N{SNOWMAN}"]
-    return np.array([(start % 50, start, stop) for start, stop in places], np.uint32).reshape(-1, 3)
+    spans = [(start, min(start + 3, len(text))) for start in range(0, len(text), 3) if text[start] != "\N{SNOWMAN}"]
+    return np.array([(start % 50, start, stop) for start, stop in spans], np.uint32).reshape(-1, 3)
 
 
 def library_of(path, texts, in_memory=0):
@@ -48,7 +48,7 @@ def expected(texts, start, stop):
     return found
 
 
-def told(sources):
+def fields(sources):
     return [(s.document, s.start, s.stop, s.first, s.last, s.text) for s in sources]
 
 
@@ -65,7 +65,7 @@ def test_sources_of_any_tokens(tmp_path, monkeypatch, part_tokens, version):
     for start in range(library.tokens):
         for length in (1, 2, 5, 30):
             spans = [Span(0, start, start + length, 0.5)]
-            assert told(library.sources(spans, 1)) == expected(texts, start, start + length)
+            assert fields(library.sources(spans, 1)) == expected(texts, start, start + length)
             pieces = [tokens_of(text) for text in texts]
             assert np.array_equal(library.slice(start, start + length), np.concatenate(pieces)[start : start + length])
     behind = [Span(9, library.tokens, library.tokens + 5, 0.9)]

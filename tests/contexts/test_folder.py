@@ -105,9 +105,9 @@ def test_find_and_info(path, tmp_path):
     assert find(tmp_path) == [tmp_path / "another", path]
     with pytest.raises(ValueError, match="is not a folder"):
         find(tmp_path / "file")
-    told = info(path)
+    found = info(path)
     files = [file for file in path.rglob("*") if file.is_file() and file.name not in ("manifest.json", "lock")]
-    assert told["bytes"] == sum(file.stat().st_size for file in files)
-    assert (told["header"], told["documents"], told["blocks"], told["tokens"]) == (HEADER, 2, 2, 3)
-    assert told["shared_bytes"] == 0
+    assert found["bytes"] == sum(file.stat().st_size for file in files)
+    assert (found["header"], found["documents"], found["blocks"], found["tokens"]) == (HEADER, 2, 2, 3)
+    assert found["shared_bytes"] == 0
     assert info(tmp_path / "another")["shared_bytes"] > 0

@@ -94,8 +94,8 @@ class Contexts(RuleBasedStateMachine):
         for name, content in self.held.items():
             check(open_reader(self.root / name), content)
             assert verify(self.root / name) == []
-            told = info(self.root / name)
-            assert (told["documents"], told["blocks"]) == (len(content.documents), len(content.blocks))
+            found = info(self.root / name)
+            assert (found["documents"], found["blocks"]) == (len(content.documents), len(content.blocks))
 
     @invariant()
     def writers_show_what_is_committed(self):

@@ -1,4 +1,4 @@
-"""A damaged byte is found and named, and reading says so where it meets one."""
+"""Every damaged byte is found and named by `verify`, and raises Damage when it is read."""
 
 import random
 
@@ -20,7 +20,7 @@ def path(tmp_path_factory):
         for generation in range(5):
             now, then = content("one", generation), content("one", generation + 1)
             commit(writer, add(writer, now, then.documents[len(now.documents) :], then.blocks[len(now.blocks) :]))
-        add(writer, then, (99,), (99,))  # not committed: nobody looks there
+        add(writer, then, (99,), (99,))  # not committed: not read
     return path
 
 
@@ -28,8 +28,8 @@ def path(tmp_path_factory):
 def test_every_flipped_bit_is_named(path, region):
     draw, snapshot = random.Random(region), open_reader(path)
     for _ in range(20):
-        file, place = committed_byte(snapshot, region, draw)
-        with flipped(file, place, draw.randrange(8)):
+        file, offset = committed_byte(snapshot, region, draw)
+        with flipped(file, offset, draw.randrange(8)):
             damages = verify(path)
             assert [damage.file for damage in damages] == [file]
             if region == "blocks":
@@ -118,9 +118,9 @@ def test_what_is_no_context_cannot_be_verified(tmp_path):
 def test_what_sources_are_made_of_is_checked(path, region):
     draw, snapshot = random.Random(region), open_reader(path)
     for _ in range(20):
-        file, place = committed_byte(snapshot, region, draw)
+        file, offset = committed_byte(snapshot, region, draw)
         segment = snapshot.segments[int(file.stem) - 1]
-        with flipped(file, place, draw.randrange(8)), pytest.raises(Damage, match=file.name):
+        with flipped(file, offset, draw.randrange(8)), pytest.raises(Damage, match=file.name):
             every_quote(segment)
     every_quote(segment)
 

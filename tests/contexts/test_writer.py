@@ -16,7 +16,7 @@ from landmark.contexts.verify import verify
 from landmark.contexts.writer import create, open_writer
 
 
-def test_a_second_writer_is_told_of_the_first(path):
+def test_a_second_writer_is_refused(path):
     with open_writer(path), pytest.raises(ValueError, match=rf"written by another writer \(process {os.getpid()}\)"):
         open_writer(path)
     open_writer(path).close()
@@ -199,13 +199,13 @@ def test_documents_of_version_1_have_no_sha256(path):
     with open_writer(path) as writer:
         writer.add_document("new", "text", [1], [(0, 4)])
         commit(writer, HELD)
-    told = open_reader(path).documents()
-    assert told[-1].sha256 == hashlib.sha256(b"text").hexdigest()
+    documents = open_reader(path).documents()
+    assert documents[-1].sha256 == hashlib.sha256(b"text").hexdigest()
     as_version_1(path)
     assert [document.sha256 for document in open_reader(path).documents()] == [None] * 3
     with open_writer(path) as writer:
         writer.add_document("newer", "text", [1], [(0, 4)])
         commit(writer, HELD)
-    assert [document.sha256 for document in open_reader(path).documents()][2:] == [None, told[-1].sha256]
+    assert [document.sha256 for document in open_reader(path).documents()][2:] == [None, documents[-1].sha256]
     assert json.loads((path / "manifest.json").read_bytes())["version"] == 2
     assert verify(path) == []

@@ -23,7 +23,7 @@ from landmark.settings import LandmarkSettings, ReadingChanges
 from landmark.store.base import BlockShape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_HOST_BUDGET = "256MB"
 
@@ -31,7 +31,7 @@ DEFAULT_HOST_BUDGET = "256MB"
 def tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
     """The tokenizer saved beside a model; ValueError if the model has no name_or_path."""
     if not model.name_or_path:
-        raise ValueError("the model does not say which folder it was loaded from: pass its tokenizer")
+        raise ValueError("the model has no name_or_path, the folder it was loaded from: pass its tokenizer")
     return load_tokenizer(model.name_or_path, model)
 
 
@@ -62,9 +62,9 @@ def _fingerprint_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str,
 
 
 def layout(model: "PreTrainedModel") -> Layout:
-    """Shapes of the blocks and landmark keys of every landmark layer, as a forward of one token shows them.
+    """Shapes of the blocks and landmark keys of every landmark layer, taken from a forward of one token.
 
-    Raises ValueError if the model keeps no blocks at all.
+    Raises ValueError if the model keeps no blocks.
     """
     token = int(landmark_settings(model.config).landmark_id == 0)  # any but the landmark
     cache = read(model, [token], LandmarkCache(model.config))
@@ -88,7 +88,7 @@ def cache_of(
     device_budget: int | str | None = None,
     **reading: Unpack[ReadingChanges],
 ) -> LandmarkCache:
-    """A cache that goes on where the context ends; settings that are given override those with which it was read."""
+    """A cache that continues the context; settings that are given replace those with which it was read."""
     options = IndexOptions(index) if isinstance(index, str) else index
     config = text_config(model.config)
     settings = _settings(snapshot.header, config, reading)
@@ -112,14 +112,14 @@ def cache_of(
 def check_memory(
     header: dict[str, Any],
     layout: Layout,
-    config: Any,
+    config: "PretrainedConfig",
     *,
     index: IndexKind | IndexOptions = "auto",
     host_budget: int | str | None = None,
     device_budget: int | str | None = None,
     **reading: Unpack[ReadingChanges],
 ) -> None:
-    """Raises ValueError, without a model, for budgets that mean nothing or are too small, as the first block would.
+    """Raises ValueError for bad budgets, or ones too small for a query, before a model is loaded.
 
     `header` and `layout` are those of the context, `config` that of the model.
     """
@@ -129,8 +129,8 @@ def check_memory(
         budgets.check(shape)
 
 
-def _settings(header: dict[str, Any], config: Any, reading: ReadingChanges) -> LandmarkSettings:
-    """How the context is read: as it was, but for what is given. Raises ValueError for what a context cannot change."""
+def _settings(header: dict[str, Any], config: "PretrainedConfig", reading: ReadingChanges) -> LandmarkSettings:
+    """The settings with which the context was read, changed by `reading`; ValueError for what cannot change."""
     kept = LandmarkSettings.from_dict(header["settings"]).reading
     changed = kept.changed(**reading)
     if changed.positions != kept.positions:
@@ -143,7 +143,10 @@ def _settings(header: dict[str, Any], config: Any, reading: ReadingChanges) -> L
 
 
 def _budgets(
-    config: Any, settings: LandmarkSettings, host_budget: int | str | None, device_budget: int | str | None
+    config: "PretrainedConfig",
+    settings: LandmarkSettings,
+    host_budget: int | str | None,
+    device_budget: int | str | None,
 ) -> Budgets:
     host_budget = DEFAULT_HOST_BUDGET if host_budget is None else host_budget
     return layer_budgets(settings, config, host_budget, device_budget)
@@ -157,7 +160,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def tokenized(tokenizer: "PreTrainedTokenizerBase", text: str, *, first: bool) -> np.ndarray:
     """Tokens of a document, uint32 [n,3]: ids, and the first and last character of each.
 
-    The `first` document of a context begins with what the tokenizer puts in front of every text.
+    The `first` document of a context begins with the tokenizer's own start tokens (BOS).
     """
     starts = bos_tokens(tokenizer).ids.numpy() if first else np.empty(0, np.int64)
     found = [np.column_stack((starts, np.zeros((len(starts), 2))))]

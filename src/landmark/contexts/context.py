@@ -1,4 +1,4 @@
-"""`Context`: texts that a model has read, kept on disk, reopened in a moment and asked again and again."""
+"""`Context`: documents that a model has read and the KV cache of them, kept on disk for any number of questions."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COMMIT_SECONDS = 30.0
-_CHUNKS = 8  # read between two looks at the clock
+_CHUNKS = 8  # prefilled between two looks at the clock
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said, as text and as tokens.
+    """Generated text and token ids.
 
-    `sources` are the pieces of documents that were opened for it, most read first, `traffic` what was read for it.
+    `sources` are the passages that were retrieved for it, by falling weight; `traffic` counts blocks and bytes read.
     """
 
     text: str
@@ -45,11 +45,11 @@ class Answer:
 
 
 class Context:
-    """Texts that a model has read. Made by `create`, `open` and `fork`; use it in a `with` statement, or `close` it.
+    """Documents and the KV cache of a model that has read them, on disk. Made by `create`, `open` and `fork`.
 
-    On disk a context is a folder. One process may write to it while others read; what was committed survives any
-    crash (docs/reliability.md). Keys and values stay on disk, and those of few blocks in memory; landmark keys are
-    loaded.
+    A context is a folder. One process may write to it while others read; what was committed survives any crash
+    (docs/reliability.md). Landmark keys are loaded; keys and values stay on disk, and a budget of blocks is cached in
+    memory. Use it in a `with` statement, or `close` it.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class Context:
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         **options: Unpack[CacheOptions],
     ) -> "Context":
-        """A new, empty context in the folder `path`, open for writing.
+        """Makes an empty context in the folder `path`, open for writing.
 
         `model` is a converted model, `tokenizer` its own (by default the one saved beside it). `options`: see `open`.
         Raises ValueError if `path` exists, or for settings under which nothing would be kept.
         """
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
-        LandmarkCache(model.config, **options)  # tells of settings that mean nothing before anything is made
+        LandmarkCache(model.config, **options)  # rejects bad settings before anything is made
         header, layout = compatibility.header(model, tokenizer), compatibility.layout(model)
         compatibility.check_memory(header, layout, model.config, **options)
         writer = create(Path(path), header, layout)
@@ -101,11 +101,11 @@ class Context:
         write: bool = False,
         **options: Unpack[CacheOptions],
     ) -> "Context":
-        """The context in the folder `path`, as it was committed last; `write` lets it grow.
+        """Opens the context in the folder `path` at its newest commit; with `write` it can grow.
 
-        `options` are keywords of `LandmarkCache`: `host_budget` and `device_budget` bound the blocks kept in memory
-        ("256MB"; host_budget is 256 MB by default), `index` says how landmarks are searched, `retrieve` and `selection`
-        which blocks are opened (by default as when it was read).
+        `options` are keywords of `LandmarkCache`: `host_budget` and `device_budget` bound the bytes of blocks in memory
+        ("256MB"; host_budget is 256 MB by default), `index` is the search of landmark keys, `retrieve`, `selection` and
+        `local_blocks` decide which blocks are read (by default as when the documents were).
 
         Raises ValueError if this is no context, if another process writes to it, if it was read by another model,
         other adapters or scaling of them, another tokenizer or block size (naming the difference), or if it is damaged.
@@ -128,7 +128,7 @@ class Context:
         cache = compatibility.cache_of(snapshot, model, **options)
         return cls(model, tokenizer, DocumentStore(snapshot, writer), cache, options, growing=writer is not None)
 
-    # What is in it.
+    # Contents.
 
     @property
     def path(self) -> Path:
@@ -137,47 +137,47 @@ class Context:
 
     @property
     def header(self) -> dict[str, Any]:
-        """What it remembers of the model that read it."""
+        """Settings and fingerprint of the model that read it, as JSON values."""
         return self._documents.snapshot.header
 
     @property
     def blocks(self) -> int:
-        """Blocks that were committed."""
+        """Number of committed blocks."""
         return self._documents.snapshot.blocks
 
     @property
     def documents(self) -> list[Document]:
-        """Names and sizes of the documents, in the order in which they came."""
+        """Names and sizes of the documents, in the order in which they were added."""
         return self._documents.documents
 
     @property
     def tokens(self) -> int:
-        """Tokens of all documents; `tokens_read` of them have been read by the model."""
+        """Number of tokens of all documents; the model has read the first `tokens_read` of them."""
         return self._documents.tokens
 
     @property
     def tokens_read(self) -> int:
-        """Tokens that the model has read."""
+        """Number of tokens that the model has read."""
         read_so_far = self.cache.tokens_read()
         return read_so_far[0] if read_so_far else 0
 
     def text(self, document: Document) -> str:
-        """The text of one of the documents."""
+        """The text of a document."""
         return self._documents.text(document)
 
     # Growing.
 
-    def append(self, text: str, name: str = "text", *, progress: Callable[[int], Any] | None = None) -> None:
-        """Adds one document and reads it; `progress` is called with numbers of tokens.
+    def append(self, text: str, name: str = "text", *, progress: Callable[[int], object] | None = None) -> None:
+        """Adds a document and prefills it; `progress` is called with the number of tokens of each chunk.
 
-        What was read is committed every half minute: after a crash `read` goes on from there. Raises ValueError for an
-        empty text, or a context that is not open for writing.
+        Commits every half minute: after a crash `read` goes on from there. Raises ValueError for an empty text, or a
+        context that is not open for writing.
         """
         self.add([(name, text)])
         self.read(progress=progress)
 
     def missing(self, documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Those of the documents, pairs of a name and a text, that are not in it, each once.
+        """Those of `documents`, pairs of a name and a text, that the context lacks, each once.
 
         Documents are the same if their names and their texts are, by SHA-256. Raises ValueError for another text under
         a name that is in it, and for two texts under one name.
@@ -185,16 +185,16 @@ class Context:
         return self._documents.missing(documents)
 
     def name_for(self, name: str, text: str) -> str:
-        """A name for a text that has none: `name`, `name 2`, `name 3` and so on, the first that no document has.
+        """A free name for a text without one: the first of `name`, `name 2`, `name 3` ... that no document has.
 
-        A text that is in it under one of these names keeps that.
+        A text that the context holds under one of these names keeps it.
         """
         return self._documents.name_for(name, text)
 
     def add(self, documents: Iterable[tuple[str, str]]) -> None:
-        """Adds documents, pairs of a name and a text, in one commit, to be read by `read`.
+        """Adds documents, pairs of a name and a text, in one commit; `read` prefills them.
 
-        A document that is given twice is added once. Raises ValueError where `append` does, and for two texts under one
+        A document that is given twice is added once. Raises ValueError as `append` does, and for two texts under one
         name, before anything is added.
         """
         self._check_growing()
@@ -208,8 +208,8 @@ class Context:
         if documents:
             self._commit()
 
-    def read(self, *, progress: Callable[[int], Any] | None = None) -> None:
-        """Reads all documents that were not read yet, and commits; goes on where an earlier call was interrupted."""
+    def read(self, *, progress: Callable[[int], object] | None = None) -> None:
+        """Prefills all documents that were not read yet, and commits; continues after an interrupted call."""
         self._check_growing()
         if self.tokens_read == self.tokens:
             return
@@ -237,7 +237,7 @@ class Context:
             raise ValueError(f"{self.path}: reading was interrupted; open it again, it is as it was committed last")
 
     def _check_model(self) -> None:
-        """Raises ValueError if the model changed since it was last compared: trained on, or other adapters in use."""
+        """Raises ValueError if the model changed since its last check: weights trained, or adapters switched."""
         if (mark := model_mark(self.model)) != self._mark:
             compatibility.check_header(self._documents.snapshot, self.model, self.tokenizer)
             self._mark = mark
@@ -257,32 +257,32 @@ class Context:
         max_new_tokens: int = 100,
         temperature: float = 0.0,
         sources: int = 5,
-        write: Callable[[str], Any] | None = None,
+        write: Callable[[str], object] | None = None,
     ) -> Answer:
-        """Continues `prompt`, word for word, as if it stood behind all that was read; the context does not change.
+        """Decodes a continuation of `prompt`, literally, after all documents; the context does not change.
 
-        The most likely tokens, or samples at a `temperature` above 0; `write` gets the text word by word. The answer
-        lists the `sources` blocks that the prompt and the answer opened most. Raises ValueError for an empty prompt, a
-        negative temperature, less than one token to generate, and a model that is not as it was when it was opened.
+        Greedy, or sampled at a `temperature` above 0; `write` gets the text word by word. The answer lists passages of
+        the `sources` blocks with the highest weight. Raises ValueError for an empty prompt, a negative temperature,
+        less than one token to generate, and a model that changed since it was opened.
         """
         self._check_whole()
         self._check_model()
         ids = encode(self.tokenizer, prompt, continues=self.tokens > 0).ids
         if not len(ids):
-            raise ValueError("the prompt is empty: say what is to be continued")
+            raise ValueError("the prompt is empty: give the text to continue")
         branch = self.cache.fork()
         branch.start_trace()
         streamer = None if write is None else TextTo(self.tokenizer, write)
         new = answer(self.model, ids, branch, max_new_tokens=max_new_tokens, temperature=temperature, streamer=streamer)
-        said: Any = self.tokenizer.decode(new, skip_special_tokens=True)
-        return Answer(said, new, self._documents.sources(branch.trace().spans(), sources), branch.traffic)
+        text: Any = self.tokenizer.decode(new, skip_special_tokens=True)
+        return Answer(text, new, self._documents.sources(branch.trace().spans(), sources), branch.traffic)
 
     def fork(self, path: str | PathLike[str] | None = None) -> "Context":
-        """A branch that goes on by itself and shares what was read so far: many users, one book.
+        """A copy that shares what was read so far and grows on its own: many users, one book.
 
-        With a `path`, a context on disk of its own, made of hard links to the segments, open for writing; only what
-        was committed goes into it. Without, a branch in memory that can grow and be asked, gone with the process.
-        Raises ValueError if `path` exists, or lies on another file system, where nothing can be shared.
+        With a `path`, a context on disk of hard links to the segment files, open for writing; it holds what was
+        committed. Without, a fork in memory that can grow and answer, and ends with the process. Raises ValueError if
+        `path` exists, or lies on another file system.
         """
         if path is not None:
             fork(self.path, Path(path))
@@ -293,7 +293,7 @@ class Context:
         return Context(self.model, self.tokenizer, documents, cache, self._options, growing=True)
 
     def close(self) -> None:
-        """Lets another process write; what was not committed is gone."""
+        """Releases the writer's lock; what was not committed is discarded."""
         if self._documents.writer is not None:
             self._documents.writer.close()
 

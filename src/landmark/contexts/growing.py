@@ -72,7 +72,7 @@ class GrowingSegment:
         self.first = entry.first
         self._layout = layout
         self._count = entry.blocks  # committed
-        self._extents = entry.extents
+        self._committed = entry.committed
         self._files = {}
         for kind, size in entry.sizes(layout).items():
             path = segment_file(folder, number, kind)
@@ -84,9 +84,9 @@ class GrowingSegment:
 
     def append(self, kind: str, data: bytes) -> int:
         """Appends to the tokens, the text, the documents or their parts; returns the offset in bytes."""
-        start = self._extents[kind].bytes
+        start = self._committed[kind].bytes
         disk.write(self._files[kind], data, start)
-        self._extents[kind] = extended(self._extents[kind], data)
+        self._committed[kind] = extended(self._committed[kind], data)
         self._touched.add(kind)
         return start
 
@@ -136,7 +136,7 @@ class GrowingSegment:
                 disk.sync(self._files[kind])
         self._touched.clear()
         self._count += new
-        return SegmentEntry(self.first, self._count, True, **self._extents)
+        return SegmentEntry(self.first, self._count, True, **self._committed)
 
     def _new_records(self, new: int) -> np.ndarray:
         records = np.zeros(new, self._layout.landmark_record)

@@ -51,16 +51,16 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Extent:
+class Committed:
     """The committed bytes of an append-only file, and their CRC-32."""
 
     bytes: int = 0
     crc32: int = 0
 
 
-def extended(extent: Extent, data: bytes) -> Extent:
-    """The extent after `data` was appended."""
-    return Extent(extent.bytes + len(data), zlib.crc32(data, extent.crc32))
+def extended(committed: Committed, data: bytes) -> Committed:
+    """The same file after `data` was appended."""
+    return Committed(committed.bytes + len(data), zlib.crc32(data, committed.crc32))
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class SegmentEntry:
     first: int  # block
     blocks: int
     owned: bool
-    tokens: Extent = Extent()
-    text: Extent = Extent()
-    documents: Extent = Extent()
-    parts: Extent | None = Extent()  # None in segments of format version 1, which have no such file
+    tokens: Committed = Committed()
+    text: Committed = Committed()
+    documents: Committed = Committed()
+    parts: Committed | None = Committed()  # None in segments of format version 1, which have no such file
 
     @property
     def token_count(self) -> int:
@@ -81,8 +81,8 @@ class SegmentEntry:
         return self.tokens.bytes // TOKEN.itemsize
 
     @property
-    def extents(self) -> dict[str, Extent]:
-        """Extents of the files that hold documents."""
+    def committed(self) -> dict[str, Committed]:
+        """What is committed of the files that hold documents, by kind."""
         found = {"tokens": self.tokens, "text": self.text, "documents": self.documents}
         return found if self.parts is None else {**found, "parts": self.parts}
 
@@ -91,7 +91,7 @@ class SegmentEntry:
         return {
             "blocks": self.blocks * layout.block_bytes,
             "landmarks": self.blocks * layout.landmark_record.itemsize,
-            **{kind: extent.bytes for kind, extent in self.extents.items()},
+            **{kind: file.bytes for kind, file in self.committed.items()},
         }
 
 
@@ -103,7 +103,7 @@ class Manifest:
     header: dict[str, Any]
     layout: Layout
     segments: tuple[SegmentEntry, ...] = ()
-    state: Extent | None = None
+    state: Committed | None = None
 
     @property
     def blocks(self) -> int:
@@ -202,7 +202,7 @@ def _parse(data: bytes, path: Path) -> Manifest:
         header=_current(fields["header"]),
         layout=Layout(tuple(map(_shape, fields["blocks"])), tuple((h, d) for h, d in fields["landmarks"])),
         segments=tuple(map(_segment, fields["segments"])),
-        state=fields["state"] and Extent(**fields["state"]),
+        state=fields["state"] and Committed(**fields["state"]),
     )
 
 
@@ -212,10 +212,10 @@ def _shape(fields: Sequence[Any]) -> BlockShape:
 
 
 def _segment(fields: dict[str, Any]) -> SegmentEntry:
-    extents = {kind: Extent(**fields[kind]) for kind in ("tokens", "text", "documents")}
+    files = {kind: Committed(**fields[kind]) for kind in ("tokens", "text", "documents")}
     parts = fields.get("parts")
     return SegmentEntry(
-        fields["first"], fields["blocks"], fields["owned"], **extents, parts=None if parts is None else Extent(**parts)
+        fields["first"], fields["blocks"], fields["owned"], **files, parts=None if parts is None else Committed(**parts)
     )
 
 

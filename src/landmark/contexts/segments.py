@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from landmark.contexts.disk import Damage, OpenFile, damaged_records, record_checksums
-from landmark.contexts.manifest import TOKEN, Extent, Layout, SegmentEntry, segment_file
+from landmark.contexts.manifest import TOKEN, Committed, Layout, SegmentEntry, segment_file
 from landmark.store.files import BlockFile
 
 PART_TOKENS = 1024
@@ -155,7 +155,7 @@ class Segment:
 
     def tokens(self) -> np.ndarray:
         """Id, start and stop character of each token, uint32 `[n,3]`; Damage if they are damaged."""
-        return np.frombuffer(read_extent(OpenFile(self.path("tokens")), self.entry.tokens), TOKEN)
+        return np.frombuffer(read_committed(OpenFile(self.path("tokens")), self.entry.tokens), TOKEN)
 
     def documents(self, index: int, first_token: int) -> list[Document]:
         """Its documents, where it is segment `index` of the context and its tokens begin at `first_token`."""
@@ -193,7 +193,7 @@ class Segment:
         return np.concatenate(found)
 
     def _document_lines(self) -> list[bytearray]:
-        return read_extent(OpenFile(self.path("documents")), self.entry.documents).splitlines(keepends=True)
+        return read_committed(OpenFile(self.path("documents")), self.entry.documents).splitlines(keepends=True)
 
 
 # Parts: the index from tokens to documents. A token finds its document and text, and the rest of either is not read.
@@ -362,11 +362,11 @@ def open_committed(path: Path, committed: int, flags: int = os.O_RDONLY) -> Open
     return file
 
 
-def read_extent(file: OpenFile, extent: Extent) -> bytearray:
+def read_committed(file: OpenFile, committed: Committed) -> bytearray:
     """The committed bytes of a file; Damage if they are not what was committed."""
-    _check_size(file, extent.bytes)
-    data = file.read(extent.bytes)
-    if zlib.crc32(data) != extent.crc32:
+    _check_size(file, committed.bytes)
+    data = file.read(committed.bytes)
+    if zlib.crc32(data) != committed.crc32:
         raise Damage(file.path, "is damaged: its checksum does not fit")
     return data
 

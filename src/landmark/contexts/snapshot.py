@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landmark.contexts.disk import Damage, OpenFile, damaged_records
 from landmark.contexts.manifest import Layout, Manifest, read_manifest
-from landmark.contexts.segments import Document, Segment, read_extent
+from landmark.contexts.segments import Document, Segment, read_committed
 
 Taken = TypeVar("Taken")
 
@@ -78,7 +78,7 @@ class Snapshot:
         """Tensors and metadata of the commit, empty before the first; Damage if they are damaged."""
         if self.state_file is None or self.manifest.state is None:
             return {}, {}
-        return decode_state(bytes(read_extent(self.state_file, self.manifest.state)))
+        return decode_state(bytes(read_committed(self.state_file, self.manifest.state)))
 
 
 def open_reader(path: str | Path) -> Snapshot:

@@ -60,10 +60,10 @@ class ContextStorage:
         if rows != 1:
             raise ValueError(f"a context is one text, and the batch has {rows} rows: ask it one prompt at a time")
         layer = self._layer
-        runs = [Extent(s.blocks, layer, 0, s.first, s.count) for s in self._snapshot.segments if s.count]
-        # A chain without a target goes on in a temporary file.
+        extents = [Extent(s.blocks, layer, 0, s.first, s.count) for s in self._snapshot.segments if s.count]
+        # Without a target new blocks go to a temporary file.
         target = self._snapshot.target(layer) if isinstance(self._snapshot, Writer) else None
-        return self._budgets.over(FileStore([ExtentMap(runs, target)]), device)
+        return self._budgets.over(FileStore([ExtentMap(extents, target)]), device)
 
 
 def index_prefix(layer: int) -> str:

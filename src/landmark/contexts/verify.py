@@ -9,7 +9,7 @@ import numpy as np
 
 from landmark.contexts.disk import Damage, OpenFile, Progress, damaged_records
 from landmark.contexts.manifest import Layout, read_manifest
-from landmark.contexts.segments import Segment, open_committed, read_extent
+from landmark.contexts.segments import Segment, open_committed, read_committed
 from landmark.contexts.snapshot import segments_of, with_state
 
 
@@ -29,7 +29,7 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Damage]:
         manifest, state = with_state(path, OpenFile)
         if state is not None and manifest.state is not None:
             with check.of(state.path, manifest.state.bytes):
-                read_extent(state, manifest.state)
+                read_committed(state, manifest.state)
     for segment in segments_of(path, manifest):
         _check_documents(segment, check)
         _check_blocks(segment, manifest.layout, check)
@@ -60,14 +60,14 @@ class _Check:
 
 
 def _check_documents(segment: Segment, check: _Check) -> None:
-    extents = segment.entry.extents
-    text = extents.pop("text")
-    for kind, extent in extents.items():
-        with check.of(segment.path(kind), extent.bytes):
-            read_extent(open_committed(segment.path(kind), extent.bytes), extent)
+    files = segment.entry.committed
+    text = files.pop("text")
+    for kind, committed in files.items():
+        with check.of(segment.path(kind), committed.bytes):
+            read_committed(open_committed(segment.path(kind), committed.bytes), committed)
     with check.of(segment.path("text"), text.bytes):
         try:
-            read_extent(open_committed(segment.path("text"), text.bytes), text)
+            read_committed(open_committed(segment.path("text"), text.bytes), text)
         except Damage as whole:
             check.found += _damaged_documents(segment) or [whole]
 

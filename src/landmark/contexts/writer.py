@@ -19,7 +19,7 @@ from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard
 from landmark.contexts.manifest import (
     SEGMENTS,
     TOKEN,
-    Extent,
+    Committed,
     Layout,
     Manifest,
     SegmentEntry,
@@ -189,7 +189,7 @@ class Writer(Snapshot):
         disk.write(state_file, state, 0)
         disk.sync(state_file)
         entries = tuple(segment.entry for segment in segments)
-        manifest = replace(before, generation=generation, segments=entries, state=extended(Extent(), state))
+        manifest = replace(before, generation=generation, segments=entries, state=extended(Committed(), state))
         publish(self.path, manifest)
         self.manifest, self.segments, self.state_file = manifest, segments, state_file
         if before.state is not None:
