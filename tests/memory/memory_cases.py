@@ -8,6 +8,6 @@ from landmark.settings import ReadingSettings
 
 
 def layer_memory(
-    *, block_size: int, storage: Storage | None = None, tied_landmarks: bool = False, **reading: Any
+    *, block_size: int, storage: Storage | None = None, constant_keys: bool = False, **reading: Any
 ) -> LayerMemory:
-    return LayerMemory(block_size, ReadingSettings(**reading), storage=storage, tied_landmarks=tied_landmarks)
+    return LayerMemory(block_size, ReadingSettings(**reading), storage=storage, constant_keys=constant_keys)

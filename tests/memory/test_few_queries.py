@@ -59,13 +59,13 @@ def test_nearly_equal_keys_are_told_apart_alike(left):
     length=st.integers(1, 3),
     groups=st.integers(1, 2),
     stingy=st.booleans(),
-    tied=st.booleans(),
+    constant=st.booleans(),
 )
-def test_few_queries_choose_what_many_choose(counts, max_blocks, retrieve, length, groups, stingy, tied):
-    tied = tied and stingy  # landmark keys at places of their own are not equal
-    index = (ConstantIndex if tied else ExactIndex)(2, max_blocks)
+def test_few_queries_choose_what_many_choose(counts, max_blocks, retrieve, length, groups, stingy, constant):
+    constant = constant and stingy  # landmark keys at places of their own are not equal
+    index = (ConstantIndex if constant else ExactIndex)(2, max_blocks)
     for row, count in enumerate(counts):
-        keys = torch.randint(-1, 2, (2, 1 if tied else count, DIM)).double().expand(-1, count, -1)
+        keys = torch.randint(-1, 2, (2, 1 if constant else count, DIM)).double().expand(-1, count, -1)
         if count:
             index.append(row, keys)
     past = Past(

@@ -78,17 +78,17 @@ def test_enough_blocks_give_attention_over_the_whole_stream(
     positions=st.sampled_from(["stingy", "true"]),
     local_blocks=st.integers(0, 1),
     max_blocks=st.sampled_from([None, 3]),
-    tied=st.booleans(),
+    constant=st.booleans(),
 )
 def test_rows_of_different_lengths_read_like_each_row_alone(
-    first, second, selection, positions, local_blocks, max_blocks, tied
+    first, second, selection, positions, local_blocks, max_blocks, constant
 ):
     settings = {
         "block_size": 3, "retrieve": 2, "selection": selection, "positions": positions,
-        "local_blocks": local_blocks, "max_blocks": max_blocks, "tied_landmarks": tied,
+        "local_blocks": local_blocks, "max_blocks": max_blocks, "constant_keys": constant,
     }  # fmt: skip
     qkv = stream(60, rows=3)
-    if tied:
+    if constant:
         qkv[1][:, :, 3::4] = qkv[1][:1, :, 3:4]
     together, alone = layer_memory(**settings), [layer_memory(**settings) for _ in range(3)]
     seen = [0, 0, 0]
@@ -191,13 +191,13 @@ def test_equal_scores_open_the_newest_blocks():
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("max_blocks", [None, 6])
-def test_tied_landmarks_change_nothing_but_the_work(selection, max_blocks):
+def test_constant_keys_change_nothing_but_the_work(selection, max_blocks):
     query, key, value = (torch.randint(-2, 3, (1, 2, 90, DIM)).double() for _ in range(3))
     key[:, :, 3::4] = torch.randint(-2, 3, (1, 2, 1, DIM)).double()
     results = []
-    for tied in (False, True):
+    for constant in (False, True):
         memory = layer_memory(
-            block_size=3, retrieve=2, selection=selection, local_blocks=1, max_blocks=max_blocks, tied_landmarks=tied
+            block_size=3, retrieve=2, selection=selection, local_blocks=1, max_blocks=max_blocks, constant_keys=constant
         )
         out = read(memory, [query, key, value], [50, 30, 1, 9], rotation=quarter_turns(), scoring=Scoring(0.5))
         results.append((out, memory.last.blocks))

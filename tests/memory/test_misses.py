@@ -24,9 +24,9 @@ def rotation() -> Rotation:
     return Rotation(angles.cos(), angles.sin(), "half")
 
 
-def stream(length: int, rows: int, heads: int, *, tied: bool = False) -> list[torch.Tensor]:
+def stream(length: int, rows: int, heads: int, *, constant: bool = False) -> list[torch.Tensor]:
     qkv = [torch.randn(rows, h, length, DIM, dtype=torch.float64) for h in (heads, KV_HEADS, KV_HEADS)]
-    if tied:
+    if constant:
         qkv[1][:, :, SIZE::STRIDE] = qkv[1][:, :, SIZE : SIZE + 1]
     return qkv
 
@@ -84,18 +84,18 @@ class Dense:
     groups=st.integers(1, 2),
     softcap=st.sampled_from([None, 1.5]),
     with_sinks=st.booleans(),
-    tied=st.booleans(),
+    constant=st.booleans(),
 )
 def test_a_query_opens_its_blocks_or_none(
-    pieces, threshold, selection, local_blocks, positions, groups, softcap, with_sinks, tied
+    pieces, threshold, selection, local_blocks, positions, groups, softcap, with_sinks, constant
 ):
     """Rows of a batch with lengths of their own, in chunks of any length, the last ones of a single token."""
     heads, chunks = KV_HEADS * groups, [(17, 10), *pieces, (1, 1)]
-    qkv = stream(90, 2, heads, tied=tied)
+    qkv = stream(90, 2, heads, constant=constant)
     sinks = torch.randn(heads).double() if with_sinks else None
     rules = {
         "block_size": SIZE, "retrieve": 2, "local_blocks": local_blocks, "selection": selection, "positions": positions,
-        "max_blocks": 4, "tied_landmarks": tied,
+        "max_blocks": 4, "constant_keys": constant,
     }  # fmt: skip
     always, memory = layer_memory(**rules), layer_memory(**rules, miss_threshold=threshold)
     dense, seen, asked, skipped = Dense(local_blocks, positions, softcap, sinks), [0, 0], 0, 0

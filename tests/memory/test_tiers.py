@@ -66,17 +66,17 @@ def working_on(threads: int) -> Iterator[None]:
     groups=st.integers(1, 2),
     slots=st.integers(4, 6),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-    tied=st.booleans(),
+    constant=st.booleans(),
     turn=st.booleans(),
     threads=st.integers(1, 2),
 )
 def test_every_tier_computes_the_same_bits(
-    tier, chunks, selection, local_blocks, groups, slots, dtype, tied, turn, threads
+    tier, chunks, selection, local_blocks, groups, slots, dtype, constant, turn, threads
 ):
     """Ragged rows that read [40, 25], then chunks of any length or single tokens; rows change places on the way."""
     settings = {"block_size": STRIDE - 1, "retrieve": TOP_K, "selection": selection, "local_blocks": local_blocks}
     storage = Tiers(kind=tier, slots=slots, itemsize=dtype.itemsize)
-    memories = [layer_memory(**settings, tied_landmarks=tied, storage=kept) for kept in (None, storage)]
+    memories = [layer_memory(**settings, constant_keys=constant, storage=kept) for kept in (None, storage)]
     landmark = torch.randn(2, KV_HEADS, 1, DIM)
     turning = rotation(working_dtype(torch.empty(0, dtype=dtype)))
     for number, lengths in enumerate([[40, 25], *chunks, [1, 1]]):
@@ -84,7 +84,7 @@ def test_every_tier_computes_the_same_bits(
         query, key, value = (torch.randn(2, heads, width, DIM) for heads in (groups * KV_HEADS, KV_HEADS, KV_HEADS))
         for row in range(2):
             ends = (torch.arange(width) + seen[row]) % STRIDE == STRIDE - 1
-            key[row, :, ends] = landmark[0] if tied else key[row, :, ends]
+            key[row, :, ends] = landmark[0] if constant else key[row, :, ends]
         chunk = [x.to(dtype) for x in (query, key, value)]
         with working_on(threads):
             outs = [memory.attend(*chunk, lengths=lengths, rotation=turning) for memory in memories]

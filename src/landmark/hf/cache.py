@@ -22,6 +22,7 @@ from landmark.hf.config import (
 from landmark.hf.rope import Rope
 from landmark.hf.sliding import SlidingWindow
 from landmark.hf.trace import Recording, Trace
+from landmark.index.constant import has_constant_keys
 from landmark.index.options import IndexKind, IndexOptions
 from landmark.memory import LayerMemory, Retrievals
 from landmark.memory.storage import ProcessStorage, Storage
@@ -140,8 +141,7 @@ class LandmarkCache(Cache):
         return LayerMemory(
             self.settings.block_size,
             self.settings.reading,
-            # Before the first attention a landmark knows nothing of its block: all its keys are the same.
-            tied_landmarks=index == 0,
+            constant_keys=has_constant_keys(index),
             storage=self._storage[index],
         )
 

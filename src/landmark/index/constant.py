@@ -1,7 +1,8 @@
 """The index of layer 0, where all landmark keys are equal: one key stands for all blocks.
 
-Layer 0 sees nothing but the embedding of the landmark token, so every landmark has the same key before rotary, and
-keys in memory are all rotated by the same offset in the block. All old blocks tie, and the newest win.
+Before the first attention a landmark is nothing but the embedding of the landmark token, so every landmark of layer 0
+has the same key before rotary, and keys in memory are all rotated by the same offset in the block. All blocks tie, and
+the newest win.
 """
 
 import copy
@@ -11,6 +12,11 @@ from torch import Tensor
 
 from landmark.index.base import Index, ResidentKeys
 from landmark.store.block_buffer import kept_of, oldest_numbers
+
+
+def has_constant_keys(layer: int) -> bool:
+    """Whether all landmark keys of a layer, counted from 0, are equal before rotary."""
+    return layer == 0
 
 
 class ConstantIndex:

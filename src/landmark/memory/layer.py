@@ -23,7 +23,7 @@ class LayerMemory:
 
     The newest complete blocks, `settings.local_blocks` of them, and the tail are ordinary context. Older blocks lie in
     memory, where each query opens the best through their landmarks; `settings` says how, see `ReadingSettings`
-    (`chunk_size` is the caller's to keep). `tied_landmarks` promises that all landmark keys are equal before rotary, as
+    (`chunk_size` is the caller's to keep). `constant_keys` promises that all landmark keys are equal before rotary, as
     in a model's first layer. `storage` makes index and store of the blocks; None keeps all on the device.
 
     Raises ValueError for a `block_size` that is none.
@@ -34,7 +34,7 @@ class LayerMemory:
         block_size: int,
         settings: ReadingSettings,
         *,
-        tied_landmarks: bool = False,
+        constant_keys: bool = False,
         storage: Storage | None = None,
     ) -> None:
         check_block_size(block_size)
@@ -43,7 +43,7 @@ class LayerMemory:
         self.settings = settings
         self.last: Opened | None = None
         # Absolute positions turn equal keys into different ones.
-        self._tied = tied_landmarks and settings.positions == "stingy"
+        self._constant_keys = constant_keys and settings.positions == "stingy"
         self._storage = ProcessStorage() if storage is None else storage
         self._window: LocalWindow | None = None
         self._blocks: BlockMemory | None = None
@@ -228,7 +228,9 @@ class LayerMemory:
         self._window = LocalWindow(rows)
         self._seen = [0] * rows
         if self.settings.retrieve:
-            index = self._storage.index(rows, self.settings.max_blocks, constant_keys=self._tied, device=device)
+            index = self._storage.index(
+                rows, self.settings.max_blocks, constant_keys=self._constant_keys, device=device
+            )
             store = self._storage.store(rows, self.settings.max_blocks, device=device)
             self._blocks = BlockMemory(
                 rows,

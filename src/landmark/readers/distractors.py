@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from landmark.hf.calls import Reader
+from landmark.index.constant import has_constant_keys
 from landmark.ops.attention import complete_first_block, landmark_attention
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.rotary import Rotation
@@ -111,7 +112,7 @@ class DistractedLandmarks(Reader):
             key_mask=mask,
             scoring=s,
         )
-        if layer == 0:
+        if has_constant_keys(layer):
             return out
         asking = ~self.plain
         if layer in self.distractors.keys and bool(asking.any()):
@@ -125,7 +126,7 @@ class DistractedLandmarks(Reader):
 
     def _add(self, layer: int, key: Tensor, rotation: Rotation) -> None:
         """Makes the landmarks of plain rows distractors of later windows."""
-        if layer == 0:
+        if has_constant_keys(layer):
             return
         landmarks = key[self.plain, :, self.block_size - self.phase :: self.block_size + 1].to(working_dtype(key))
         offset = torch.tensor([self.block_size], device=key.device)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from landmark.hf.calls import Reader
 from landmark.index.base import Index
+from landmark.index.constant import has_constant_keys
 from landmark.index.options import IndexOptions, make_index
 from landmark.memory.geometry import Past, past_of
 from landmark.memory.selection import Retrieval
@@ -110,8 +111,8 @@ class _Blocks:
     @classmethod
     def before(cls, key: Tensor, layer: int, block_size: int, hidden: int) -> "_Blocks":
         """Before the first segment, whose keys are `key`: `hidden` positions of the first block have passed."""
-        # Before the first attention a landmark knows nothing of its block: all its keys are the same.
-        index = make_index(IndexOptions("exact"), len(key), None, constant_keys=layer == 0, device=key.device)
+        constant_keys = has_constant_keys(layer)
+        index = make_index(IndexOptions("exact"), len(key), None, constant_keys=constant_keys, device=key.device)
         none = key.new_zeros(*key.shape[:2], 0, block_size + 1, key.shape[3])
         passed = key.new_zeros(*key.shape[:2], hidden, key.shape[3])
         return cls(index, none, none, (passed, passed))
