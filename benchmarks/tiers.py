@@ -149,7 +149,7 @@ def disk(directory: Path | None, gib: int) -> None:
 def overlap(model: PreTrainedModel, past: Tensor, asked: Tensor) -> None:
     """Of the blocks that a layer opens for a token: how many did it open for the token before, and other layers now?
 
-    The first layer is left out: its landmarks are all alike, and it opens the newest blocks.
+    The first layer is left out: its landmark keys are constant, and it opens the newest blocks.
     """
     cache = landmark.read(model, past)
     cache.start_trace()

@@ -33,7 +33,7 @@ def test_a_threshold_of_nearly_one_is_local_attention(name):
     assert torch.equal(found, logits(model, landmark.LandmarkCache(model.config, retrieve=0)))
     layers = len(cache.trace().blocks)
     # 110 tokens and their 22 landmarks follow the first 40, each a query of 4 heads in 2 rows.
-    assert (cache.retrievals.asked, cache.retrievals.skipped) == (layers * 2 * 4 * 132, layers * 2 * 4 * 132)
+    assert (cache.retrievals.queries, cache.retrievals.context_misses) == (layers * 2 * 4 * 132, layers * 2 * 4 * 132)
     assert cache.traffic == landmark.LandmarkCache(model.config).traffic  # nothing
     assert all((blocks < 0).all() for blocks in cache.trace().blocks.values())
 
@@ -47,7 +47,7 @@ def test_a_threshold_spares_a_part_of_the_store(selection, index):
         cache = landmark.LandmarkCache(model.config, **options)
         logits(model, cache)
         wanted.append(cache.traffic.requested)
-        skipped.append(cache.retrievals.share_skipped)
+        skipped.append(cache.retrievals.miss_rate)
     # What one layer skips changes what the next one looks for, so that only a high threshold is sure to spare blocks.
     assert wanted[0] > wanted[2] > 0
     assert 0 == skipped[0] < skipped[1] < skipped[2] < 1
@@ -71,7 +71,7 @@ def test_padding_changes_neither_results_nor_counts():
     torch.testing.assert_close(both[:1, 17:], torch.cat(apart[0], 1), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(both[1:], torch.cat(apart[1], 1), atol=1e-5, rtol=1e-4)
     assert cache.retrievals == alone[0].retrievals + alone[1].retrievals
-    assert 0 < cache.retrievals.skipped < cache.retrievals.asked
+    assert 0 < cache.retrievals.context_misses < cache.retrievals.queries
 
 
 def test_generation_counts_on_and_a_reset_begins_anew():
@@ -80,7 +80,7 @@ def test_generation_counts_on_and_a_reset_begins_anew():
     before, branch = cache.retrievals, cache.fork()
     model.generate(IDS[:1, :103], past_key_values=cache, max_new_tokens=4, do_sample=False, eos_token_id=None)
     # A question of 3 and 3 of the 4 new tokens are read, and the landmark behind the 105th.
-    assert cache.retrievals.asked - before.asked == 3 * 4 * 7
+    assert cache.retrievals.queries - before.queries == 3 * 4 * 7
     assert branch.retrievals == before
     cache.reset()
     assert cache.retrievals == landmark.LandmarkCache(model.config).retrievals

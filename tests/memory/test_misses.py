@@ -131,8 +131,8 @@ def test_a_query_opens_its_blocks_or_none(
 def test_the_cases_above_skip_some_and_keep_some():
     memory = layer_memory(block_size=SIZE, retrieve=2, local_blocks=0, miss_threshold=0.5)
     read(memory, stream(80, 1, 4), [40, 40])
-    assert memory.retrievals.asked == 4 * 40
-    assert 0.1 < memory.retrievals.share_skipped < 0.9
+    assert memory.retrievals.queries == 4 * 40
+    assert 0.1 < memory.retrievals.miss_rate < 0.9
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def test_nothing_is_fetched_that_nobody_opens(selection, chunk):
             assert not storage.asked
         else:
             assert torch.equal(storage.asked[0], wanted)
-    assert 0 < memory.retrievals.skipped < memory.retrievals.asked
+    assert 0 < memory.retrievals.context_misses < memory.retrievals.queries
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landmark.ops import numba_loops
-from landmark.ops.retrieved import Pages, gathered, join_retrieved, merge, retrieved_attention
+from landmark.ops.retrieved import Pages, join_retrieved, merge, pytorch, retrieved_attention
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
@@ -63,7 +63,7 @@ def test_equals_the_definition(backend, shared, rows, kv_heads, groups, length, 
     pages = pages_of(rows, kv_heads, torch.randint(-1, COUNT, (rows, some_heads, some_queries, k)))
     distance = torch.randint(STRIDE, 60, (rows, some_heads, length, k))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gathered, "_TILE_BYTES", tile)
+        patch.setattr(pytorch, "_TILE_BYTES", tile)
         patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
         options = {"rotation": rotation(style), "scoring": Scoring(0.4, softcap), "backend": backend}
         inside, gates = retrieved_attention(query, pages, distance, **options)

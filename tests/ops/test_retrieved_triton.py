@@ -248,7 +248,7 @@ def test_auto_takes_kernels_on_a_gpu_only(monkeypatch):
     def refuse(*_):
         raise NotImplementedError
 
-    monkeypatch.setattr(*(gpu, "triton_blocks") if DEVICE == "cuda" else (retrieved, "in_place_blocks"), refuse)
+    monkeypatch.setattr(*(gpu, "triton_blocks") if DEVICE == "cuda" else (retrieved, "numba_blocks"), refuse)
     with pytest.raises(NotImplementedError):
         retrieved_attention(
             *case(torch.float32, length=1, k=1, stride=2), rotation=rotation("half", 16), scoring=Scoring(0.3)

@@ -131,7 +131,7 @@ def score(
             retrievals += options["past_key_values"].retrievals
     nll = torch.cat(scored).view(len(windows), -1).numpy()
     settings = getattr(setting.reading, "settings", None)  # readers of segments have none
-    skipped = retrievals.share_skipped if settings is not None and settings.miss_threshold else None
+    skipped = retrievals.miss_rate if settings is not None and settings.miss_threshold else None
     return Scored(setting, nll, time.perf_counter() - started, skipped)
 
 

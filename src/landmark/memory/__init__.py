@@ -1,4 +1,4 @@
-"""One layer's past: what stays in sight, what lies in memory, and which of its blocks a query opens."""
+"""Memory of one layer: the local window, the blocks behind it, and which of these each query opens."""
 
 from landmark.memory.blocks import Opened
 from landmark.memory.layer import LayerMemory

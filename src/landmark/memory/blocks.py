@@ -1,4 +1,4 @@
-"""The complete blocks of one layer: an index over their landmark keys, and a store of their keys and values."""
+"""Blocks of one layer behind its local window: an index over landmark keys and a store of keys and values."""
 
 import copy
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from landmark.index.base import Index
 from landmark.memory.geometry import Past, real_tokens
-from landmark.memory.selection import Retrieval, Retrievals, missed
+from landmark.memory.selection import Retrieval, Retrievals, context_miss
 from landmark.ops.retrieved import Pages, join_retrieved
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
@@ -20,11 +20,12 @@ from landmark.store.block_buffer import kept_of
 
 @dataclass(frozen=True)
 class Opened:
-    """What the queries of a chunk opened.
+    """The blocks that the queries of a chunk opened.
 
-    `blocks` long [B,H,T,k]: absolute block numbers by age, -1 for none. `gates` [B,H,T,k]: the weight that
-    each block's landmark got in the joint softmax, 0 for none. Padding opens nothing. `asking` long [B]: the
-    queries of each head for which blocks lay in memory.
+    Attributes:
+        blocks: long [B,H,T,k], absolute block numbers by age, -1 for none; padding opens none.
+        gates: [B,H,T,k], the weight of each block's landmark in the joint softmax, 0 for none.
+        asking: long [B], the queries of each head for which blocks lay in memory.
     """
 
     blocks: Tensor
@@ -33,7 +34,7 @@ class Opened:
 
 
 class BlockMemory:
-    """Blocks that left the local window, numbered from 0 in each row; the newest `max_blocks` stay, all if None."""
+    """Blocks that left the local window, numbered from 0 in each row; the newest `max_blocks` are kept, all if None."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class BlockMemory:
         index: Index,
         store: BlockStore,
     ) -> None:
-        self.counts = [0] * rows  # blocks that ever came
+        self.counts = [0] * rows  # blocks that were ever appended
         self.retrievals = Retrievals()
         self._stride = block_size + 1
         self._settings = settings
@@ -52,21 +53,21 @@ class BlockMemory:
         self._store = store
 
     def kept(self, count: int) -> int:
-        """Blocks still here of `count` that came."""
+        """Blocks still kept of `count` that were appended."""
         return kept_of(count, self._settings.max_blocks)
 
     def append(self, row: int, keys: Tensor, values: Tensor, rotation: Rotation) -> None:
-        """Adds whole blocks `[Hkv, m * stride, D]` of one row, keys before rotary; they are kept rotated by offset."""
+        """Appends blocks `[Hkv, m * stride, D]` of one row, keys before rotary; they are stored rotated by offset."""
         blocks = keys.unflatten(1, (-1, self._stride))
         offsets = torch.arange(self._stride, device=keys.device)
         landmarks = blocks[:, :, -1].to(working_dtype(keys))
-        places = offsets[-1:]
+        positions = offsets[-1:]
         if self._settings.positions == "true":
             numbers = self.counts[row] + torch.arange(blocks.shape[1], device=keys.device)
-            places = (numbers + 1) * self._stride - 1
-        # First where it may fail, for a disk may be full: what the index finds is there.
+            positions = (numbers + 1) * self._stride - 1
+        # The store first, which may fail on a full disk: the index then names no block that is missing.
         self._store.append(row, rotation.apply(blocks, offsets), values.unflatten(1, (-1, self._stride)))
-        self._index.append(row, rotation.apply(landmarks, places))
+        self._index.append(row, rotation.apply(landmarks, positions))
         self.counts[row] += blocks.shape[1]
 
     def attend(
@@ -83,12 +84,12 @@ class BlockMemory:
         wide = query.to(working_dtype(query))
         choice = retrieval.choose(wide, self._settings.selection, real)
         blocks, distance = choice.blocks.expand(*query.shape[:3], -1), choice.distance
-        asked = query.shape[1] * past.asking
-        self.retrievals += Retrievals(asked)
+        queries = query.shape[1] * past.asking
+        self.retrievals += Retrievals(queries)
         if self._settings.miss_threshold:
-            miss = missed(retrieval, wide, choice, local[1], self._settings.miss_threshold) | ~real[:, None]
+            miss = context_miss(retrieval, wide, choice, local[1], self._settings.miss_threshold) | ~real[:, None]
             opening = int((~miss).sum())
-            self.retrievals += Retrievals(skipped=asked - opening)
+            self.retrievals += Retrievals(context_misses=queries - opening)
             blocks, distance = blocks.masked_fill(miss[..., None], -1), distance.expand_as(blocks)
             if not opening:
                 return local[0], _opened(past, real, blocks, torch.zeros_like(blocks, dtype=wide.dtype))
@@ -99,18 +100,18 @@ class BlockMemory:
         return out, _opened(past, real, blocks, weights)
 
     def _opened_pages(self, blocks: Tensor, miss: Tensor) -> Iterator[tuple[slice, Pages]]:
-        """Pages of the chosen `blocks` without those of queries that `miss [B,H,T]` them.
+        """Pages of the chosen `blocks`, without those of queries with a context miss, `miss [B,H,T]`.
 
-        Of blocks that heads or queries share, the store is asked for those that any of them opens.
+        A block that heads or queries share is fetched if any of them opens it.
         """
-        nobody = miss
+        unopened = miss
         for dim in (1, 2):
-            nobody = nobody.all(dim, keepdim=True) if blocks.shape[dim] == 1 else nobody
-        for part, pages in self._store.pages(blocks.masked_fill(nobody[..., None], -1)):
+            unopened = unopened.all(dim, keepdim=True) if blocks.shape[dim] == 1 else unopened
+        for part, pages in self._store.pages(blocks.masked_fill(unopened[..., None], -1)):
             yield part, pages._replace(table=torch.where(miss[:, :, part, None], -1, pages.table))
 
     def fork(self) -> "BlockMemory":
-        """Blocks that go on from here by themselves."""
+        """An independent copy; blocks are shared where the store can."""
         branch = copy.copy(self)
         branch.counts = list(self.counts)
         branch._index, branch._store = self._index.fork(), self._store.fork()
@@ -118,23 +119,23 @@ class BlockMemory:
 
     @property
     def traffic(self) -> Traffic:
-        """What reading from the store has moved so far."""
+        """Traffic of the store so far."""
         return self._store.traffic
 
     def reorder(self, rows: list[int]) -> None:
-        """Makes row i what row `rows[i]` was."""
+        """Makes row i a copy of row `rows[i]`."""
         self.counts = [self.counts[row] for row in rows]
         self._index.reorder(rows)
         self._store.reorder(rows)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys, values and landmark keys kept."""
+        """Bytes of the keys, values and landmark keys kept."""
         return self._index.nbytes + self._store.nbytes
 
 
 def _opened(past: Past, real: Tensor, blocks: Tensor, gates: Tensor) -> Opened:
-    """What was opened, without that of padding: `real [B,T]` marks the other queries."""
+    """The blocks opened; `real [B,T]` is False at padding, which opens none."""
     if min(past.valid) < past.width:
         padding = ~real[:, None, :, None]
         blocks, gates = blocks.masked_fill(padding, -1), gates.masked_fill(padding, 0.0)

@@ -1,4 +1,4 @@
-"""One layer's past: a local window and, behind it, the blocks in memory, opened through their landmarks."""
+"""Memory of one layer: a local window and, behind it, blocks that are retrieved by their landmark keys."""
 
 import copy
 
@@ -19,12 +19,14 @@ _PLAIN = Scoring()
 
 
 class LayerMemory:
-    """Attention of one layer that reads any length in chunks (Mohtashami & Jaggi 2023, section 3.2).
+    """KV cache and attention of one layer over a text of any length, in chunks (Mohtashami & Jaggi 2023, section 3.2).
 
-    The newest complete blocks, `settings.local_blocks` of them, and the tail are ordinary context. Older blocks lie in
-    memory, where each query opens the best through their landmarks; `settings` says how, see `ReadingSettings`
-    (`chunk_size` is the caller's to keep). `constant_keys` promises that all landmark keys are equal before rotary, as
-    in a model's first layer. `storage` makes index and store of the blocks; None keeps all on the device.
+    The newest complete blocks, `settings.local_blocks` of them, and the tail are attended to as usual. Older blocks lie
+    in memory: each query opens the best of them by their landmark keys, or none on a context miss (appendix D), as
+    `settings` has it; `chunk_size` is left to the caller. `storage` makes index and store of the blocks; None keeps all
+    on the device.
+
+    `constant_keys` promises that all landmark keys are equal before rotary, as in layer 0 (`landmark.index.constant`).
 
     Raises ValueError for a `block_size` that is none.
     """
@@ -42,7 +44,7 @@ class LayerMemory:
         self.stride = block_size + 1
         self.settings = settings
         self.last: Opened | None = None
-        # Absolute positions turn equal keys into different ones.
+        # Rotated to their true positions, equal keys differ.
         self._constant_keys = constant_keys and settings.positions == "stingy"
         self._storage = ProcessStorage() if storage is None else storage
         self._window: LocalWindow | None = None
@@ -56,17 +58,17 @@ class LayerMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and values kept: window, blocks and landmarks, unused capacity left out."""
+        """Bytes of the keys and values kept: window, blocks and landmarks, without unused capacity."""
         return sum(part.nbytes for part in (self._window, self._blocks) if part is not None)
 
     @property
     def traffic(self) -> Traffic:
-        """What reading blocks has moved so far, as far as the store counts it."""
+        """Traffic of the store so far."""
         return Traffic() if self._blocks is None else self._blocks.traffic
 
     @property
     def retrievals(self) -> Retrievals:
-        """How often queries found blocks in memory so far, and how often they opened none."""
+        """Queries that had blocks in memory so far, and their context misses."""
         return Retrievals() if self._blocks is None else self._blocks.retrievals
 
     @torch.no_grad()
@@ -80,16 +82,16 @@ class LayerMemory:
         rotation: Rotation,
         scoring: Scoring = _PLAIN,
     ) -> Tensor:
-        """Reads one chunk and remembers it.
+        """Attention of one chunk to the window, to retrieved blocks and to itself; appends it to the window.
 
         Args:
             query [B,H,T,D], key, value [B,Hkv,T,D]: before rotary, landmarks in place by stream position; the
                 first token ever stands at stream position 0 of its row. Rows are right-padded.
             lengths: valid positions of each of the B rows; None if all T are.
-            rotation: tables that reach every position in use (the same table, up to length, in every call).
+            rotation: tables that cover every position in use (the same table, up to length, in every call).
             scoring: scale, softcap and sinks; nothing is dropped.
 
-        Returns the output [B,H,T,D], of no meaning at padding. No gradient flows.
+        Returns the output [B,H,T,D], undefined at padding, without a gradient.
 
         Raises ValueError if the batch is not the one read before, or if the rotation table ends too early.
         """
@@ -108,7 +110,7 @@ class LayerMemory:
 
     @torch.no_grad()
     def extend(self, key: Tensor, value: Tensor, rotation: Rotation) -> None:
-        """Remembers as `attend` does, without a query: key, value [B,Hkv,T,D] before rotary, T of any length.
+        """Appends key, value [B,Hkv,T,D], before rotary, as `attend` does but without queries; T may be any length.
 
         Raises ValueError if the rotation table does not reach beyond the local window.
         """
@@ -127,7 +129,7 @@ class LayerMemory:
             key, value = key[:, :, valid[0] :], value[:, :, valid[0] :]
 
     def _settled(self, rows: int, rotation: Rotation) -> LocalWindow:
-        """The window, with the complete blocks that are too many for it moved to memory."""
+        """The window, after complete blocks that do not fit it have moved to memory."""
         if self._window is None:
             self._start(rows, rotation.cos.device)
         assert self._window is not None
@@ -137,20 +139,20 @@ class LayerMemory:
                 if blocks and self._blocks is not None:
                     self._blocks.append(row, *self._window.oldest(row, blocks * self.stride), rotation)
                 gone[row] = blocks * self.stride
-        finally:  # a store may fail, a disk be full: then the rows before are in memory, and no longer here
+        finally:  # a store may fail on a full disk: the rows before are in memory then, and leave the window
             self._window.drop(gone, rotation)
         return self._window
 
     def settle(self, rotation: Rotation) -> None:
-        """Moves complete blocks that are too many for the local window to memory, as the next chunk would.
+        """Moves complete blocks that do not fit the local window to memory, as the next chunk would.
 
-        What is read afterwards is the same; but the newest chunk can no longer be taken back whole.
+        Later results are the same; but the newest chunk can no longer be cropped whole.
         """
         if self._window is not None:
             self._settled(len(self._seen), rotation)
 
     def state(self) -> tuple[WindowState, list[int]]:
-        """The local window, and the stream positions read so far in each row: with the blocks, all there is to know.
+        """The local window and the stream positions read so far in each row: all state but the blocks.
 
         Raises ValueError before anything was read.
         """
@@ -159,14 +161,14 @@ class LayerMemory:
         return self._window.state(), list(self._seen)
 
     def resume(self, window: WindowState, seen: list[int], blocks: list[int]) -> None:
-        """Goes on where `state` was taken, with `blocks` blocks of each row in index and store already."""
+        """Restores a `state`, with `blocks` blocks of each row in index and store already."""
         self._start(len(seen), window.keys.device)
         self._window, self._seen = LocalWindow.resume(window), list(seen)
         if self._blocks is not None:
             self._blocks.counts = list(blocks)
 
     def fork(self) -> "LayerMemory":
-        """A memory that goes on from here by itself, and shares the blocks read so far where its store can."""
+        """An independent copy that shares the blocks read so far where the store can."""
         branch = copy.copy(self)
         branch._seen = list(self._seen)
         branch._window = None if self._window is None else self._window.fork()
@@ -174,9 +176,9 @@ class LayerMemory:
         return branch
 
     def _keep(self, valid: list[int]) -> None:
-        """Counts the chunk just read: `valid` positions of each row."""
+        """Makes `valid` positions of each row of the chunk part of the window."""
         assert self._window is not None
-        # Complete blocks move to memory when the next chunk comes; until then this one can be taken back whole.
+        # Complete blocks move to memory before the next chunk is read; until then this one can be cropped whole.
         self._window.keep(valid)
         self._seen = [seen + length for seen, length in zip(self._seen, valid, strict=True)]
 
@@ -220,7 +222,7 @@ class LayerMemory:
 
     @property
     def _leaving(self) -> list[int]:
-        """Complete blocks of each row's window that are more than `local_blocks`."""
+        """Complete blocks beyond `local_blocks` in the window of each row."""
         assert self._window is not None
         return [max(0, length // self.stride - self.settings.local_blocks) for length in self._window.lengths]
 
@@ -254,7 +256,7 @@ class LayerMemory:
         )
 
     def reorder(self, rows: Tensor) -> None:
-        """Makes row i what row `rows[i]` was (long [B']): beams, repeated rows, dropped rows."""
+        """Makes row i a copy of row `rows[i]` (long [B']): beams, repeated rows, dropped rows."""
         wanted = rows.tolist()
         if self._window is None or wanted == list(range(len(self._seen))):
             return
@@ -264,7 +266,7 @@ class LayerMemory:
                 part.reorder(wanted)
 
     def check_crop(self, length: int | Tensor) -> list[int]:
-        """How many positions a `crop` to `length` takes from each row; ValueError where it would be refused."""
+        """Positions that a `crop` to `length` drops from each row; raises ValueError where `crop` would."""
         if self._window is None:
             return []
         targets = [length] * len(self._seen) if isinstance(length, int) else length.tolist()
@@ -278,9 +280,9 @@ class LayerMemory:
         return drops
 
     def crop(self, length: int | Tensor) -> None:
-        """Takes back the newest stream positions until each row has at most `length` (int, or long [B]).
+        """Drops the newest stream positions until each row has at most `length` (int, or long [B]).
 
-        The newest chunk can always be taken back whole, as if it had never been read. Raises ValueError, and changes
+        The newest chunk can always be dropped whole, as if it had never been read. Raises ValueError, and changes
         nothing, if blocks would have to come back from memory.
         """
         drops = self.check_crop(length)

@@ -1,4 +1,4 @@
-"""Which blocks each query of a chunk opens, and how far from their starts it stands when it reads them."""
+"""Block selection: the blocks that each query of a chunk opens, and the context miss that opens none."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,21 +11,24 @@ from landmark.index.base import Index
 from landmark.index.keys import paired_scores
 from landmark.index.topk import top_newest
 from landmark.memory.geometry import Past, column
-from landmark.memory.selection_numba import choose_few, turn_few
+from landmark.memory.selection_numba import choose_few, rotate_few
 from landmark.ops.decode_cpu import FEW_QUERIES
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 from landmark.settings import Selection
 
-_TILE_BYTES = 4 << 20  # rotated queries, or scores where all of them are needed at once
+_TILE_BYTES = 4 << 20  # rotated queries and the landmark keys they meet, or scores where all are needed at once
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`blocks` long [B,H,T,k], [B,1,T,k] or [B,H,1,k]: absolute numbers by age, then -1 for none.
+    """The blocks chosen for the queries of a chunk.
 
-    `distance`, long and of the same shape except that it always has T queries: positions from the start of
-    the block, where it is read, to the query.
+    Attributes:
+        blocks: long [B,H,T,k], [B,1,T,k] where heads share their blocks or [B,H,1,k] where queries do: absolute
+            numbers by age, then -1 for none.
+        distance: long, of the same shape but always for T queries: positions from the start of the block, where it
+            is read, to the query.
     """
 
     blocks: Tensor
@@ -34,7 +37,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Chooses blocks for the queries of one chunk (Mohtashami & Jaggi 2023, sections 3.2 and 3.4)."""
+    """Block selection for the queries of one chunk (Mohtashami & Jaggi 2023, sections 3.2 and 3.4)."""
 
     index: Index
     past: Past
@@ -42,7 +45,7 @@ class Retrieval:
     scoring: Scoring
 
     def choose(self, query: Tensor, selection: Selection, valid: Tensor | None) -> Choice:
-        """Chooses for `query [B,H,T,D]`, unrotated, in float32 or wider; `valid [B,T]` marks real queries."""
+        """Chooses for `query [B,H,T,D]`, before rotary, in float32 or wider; `valid [B,T]` is False at padding."""
         query = query * self.scoring.scale_of(query)
         if selection == "per_token_and_head" and _few_on_cpu(query):
             landmarks = self.index.resident_keys(self.past.k, self.past.upto)
@@ -61,16 +64,16 @@ class Retrieval:
         return Choice(blocks, self.past.distance(blocks))
 
     def _tiles(self, query: Tensor, scores: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some scaled queries at a time, as they look from slot 0 [B,H,t,D] and from the later slots [B,H,t,k,D].
+        """Tiles of scaled queries, rotated to be scored from slot 0 [B,H,t,D] and from the later slots [B,H,t,k,D].
 
-        Few enough that these, and so many scores of each, stay small.
+        A tile fits _TILE_BYTES, with so many `scores` per query.
         """
         floats = max(scores, query.shape[-1] * (self.past.k + 1))
         per_query = query.shape[0] * query.shape[1] * floats * query.element_size()
         length = max(1, _TILE_BYTES // per_query)
         for some, distance in zip(query.split(length, 2), self.past.from_slots.split(length, 1), strict=True):
             if _few_on_cpu(query):
-                turned = turn_few(some, distance, self.rotation)
+                turned = rotate_few(some, distance, self.rotation)
             else:
                 turned = self.rotation.apply(some[..., None, :], distance[:, None])
             turned = turned.expand(*some.shape[:3], distance.shape[-1], -1)
@@ -85,7 +88,7 @@ class Retrieval:
         return top_newest(scores, torch.cat((numbers, newest), dim=-1), self.past.k)[1]
 
     def _recent_scores(self, turned: Tensor) -> Tensor:
-        """Scores [B,H,T,k] of the newest blocks, each from the slot of its own, of no meaning where there is none."""
+        """Scores [B,H,T,k] of the newest blocks, each from its own slot; undefined where there is no block."""
         keys = self.index.keys(self.past.recent)
         if turned.device.type == "cpu":
             return paired_scores(turned, keys)
@@ -94,7 +97,7 @@ class Retrieval:
 
     @cached_property
     def _columns(self) -> Tensor:
-        """Numbers of the blocks that the columns of `_log_weights` stand for, [B,N]."""
+        """Block numbers of the columns of `_log_weights`, [B,N]."""
         numbers = self.index.numbers(self.past.device)
         return torch.cat((numbers, self.past.recent), dim=1) if self.past.stingy else numbers
 
@@ -109,7 +112,7 @@ class Retrieval:
         return scores.log_softmax(-1).nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
 
     def _highest_of_chunk(self, query: Tensor, valid: Tensor | None) -> Tensor:
-        """The highest log-softmax [B,H,1,N] that any valid query of the chunk gives."""
+        """The highest log-softmax [B,H,1,N] over the valid queries of the chunk."""
         highest = query.new_full((*query.shape[:2], 1, self._columns.shape[1]), -torch.inf)
         start = 0
         for old, recent in self._tiles(query, scores=self._columns.shape[1]):
@@ -135,63 +138,60 @@ def _by_age(blocks: Tensor) -> Tensor:
     return ordered.masked_fill_(ordered == last, -1)
 
 
-# The context miss (Mohtashami & Jaggi 2023, appendix D): queries that look nothing up, told before a block is read.
-
-
-_MISS_TILE_BYTES = 4 << 20  # rotated queries, and the landmark keys that they meet
-
-
 @dataclass(frozen=True)
 class Retrievals:
-    """Counts of retrievals; add those of several layers with `sum(..., Retrievals())`.
+    """Counts of queries and their context misses; `sum(..., Retrievals())` adds those of several layers.
 
-    Every query of every head for which blocks lay in memory `asked` once, those of landmarks too, padding never.
-    `skipped`: those of them that fetched nothing.
+    Attributes:
+        queries: queries of every head for which blocks lay in memory, landmarks included, padding not.
+        context_misses: those of them that opened no block.
     """
 
-    asked: int = 0
-    skipped: int = 0
+    queries: int = 0
+    context_misses: int = 0
 
     @property
-    def share_skipped(self) -> float:
-        """From 0 to 1; 0 where nothing was asked."""
-        return self.skipped / self.asked if self.asked else 0.0
+    def miss_rate(self) -> float:
+        """Share of the queries that opened no block, 0 without queries."""
+        return self.context_misses / self.queries if self.queries else 0.0
 
     def __add__(self, other: "Retrievals") -> "Retrievals":
-        return Retrievals(self.asked + other.asked, self.skipped + other.skipped)
+        return Retrievals(self.queries + other.queries, self.context_misses + other.context_misses)
 
 
-def missed(retrieval: Retrieval, query: Tensor, choice: Choice, lse: Tensor, threshold: float) -> Tensor:
-    """Which queries, bool [B,H,T], would give their chosen blocks less than `threshold` of their attention together.
+def context_miss(retrieval: Retrieval, query: Tensor, choice: Choice, lse: Tensor, threshold: float) -> Tensor:
+    """Context miss (Mohtashami & Jaggi 2023, appendix D): skips blocks that would get little attention mass.
 
-    `query [B,H,T,D]`, before rotary, is in float32 or wider; `lse [B,H,T]` is the logarithm of the denominator of its
-    local attention, sinks included. A query without blocks is among them.
+    Decided from landmark keys alone, before a block is read. `query [B,H,T,D]`, before rotary, is in float32 or
+    wider; `lse [B,H,T]` is the logarithm of the denominator of its local attention, sinks included. Returns bool
+    [B,H,T], True for queries that would give their chosen blocks together less than `threshold` of their attention,
+    and for queries without blocks.
     """
     blocks, distance = choice.blocks, choice.distance
-    if not retrieval.past.stingy:  # index keys are rotated by their true place
+    if not retrieval.past.stingy:  # index keys are rotated to their true positions
         distance = retrieval.past.positions[:, None, :, None].expand_as(distance)
     keys, which = _landmarks(retrieval, blocks)
     scale = retrieval.scoring.scale_of(query)
     first = torch.arange(len(query), device=query.device)[:, None, None, None]
     groups = torch.arange(query.shape[1], device=query.device)[:, None, None] // (query.shape[1] // keys.shape[1])
     per_query = 2 * query[:, :, 0].numel() * blocks.shape[-1] * query.element_size()
-    length, found = max(1, _MISS_TILE_BYTES // per_query), []
+    length, found = max(1, _TILE_BYTES // per_query), []
     for start in range(0, query.shape[2], length):
         some = slice(start, start + length)
-        own = slice(None) if blocks.shape[2] == 1 else some  # or those that all queries share
+        own = slice(None) if blocks.shape[2] == 1 else some  # queries may share their blocks
         turned = retrieval.rotation.apply(query[:, :, some, None], distance[:, :, some]) * scale
         gates = retrieval.scoring.cap((turned * keys[first, groups, which[:, :, own]]).sum(-1))
         gates = gates.masked_fill(blocks[:, :, own] < 0, -torch.inf)
         found.append(torch.sigmoid(gates.logsumexp(-1) - lse[:, :, some]))
-    # Where nothing at all is in sight the mass is NaN.
+    # The mass is NaN for a query that sees nothing.
     return ~(torch.cat(found, dim=2) >= threshold)
 
 
 def _landmarks(retrieval: Retrieval, blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Landmark keys [B,Hkv,m,D] of the m different `blocks`, and for each of these which one is its own."""
+    """Landmark keys [B,Hkv,m,D] of the m distinct `blocks`, and for each of `blocks` the index of its key."""
     past = retrieval.past
     numbers, which = blocks.unique(return_inverse=True)
     counts, kept = column(past.counts, past.device), column(past.kept, past.device)
-    # Not every row holds every number.
+    # A number of one row may be missing in another.
     here = (numbers < counts) & (numbers >= counts - kept)
     return retrieval.index.keys(torch.where(here, numbers, -1)), which

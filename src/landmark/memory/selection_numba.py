@@ -1,4 +1,4 @@
-"""The choice of a few queries in one compiled pass over the landmark keys: what decoding does on a CPU."""
+"""Block selection for a few queries on a CPU, as in decoding: one compiled pass over the landmark keys."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from landmark.memory.geometry import Past
 from landmark.ops.numba_loops import compiled, in_parts, inner_products, rotate
 from landmark.ops.rotary import Rotation
 
-_RUN = 32  # landmarks looked at at once
+_RUN = 32  # landmarks scored at once
 
 
 def choose_few(query: Tensor, past: Past, landmarks: ResidentKeys, rotation: Rotation) -> tuple[Tensor, Tensor]:
-    """Each query's own blocks by age, and their distances, both long [B,H,T,k]: see `landmark.memory.selection`.
+    """Blocks of each query by age, and their distances, both long [B,H,T,k], as in `landmark.memory.selection.Choice`.
 
-    `query [B,H,T,D]` is scaled and not rotated, of the dtype of the keys.
+    `query [B,H,T,D]` is scaled, before rotary, and of the dtype of the keys.
     """
     shape = (*query.shape[:3], past.k)
     blocks, distance = (torch.empty(shape, dtype=torch.long) for _ in range(2))
@@ -34,16 +34,16 @@ def choose_few(query: Tensor, past: Past, landmarks: ResidentKeys, rotation: Rot
     return blocks, distance
 
 
-def turn_few(query: Tensor, distance: Tensor, rotation: Rotation) -> Tensor:
-    """`query [B,H,T,D]` rotated to each `distance`, long [B,T,s]: [B,H,T,s,D], bit for bit as `choose_few` does."""
+def rotate_few(query: Tensor, distance: Tensor, rotation: Rotation) -> Tensor:
+    """`query [B,H,T,D]` rotated to each `distance`, long [B,T,s]: [B,H,T,s,D], to the same bits as in `choose_few`."""
     turned = query.new_empty(*query.shape[:3], *distance.shape[2:], query.shape[3])
     tensors = query.contiguous(), *rotation.by_partner, distance.contiguous(), turned
-    _turn(*(x.numpy() for x in tensors))
+    _rotate(*(x.numpy() for x in tensors))
     return turned
 
 
 @compiled
-def _turn(query: Any, cos: Any, sin: Any, partner: Any, distance: Any, turned: Any) -> None:
+def _rotate(query: Any, cos: Any, sin: Any, partner: Any, distance: Any, turned: Any) -> None:
     for row, head, step, slot in np.ndindex(turned.shape[:4]):
         rotate(query[row, head, step], cos, sin, partner, distance[row, step, slot], turned[row, head, step, slot])
 
@@ -71,13 +71,13 @@ def _choose(
             inner_products(landmarks[slot:], turned[0], scores[:run])
             for j in range(run):
                 if scores[j] >= lowest:
-                    _put(score(turned, 0, landmarks, None, slot + j), number + j, best, found)
+                    _insert_if_best(score(turned, 0, landmarks, None, slot + j), number + j, best, found)
                     lowest = best[-1] - slack * norm
             number += run
-        for newest in range(upto, count):  # with slots, these are scored each from its own
+        for newest in range(upto, count):  # with slots, each of these is scored from its own
             away = max(0, positions[row, step] - (newest - upto + 1) * stride)
             rotate(query[row, head, step], cos, sin, partner, away, turned[0])
-            _put(score(turned, 0, landmarks, None, newest % modulus), newest, best, found)
+            _insert_if_best(score(turned, 0, landmarks, None, newest % modulus), newest, best, found)
         _sort_by_age(found)
         for j in range(len(found)):
             begin = j + (found[j] >= upto) if stingy else found[j]
@@ -85,8 +85,8 @@ def _choose(
 
 
 @compiled
-def _put(new: Any, number: int, best: Any, found: Any) -> None:
-    """Puts a landmark among the best if it is one of them."""
+def _insert_if_best(new: Any, number: int, best: Any, found: Any) -> None:
+    """Inserts a landmark into the best if its score is high enough."""
     if new >= best[-1] and new > -np.inf:
         insert(best, found, new, number)
 
@@ -95,8 +95,8 @@ def _put(new: Any, number: int, best: Any, found: Any) -> None:
 def _sort_by_age(numbers: Any) -> None:
     """Sorts a few block numbers, -1 last."""
     for i in range(1, len(numbers)):
-        number, place = numbers[i], i
-        while place > 0 and number >= 0 and (numbers[place - 1] > number or numbers[place - 1] < 0):
-            numbers[place] = numbers[place - 1]
-            place -= 1
-        numbers[place] = number
+        number, j = numbers[i], i
+        while j > 0 and number >= 0 and (numbers[j - 1] > number or numbers[j - 1] < 0):
+            numbers[j] = numbers[j - 1]
+            j -= 1
+        numbers[j] = number

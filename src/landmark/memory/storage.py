@@ -1,4 +1,4 @@
-"""Where a layer keeps the blocks that leave its local window: an index for their landmarks, a store for the rest."""
+"""Storage of the blocks behind a local window: makes the index and the store of a layer, within memory budgets."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,22 +14,25 @@ from landmark.store.tiered import TieredStore
 
 
 class Storage(Protocol):
-    """Makes the index and the store of one layer when its first chunk comes."""
+    """Makes the index and the store of a layer, when it reads its first chunk."""
 
     def index(self, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device) -> Index:
-        """For `rows` rows; `constant_keys` promises that all landmark keys will be equal."""
+        """An index for `rows` rows; `constant_keys` is that of `LayerMemory`."""
         ...
 
     def store(self, rows: int, max_blocks: int | None, *, device: torch.device) -> BlockStore:
-        """For `rows` rows that compute on `device`."""
+        """A store for `rows` rows that compute on `device`."""
         ...
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """Bytes that one layer's blocks may take in host memory and on the device; None where nothing was said.
+    """Memory budgets of one layer's blocks, in bytes.
 
-    A single query may open `step_blocks` blocks of a key-value head.
+    Attributes:
+        host: bytes in host memory, None for no budget.
+        device: bytes on the device, None for no budget.
+        step_blocks: blocks of a key-value head that a single query may open.
     """
 
     host: int | None = None
@@ -38,7 +41,7 @@ class Budgets:
 
     @classmethod
     def shared(cls, host: int | str | None, device: int | str | None, *, layers: int, step_blocks: int) -> "Budgets":
-        """Budgets of one of `layers` layers that share what is given, in bytes or as text such as "256MB"."""
+        """Budgets of one of `layers` layers that share `host` and `device`, in bytes or as text such as "256MB"."""
         host, device = (
             None if given is None else parse_bytes(name, given) // layers
             for name, given in (("host_budget", host), ("device_budget", device))
@@ -46,16 +49,16 @@ class Budgets:
         return cls(host, device, step_blocks)
 
     def check(self, shape: BlockShape) -> None:
-        """Raises ValueError if one of them holds less than a query of one row needs of blocks of this `shape`."""
+        """Raises ValueError if a budget does not hold the blocks of this `shape` that one query may open."""
         for budget in (self.host, self.device):
             if budget is not None:
                 check_budget(budget, shape, 1, self.step_blocks)
 
     def over(self, below: BackingStore, device: torch.device) -> TieredStore:
-        """Slots on `device` over `below`, and where that is a GPU slots of the host between, if it has a budget.
+        """A cache of slots on `device` over `below`; on a GPU with a host budget, another one in host memory between.
 
-        A device budget that was not given is as large as the host's. Raises ValueError for one on a CPU, whose memory
-        is the host's, and for budgets that are too small.
+        A missing device budget is as large as the host's. Raises ValueError for a device budget on a CPU, whose
+        memory is the host's, and for budgets that are too small.
         """
         if device.type == "cpu" and self.device is not None:
             raise ValueError("device_budget is for GPUs: on a CPU, give host_budget")
@@ -68,10 +71,10 @@ class Budgets:
 
 @dataclass(frozen=True)
 class ProcessStorage:
-    """Blocks that live as long as the process; implements `Storage`.
+    """Storage that lives as long as the process; implements `Storage`.
 
-    Without budgets all of them stay on the device. With a host budget those that do not fit lie in temporary files,
-    with a device budget alone in host memory.
+    Without budgets all blocks stay on the device. With a host budget those that do not fit are offloaded to temporary
+    files, with a device budget alone to host memory.
     """
 
     options: IndexOptions = field(default_factory=IndexOptions)

@@ -1,4 +1,4 @@
-"""The local window of a layer: the newest complete blocks and the tail, for rows of their own lengths."""
+"""KV cache of the local window of a layer, newest complete blocks and tail, and attention to it."""
 
 import copy
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from landmark.ops.fused import fused_forward, unsupported_reason
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
-_ROOM = 256  # positions; buffers are a multiple of this, so that decoding rarely needs larger ones
+_ROOM = 256  # positions; buffers grow by multiples of this, so that decoding rarely has to reallocate
 
 
 class WindowState(NamedTuple):
-    """A window's keys before rotary, values, and keys rotated to their places, `[B,Hkv,L,D]` each, and its lengths."""
+    """Keys before rotary, values, and keys rotated to their positions, `[B,Hkv,L,D]` each, and the rows' lengths."""
 
     keys: Tensor
     values: Tensor
@@ -26,10 +26,10 @@ class WindowState(NamedTuple):
 
 
 class LocalWindow:
-    """Keys and values [B,Hkv,L,D], left-aligned, in buffers that are written in place.
+    """Keys and values [B,Hkv,L,D] of the newest complete blocks and the tail, left-aligned, written in place.
 
-    Row b holds `lengths[b]` positions, the first of which begins a block. Keys are kept twice: as they came, for the
-    day they leave, and rotated to their place in the window.
+    Row b holds `lengths[b]` positions, the first of which begins a block. Keys are kept twice: before rotary, as they
+    leave for memory, and rotated to their position in the window.
     """
 
     def __init__(self, rows: int) -> None:
@@ -40,7 +40,7 @@ class LocalWindow:
 
     @classmethod
     def resume(cls, state: WindowState) -> "LocalWindow":
-        """A window that goes on where `state` was taken."""
+        """A window with this `state`."""
         window = cls(len(state.lengths))
         window.lengths = list(state.lengths)
         room = (max(state.lengths) // _ROOM + 1) * _ROOM
@@ -48,14 +48,14 @@ class LocalWindow:
         return window
 
     def state(self) -> WindowState:
-        """What `resume` needs; nothing in it changes when the window goes on."""
+        """A copy of everything that `resume` needs."""
         buffers = self._keys, self._values, self._turned
         length = max(self.lengths)
         keys, values, turned = (x[:, :, :length].clone() for x in buffers if x is not None)
         return WindowState(keys, values, turned, list(self.lengths))
 
     def fork(self) -> "LocalWindow":
-        """A window that goes on from here by itself."""
+        """An independent copy."""
         window = copy.copy(self)
         window.lengths = list(self.lengths)
         window._keys, window._values, window._turned = (
@@ -64,11 +64,11 @@ class LocalWindow:
         return window
 
     def positions(self, valid: list[int], width: int, device: torch.device) -> Tensor:
-        """Places [B,width] in the window of a chunk that follows it."""
+        """Positions [B,width] in the window of a chunk that follows it."""
         return positions_of(tuple(self.lengths), tuple(valid), width, device)
 
     def write(self, key: Tensor, value: Tensor, valid: list[int], rotation: Rotation) -> None:
-        """Puts the first `valid` positions of a chunk `[B,Hkv,T,D]` behind each row; `keep` makes them stay."""
+        """Writes the first `valid` positions of a chunk `[B,Hkv,T,D]` behind each row; `keep` makes them part of it."""
         turned = rotation.apply(key, self.positions(valid, key.shape[2], key.device)[:, None])
         buffers = self._with_room(max(self.lengths) + key.shape[2], key, value)
         pairs = zip(buffers, (key, value, turned), strict=True)
@@ -80,14 +80,14 @@ class LocalWindow:
         steps, real = torch.arange(width, device=key.device), column(tuple(valid), key.device)
         behind = column(tuple(self.lengths), key.device) + steps
         padding = (steps >= real)[:, None, :, None]
-        places = behind[:, None, :, None].masked_fill(padding, buffers[0].shape[2] - 1)
+        positions = behind[:, None, :, None].masked_fill(padding, buffers[0].shape[2] - 1)
         for buffer, new in pairs:
-            # Padding may be anything, NaN too, and every row must end in what is finite.
-            buffer.scatter_(2, places.expand(-1, new.shape[1], -1, new.shape[-1]), new.masked_fill(padding, 0.0))
+            # Padding may be anything, NaN too; what lies behind a row must be finite.
+            buffer.scatter_(2, positions.expand(-1, new.shape[1], -1, new.shape[-1]), new.masked_fill(padding, 0.0))
 
     def _with_room(self, length: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         buffers = self._keys, self._values, self._turned
-        # One position more than is needed: rows of their own lengths write their padding there.
+        # One position more than is needed: rows of different lengths write their padding there.
         if any(x is None or x.shape[2] <= length for x in buffers):
             room = (length // _ROOM + 1) * _ROOM
             buffers = tuple(_grown(x, new, room) for x, new in zip(buffers, (key, value, key), strict=True))
@@ -97,41 +97,41 @@ class LocalWindow:
     def buffers(self) -> tuple[Tensor, Tensor]:
         """Rotated keys and values of the window and of the chunk written behind it, contiguous.
 
-        They are longer than any row: every row ends in finite values of no meaning.
+        Longer than any row; what lies behind a row is finite and undefined.
         """
         assert self._turned is not None
         assert self._values is not None
         return self._turned, self._values
 
-    def seen_with(self, valid: list[int]) -> tuple[Tensor, Tensor]:
-        """The same, no longer than the longest row with the `valid` positions written last, and at least 1 long."""
+    def filled(self, valid: list[int]) -> tuple[Tensor, Tensor]:
+        """The same, cut to the longest row with its `valid` positions of the chunk, at least 1 position."""
         length = max(1, *(old + new for old, new in zip(self.lengths, valid, strict=True)))
         keys, values = self.buffers()
         return keys[:, :, :length], values[:, :, :length]
 
     def keep(self, valid: list[int]) -> None:
-        """Makes `valid` positions of the chunk written last part of the window."""
+        """Makes `valid` positions of the chunk written last part of each row."""
         self.lengths = [old + new for old, new in zip(self.lengths, valid, strict=True)]
 
     def oldest(self, row: int, length: int) -> tuple[Tensor, Tensor]:
-        """The first positions of one row before rotary, keys and values [Hkv,length,D]."""
+        """Keys before rotary and values of the first positions of one row, [Hkv,length,D]."""
         assert self._keys is not None
         assert self._values is not None
         return self._keys[row, :, :length], self._values[row, :, :length]
 
     def drop(self, counts: list[int], rotation: Rotation) -> None:
-        """Forgets the first counts[b] positions of row b; the others move up, and their keys turn with them."""
+        """Drops the first counts[b] positions of row b; the others move up, and their keys are rotated anew."""
         if not any(counts) or self._keys is None or self._values is None or self._turned is None:
             return
         self.lengths = [length - count for length, count in zip(self.lengths, counts, strict=True)]
         length = max(self.lengths)
         for buffer in (self._keys, self._values):
             buffer[:, :, :length] = _from(buffer, counts, length)
-        places = torch.arange(length, device=self._keys.device)
-        self._turned[:, :, :length] = rotation.apply(self._keys[:, :, :length], places)
+        positions = torch.arange(length, device=self._keys.device)
+        self._turned[:, :, :length] = rotation.apply(self._keys[:, :, :length], positions)
 
     def reorder(self, rows: list[int]) -> None:
-        """Makes row i what row `rows[i]` was."""
+        """Makes row i a copy of row `rows[i]`."""
         self.lengths = [self.lengths[row] for row in rows]
         if self._keys is not None and self._values is not None and self._turned is not None:
             index = torch.tensor(rows, device=self._keys.device)
@@ -149,7 +149,8 @@ class LocalWindow:
 
 
 def _grown(buffer: Tensor | None, like: Tensor, room: int) -> Tensor:
-    # Also made in inference mode it may be written to outside of it.
+    """A larger buffer [B,Hkv,room,D] that begins with the old one."""
+    # Allocated outside inference mode so the buffer stays writable.
     with torch.inference_mode(False):
         grown = like.new_zeros(like.shape[0], like.shape[1], room, like.shape[3])
     if buffer is not None:
@@ -161,20 +162,18 @@ def _from(x: Tensor, starts: list[int], length: int) -> Tensor:
     """A copy of `x [B,Hkv,L,D]` from starts[b] on in each row: [B,Hkv,length,D]."""
     if min(starts) == max(starts):
         return x[:, :, starts[0] : starts[0] + length].clone()
-    places = column(tuple(starts), x.device) + torch.arange(length, device=x.device)
-    places = places.clamp(max=x.shape[2] - 1)[:, None, :, None]
-    return x.gather(2, places.expand(-1, x.shape[1], -1, x.shape[-1]))
-
-
-# Attention to the local window and the chunk itself, by whichever operation serves the queries best.
+    positions = column(tuple(starts), x.device) + torch.arange(length, device=x.device)
+    positions = positions.clamp(max=x.shape[2] - 1)[:, None, :, None]
+    return x.gather(2, positions.expand(-1, x.shape[1], -1, x.shape[-1]))
 
 
 def attend_locally(
     window: LocalWindow, query: Tensor, valid: list[int], rotation: Rotation, scoring: Scoring, block_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Output [B,H,T,Dv] of `query [B,H,T,D]`, and the logarithm of its denominator [B,H,T].
+    """Grouped softmax of `query [B,H,T,D]`, before rotary, over the window and the chunk that was written behind it.
 
-    The chunk's own keys and values, `valid` positions of each row, were written to the window last.
+    Returns the output [B,H,T,Dv] and the logarithm of its denominator [B,H,T]. The fastest operation that serves the
+    queries computes it. `valid` positions of each row of the chunk are real.
     """
     width, device = query.shape[2], query.device
     positions = window.positions(valid, width, device)
@@ -183,7 +182,7 @@ def attend_locally(
             query, *window.buffers(), positions, rotation, block_size=block_size, scoring=scoring
         )
     turned = rotation.apply(query, positions[:, None])
-    keys, values = window.seen_with(valid)
+    keys, values = window.filled(valid)
     if _fused(query):
         first = column(tuple(window.lengths), device)[:, 0]
         return fused_forward(turned, keys, values, block_size=block_size, first_query=first, scoring=scoring)

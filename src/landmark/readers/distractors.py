@@ -59,7 +59,7 @@ class DistractedLandmarks(Reader):
     `plain [B]` weighs all `distractors`, scored as old blocks in memory are, as if in slot 0 (Mohtashami & Jaggi 2023,
     section 3.2): gates without a block, whose weight is lost. Gradients flow into the queries. The landmarks of plain
     rows, text alone, are the distractors of later windows; those of other rows could answer the same questions. The
-    first layer goes without: all its landmark keys are the same. With `asking [B, segment]` (bool) only the queries of
+    first layer, whose keys are constant, goes without. With `asking [B, segment]` (bool) only the queries of
     these tokens weigh them, so that all else of a row stays what it is. Raises ValueError for settings that mean
     nothing.
     """

@@ -14,7 +14,7 @@ from landmark.memory.geometry import Past, past_of
 from landmark.memory.selection import Retrieval
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.retrieved import merge
-from landmark.ops.retrieved.trainable import trainable_blocks
+from landmark.ops.retrieved.pytorch import trainable_blocks
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 from landmark.settings import check_block_size

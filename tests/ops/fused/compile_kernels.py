@@ -87,8 +87,8 @@ def calls(dtype: torch.dtype, dim: int, block_size: int, masked: bool) -> list[t
     inputs = launch.Inputs(query, key, value, *extras, empty(2))
     rules = launch.Rules(block_size, 5 if masked else 0, 0.1, 30.0 if masked else None, 0.1 if masked else 0.0)
     launch.run, original = record, launch.run
-    out, lse = launch.forward(inputs, rules)
-    launch.backward(inputs, rules, query, out, lse)
+    out, lse = launch.launch_forward(inputs, rules)
+    launch.launch_backward(inputs, rules, query, out, lse)
     launch.run = original
     return recorded
 

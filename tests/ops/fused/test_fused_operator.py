@@ -8,7 +8,8 @@ from torch.utils.checkpoint import checkpoint
 from landmark.ops import triton_support
 from landmark.ops.attention import landmark_attention
 from landmark.ops.blockwise import blockwise_attention
-from landmark.ops.fused import fused_forward, operators
+from landmark.ops.fused import fused_forward
+from landmark.ops.fused.launch import forward_op
 from landmark.ops.fused.spans import label_tensors
 from landmark.ops.scoring import Scoring
 
@@ -138,7 +139,7 @@ def test_as_an_operator():
         (query, key, value, sinks, labels, ranges, seed, first),
         (transposed, key, value, *[None] * 4, first),
     ):
-        torch.library.opcheck(operators.forward, (*tensors, 7, 2, 0.2, None, 0.1 if tensors[6] is not None else 0.0))
+        torch.library.opcheck(forward_op, (*tensors, 7, 2, 0.2, None, 0.1 if tensors[6] is not None else 0.0))
 
 
 def test_transposed_inputs_give_the_same():

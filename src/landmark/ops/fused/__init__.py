@@ -1,4 +1,4 @@
-"""The grouped softmax in kernels written in Triton, for accelerators."""
+"""Fused grouped softmax: Triton kernels for NVIDIA GPUs, forward and backward."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ _NARROWEST_HEAD = 16
 
 
 def unsupported_reason(query: Tensor) -> str | None:
-    """Why queries like these cannot be served, None if they can."""
+    """Why the kernels cannot serve this query [B,H,T,D], None if they can."""
     if query.shape[-1] < _NARROWEST_HEAD:
         return f"serves head_dim from {_NARROWEST_HEAD} on, as matrix units take no less, not {query.shape[-1]}"
     return triton_support.unsupported_reason(query)
@@ -29,11 +29,11 @@ def fused_attention(
 ) -> Tensor:
     """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1) of the last queries of a stream.
 
-    The arguments are those of `landmark.ops.landmark_attention`, taken as checked there. Beyond its results, it
-    needs two float32 per query and head. Backward needs two more for each block where a block's keys do not fit
+    The arguments are those of `landmark_attention`, taken as checked there. Memory beyond the results: two float32
+    per query and head. Backward needs two more for each block where a block's keys do not fit
     a tile: more than 128 of them, or more than 32 KB, either rounded up to powers of two.
     """
-    from landmark.ops.fused.operators import dense_rows, forward
+    from landmark.ops.fused.launch import dense_rows, forward_op
     from landmark.ops.fused.spans import label_tensors
 
     query, key, value = (dense_rows(x) for x in (query, key, value))
@@ -42,7 +42,7 @@ def fused_attention(
     first = torch.full((query.shape[0],), key.shape[2] - query.shape[2], device=query.device)
     tensors = query, key, value, scoring.sinks, labels, ranges, seed, first
     numbers = scoring.scale_of(query), scoring.softcap, scoring.dropout
-    out, _ = forward(*tensors, block_size, phase, *numbers)
+    out, _ = forward_op(*tensors, block_size, phase, *numbers)
     return out
 
 
@@ -55,7 +55,7 @@ def fused_forward(
     first_query: Tensor,
     scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
-    """The same over keys that start a block, with queries [B,H,Tq,D] anywhere among them, each row where it likes.
+    """The same over keys that start a block; the queries [B,H,Tq,D] of each row begin at an index of their own.
 
     Query i of row b has index first_query[b] + i among the keys; `first_query` is int [B], and is not read by
     the host. Queries beyond the last key are padding, and give something finite.
@@ -63,8 +63,8 @@ def fused_forward(
     Returns the output [B,H,Tq,D] and the logarithm of the joint softmax's denominator [B,H,Tq] in float32,
     -inf where a row sees nothing. The second has no gradient.
     """
-    from landmark.ops.fused.operators import dense_rows, forward
+    from landmark.ops.fused.launch import dense_rows, forward_op
 
     query, key, value = (dense_rows(x) for x in (query, key, value))
     tensors = query, key, value, scoring.sinks, None, None, None, first_query
-    return forward(*tensors, block_size, 0, scoring.scale_of(query), scoring.softcap, 0.0)
+    return forward_op(*tensors, block_size, 0, scoring.scale_of(query), scoring.softcap, 0.0)

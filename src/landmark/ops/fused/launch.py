@@ -1,4 +1,7 @@
-"""From tensors to kernels: which kernel, over which grid, in tiles of which size."""
+"""Launches of the fused kernels, and the operators of PyTorch made of them: shapes for tracing, and a gradient.
+
+A launch takes the kernels for short or for long blocks, and tiles of the size that was fastest on this device.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,12 +12,14 @@ import triton
 from torch import Tensor
 from triton import knobs
 
+from landmark.ops.autograd import second_derivatives_refused
 from landmark.ops.fused.backward import key_gradients_kernel, query_gradients_kernel
 from landmark.ops.fused.backward_long import key_gradients_long_kernel, query_gradients_long_kernel
 from landmark.ops.fused.forward import forward_kernel, forward_long_kernel
 from landmark.ops.fused.tiles import Problem, steps
 
-# Sizes of tiles that are tried on a device: few, and none that spills much of its registers.
+# Tile sizes that are tuned over on a device: few, and none that spills many registers.
+
 _KINDS = {
     forward_kernel: "forward",
     forward_long_kernel: "forward",
@@ -24,7 +29,7 @@ _KINDS = {
     key_gradients_long_kernel: "key",
 }
 
-# Elements of a tile of keys, up to which these (M, N, warps, stages) apply. A stage is a tile in flight.
+# (M, N, warps, stages) by the most elements of a tile of keys for which they apply. A stage is a tile in flight.
 _Sizes = tuple[tuple[int, int, int, int], ...]
 _HALF: dict[str, dict[int, _Sizes]] = {
     "forward": {
@@ -45,7 +50,7 @@ _HALF: dict[str, dict[int, _Sizes]] = {
         32768: ((32, 64, 8, 1),),
     },
 }
-# Without matrix units every thread keeps rows and columns whole: many threads and small tiles.
+# float32 has no matrix units, so every thread keeps whole rows and columns: many threads and small tiles.
 _SINGLE: dict[str, dict[int, _Sizes]] = {
     "forward": {8192: ((32, 64, 8, 1),), 32768: ((16, 32, 8, 1),)},
     "query": {8192: ((16, 64, 8, 1),), 32768: ((16, 32, 8, 1),)},
@@ -59,16 +64,18 @@ def columns(constants: dict[str, int]) -> int:
 
 
 def tilings(kernel: Any, columns: int, width: int, itemsize: int) -> list[triton.Config]:
-    """What is tried for a kernel, by the size of its tile of keys and of its elements in bytes."""
+    """Configurations to tune a kernel over, for a tile of keys [columns, width] of elements of `itemsize` bytes."""
     sizes = (_SINGLE if itemsize == 4 else _HALF)[_KINDS[kernel]]
     chosen = next(chosen for limit, chosen in sizes.items() if columns * width <= limit)
     return [triton.Config({"M": m, "N": n}, num_warps=warps, num_stages=stages) for m, n, warps, stages in chosen]
 
 
+# Launches.
+
 # Larger blocks take several tiles each, and kernels of their own.
 _TILE_KEYS = 128
 _TILE_BYTES = 32 << 10  # of the keys
-_MANY_KEYS = 4096  # from here on tiles are tuned anew: what is best for a short input may not be for a long one
+_MANY_KEYS = 4096  # from here on tiles are tuned again: what is best for a short input may not be for a long one
 INTERPRETED_TILE = {"M": 16, "N": 16}  # Triton's interpreter cannot measure time
 
 
@@ -95,7 +102,7 @@ class Rules(NamedTuple):
     dropout: float
 
 
-def forward(inputs: Inputs, rules: Rules) -> tuple[Tensor, Tensor]:
+def launch_forward(inputs: Inputs, rules: Rules) -> tuple[Tensor, Tensor]:
     """Output like query, and the logarithm of the joint softmax's denominator, float32 [B,H,Tq]."""
     query = inputs.query
     out, lse = like(query), rows_like(query)
@@ -105,7 +112,7 @@ def forward(inputs: Inputs, rules: Rules) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def backward(
+def launch_backward(
     inputs: Inputs, rules: Rules, grad: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, and delta, the sums of out * grad, float32 [B,H,Tq]."""
@@ -129,7 +136,7 @@ def backward(
 
 
 def like(x: Tensor) -> Tensor:
-    """An empty tensor of x's shape, dense, with heads outside or inside rows as they are in x."""
+    """An empty dense tensor [B,H,T,D], laid out as [B,T,H,D] where `x` is."""
     batch, heads, rows, dim = x.shape
     if x.stride(1) < x.stride(2):
         return x.new_empty(batch, rows, heads, dim).transpose(1, 2)
@@ -137,6 +144,7 @@ def like(x: Tensor) -> Tensor:
 
 
 def rows_like(query: Tensor) -> Tensor:
+    """An empty float32 [B,H,Tq]."""
     return query.new_empty(query.shape[:3], dtype=torch.float32)
 
 
@@ -181,6 +189,7 @@ def _launch(kernel: Any, grid: _Grid, args: list[Any], inputs: Inputs, rules: Ru
 
 
 def run(kernel: Any, grid: _Grid, args: list[Any], constants: dict[str, int], dtype: torch.dtype) -> None:
+    """Launches a kernel, tuned for these constants."""
     if knobs.runtime.interpret:
         kernel[grid](*args, **constants, **INTERPRETED_TILE)
     else:
@@ -193,3 +202,98 @@ def run(kernel: Any, grid: _Grid, args: list[Any], constants: dict[str, int], dt
 def _tuned(kernel: Any, columns: int, width: int, itemsize: int) -> Any:
     key = [name for name in ("DIM", "WIDTH", "STRIDE", "P", "MANY") if name in kernel.arg_names]
     return triton.autotune(tilings(kernel, columns, width, itemsize), key, cache_results=True)(kernel)
+
+
+# Operators.
+
+# They take tensors and numbers one by one, as PyTorch's schemas know no records.
+
+
+@torch.library.custom_op("landmark::fused_forward", mutates_args=())
+def forward_op(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sinks: Tensor | None,
+    labels: Tensor | None,
+    ranges: Tensor | None,
+    seed: Tensor | None,
+    first_query: Tensor,
+    block_size: int,
+    phase: int,
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Output and lse; the arguments are `Inputs` and `Rules`."""
+    inputs = Inputs(query, key, value, sinks, labels, ranges, seed, first_query)
+    return launch_forward(inputs, Rules(block_size, phase, scale, softcap, dropout))
+
+
+@forward_op.register_fake
+def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return like(query), rows_like(query)
+
+
+@torch.library.custom_op("landmark::fused_backward", mutates_args=())
+def backward_op(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sinks: Tensor | None,
+    labels: Tensor | None,
+    ranges: Tensor | None,
+    seed: Tensor | None,
+    first_query: Tensor,
+    block_size: int,
+    phase: int,
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, and delta; the arguments are `Inputs`, `Rules` and the forward's results."""
+    inputs = Inputs(query, key, value, sinks, labels, ranges, seed, first_query)
+    return launch_backward(inputs, Rules(block_size, phase, scale, softcap, dropout), grad, out, lse)
+
+
+@backward_op.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return like(query), like(key), like(value), rows_like(query)
+
+
+def _refuse(*_: Any) -> Any:
+    raise second_derivatives_refused("backend='reference' can be differentiated again, in memory of queries by keys")
+
+
+backward_op.register_autograd(_refuse)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    tensors = len(Inputs._fields)
+    ctx.save_for_backward(*inputs[:tensors], *output)
+    ctx.rules = inputs[tensors:]
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    *tensors, out, lse = ctx.saved_tensors
+    inputs = Inputs(*tensors)
+    grad = dense_rows(grad)
+    query_grad, key_grad, value_grad, delta = backward_op(*inputs, *ctx.rules, grad, out, lse)
+    sinks_grad = None
+    if inputs.sinks is not None:
+        weights = torch.exp(inputs.sinks[:, None].float() - lse)
+        sinks_grad = -(weights * delta).sum((0, 2)).to(inputs.sinks.dtype)
+    without = [None] * (len(Inputs._fields) - 4 + len(Rules._fields))
+    return query_grad, key_grad, value_grad, sinks_grad, *without
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """x with a dense last dimension, which is what the kernels read."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+forward_op.register_autograd(_differentiate, setup_context=_save)

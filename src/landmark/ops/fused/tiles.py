@@ -108,7 +108,8 @@ def where_seen(x, seen, MASKED: tl.constexpr):
 
 
 @triton.jit
-def _tanh(x):
+def tanh(x):
+    """tanh in float32, from an exponential."""
     # The quotient cancels where x is small; there, the series is exact to float32.
     e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
     large = (1.0 - e) / (1.0 + e)
@@ -123,7 +124,7 @@ def capped(products, problem):
     if problem.softcap is None:
         result = products * (problem.scale * LOG2E)
     else:
-        result = _tanh(products * (problem.scale / problem.softcap)) * (problem.softcap * LOG2E)
+        result = tanh(products * (problem.scale / problem.softcap)) * (problem.softcap * LOG2E)
     return result
 
 

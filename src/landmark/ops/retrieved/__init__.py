@@ -1,27 +1,42 @@
-"""Attention over chosen blocks: every query reads blocks of its own.
+"""Attention to retrieved blocks: every query reads blocks of its own, paged keys and values in place.
 
-Block keys are rotated once, by their offset in the block; a query is rotated by its distance from the start
-of the block it reads. Nothing that is read is ever rotated.
+Block keys are rotated once, by their offset in the block. To read a block as if it stood elsewhere, the query is
+rotated by its distance from the start of the block; nothing that is stored is ever rotated again.
 """
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from landmark.ops.decode_cpu import FEW_QUERIES
-from landmark.ops.retrieved.cpu import in_place_blocks, join_few, merge, reads_in_place
-from landmark.ops.retrieved.gathered import gathered_blocks
-from landmark.ops.retrieved.pages import Pages
+from landmark.ops.retrieved.cpu import numba_blocks, numba_join, numba_merge, serves
+from landmark.ops.retrieved.pytorch import gathered_blocks
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 from landmark.ops.triton_support import unsupported_reason
 
-__all__ = ["Pages", "join_retrieved", "merge", "retrieved_attention"]
-
 BACKENDS = ("auto", "gathered", "numba", "triton")
 
-_Read = Callable[[Tensor, Pages, Tensor, Rotation, Scoring], tuple[Tensor, Tensor]]
+
+class Pages(NamedTuple):
+    """Paged keys and values of one layer, and the page table of the queries. A page holds one block of one head.
+
+    Fields:
+        keys [B,Hkv,P,stride,D]: P pages of a row and key-value head, contiguous, rotated by their offset in the block;
+            the last of the stride positions is the landmark.
+        values [B,Hkv,P,stride,Dv]: of the same pages, contiguous; the value of the landmark is not read.
+        table: the page table, long [B,H,T,k], or [B,1,T,k] where heads share their blocks, or [B,H,1,k] where queries
+            do. Pages from 0 to P - 1, for query head h those of key-value head h // (H // Hkv); -1 is no block.
+    """
+
+    keys: Tensor
+    values: Tensor
+    table: Tensor
+
+
+_Backend = Callable[[Tensor, Pages, Tensor, Rotation, Scoring], tuple[Tensor, Tensor]]
 
 
 def retrieved_attention(
@@ -33,23 +48,23 @@ def retrieved_attention(
     scoring: Scoring,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Attention of each query inside each of the blocks chosen for it (Mohtashami & Jaggi 2023, section 3.2).
+    """Attention of each query inside each of the blocks retrieved for it (Mohtashami & Jaggi 2023, section 3.2).
 
     Args:
         query: [B,H,T,D] before rotary.
-        pages: where the blocks lie, and which of them each query reads.
+        pages: the blocks, and which of them each query reads.
         distance: long [B,H,T,k], or [B,1,T,k] where heads share: positions from the start of the block to the
             query.
-        rotation, scoring: as for the local keys; sinks are no part of it.
-        backend: "triton" (a GPU; blocks are read where they lie, once for many queries that chose them), "numba"
+        rotation, scoring: those of the local attention; its sinks are no part of this.
+        backend: "triton" (a GPU; pages are read in place, once for many queries that chose the block), "numba"
             (a CPU; the same, queries that chose the same block one after another), "gathered" (any device; copies
-            the blocks of a few queries at a time), or "auto", the best that serves the tensors. A backend asked
+            the blocks of a few queries at a time), or "auto", the fastest that serves the tensors. A backend asked
             for by name is never replaced by another.
 
     Returns:
-        Per chosen block the softmax average [B,H,T,k,Dv] of its ordinary tokens' values, and the logit of its
-        gate [B,H,T,k]; 0 and -inf where there is no block. In float32, or float64 for float64 queries. `merge`
-        joins them to the local attention. No gradient flows.
+        Per block the softmax average [B,H,T,k,Dv] of its ordinary tokens' values, and the logit of its gate
+        [B,H,T,k]; 0 and -inf where there is no block. In float32, or float64 for float64 queries. `merge` joins
+        them to the local attention. They have no gradient.
 
     Raises:
         ValueError: a backend that is unknown, or that cannot serve these tensors; a gradient is wanted.
@@ -60,7 +75,7 @@ def retrieved_attention(
         )
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}; choose one of {', '.join(BACKENDS)}")
-    return _reader(backend, query, pages)(query, pages, distance, rotation, scoring)
+    return _chosen_backend(backend, query, pages)(query, pages, distance, rotation, scoring)
 
 
 def join_retrieved(
@@ -75,32 +90,49 @@ def join_retrieved(
 ) -> tuple[Tensor, Tensor]:
     """`merge` of a local `out` and `lse` with `retrieved_attention`; for few queries on a CPU in a single pass.
 
-    `pieces` gives the pages of some queries [B,H,t] at a time, in order: each is read before the next is asked for.
-    On a CPU they make the same numbers, to the last bit, however the queries are cut.
+    `pieces` yields the pages of some queries [B,H,t] at a time, in order; a piece is read before the next is taken.
+    On a CPU the result is the same to the last bit however the queries are cut.
     """
     few = query.shape[2] <= FEW_QUERIES
     joined, apart = [], []
     for part, pages in pieces:
         some, distances = query[:, :, part], distance[:, :, part]
-        if few and reads_in_place(query, pages):
+        if few and serves(query, pages):
             local = out[:, :, part], lse[:, :, part]
-            joined.append(join_few(some, pages, distances, rotation, scoring, local))
+            joined.append(numba_join(some, pages, distances, rotation, scoring, local))
         else:
             apart.append(retrieved_attention(some, pages, distances, rotation=rotation, scoring=scoring))
-    return _whole(joined) if joined else merge(out, lse, *_whole(apart))
+    return _concatenated(joined) if joined else merge(out, lse, *_concatenated(apart))
 
 
-def _whole(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Puts pairs of tensors [B,H,t,..] together again."""
+def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+    """Joins local attention and retrieved blocks under one softmax.
+
+    `out [B,H,T,Dv]` is the local output and `lse [B,H,T]` the logarithm of its denominator; `inside [B,H,T,k,Dv]` and
+    `gates [B,H,T,k]` are those of `retrieved_attention`. Returns the output in out's dtype and the weight of each gate
+    [B,H,T,k]. All four inputs have gradients.
+    """
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (out, lse, inside, gates))
+    if out.device.type == "cpu" and out.dtype == gates.dtype and not wanted:
+        return numba_merge(out, lse, inside, gates)
+    total = torch.logaddexp(lse, gates.logsumexp(-1))
+    total = total.masked_fill(total == -torch.inf, 0.0)[..., None]
+    weights = torch.exp(gates - total)
+    joined = (weights[..., None] * inside).sum(-2) + out * torch.exp(lse[..., None] - total)
+    return joined.to(out.dtype), weights
+
+
+def _concatenated(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Concatenates pairs of tensors [B,H,t,..] over their queries."""
     if len(parts) == 1:
         return parts[0]
     first, second = zip(*parts, strict=True)
     return torch.cat(first, dim=2), torch.cat(second, dim=2)
 
 
-def _reader(backend: str, query: Tensor, pages: Pages) -> _Read:
-    in_place = reads_in_place(query, pages)
-    # On a CPU kernels are only interpreted, for tests: nothing to choose on one's own.
+def _chosen_backend(backend: str, query: Tensor, pages: Pages) -> _Backend:
+    numba = serves(query, pages)
+    # On a CPU Triton kernels run in the interpreter, for tests: "auto" never takes them there.
     if backend == "triton" or (backend == "auto" and query.device.type == "cuda"):
         reason = unsupported_reason(query, pages.keys, pages.values)
         if reason is None:
@@ -109,10 +141,10 @@ def _reader(backend: str, query: Tensor, pages: Pages) -> _Read:
 
             return triton_blocks
         if backend == "triton":
-            raise ValueError(f"backend='triton' {reason}; use backend={'numba' if in_place else 'gathered'!r}")
-    if backend == "numba" and not in_place:
+            raise ValueError(f"backend='triton' {reason}; use backend={'numba' if numba else 'gathered'!r}")
+    if backend == "numba" and not numba:
         raise ValueError(
             f"backend='numba' reads float32 or float64 on a CPU, not {query.dtype} with keys in {pages.keys.dtype} on "
             f"{pages.keys.device}; use backend='gathered'"
         )
-    return in_place_blocks if in_place and backend != "gathered" else gathered_blocks
+    return numba_blocks if numba and backend != "gathered" else gathered_blocks

@@ -1,10 +1,10 @@
-"""Retrieved blocks on a CPU, read where they lie: compiled loops over pairs of a query and a block.
+"""Attention to retrieved blocks on a CPU: loops compiled by numba over pairs of a query and a block, read in place.
 
-Pairs are taken in the order of their blocks, so that a block comes from main memory once for all queries that
-chose it.
+Pairs are taken in the order of their blocks, so that a block is loaded from main memory once for all queries that
+chose it. For a few queries, as in decoding, one pass reads the blocks and joins them to the local attention.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,27 +20,29 @@ from landmark.ops.numba_loops import (
     share_out,
     soft_cap,
 )
-from landmark.ops.retrieved.pages import Pages
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
+if TYPE_CHECKING:
+    from landmark.ops.retrieved import Pages
 
-def reads_in_place(query: Tensor, pages: Pages) -> bool:
-    """Whether `in_place_blocks` serves these tensors."""
+
+def serves(query: Tensor, pages: "Pages") -> bool:
+    """Whether the loops serve these tensors: one dtype, float32 or float64, on a CPU."""
     one_dtype = query.dtype in (torch.float32, torch.float64) and query.dtype == pages.keys.dtype == pages.values.dtype
     return one_dtype and query.device.type == pages.keys.device.type == "cpu"
 
 
-def in_place_blocks(
-    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scoring: Scoring
+def numba_blocks(
+    query: Tensor, pages: "Pages", distance: Tensor, rotation: Rotation, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
-    """See `landmark.ops.retrieved_attention`."""
+    """See `landmark.ops.retrieved.retrieved_attention`."""
     keys, values = (x.flatten(0, 1) for x in pages[:2])
     shape = (*query.shape[:3], pages.table.shape[-1])
-    # One line for each key-value head: the pairs of its queries, for every head of its group, with their blocks.
+    # One row for each key-value head: the pairs of the queries of all heads of its group.
     table, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.table, distance))
     queries = query.reshape(len(keys), -1, query.shape[-1]) * scoring.scale_of(query)
-    # Queries of a single step hardly ever share blocks.
+    # Queries of a single step hardly ever share blocks, so sorting would not pay.
     order = table.argsort(dim=-1) if shape[2] > 1 else torch.arange(table.shape[1]).repeat(len(table), 1)
     pairs = _arrays(table, order)
     inside = query.new_zeros(*table.shape, keys.shape[2] - 1)
@@ -95,19 +97,19 @@ def _average(table: Any, order: Any, weights: Any, values: Any, out: Any, start:
         add_weighted(weights[head, pair], values[head, table[head, pair]], out[head, pair])
 
 
-# Retrieved blocks for a few queries on a CPU: read, and joined to local attention, in one compiled pass.
+# Few queries: read and joined to the local attention in one pass.
 
 
-def join_few(
-    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scoring: Scoring, local: tuple[Tensor, Tensor]
+def numba_join(
+    query: Tensor, pages: "Pages", distance: Tensor, rotation: Rotation, scoring: Scoring, local: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """`merge(*local, *retrieved_attention(...))` for tensors that `reads_in_place`, in the order of the queries."""
+    """`merge(*local, *retrieved_attention(...))` for tensors that it `serves`, in the order of the queries."""
     shape = (*query.shape[:3], pages.table.shape[-1])
     joined, weights = query.new_empty(local[0].shape), query.new_empty(shape)
     table, distance = (x.expand(shape) for x in (pages.table, distance))
     scaled = query * scoring.scale_of(query)
     tensors = scaled, *rotation.by_partner, table, distance, *pages[:2], *local, joined, weights
-    # Contiguous, for compiled loops over arrays of another layout are slower, and compiled once more.
+    # Contiguous: numba compiles a loop anew for arrays of another layout, and a slower one.
     arrays = [x.contiguous().numpy() for x in tensors]
     in_parts(
         lambda start, stop: _join(*arrays, scoring.softcap or 0.0, start, stop),
@@ -149,28 +151,8 @@ def _join(
                 add_weighted(scores[j, : stride - 1], values[row, group, table[row, head, step, j]], total)
 
 
-# Joining what was read in retrieved blocks to the local attention: one softmax over both.
-
-
-def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
-    """Joins local attention and retrieved blocks under one softmax.
-
-    `out [B,H,T,Dv]` is the local output and `lse [B,H,T]` the logarithm of its denominator; `inside [B,H,T,k,Dv]` and
-    `gates [B,H,T,k]` are those of `retrieved_attention`. Returns the output in out's dtype and the weight of each gate
-    [B,H,T,k]. Where gradients are wanted all four inputs get theirs.
-    """
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (out, lse, inside, gates))
-    if out.device.type == "cpu" and out.dtype == gates.dtype and not wanted:
-        return _in_one_pass(out, lse, inside, gates)
-    total = torch.logaddexp(lse, gates.logsumexp(-1))
-    total = total.masked_fill(total == -torch.inf, 0.0)[..., None]
-    weights = torch.exp(gates - total)
-    joined = (weights[..., None] * inside).sum(-2) + out * torch.exp(lse[..., None] - total)
-    return joined.to(out.dtype), weights
-
-
-def _in_one_pass(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
-    # Contiguous, whatever the inputs are.
+def numba_merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+    """`merge` on a CPU in one pass, without gradients; the results are contiguous, whatever the inputs are."""
     joined, weights = out.new_empty(out.shape), gates.clone(memory_format=torch.contiguous_format)
     rows, (k, dim) = lse.numel(), inside.shape[-2:]
     arrays = [x.reshape(rows, -1).numpy() for x in (out, lse, joined, weights)]

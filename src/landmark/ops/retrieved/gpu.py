@@ -1,5 +1,6 @@
-"""Retrieved blocks on a GPU, read where they lie: queries that chose the same block share one load of it.
+"""Attention to retrieved blocks on a GPU: a Triton kernel that reads pages in place.
 
+A program serves a tile of queries that chose the same block, so that the block is loaded once for all of them.
 Queries are rotated in the kernel: rotated copies, one for each pair of a query and a block, would be written and
 read once more than the queries themselves.
 """
@@ -7,7 +8,7 @@ read once more than the queries themselves.
 # pyright: reportIndexIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 # ruff: noqa: ANN001, ANN201, SIM108 - the compiler knows the types of arguments, and takes one branch only
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -15,14 +16,14 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from landmark.ops.retrieved.pages import Pages
+from landmark.ops.fused.tiles import tanh
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
-# The kernel of `triton_blocks`: attention of a tile of queries inside the one block that they share.
+if TYPE_CHECKING:
+    from landmark.ops.retrieved import Pages
 
-
-# The interpreter has no times to choose by.
+# Triton's interpreter cannot measure time.
 _WARPS = (4,) if knobs.runtime.interpret else (4, 8)
 _CONFIGS = [triton.Config({}, num_warps=warps, num_stages=2) for warps in _WARPS]
 
@@ -162,7 +163,7 @@ def load_rows(base, rows, real, DIM: tl.constexpr, WIDTH: tl.constexpr):
 def products(x, rows):
     """Inner products [M,N] of float32 x [M,WIDTH] and rows [N,WIDTH]."""
     if x.shape[0] == 1:
-        # One query would leave a matrix product nearly empty.
+        # A matrix product of one query would waste most of its tile.
         result = tl.sum(x * rows.to(tl.float32), 1)[None, :]
     else:
         result = tl.dot(x.to(rows.dtype), tl.trans(rows), input_precision="ieee")
@@ -181,6 +182,7 @@ def averaged(weights, rows):
 
 @triton.jit
 def capped(scores, softcap):
+    """Soft-capped scores, as `Scoring.cap` has them."""
     if softcap is None:
         result = scores
     else:
@@ -188,29 +190,19 @@ def capped(scores, softcap):
     return result
 
 
-@triton.jit
-def tanh(x):
-    # The quotient cancels where x is small; there, the series is exact to float32.
-    square = x * x
-    series = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 - square * (17.0 / 315.0))))
-    e = tl.exp(-2.0 * tl.abs(x))
-    quotient = (1.0 - e) / (1.0 + e)
-    return tl.where(square < 0.02, series, tl.where(x < 0.0, -quotient, quotient))
-
-
-# Up to so many pairs, to order them should take longer than to read a block for each of them. Reckoned from
-# bandwidths and launches, as is _SHARED_FROM; no GPU has measured either.
+# Up to so many pairs, sorting them should take longer than reading a block for each of them. Estimated from
+# bandwidths and launches, as is _SHARED_FROM; neither was measured on a GPU.
 _FEW_PAIRS = 4096
 _SMALL_TILE, _LARGE_TILE = 16, 64  # pairs
 _SHARED_FROM = 16  # pairs for each page, on average, from which large tiles are filled
-_TILE_BYTES = 16 << 10  # of queries, and of keys, in a matrix product: what larger ones keep does not fit registers
+_TILE_BYTES = 16 << 10  # of queries, and of keys, in a matrix product: larger ones do not fit registers
 _TILE_ELEMENTS = 4096  # of keys that a single query meets
 
 
 def triton_blocks(
-    query: Tensor, pages: Pages, distance: Tensor, rotation: Rotation, scoring: Scoring
+    query: Tensor, pages: "Pages", distance: Tensor, rotation: Rotation, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
-    """See `landmark.ops.retrieved_attention`. Products of halves take rotated queries and weights as halves."""
+    """See `landmark.ops.retrieved.retrieved_attention`. Half precision also rounds rotated queries and weights."""
     assert pages.keys.is_contiguous(), "keys are read in place"
     assert pages.values.is_contiguous(), "values are read in place"
     shape = (*query.shape[:3], pages.table.shape[-1])
@@ -224,7 +216,7 @@ def triton_blocks(
     width, value_width = _width(dim), _width(inside.shape[-1])
     widest = max(width, value_width)
     size, order, starts = 1, None, None
-    # Queries of a single step hardly ever share blocks.
+    # Queries of a single step hardly ever share blocks, so sorting would not pay.
     if query.shape[2] > 1 and pairs > _FEW_PAIRS:
         size = _pairs(query, widest, pairs / (heads * capacity))
         order, starts = _shared_tiles(table.view(heads, -1), capacity, size)
