@@ -15,15 +15,15 @@ from reproduce.trainings.catalogue import TRAININGS, find, plan_of
 class NamedTraining(TrainOptions):
     """Train one model of the project; `python -m reproduce trainings` lists them.
 
-    A training decides about everything that the options of `landmark train` do; it takes the few that it has a place
-    for, and those that change no weight. Run the same command again to resume an interrupted training.
+    A training fixes almost every option of `landmark train`: it takes the few that it has parameters for, and those
+    that change no parameter of the model. Run the same command again to resume an interrupted training.
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """Name of the training."""
 
     data: Path | None = None
-    """Folder with the texts of the training, if it takes any: books/ or math/, each with train/, validation/, test/."""
+    """Folder with the texts of the training, if it needs any: books/ or math/, each with train/, validation/, test/."""
 
     attention: str | None = None
     """Attention of the model, if the training can have several: landmark (the default), full, recurrent, ..."""
@@ -31,11 +31,11 @@ class NamedTraining(TrainOptions):
 
 @dataclass(frozen=True)
 class ListOptions:
-    """List the trainings of the project, what each gives and at which scale; docs/recipes.md has more."""
+    """List the trainings of the project, each with its scale."""
 
 
 def run(options: NamedTraining) -> int:
-    """Train, and say where the model is."""
+    """Trains the model and prints its folder."""
     entry = find(options.name)
     from landmark.training.run import train  # loads transformers
 
@@ -45,7 +45,7 @@ def run(options: NamedTraining) -> int:
 
 
 def run_list(options: ListOptions) -> int:
-    """Print the list."""
+    """Prints the list."""
     width = max(len(entry.name) for entry in TRAININGS)
     for entry in TRAININGS:
         print(f"{entry.name:{width}}  {entry.summary}\n{'':{width}}  {entry.scale}")

@@ -1,4 +1,4 @@
-"""What the report trains and measures, in its order: the comparisons that the paper is about come first."""
+"""The experiments of the report in their order: the main comparisons of the paper come first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from reproduce.runs import perplexities as read
 from reproduce.runs.perplexities import Row
 from reproduce.runs.setup import Scale
 from reproduce.runs.trainings import Training
-from reproduce.tables import words
+from reproduce.tables import names
 
 JUMPS = 400  # largest, so that positions reach as far in training as 4,096 tokens do
 BLOCK_DROPOUT = 0.1
@@ -37,11 +37,11 @@ def experiments(scale: Scale) -> Iterator[Experiment]:
     yield from _variants()
     for size in BLOCK_SIZES:
         yield Experiment(Training("books", block_size=size), _block_size_rows(size))
-    yield Experiment(Training("books", "knn"), tuple(read.memorizing(words.LANGUAGE_MODELING, n) for n in (2048, 4096)))
+    yield Experiment(Training("books", "knn"), tuple(read.memorizing(names.LANGUAGE_MODELING, n) for n in (2048, 4096)))
 
 
 def _landmark_rows() -> tuple[Row, ...]:
-    table = words.LANGUAGE_MODELING
+    table = names.LANGUAGE_MODELING
     return (
         *(read.landmark(table, length, k) for length in (512, 2048, 4096) for k in (2, 4)),
         read.landmark(table, 2048, 2, local=350),
@@ -53,64 +53,64 @@ def _landmark_rows() -> tuple[Row, ...]:
 
 def _more_of_landmark(seed: int) -> tuple[Row, ...]:
     rows = [
-        read.landmark(words.SELECTION, length, k, selection=selection)
+        read.landmark(names.SELECTION, length, k, selection=selection)
         for length, k in ((2048, 2), (2048, 4), (4096, 4))
         for selection in ("per_token_and_head", "per_head", "per_token")
     ]
     if seed == 0:
-        rows += [*_miss_rows(), read.true_positions(4096, 4, words.LANDMARK), _stingy(words.LANDMARK)]
-        rows += [*_by_length_and_k(words.TRAINING_MEMORY), *_by_length_and_k(words.BLOCK_DROPOUT)]
-        rows += [_beside_window(words.LANDMARK, length) for length in (2048, 4096)]
+        rows += [*_miss_rows(), read.true_positions(4096, 4, names.LANDMARK), _stingy(names.LANDMARK)]
+        rows += [*_by_length_and_k(names.TRAINING_MEMORY), *_by_length_and_k(names.BLOCK_DROPOUT)]
+        rows += [_beside_window(names.LANDMARK, length) for length in (2048, 4096)]
     return tuple(rows)
 
 
 def _full_rows() -> tuple[Row, ...]:
-    table = words.LANGUAGE_MODELING
+    table = names.LANGUAGE_MODELING
     sinks = (read.sinks(table, length) for length in (2048, 4096))
     return (read.full(table), read.full(table, 360), *sinks)
 
 
 def _recurrent_rows() -> tuple[Row, ...]:
-    return tuple(read.transformer_xl(words.LANGUAGE_MODELING, length) for length in (512, 2048, 4096))
+    return tuple(read.transformer_xl(names.LANGUAGE_MODELING, length) for length in (512, 2048, 4096))
 
 
 def _miss_rows() -> list[Row]:
-    rows = [read.landmark(words.MISS_GATE, 2048, 4)]
+    rows = [read.landmark(names.MISS_GATE, 2048, 4)]
     return rows + [
-        read.landmark(words.MISS_GATE, 2048, 4, method=words.WITH_MISS_GATE, miss_threshold=threshold)
+        read.landmark(names.MISS_GATE, 2048, 4, method=names.WITH_MISS_GATE, miss_threshold=threshold)
         for threshold in THRESHOLDS
     ]
 
 
-def _by_length_and_k(table: str, method: str = words.LANDMARK) -> tuple[Row, ...]:
+def _by_length_and_k(table: str, method: str = names.LANDMARK) -> tuple[Row, ...]:
     return tuple(read.landmark(table, length, k, method=method) for length in (2048, 4096) for k in (2, 4))
 
 
 def _stingy(method: str) -> Row:
-    return read.landmark(words.POSITIONS, 4096, 4, method=method).with_settings(positions="stingy")
+    return read.landmark(names.POSITIONS, 4096, 4, method=method).with_settings(positions="stingy")
 
 
 def _beside_window(method: str, length: int) -> Row:
     """Blocks of memory beside a recurrent window of five blocks."""
-    return read.landmark(words.TRAINING_MEMORY, length, 2, method=method, local=100, local_blocks=5)
+    return read.landmark(names.TRAINING_MEMORY, length, 2, method=method, local=100, local_blocks=5)
 
 
 def _variants() -> Iterator[Experiment]:
     jumps = Training("books", changes={"jumps": JUMPS})
-    yield Experiment(jumps, (_stingy(words.WITH_JUMPS), read.true_positions(4096, 4, words.WITH_JUMPS)))
+    yield Experiment(jumps, (_stingy(names.WITH_JUMPS), read.true_positions(4096, 4, names.WITH_JUMPS)))
     dropped = {"block_dropout": BLOCK_DROPOUT}
-    rows = _by_length_and_k(words.BLOCK_DROPOUT, words.WITH_BLOCK_DROPOUT)
+    rows = _by_length_and_k(names.BLOCK_DROPOUT, names.WITH_BLOCK_DROPOUT)
     yield Experiment(Training("books", changes=dropped), tuple(row.with_settings(**dropped) for row in rows))
-    rows = _by_length_and_k(words.TRAINING_MEMORY, words.WITH_MEMORY)
+    rows = _by_length_and_k(names.TRAINING_MEMORY, names.WITH_MEMORY)
     yield Experiment(Training("books", "landmark_retrieval"), rows)
-    recurrent = tuple(_beside_window(words.WITH_RECURRENCE, length) for length in (2048, 4096))
+    recurrent = tuple(_beside_window(names.WITH_RECURRENCE, length) for length in (2048, 4096))
     yield Experiment(Training("books", "landmark_recurrent"), recurrent)
 
 
 def _block_size_rows(size: int) -> tuple[Row, ...]:
     retrieve, local = BLOCK_SIZES[size]
-    told = {"block_size": size, "blocks": 4096 // size}
-    rows = [read.landmark(words.BLOCK_SIZE, 4096, retrieve, local=local).with_settings(**told)]
+    settings = {"block_size": size, "blocks": 4096 // size}
+    rows = [read.landmark(names.BLOCK_SIZE, 4096, retrieve, local=local).with_settings(**settings)]
     if size == MOST_OPENED:
-        rows += [read.landmark(words.RETRIEVE, 4096, k, local=225).with_settings(**told) for k in (1, 2, 4, 8, 16)]
+        rows += [read.landmark(names.RETRIEVE, 4096, k, local=225).with_settings(**settings) for k in (1, 2, 4, 8, 16)]
     return tuple(rows)

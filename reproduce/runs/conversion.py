@@ -1,32 +1,48 @@
-"""A plain model, trained here, that learns to use landmarks: the paper's fine-tuning of LLaMA-7B at our scale.
+"""Conversion of a pretrained model, measured by tokens of training: the paper's fine-tuning of LLaMA-7B, at our scale.
 
-The ancestor reads windows of 512 tokens of books with full attention, many of which hide keys and ask for them. It is
-then saved as a model that knows nothing of landmarks, converted, and trained on for more and more steps, each time from
-the ancestor and under a whole schedule. What it learns is what a number of tokens of conversion buys.
+The base model is trained with full attention on windows of 512 tokens of books, many of which hide passkeys and ask for
+them. It is saved without any trace of landmarks, converted, and fine-tuned with landmarks for more and more steps, each
+time from the base model and under a whole schedule. Tables "conversion" and "passkey".
 """
 
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from landmark.data.recall import RecallTask
-from landmark.training.stages import Stage
-from reproduce.runs.setup import Setup
-from reproduce.runs.trainings import Training, load, tokenizer_of
-from landmark.hf.convert import convert
 from landmark.hf.loading import to_default_device
-from reproduce.plain_model import load_plain, save_plain
-from reproduce.trainings.small import BLOCK_SIZE, TOKENS_PER_STEP, small, stage
+from landmark.hf.convert import convert
+from landmark.readers.memorizing import Memorizing
+from landmark.readers.recurrent import Recurrent
+from landmark.readers.sinks import Sinks
 from landmark.training.recipe import Recipe
 from landmark.training.run import train
+from landmark.training.stages import Stage
+from reproduce.plain_model import load_plain, save_plain
+from reproduce.runs import passkeys, perplexities
+from reproduce.runs.passkeys import Measured
+from reproduce.runs.perplexities import Row, SegmentReading, TestWindows
+from reproduce.runs.setup import Setup
+from reproduce.runs.trainings import Training, load, tokenizer_of
+from reproduce.tables import names
+from reproduce.tables.results import Results
+from reproduce.trainings.small import BLOCK_SIZE, TOKENS_PER_STEP, WINDOW, small, stage
 
 NEAR = RecallTask(keys=(1, 2), questions=(2, 3))
 FAR = RecallTask(keys=(1, 4), questions=(2, 5))
-SHORT = 192  # tokens of the windows in which keys are first learnt
+SHORT = 192  # tokens of the windows in which recall is first learnt
+READ = 2048  # tokens read where the perplexity of a converted model is measured
+BASELINES = {"recurrent": names.TRANSFORMER_XL, "knn": names.MEMORIZING}
 
 
-def ancestor_stages(setup: Setup, attention: str) -> tuple[Stage, ...]:
-    """Short windows full of keys under full attention, then longer ones with `attention`, as `recipes.small` has it."""
+# Trainings.
+
+
+def base_stages(setup: Setup, attention: str) -> tuple[Stage, ...]:
+    """Short windows dense in passkeys under full attention, then longer ones with `attention`, as in `small`."""
     steps = setup.scale.steps
     short = Stage(
         steps * 3 // 8,
@@ -39,24 +55,24 @@ def ancestor_stages(setup: Setup, attention: str) -> tuple[Stage, ...]:
     return short, stage(attention, steps // 2, recall_fraction=0.5, recall=FAR)
 
 
-def ancestor(setup: Setup, attention: str = "full") -> Path:
-    """The folder of a model that has learnt keys without landmarks."""
+def base_model(setup: Setup, attention: str = "full") -> Path:
+    """Trains, or resumes, a model that learns passkeys without landmarks; returns its folder."""
     whole = Training("books", attention).plan(setup)
-    out = whole.out.with_name(f"ancestor-{attention}")
-    recipe = replace(whole.recipe, stages=ancestor_stages(setup, attention))
+    out = whole.out.with_name(f"base-{attention}")
+    recipe = replace(whole.recipe, stages=base_stages(setup, attention))
     return train(replace(whole, out=out, recipe=recipe, json=f"{out}.jsonl"))
 
 
 def plain_model(setup: Setup) -> Path:
-    """The ancestor with full attention as a model that knows nothing of landmarks."""
+    """The base model with full attention, saved as an ordinary transformers model; returns its folder."""
     out = setup.out / "trainings" / "plain"
     if not out.exists():
-        save_plain(ancestor(setup), out)
+        save_plain(base_model(setup), out)
     return out
 
 
-def converted(setup: Setup, steps: int) -> tuple[Any, Any]:
-    """The plain model, converted and trained with landmarks for so many steps, none for 0; and its tokenizer."""
+def converted(setup: Setup, steps: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model, converted and fine-tuned with landmarks for `steps` (0: converted only), and its tokenizer."""
     model = plain_model(setup)
     if steps == 0:
         untrained, tokenizer = load_plain(model)
@@ -75,10 +91,74 @@ def converted(setup: Setup, steps: int) -> tuple[Any, Any]:
 
 
 def conversion_steps(setup: Setup) -> tuple[int, ...]:
-    """Steps of conversion after which the model is measured."""
+    """Steps of fine-tuning after which the model is measured."""
     return (0, 2) if setup.scale.quick else (0, 50, 100, 200, 400, 800)
 
 
-def tokens_of(steps: int) -> int:
-    """Ordinary tokens of so many steps."""
-    return steps * TOKENS_PER_STEP
+# Measurements.
+
+
+def learning_curve(setup: Setup, results: Results, windows: TestWindows) -> None:
+    """The base model, and each number of steps of fine-tuning: perplexity, and passkeys at the greatest length."""
+    lengths = setup.scale.key_lengths[-1:]
+    before = _base(setup)
+    passkeys.measure(before, setup, results, names.CONVERSION, lengths, _few(setup))
+    _perplexity(before, perplexities.full(names.CONVERSION), setup, results, windows)
+    for steps in conversion_steps(setup):
+        print(f"conversion, {steps} steps", file=sys.stderr, flush=True)
+        after = _converted(setup, steps)
+        passkeys.measure(after, setup, results, names.CONVERSION, lengths, setup.scale.passkeys)
+        _perplexity(after, perplexities.landmark(names.CONVERSION, READ, 2), setup, results, windows)
+
+
+def passkey_retrieval(setup: Setup, results: Results) -> None:
+    """Passkeys by length and depth: the converted model, its base model, and baselines trained on the same passkeys."""
+    lengths = setup.scale.key_lengths
+    last = _converted(setup, conversion_steps(setup)[-1])
+    passkeys.measure(last, setup, results, names.PASSKEY, lengths, setup.scale.passkeys)
+    baselines = [_base(setup), _base(setup, names.SINKS, _sinks)]
+    for attention, method in BASELINES.items():
+        steps = sum(stage.steps for stage in base_stages(setup, attention))
+        baselines.append(Measured(partial(_load_base, setup, attention), method, steps, _baseline(attention)))
+    for baseline in baselines:
+        passkeys.measure(baseline, setup, results, names.PASSKEY, lengths, _few(setup))
+
+
+def _few(setup: Setup) -> int:
+    return min(setup.scale.passkeys, passkeys.BASELINE_PROMPTS)
+
+
+def _load_base(setup: Setup, attention: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load(base_model(setup, attention))
+
+
+def _base(setup: Setup, method: str = names.BASE_MODEL, reading: passkeys.ReadingOf = passkeys.everything) -> Measured:
+    steps = sum(stage.steps for stage in base_stages(setup, "full"))
+    return Measured(partial(_load_base, setup, "full"), method, steps, reading, 0)
+
+
+def _converted(setup: Setup, steps: int) -> Measured:
+    total, tokens = _base(setup).steps + steps, steps * TOKENS_PER_STEP
+    return Measured(partial(converted, setup, steps), names.LANDMARK, total, passkeys.landmark, tokens)
+
+
+def _sinks(config: PretrainedConfig, length: int) -> SegmentReading:
+    return SegmentReading("sinks", 256, lambda: Sinks(256, WINDOW - 4, 4))
+
+
+def _baseline(attention: str) -> passkeys.ReadingOf:
+    def reading(config: PretrainedConfig, length: int) -> SegmentReading:
+        if attention == "recurrent":
+            return SegmentReading("recurrent", 256, lambda: Recurrent(256, 256))
+        return SegmentReading("knn", WINDOW, lambda: Memorizing(WINDOW, 32, config.landmark_memory_layer))
+
+    return reading
+
+
+def _perplexity(measured: Measured, row: Row, setup: Setup, results: Results, windows: TestWindows) -> None:
+    named = {"method": measured.method, "read_length": row.length, "corpus": "books"} | row.settings
+    key = measured.key(row.table, setup) | named
+    if not any("perplexity" in line for line in results.find(**key)):
+        model, tokenizer = measured.load()
+        figures = perplexities.measure(row, model, windows.of("books", tokenizer))
+        results.add(key | figures | setup.fields())

@@ -1,4 +1,4 @@
-"""Pass keys of the model of `conversion`, of its ancestor, and of the peers of landmark attention."""
+"""Passkey retrieval: how a model reads a prompt, and the accuracy by length and depth."""
 
 import sys
 from collections.abc import Callable
@@ -7,68 +7,72 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from landmark.data.text import read_text
 from landmark.evaluation import passkey
 from landmark.evaluation.reading import Reading
-from reproduce.runs.segments import SegmentReading
+from reproduce.runs.perplexities import SegmentReading
 from reproduce.runs.setup import Setup
 from landmark.hf.compat import rename_cache_argument
 from landmark.hf.reader import chunks, decode_greedily
 from landmark.hf.tokenizer import encode
 from landmark.readers.recurrent import Recurrent
 from reproduce.trainings.small import WINDOW
-from reproduce.tables import words
+from reproduce.tables import names
 from reproduce.tables.results import Results
 
-PEER_PROMPTS = 20  # of a length; full attention over 32,768 tokens takes its time
+BASELINE_PROMPTS = 20  # of a length; full attention over 32,768 tokens takes its time
 TENTHS = 10
 
-Way = Callable[[Any, int], Reading | SegmentReading]  # of a model's configuration and the length of a prompt
+# How a model with this configuration reads a prompt of so many tokens.
+ReadingOf = Callable[[PretrainedConfig, int], Reading | SegmentReading]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A model, loaded when it is needed, and how it is asked for keys; `steps` are all steps of its training."""
+class Measured:
+    """A model, loaded on first use, and how it reads prompts; `steps` counts all steps of its training."""
 
-    load: Callable[[], tuple[Any, Any]]
+    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
     method: str
     steps: int
-    way: Way
+    reading: ReadingOf
     tokens_trained: int | None = None
 
     def key(self, table: str, setup: Setup) -> dict[str, Any]:
-        """The fields by which the report knows its lines."""
-        told = {} if self.tokens_trained is None else {"tokens_trained": self.tokens_trained}
+        """The key fields of its measurements."""
+        trained = {} if self.tokens_trained is None else {"tokens_trained": self.tokens_trained}
         named = {"table": table, "method": self.method, "seed": 0, "steps": self.steps, "window": WINDOW}
-        return named | {"model": f"{setup.weights} weights"} | told
+        return named | {"model": f"{setup.parameters} parameters"} | trained
 
 
-def landmark(config: Any, length: int) -> Reading:
-    """Chunks of 250 tokens, two blocks opened, the newest in sight while an answer is written."""
+def landmark(config: PretrainedConfig, length: int) -> Reading:
+    """Chunks of 250 tokens, two blocks opened, and the newest block in the local window."""
     return Reading.of(config, retrieve=2, chunk_size=250, local_blocks=1)
 
 
-def everything(config: Any, length: int) -> SegmentReading:
-    """Full attention over all of a prompt, however long."""
+def everything(config: PretrainedConfig, length: int) -> SegmentReading:
+    """Full attention over the whole prompt, of any length."""
     whole = length + passkey.DIGITS
     return SegmentReading("full", whole, lambda: Recurrent(whole, whole))
 
 
-def measure(asked: Asked, setup: Setup, results: Results, table: str, lengths: tuple[int, ...], prompts: int) -> None:
-    """Adds a line for each length, and in the table of pass keys for each tenth of the text that held keys."""
-    key = asked.key(table, setup)
+def measure(
+    measured: Measured, setup: Setup, results: Results, table: str, lengths: tuple[int, ...], prompts: int
+) -> None:
+    """Adds a line for each length; in the table "passkey", one for each length and tenth of depth."""
+    key = measured.key(table, setup)
     lines = [line for line in results.find(**key) if "accuracy" in line]
     missing = [length for length in lengths if all(line["read_length"] != length for line in lines)]
     if not missing:
         return
-    model, tokenizer = asked.load()
+    model, tokenizer = measured.load()
     keys = passkey.PasskeyPrompts(tokenizer, encode(tokenizer, read_text(setup.corpora["books"].test[0])).ids)
     for length in missing:
-        right = answers(model, keys, asked.way(model.config, length), length, prompts)
+        right = answers(model, keys, measured.reading(model.config, length), length, prompts)
         found = sum(map(sum, right.values()))
-        print(f"  {asked.method}, keys in {length:,} tokens: {found} of {prompts}", file=sys.stderr, flush=True)
-        by_depth = table == words.PASS_KEY
+        print(f"  {measured.method}, keys in {length:,} tokens: {found} of {prompts}", file=sys.stderr, flush=True)
+        by_depth = table == names.PASSKEY
         groups = right if by_depth else {None: [one for tenth in right.values() for one in tenth]}
         for tenth, group in groups.items():
             depth = {"depth": tenth} if by_depth else {}
@@ -77,9 +81,9 @@ def measure(asked: Asked, setup: Setup, results: Results, table: str, lengths: t
 
 
 def answers(
-    model: Any, keys: passkey.PasskeyPrompts, reading: Reading | SegmentReading, length: int, prompts: int
+    model: PreTrainedModel, keys: passkey.PasskeyPrompts, reading: Reading | SegmentReading, length: int, prompts: int
 ) -> dict[float, list[bool]]:
-    """Which keys were found, by the tenth of the text in which they stood (0.0, 0.1, ...)."""
+    """Whether each passkey was found, by the tenth of the text that hides it (0.0, 0.1, ...)."""
     right: dict[float, list[bool]] = {}
     for index in range(prompts):
         prompt = keys.prompt(length, index, prompts)
@@ -89,17 +93,22 @@ def answers(
 
 
 @torch.inference_mode()
-def ask(model: Any, tokenizer: Any, prompt: passkey.Prompt, reading: Reading | SegmentReading) -> str:
-    """What the model takes the key to be: as many most likely tokens behind the question as the key has."""
+def ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: passkey.Prompt,
+    reading: Reading | SegmentReading,
+) -> str:
+    """The model's greedy answer to the question of a prompt, of as many tokens as the passkey has."""
     ids = torch.cat((prompt.text, prompt.question))
-    digits = passkey.answer_tokens(tokenizer, prompt.key)
-    return tokenizer.decode(continuation(model, ids, reading, digits), skip_special_tokens=True).strip()
+    digits = greedy(model, ids, reading, passkey.answer_tokens(tokenizer, prompt.key))
+    return str(tokenizer.decode(digits, skip_special_tokens=True)).strip()
 
 
-def continuation(model: Any, ids: Tensor, reading: Reading | SegmentReading, count: int) -> list[int]:
-    """The `count` most likely tokens behind `ids [N]`, one after the other."""
+def greedy(model: PreTrainedModel, ids: Tensor, reading: Reading | SegmentReading, count: int) -> list[int]:
+    """Greedy decoding: `count` tokens that continue `ids [N]`. `generate` cannot, because readers keep no KV cache."""
     ids, options = ids.to(model.device)[None], reading.start(model.config)
     base = rename_cache_argument(model.base_model, options)
-    for chunk in chunks(ids[:, :-1], reading.chunk_size):
+    for chunk in chunks(ids[:, :-1], reading.chunk_size or ids.shape[1]):
         model.base_model(input_ids=chunk, **base)
     return decode_greedily(model, ids[:, -1:], count, **rename_cache_argument(model, options))[0].tolist()

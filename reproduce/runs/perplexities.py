@@ -1,4 +1,4 @@
-"""Perplexity rows: a way to read, what the report calls it, and the lines that measuring it gives."""
+"""Perplexity: rows of the report, each a way to read texts, and their measurement."""
 
 import math
 from collections.abc import Callable
@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from landmark.stream import stream_length
 from landmark.data.text import read_text
 from landmark.evaluation.perplexity import Setting, cut_windows, score
 from landmark.evaluation.reading import Reading
-from reproduce.runs.segments import SegmentReading
 from reproduce.runs.setup import LENGTHS, SPAN, Setup
+from landmark.hf.calls import Reader
 from landmark.hf.tokenizer import encode
 from landmark.readers.memorizing import Memorizing
 from landmark.readers.recurrent import Recurrent
@@ -25,87 +26,120 @@ BLOCKS = {512: 10, 2048: 40, 4096: 80}  # blocks in memory at the end of as many
 
 
 @dataclass(frozen=True)
+class SegmentReading:
+    """Reading in segments of `chunk_size` ordinary tokens, through a reader that `make` builds for each text.
+
+    A token attends to the newest `keep` keys before its segment, and to `extra` more anywhere. A sliding window
+    (attention "sinks") differs: its tokens attend to the newest `keep`, their own included, and the first `sinks` of
+    the text.
+    """
+
+    attention: str
+    chunk_size: int
+    make: Callable[[], Reader]
+    keep: int = 0
+    extra: int = 0
+    sinks: int = 4
+
+    def start(self, config: PretrainedConfig) -> dict[str, Any]:
+        """Keyword arguments of every forward over one text; the reader in them carries what was read."""
+        return {"landmark_reader": self.make(), "use_cache": False}
+
+    def attended(self, length: int) -> float:
+        """Keys that a token attends to, its own included, on average over `length` tokens."""
+        positions = np.arange(length)
+        if self.attention == "sinks":
+            return float(np.minimum(positions + 1, self.keep + self.sinks).mean())
+        inside = positions % self.chunk_size
+        before = positions - inside
+        return float((inside + 1 + np.minimum(before, self.keep + self.extra)).mean())
+
+
+@dataclass(frozen=True)
 class Row:
     """One measurement of a model: texts of `length` tokens read as `reading` makes of its configuration."""
 
     table: str
     method: str
     length: int
-    reading: Callable[[Any], Reading | SegmentReading]
+    reading: Callable[[PretrainedConfig], Reading | SegmentReading]
     settings: dict[str, Any] = field(default_factory=dict)
 
     def key(self, corpus: str, seed: int, steps: int) -> dict[str, Any]:
-        """The fields by which the report knows the line."""
+        """The key fields of the measurement."""
         named = {"table": self.table, "method": self.method, "read_length": self.length, "corpus": corpus}
         return named | {"seed": seed, "steps": steps} | self.settings
 
     def with_settings(self, **settings: Any) -> "Row":
-        """The same row, that says more of itself."""
+        """The row with further settings."""
         return replace(self, settings=self.settings | settings)
 
 
-def landmark(table: str, length: int, retrieve: int, *, method: str = "landmark", local: int = 250, **changes: Any) -> Row:
+def landmark(
+    table: str, length: int, retrieve: int, *, method: str = "landmark", local: int = 250, **changes: Any
+) -> Row:
     """Landmark attention that reads chunks of `local` tokens, by the paper's rules (no local blocks).
 
-    `changes` are arguments of `Reading.of`; those that say something of the method are told in the line.
+    `changes` are arguments of `Reading.of`; those that belong to the method become settings of the row.
     """
     arguments: dict[str, Any] = {"local_blocks": 0} | changes
-    told = {"local": local, "retrieve": retrieve, "blocks": changes.get("max_blocks") or BLOCKS[length]}
-    told |= {
+    settings = {"local": local, "retrieve": retrieve, "blocks": changes.get("max_blocks") or BLOCKS[length]}
+    settings |= {
         name: changes[key]
         for key, name in (("selection", "selection"), ("miss_threshold", "threshold"), ("local_blocks", "local_blocks"))
         if key in changes
     }
 
-    def reading(config: Any) -> Reading:
+    def reading(config: PretrainedConfig) -> Reading:
         return Reading.of(config, retrieve=retrieve, chunk_size=local, **arguments)
 
-    return Row(table, method, length, reading, told)
+    return Row(table, method, length, reading, settings)
 
 
 def true_positions(length: int, retrieve: int, method: str) -> Row:
-    """Landmark attention whose opened blocks are read where they stood in the text."""
+    """Landmark attention whose opened blocks keep their positions in the text."""
     stingy = landmark("positions", length, retrieve, method=method)
 
-    def reading(config: Any) -> Reading:
-        return TruePositions(**vars(stingy.reading(config)))
+    def reading(config: PretrainedConfig) -> Reading:
+        own = stingy.reading(config)
+        assert isinstance(own, Reading)
+        return TruePositions(own.attention, own.block_size, own.settings.changed(positions="true"))
 
     return replace(stingy, reading=reading).with_settings(positions="true")
 
 
 class TruePositions(Reading):
-    """The same reading, of a model that is told to keep positions and that its range reaches as far as the text."""
+    """A reading with `positions="true"`, for which the trained range is declared as long as the text."""
 
-    def start(self, config: Any) -> dict[str, Any]:
+    def start(self, config: PretrainedConfig) -> dict[str, Any]:
         config = deepcopy(config)
-        config.landmark = config.landmark | {"positions": "true"}
         config.max_position_embeddings = stream_length(SPAN, self.block_size) + 1
         return super().start(config)
 
 
 def full(table: str, local: int = WINDOW, length: int = WINDOW) -> Row:
-    """Full attention within windows of `local` tokens that know nothing of each other."""
+    """Full attention within windows of `local` tokens, each read from scratch."""
     one = SegmentReading("full", local, lambda: Recurrent(local, 0))
     return Row(table, "full attention", length, lambda config: one, {"local": local})
 
 
 def transformer_xl(table: str, length: int, window: int = 256) -> Row:
-    """Transformer-XL: windows that see the window before."""
+    """Transformer-XL: segments that attend to the segment before."""
     one = SegmentReading("recurrent", window, lambda: Recurrent(window, window), keep=window)
     return Row(table, "Transformer-XL", length, lambda config: one, {"local": window, "cache": window})
 
 
 def sinks(table: str, length: int, count: int = 4) -> Row:
-    """A sliding window with attention sinks, as large as the windows of training."""
+    """A sliding window with attention sinks, as long as the training window."""
     window = WINDOW - count
     one = SegmentReading("sinks", 256, lambda: Sinks(256, window, count), keep=window, sinks=count)
     return Row(table, "sliding window with sinks", length, lambda config: one, {"local": window})
 
 
 def memorizing(table: str, length: int, retrieve: int = 32) -> Row:
-    """Memorizing Transformer: windows whose memory layer looks up single keys of everything before."""
+    """Memorizing Transformer: windows whose memory layer retrieves single keys of all earlier ones."""
 
-    def reading(config: Any) -> SegmentReading:
+    def reading(config: PretrainedConfig) -> SegmentReading:
         layer = config.landmark_memory_layer
         return SegmentReading("knn", WINDOW, lambda: Memorizing(WINDOW, retrieve, layer), extra=retrieve)
 
@@ -113,15 +147,15 @@ def memorizing(table: str, length: int, retrieve: int = 32) -> Row:
 
 
 class TestWindows:
-    """Windows of a corpus's test files, the same for every method, cut once for each tokenizer."""
+    """Held-out windows of each corpus, the same for every method."""
 
-    __test__ = False  # no test, for whoever collects tests
+    __test__ = False  # not collected by pytest
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.cut: dict[str, np.ndarray] = {}
 
-    def of(self, corpus: str, tokenizer: Any) -> np.ndarray:
+    def of(self, corpus: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         """`[W, SPAN]` ids, spread evenly over the test files."""
         if corpus not in self.cut:
             files = self.setup.corpora[corpus].test
@@ -130,7 +164,7 @@ class TestWindows:
         return self.cut[corpus]
 
 
-def measure(row: Row, model: Any, windows: np.ndarray) -> dict[str, Any]:
+def measure(row: Row, model: PreTrainedModel, windows: np.ndarray) -> dict[str, Any]:
     """The figures of one row.
 
     Every method is scored on the same tokens, those that are not the first of a piece of any length read. `nll` holds

@@ -1,31 +1,85 @@
-"""Carrying out the experiments one after the other, resuming where an earlier run stopped."""
+"""Runs the experiments one after the other, and resumes where an earlier run stopped."""
 
 import math
-from typing import Any
-import numpy as np
-from reproduce.tables.claims import comparisons
-from reproduce.tables.results import KEY, Line, Results
 import sys
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
 from landmark.evaluation.reading import Reading
-from reproduce.runs.segments import SegmentReading
-from reproduce.runs import lookups, throughput
+from reproduce.runs import conversion, throughput
 from reproduce.runs.catalogue import Experiment, experiments
-from reproduce.runs.perplexities import Row, TestWindows, measure
+from reproduce.runs.perplexities import Row, SegmentReading, TestWindows, measure
 from reproduce.runs.setup import Setup
 from reproduce.runs.trainings import load
-from reproduce.tables.results import Results
+from reproduce.tables.claims import comparisons
+from reproduce.tables.results import KEY, Line, Results
+
+Figures = dict[tuple[str, Reading | SegmentReading, int], dict[str, Any]]  # by training, reading and length
 
 
-# Differences between two rows of one seed, window by window: what the report's claims rest on.
+def run_all(setup: Setup, results: Results, after_each: Callable[[], None]) -> None:
+    """Trains and measures what `results` lacks; `after_each` is called after every complete experiment."""
+    windows = TestWindows(setup)
+    measured: Figures = {}
+    wanted = list(experiments(setup.scale))
+    for number, experiment in enumerate(wanted, 1):
+        if missing_rows(experiment, setup, results):
+            print(f"experiment {number} of {len(wanted)}: {experiment.training.name}", file=sys.stderr, flush=True)
+            run_experiment(experiment, setup, results, windows, measured)
+            add_comparisons(results, setup.fields())
+            after_each()
+    conversion.learning_curve(setup, results, windows)
+    conversion.passkey_retrieval(setup, results)
+    after_each()
+    throughput.measure(setup, results)
+    after_each()
+
+
+def missing_rows(experiment: Experiment, setup: Setup, results: Results) -> list[Row]:
+    """The rows of an experiment that are not measured yet."""
+    training, steps = experiment.training, setup.scale.steps
+    return [row for row in experiment.rows if not results.has(**row.key(training.corpus, training.seed, steps))]
+
+
+def run_experiment(
+    experiment: Experiment, setup: Setup, results: Results, windows: TestWindows, measured: Figures
+) -> None:
+    """Trains the model, or resumes, and measures each missing row; rows of several tables may share a reading."""
+    training = experiment.training
+    model, tokenizer = load(training.run(setup))
+    cut = windows.of(training.corpus, tokenizer)
+    for row in missing_rows(experiment, setup, results):
+        key = training.name, row.reading(model.config), row.length
+        if key not in measured:
+            measured[key] = _measure_and_print(row, model, cut)
+        line = row.key(training.corpus, training.seed, setup.scale.steps) | measured[key]
+        results.add(line | {"training": training.name} | setup.fields())
+
+
+def _measure_and_print(row: Row, model: PreTrainedModel, windows: np.ndarray) -> dict[str, Any]:
+    figures = measure(row, model, windows)
+    settings = ", ".join(f"{name} {value}" for name, value in row.settings.items())
+    print(
+        f"  {row.method}, {row.length} tokens, {settings}: "
+        f"perplexity {figures['perplexity']:.3f} ({figures['seconds']} s)",
+        file=sys.stderr,
+        flush=True,
+    )
+    return figures
+
+
+# Paired differences between two rows of one seed, window by window: what the claims rest on.
 
 
 def add_comparisons(results: Results, circumstances: dict[str, Any]) -> None:
-    """Adds the differences that claims rest on, of all rows that are there for the same seed and steps."""
+    """Adds the differences that claims rest on, between all measured rows of the same seed and steps."""
     for one, other in comparisons():
-        for line in _measured(results, one):
+        for line in _perplexity_lines(results, one):
             same = {name: line[name] for name in ("seed", "steps")}
-            for against in _measured(results, other | same):
+            for against in _perplexity_lines(results, other | same):
                 results.add(difference(line, against) | circumstances)
 
 
@@ -39,60 +93,9 @@ def difference(line: Line, against: Line) -> Line:
         for name in KEY
         if name not in ("method", "table", "seed") and against.get(name) != line.get(name)
     }
-    told = {"difference": float(gaps.mean()), "difference_se": error, "samples": len(gaps)}
-    return fields | {"against": against["method"]} | changed | told
+    figures = {"difference": float(gaps.mean()), "difference_se": error, "samples": len(gaps)}
+    return fields | {"against": against["method"]} | changed | figures
 
 
-def _measured(results: Results, setting: Line) -> list[Line]:
+def _perplexity_lines(results: Results, setting: Line) -> list[Line]:
     return [line for line in results.find(**setting) if "perplexity" in line]
-
-
-Measured = dict[tuple[str, Reading | SegmentReading, int], dict[str, Any]]  # by training, reading and length
-
-
-def run_all(setup: Setup, results: Results, after_each: Callable[[], None]) -> None:
-    """Trains and measures what `results` does not hold yet; `after_each` is called when an experiment is complete."""
-    windows = TestWindows(setup)
-    measured: Measured = {}
-    wanted = list(experiments(setup.scale))
-    for number, experiment in enumerate(wanted, 1):
-        if missing_rows(experiment, setup, results):
-            print(f"experiment {number} of {len(wanted)}: {experiment.training.name}", file=sys.stderr, flush=True)
-            run_experiment(experiment, setup, results, windows, measured)
-            add_comparisons(results, setup.fields())
-            after_each()
-    lookups.learning_curve(setup, results, windows)
-    lookups.pass_keys(setup, results)
-    after_each()
-    throughput.measure(setup, results)
-    after_each()
-
-
-def missing_rows(experiment: Experiment, setup: Setup, results: Results) -> list[Row]:
-    """The rows of an experiment that have no line yet."""
-    training, steps = experiment.training, setup.scale.steps
-    return [row for row in experiment.rows if not results.has(**row.key(training.corpus, training.seed, steps))]
-
-
-def run_experiment(experiment: Experiment, setup: Setup, results: Results, windows: TestWindows, measured: Measured) -> None:
-    """Trains the model, or goes on, and adds a line for each missing row; a reading may stand in several tables."""
-    training = experiment.training
-    model, tokenizer = load(training.run(setup))
-    cut = windows.of(training.corpus, tokenizer)
-    for row in missing_rows(experiment, setup, results):
-        key = training.name, row.reading(model.config), row.length
-        if key not in measured:
-            measured[key] = _told(row, model, cut)
-        line = row.key(training.corpus, training.seed, setup.scale.steps) | measured[key]
-        results.add(line | {"training": training.name} | setup.fields())
-
-
-def _told(row: Row, model: Any, windows: np.ndarray) -> dict[str, Any]:
-    figures = measure(row, model, windows)
-    said = ", ".join(f"{name} {value}" for name, value in row.settings.items())
-    print(
-        f"  {row.method}, {row.length} tokens, {said}: perplexity {figures['perplexity']:.3f} ({figures['seconds']} s)",
-        file=sys.stderr,
-        flush=True,
-    )
-    return figures

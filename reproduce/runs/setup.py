@@ -1,4 +1,4 @@
-"""Where experiments read and write, and at which scale."""
+"""The setting of a report: its folder, corpora, scale and machine."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ SPAN = max(LENGTHS)
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained and measured. `steps` are those of one training, `passkeys` prompts of one length."""
+    """How much is trained and measured: `steps` of one training, `passkeys` prompts at one length."""
 
     steps: int
     windows: int
@@ -32,10 +32,10 @@ class Scale:
 
 
 FULL = Scale(small.STEPS, windows=40, passkeys=50, seeds=(0, 1, 2), key_lengths=(512, 2048, 8192, 32768), quick=False)
-# For a GPU: one seed of a model of 32 million weights.
+# For a GPU: one seed of a model of 32 million parameters.
 MEDIUM = replace(FULL, seeds=(0,), size="medium")
 SCALES = {scale.size: scale for scale in (FULL, MEDIUM)}
-# Every table is passed through, and nothing is learnt.
+# Fills every table with toy step counts; nothing is learnt.
 QUICK = Scale(6, windows=2, passkeys=2, seeds=(0,), key_lengths=(512, 2048), quick=True)
 
 
@@ -49,18 +49,18 @@ class Setup:
     threads: int | None = None
 
     @property
-    def weights(self) -> str:
-        """How many weights the models have."""
-        return small.WEIGHTS[self.scale.size]
+    def parameters(self) -> str:
+        """Number of parameters of the models."""
+        return small.PARAMETERS[self.scale.size]
 
     def fields(self) -> dict[str, Any]:
-        """What every measurement says of its circumstances."""
-        told = {"date": date.today().isoformat(), "machine": machine(), "weights": self.weights}
-        return told | ({"quick": True} if self.scale.quick else {})
+        """The circumstances recorded with every measurement."""
+        fields = {"date": date.today().isoformat(), "machine": machine(), "parameters": self.parameters}
+        return fields | ({"quick": True} if self.scale.quick else {})
 
 
 def corpora(data: Path | None, out: Path) -> dict[str, Corpus]:
-    """The corpora "books" and "math" in `data`; without it, and only to try things, parts of the package's book.
+    """The corpora "books" and "math" in `data`; without it, for a dry run, parts of the package's book.
 
     Raises ValueError, naming the folder, where texts are missing.
     """
@@ -77,7 +77,7 @@ def corpora(data: Path | None, out: Path) -> dict[str, Corpus]:
 
 
 def machine() -> str:
-    """What computes: the GPU, or the processor as far as the system tells, and its number of cores."""
+    """The GPU, or the processor and its number of cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")

@@ -1,4 +1,4 @@
-"""Speed and memory of training, attention by attention: short trainings that take turns, each in a fresh process."""
+"""Training throughput and peak memory of each attention: short trainings in turn, each in a fresh process."""
 
 import json
 import multiprocessing
@@ -13,18 +13,18 @@ from landmark.process_memory import MEGABYTE, peak_bytes
 from reproduce.runs.setup import Setup
 from reproduce.runs.trainings import Training
 from reproduce.trainings.small import WINDOW
-from reproduce.tables import words
+from reproduce.tables import names
 from reproduce.tables.results import Results
 from landmark.training.plan import Plan
 from landmark.training.run import train
 
-METHODS = {"full": words.FULL, "landmark": words.LANDMARK, "recurrent": words.TRANSFORMER_XL}
+METHODS = {"full": names.FULL, "landmark": names.LANDMARK, "recurrent": names.TRANSFORMER_XL}
 
 
 def measure(setup: Setup, results: Results) -> None:
     """Adds a line for each method, of windows of 512 tokens; nothing else should run on the machine."""
     rounds, steps = (1, 4) if setup.scale.quick else (3, 16)
-    key = {"table": words.THROUGHPUT, "read_length": WINDOW, "seed": 0, "steps": steps}
+    key = {"table": names.THROUGHPUT, "read_length": WINDOW, "seed": 0, "steps": steps}
     if all(results.has(**key, method=method) for method in METHODS.values()):
         return
     speeds: dict[str, list[float]] = {attention: [] for attention in METHODS}
@@ -35,8 +35,8 @@ def measure(setup: Setup, results: Results) -> None:
             speeds[attention].append(speed)
             print(f"  training speed, {METHODS[attention]}: {speed:,.0f} tokens/s", file=sys.stderr, flush=True)
     for attention, method in METHODS.items():
-        told = {"tokens_per_second": median(speeds[attention]), "memory_mb": memory[attention]}
-        results.add(key | {"method": method, "rounds": speeds[attention]} | told | setup.fields())
+        figures = {"tokens_per_second": median(speeds[attention]), "memory_mb": memory[attention]}
+        results.add(key | {"method": method, "rounds": speeds[attention]} | figures | setup.fields())
 
 
 def _short(attention: str, steps: int, setup: Setup) -> Plan:

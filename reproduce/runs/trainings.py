@@ -1,8 +1,10 @@
-"""The trainings of the report, each of which serves every measurement of its model."""
+"""The trainings of the report; each serves all measurements of its model."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from landmark.data.tokenizer import train_tokenizer
 from reproduce.runs.setup import Setup
@@ -16,7 +18,7 @@ from landmark.training.run import train
 
 @dataclass(frozen=True)
 class Training:
-    """One training on a corpus: `attention` and `changes` are those of its stage (see `recipes.small`)."""
+    """One training on a corpus: `attention` and `changes` are those of its stage (see `trainings.small`)."""
 
     corpus: str
     attention: str = "landmark"
@@ -26,7 +28,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        """The folder of the training, in words that tell it from the others."""
+        """A name of its own for each training: its folder."""
         parts = [self.corpus, self.attention]
         parts += [f"block{self.block_size}"] if self.block_size != BLOCK_SIZE else []
         parts += [f"{name}{value}" for name, value in self.changes.items()]
@@ -48,7 +50,7 @@ class Training:
         return replace(plan, threads=setup.threads, json=str(plan.out) + ".jsonl")
 
     def run(self, setup: Setup) -> Path:
-        """Trains, or goes on where an earlier call stopped; the folder of the model."""
+        """Trains, or resumes; returns the folder of the model."""
         return train(self.plan(setup))
 
 
@@ -60,8 +62,8 @@ def tokenizer_of(setup: Setup, corpus: str) -> Path:
     return folder
 
 
-def load(folder: Path) -> tuple[Any, Any]:
-    """A trained model, on the device that there is, and its tokenizer."""
+def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A trained model, on the GPU if there is one, and its tokenizer."""
     quiet_transformers()
     model = to_default_device(load_with_gates(folder))
     return model.eval(), load_tokenizer(folder, model)

@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and where it lies with 95 % confidence: anywhere, up to infinity, where nothing tells."""
+    """A value with its 95 % confidence interval, infinite where nothing is known of it."""
 
     value: float
     low: float
@@ -43,7 +43,7 @@ def over_seeds(values: Sequence[float], error: float | None, samples: int) -> In
 
 
 def of_share(right: int, total: int) -> tuple[float, float]:
-    """Wilson's interval of a share of which `right` of `total` were seen."""
+    """Wilson's score interval of the share `right / total`."""
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     share, spread = right / total, z * z / total
     half = z * math.sqrt(share * (1 - share) / total + spread / total / 4)

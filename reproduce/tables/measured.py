@@ -1,4 +1,4 @@
-"""Lines of one setting put together: means over seeds, pooled accuracies, differences between two settings."""
+"""Measurements aggregated by setting: means over seeds, pooled accuracies, differences between two settings."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from reproduce.tables.intervals import Interval, of_share, over_seeds
+from reproduce.tables.names import NOT_MEASURED, heading, number
 from reproduce.tables.results import KEY, Line, Results, matches
-from reproduce.tables.words import NOT_MEASURED, number, word
 
 
 class Untested(Exception):
@@ -25,10 +25,10 @@ def differing(groups: Sequence[Sequence[Line]], but: Sequence[str] = ("seed",)) 
 
 
 def labels(groups: Sequence[Sequence[Line]], but: Sequence[str] = ("seed",)) -> list[str]:
-    """What tells each group from the others, such as "retrieve 4, steps 2,000"."""
+    """The settings in which each group differs from the others, such as "k 4, steps 2,000"."""
     names = differing(groups, but)
     return [
-        ", ".join(f"{word(name)} {number(value)}" for name in names if (value := group[0].get(name)) is not None)
+        ", ".join(f"{heading(name)} {number(value)}" for name in names if (value := group[0].get(name)) is not None)
         for group in groups
     ]
 
@@ -95,11 +95,11 @@ def difference(results: Results, one: Line, other: Line) -> Interval:
 
 
 def describe(fields: Line, beside: Line | None = None) -> str:
-    """A setting in a few words; `beside` another one of which they have been said, only what differs."""
+    """A setting in a few words; `beside` another setting, only what differs from it."""
     known = beside or {}
     method = [fields["method"]] if fields["method"] != known.get("method") else []
     shown = [
-        f"{word(name)} {number(value)}"
+        f"{heading(name)} {number(value)}"
         for name, value in fields.items()
         if name not in ("table", "corpus", "method") and value != known.get(name)
     ]
@@ -117,7 +117,7 @@ def _most_trained(groups: Sequence[list[Line]], what: str, but: Sequence[str]) -
     most = max(group[0]["steps"] for group in groups)
     trained = [group for group in groups if group[0]["steps"] == most]
     if len(trained) > 1:
-        raise Untested(f"{what}: measured with several values of {', '.join(map(word, differing(trained, but)))}")
+        raise Untested(f"{what}: measured with several values of {', '.join(map(heading, differing(trained, but)))}")
     return trained[0]
 
 

@@ -1,4 +1,4 @@
-"""The plots of the report. A line for each setting, a band from its lowest to its highest seed."""
+"""Plots of the report: a curve for each setting, with a band from its lowest to its highest seed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter, NullLo
 from PIL import Image  # comes with matplotlib
 
 from benchmarks.plots import grouped, panels
-from reproduce.tables import words
+from reproduce.tables import names
 from reproduce.tables.measured import accuracy, by_setting, labels, mean, perplexity
+from reproduce.tables.names import number
 from reproduce.tables.results import Line, Results
-from reproduce.tables.words import number
 
 # Ours stand out; what they are held against is grey or dark.
 COLOURS = {
-    words.LANDMARK: "tab:red",
-    words.WITH_MISS_GATE: "tab:orange",
-    words.FULL: "black",
-    words.ANCESTOR: "black",
-    words.TRANSFORMER_XL: "tab:blue",
-    words.SINKS: "grey",
-    words.MEMORIZING: "tab:purple",
+    names.LANDMARK: "tab:red",
+    names.WITH_MISS_GATE: "tab:orange",
+    names.FULL: "black",
+    names.BASE_MODEL: "black",
+    names.TRANSFORMER_XL: "tab:blue",
+    names.SINKS: "grey",
+    names.MEMORIZING: "tab:purple",
 }
 STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 DPI = 100
@@ -55,7 +55,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def _by_length(results: Results) -> Figure | None:
     """A panel for each corpus; of settings that differ in the blocks kept, the one that keeps most."""
-    lines = _perplexities(results, words.LANGUAGE_MODELING)
+    lines = _perplexities(results, names.LANGUAGE_MODELING)
     by_corpus = grouped(lines, lambda line: line.get("corpus"))
     if not lines:
         return None
@@ -81,7 +81,7 @@ def _one_curve(table: str, x: str, title: str, but: Sequence[str] = ()) -> Calla
 
 def _granularity(results: Results) -> Figure | None:
     """The ways to choose side by side, for each length read and number of blocks opened."""
-    lines = _perplexities(results, words.SELECTION)
+    lines = _perplexities(results, names.SELECTION)
     if not lines:
         return None
     by_corpus = grouped(lines, lambda line: line.get("corpus"))
@@ -100,14 +100,14 @@ def _granularity(results: Results) -> Figure | None:
             ]
             axes.errorbar(places, middle, yerr=bars, fmt="o", capsize=3, label=str(selection).replace("_", " "))
         axes.set_xticks(range(len(settings)), [f"{length:,} tokens\nk = {retrieve}" for length, retrieve in settings])
-        axes.set(title=f"who chooses blocks, {corpus}", ylabel="perplexity")
+        axes.set(title=f"block selection, {corpus}", ylabel="perplexity")
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
     return figure
 
 
 def _skipped(results: Results) -> Figure | None:
-    lines = _perplexities(results, words.MISS_GATE)
+    lines = _perplexities(results, names.MISS_GATE)
     gated = [line for line in lines if line.get("threshold") is not None and line.get("skipped") is not None]
     if not gated:
         return None
@@ -130,7 +130,7 @@ def _skipped(results: Results) -> Figure | None:
 
 def _heat_map(results: Results) -> Figure | None:
     """Length by depth, for landmark attention; a panel for each setting."""
-    lines = results.find(table=words.PASS_KEY, method=words.LANDMARK)
+    lines = results.find(table=names.PASSKEY, method=names.LANDMARK)
     lines = [line for line in lines if "accuracy" in line and line.get("depth") is not None]
     if not lines:
         return None
@@ -149,19 +149,19 @@ def _heat_map(results: Results) -> Figure | None:
                     axes.text(column, line, f"{100 * value:.0f}", ha="center", va="center", color=colour)
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
-        axes.set(title=f"keys found, %: {label}", xlabel="tokens read", ylabel="depth of the key (0: first)")
+        axes.set(title=f"passkeys found, %: {label}", xlabel="tokens read", ylabel="depth of the passkey (0: first)")
         figure.colorbar(image, ax=axes, label="share found")
     return figure
 
 
 def _conversion(results: Results) -> Figure | None:
-    """Perplexity and keys found by tokens trained."""
-    lines = [line for line in results.find(table=words.CONVERSION) if line.get("tokens_trained") is not None]
+    """Perplexity and passkeys found, by tokens trained."""
+    lines = [line for line in results.find(table=names.CONVERSION) if line.get("tokens_trained") is not None]
     keys = [line for line in lines if "accuracy" in line and "against" not in line]
-    texts = [line for line in _perplexities(results, words.CONVERSION) if line.get("tokens_trained") is not None]
+    texts = [line for line in _perplexities(results, names.CONVERSION) if line.get("tokens_trained") is not None]
     kinds = [
         (own, figures, name)
-        for own, figures, name in ((texts, _perplexity, "perplexity"), (keys, _accuracy, "pass keys found, %"))
+        for own, figures, name in ((texts, _perplexity, "perplexity"), (keys, _accuracy, "passkeys found, %"))
         if own
     ]
     if not kinds:
@@ -175,23 +175,23 @@ def _conversion(results: Results) -> Figure | None:
 
 
 PLOTS = (
-    Plot("perplexity", words.LANGUAGE_MODELING, "perplexity by the length read", _by_length),
-    Plot("selection", words.SELECTION, "perplexity by who chooses blocks", _granularity),
+    Plot("perplexity", names.LANGUAGE_MODELING, "perplexity by the length read", _by_length),
+    Plot("selection", names.SELECTION, "perplexity by block selection", _granularity),
     Plot(
         "retrieve",
-        words.RETRIEVE,
+        names.RETRIEVE,
         "perplexity by blocks opened",
-        _one_curve(words.RETRIEVE, "retrieve", "blocks opened"),
+        _one_curve(names.RETRIEVE, "retrieve", "blocks opened"),
     ),
     Plot(
         "block_size",
-        words.BLOCK_SIZE,
+        names.BLOCK_SIZE,
         "perplexity by block size",
-        _one_curve(words.BLOCK_SIZE, "block_size", "block size", but=("local", "retrieve", "blocks")),
+        _one_curve(names.BLOCK_SIZE, "block_size", "block size", but=("local", "retrieve", "blocks")),
     ),
-    Plot("miss_gate", words.MISS_GATE, "perplexity by retrievals skipped", _skipped),
-    Plot("pass_key", words.PASS_KEY, "pass keys found by length and depth", _heat_map),
-    Plot("conversion", words.CONVERSION, "what is learnt by tokens of conversion", _conversion),
+    Plot("miss_gate", names.MISS_GATE, "perplexity by retrievals skipped", _skipped),
+    Plot("passkey", names.PASSKEY, "passkeys found by length and depth", _heat_map),
+    Plot("conversion", names.CONVERSION, "perplexity and passkeys by tokens of conversion", _conversion),
 )
 
 
@@ -210,7 +210,7 @@ def _perplexity(lines: Sequence[Line]) -> tuple[float, float, float]:
 
 
 def _accuracy(lines: Sequence[Line]) -> tuple[float, float, float]:
-    """The same of keys found, in percent."""
+    """The same of passkeys found, in percent."""
     shares = [accuracy(own).value for own in grouped(lines, lambda line: line["seed"]).values()]
     return 100 * accuracy(lines).value, 100 * min(shares), 100 * max(shares)
 
@@ -245,9 +245,9 @@ def _curves(
 
 
 def _names(series: Sequence[Sequence[Line]], but: Sequence[str]) -> list[str]:
-    """The method of each, with what tells it from the others."""
-    told = labels(series, (*but, "method"))
-    return [", ".join(filter(None, (own[0]["method"], label))) for own, label in zip(series, told, strict=True)]
+    """The method of each series, with the settings in which it differs from the others."""
+    settings = labels(series, (*but, "method"))
+    return [", ".join(filter(None, (own[0]["method"], label))) for own, label in zip(series, settings, strict=True)]
 
 
 def _colour(lines: Sequence[Line]) -> str:

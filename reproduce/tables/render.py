@@ -1,14 +1,14 @@
-"""The report written: `results.md` and its plots, from measurements."""
+"""The report: `results.md` and its plots, rendered from measurements."""
 
 from collections import Counter
 from pathlib import Path
 
 from reproduce.tables import tables
 from reproduce.tables.claims import CLAIMS
+from reproduce.tables.names import NOT_MEASURED, ONE_SEED, number
 from reproduce.tables.results import Line, Results
 from reproduce.tables.tables import TABLES, Table
 from reproduce.tables.verdicts import FAILED, HELD, UNTESTED
-from reproduce.tables.words import NOT_MEASURED, ONE_SEED, number
 
 FIGURES = "figures"  # the folder of the plots, beside results.md
 
@@ -70,21 +70,21 @@ def _draw(results: Results, folder: Path) -> dict[str, list[str]]:
 def _head(results: Results) -> str:
     lines = results.lines
     quick = [line for line in lines if line.get("quick")]
-    told = [
+    scale = [
         f"- Measurements: {len(lines):,}, in `{results.path.name}`",
-        f"- Scale: models of {_values(lines, 'weights')} weights; {_values(lines, 'steps')} steps of training; "
+        f"- Scale: models of {_values(lines, 'parameters')} parameters; {_values(lines, 'steps')} steps of training; "
         f"seeds {_values(lines, 'seed')}",
         f"- Machine: {_values(lines, 'machine')}",
         f"- Date: {_values(lines, 'date')}",
     ]
     loud = [QUICK.format(count=len(quick), all=len(lines))] if quick else []
-    return "\n".join(["# Results\n", *loud, *told, "", READING])
+    return "\n".join(["# Results\n", *loud, *scale, "", READING])
 
 
 def _values(lines: list[Line], field: str) -> str:
     """All values of a field, in order."""
     values = {line[field] for line in lines if line.get(field) is not None}
-    return ", ".join(number(value) for value in sorted(values)) or "(not told)"
+    return ", ".join(number(value) for value in sorted(values)) or "(unknown)"
 
 
 def _claims(results: Results) -> str:

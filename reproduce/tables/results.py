@@ -1,18 +1,19 @@
-"""The measurements of a report on disk, one JSON object a line.
+"""The measurements behind a report, kept as JSON lines.
 
 Every line holds
 
 - `table` (one of `names.TABLES`), `method`, `read_length` (ordinary tokens), `seed`, `steps` (of training);
-- its settings, where they matter: the fields of `SETTINGS`. All these together are the line's key;
+- its settings, where they matter: the fields of `SETTINGS`. With the fields above they are the key of the line;
 - what was measured, one of
     - `perplexity`, with `se` (standard error of nats a token, from the scatter over windows; null for a single one) and
       `samples` (windows),
     - `accuracy` (0 to 1), with `samples` (prompts),
     - `difference`, in nats a token, to the method `against` on the same targets (below 0: `method` is better), with
-      `difference_se` (or null) and `samples` (windows). What differs from the line's own settings beside the method is
-      told by `against_SETTING`, for example `against_read_length`,
+      `difference_se` (or null) and `samples` (windows). Settings that differ from those of the line itself are given
+      as `against_SETTING`, for example `against_read_length`,
     - none of them, but `tokens_per_second` or `memory_mb`;
-- anything else, kept as given: `attended`, `skipped` (share of retrievals), `machine`, `weights`, `date`, `quick`, ...
+- anything else, kept as given: `attended`, `skipped` (share of retrievals), `machine`, `parameters`, `date`,
+  `quick`, ...
 """
 
 import json
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from landmark.settings import current_names
-from reproduce.tables.words import CORPORA, RETRIEVE, TABLES
+from reproduce.tables.names import BASE_MODEL, CORPORA, PASSKEY, RETRIEVE, TABLES
 
 Line = dict[str, Any]
 
@@ -46,6 +47,13 @@ SETTINGS = (
 )
 KEY = (*REQUIRED, *SETTINGS, "against", *(f"against_{name}" for name in ("read_length", "steps", *SETTINGS)))
 
+# Values of earlier releases under the names of today, by field.
+RENAMED = {
+    "table": {"top_k": RETRIEVE, "pass_key": PASSKEY},
+    "method": {"plain ancestor": BASE_MODEL},
+    "against": {"plain ancestor": BASE_MODEL},
+}
+
 # What makes two lines of one key differ.
 FIGURES = {
     "perplexity": ("perplexity", "se", "samples"),
@@ -60,8 +68,8 @@ class Results:
     """The measurements in the file `path`, in the order in which they were added; a missing file holds none.
 
     A line that was cut short by a kill is left out, and removed when the next measurement is added: reading alone never
-    changes the file. Raises ValueError when the folder does not exist, a whole line is not a measurement as told at the
-    top of this module, or two lines of one key differ in what was measured.
+    changes the file. Raises ValueError when the folder does not exist, a whole line is no measurement (see the top
+    of this module), or two lines of one key differ in what was measured.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -134,7 +142,7 @@ def kind_of(line: Line) -> str:
 
 
 def check(line: Line, where: str) -> Line:
-    """The line; raises ValueError that begins with `where` if it is not a measurement (see this module's top)."""
+    """The line itself; raises ValueError, beginning with `where`, if it is no measurement."""
     for name, kind in REQUIRED.items():
         if type(line.get(name)) is not kind:
             raise ValueError(f"{where}: {name} is {line.get(name)!r}: give {kind.__name__}")
@@ -176,8 +184,19 @@ def _parse(text: bytes, where: str) -> Line:
         line = json.loads(text, object_hook=current_names)
     except ValueError as error:
         raise ValueError(f"{where} is not JSON ({error}): delete the line, or choose another file") from error
-    if isinstance(line, dict) and line.get("table") == "top_k":  # as it was called before
-        line["table"] = RETRIEVE
     if not isinstance(line, dict):
         raise ValueError(f"{where} is not a JSON object: delete the line, or choose another file")
+    return _renamed(line)
+
+
+def _renamed(line: Line) -> Line:
+    """A line written by an earlier release, under the names of today."""
+    if "weights" in line:
+        line["parameters"] = line.pop("weights")
+    for field, values in RENAMED.items():
+        if line.get(field) in values:
+            line[field] = values[line[field]]
+    for field in ("model", "against_model"):
+        if isinstance(line.get(field), str) and line[field].endswith("M weights"):
+            line[field] = line[field].removesuffix("weights") + "parameters"
     return line

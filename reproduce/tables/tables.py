@@ -1,18 +1,15 @@
-"""The tables of the report: whose rows they hold, in which columns, beside which numbers of the paper."""
+"""Tables of the report: their rows, their columns, and the published numbers beside them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from reproduce.tables import paper, words
+from reproduce.tables import names, published
 from reproduce.tables.measured import Untested, accuracy, by_setting, labels, one_setting, perplexity
-from reproduce.tables.paper import Row
+from reproduce.tables.names import NONE, NOT_MEASURED, number, perplexity_text, share, share_text
+from reproduce.tables.published import Row
 from reproduce.tables.results import Line, Results
-from reproduce.tables.words import NONE, NOT_MEASURED, number, perplexity_text, share, share_text, word
-
-# What stands in the columns of a table, from the lines of a row.
-
 
 OVER_DEPTHS = ("seed", "depth")
 
@@ -44,7 +41,7 @@ def accuracies(heading: str) -> Column:
 
 
 def means(heading: str, field: str, form: Callable[[float], str]) -> Column:
-    """Of a field that is told beside what was measured, over the lines that have it."""
+    """The mean of a field, over the lines that have it."""
 
     def cell(results: Results, lines: list[Line]) -> str:
         own = [line for line in lines if line.get(field) is not None]
@@ -89,7 +86,7 @@ def more_perplexity(results: Results, lines: list[Line]) -> str:
     if not own:
         return NONE
     same = {name: own[0].get(name) for name in ("corpus", "read_length")}
-    base = results.find(table=words.MISS_GATE, method=words.LANDMARK, **same)
+    base = results.find(table=names.MISS_GATE, method=names.LANDMARK, **same)
     try:
         above = perplexity(one_setting(own, "")).value - perplexity(one_setting(base, "")).value
     except Untested:
@@ -100,7 +97,7 @@ def more_perplexity(results: Results, lines: list[Line]) -> str:
 def speed_ratio(results: Results, lines: list[Line]) -> str:
     """To plain full attention over windows of the same length on the same machine."""
     same = {name: lines[0].get(name) for name in ("read_length", "machine")}
-    base = results.find(table=words.THROUGHPUT, method=words.FULL, **same)
+    base = results.find(table=names.THROUGHPUT, method=names.FULL, **same)
     try:
         own, full = (fmean(line["tokens_per_second"] for line in one_setting(some, "")) for some in (lines, base))
     except (Untested, KeyError):  # or only its memory was measured
@@ -114,7 +111,7 @@ def each_setting(
     but: Sequence[str] = ("seed",),
     nothing: str = NOT_MEASURED,
 ) -> str:
-    """The text of the lines; where they are of several settings, of each, told apart. Nothing is averaged over them."""
+    """The text of the lines, or of each setting with its label: different settings are never averaged."""
     groups = by_setting(lines, but)
     texts = [text(group) for group in groups]
     if len(set(texts)) <= 1:
@@ -144,90 +141,91 @@ def _methods(*methods: str, **settings: Any) -> tuple[Row, ...]:
 
 TABLES = (
     Table(
-        words.LANGUAGE_MODELING,
+        names.LANGUAGE_MODELING,
         "Language modeling",
         "Perplexity by the length read; the paper's table 1.",
         ("method", "read_length", "local", "cache", "blocks", "retrieve"),
-        (perplexities("books", words.BOOKS), perplexities("math", words.MATH), KEYS),
+        (perplexities("books", names.BOOKS), perplexities("math", names.MATH), KEYS),
         (
-            *paper.LANGUAGE_MODELING[:3],  # of 512 tokens
-            Row(paper.landmark(512, 4)),
-            Row(paper.transformer_xl(512)),
-            *paper.LANGUAGE_MODELING[3:],
+            *published.LANGUAGE_MODELING[:3],  # of 512 tokens
+            Row(published.landmark(512, 4)),
+            Row(published.transformer_xl(512)),
+            *published.LANGUAGE_MODELING[3:],
             *(
                 row
-                for method in (words.SINKS, words.MEMORIZING)
+                for method in (names.SINKS, names.MEMORIZING)
                 for length in (2048, 4096)
                 for row in _methods(method, read_length=length)
             ),
         ),
     ),
     Table(
-        words.SELECTION,
-        "Who chooses blocks",
-        "Each token of each head, each head for a whole chunk, or each token for all heads; the paper's table 2.",
+        names.SELECTION,
+        "Block selection",
+        "Blocks are chosen by each token of each head, by each head for a whole chunk, or by each token for all heads; "
+        "the paper's table 2.",
         ("corpus", "selection", "read_length", "retrieve"),
         (PERPLEXITY,),
-        paper.SELECTION,
+        published.SELECTION,
     ),
     Table(
-        words.RETRIEVE,
-        "How many blocks are opened",
+        names.RETRIEVE,
+        "Blocks opened per query",
         "",
         ("corpus", "method", "read_length", "retrieve"),
         (PERPLEXITY, KEYS),
-        tuple(Row({"corpus": words.BOOKS, "retrieve": retrieve}) for retrieve in (1, 2, 4, 8, 16)),
+        tuple(Row({"corpus": names.BOOKS, "retrieve": retrieve}) for retrieve in (1, 2, 4, 8, 16)),
     ),
     Table(
-        words.BLOCK_SIZE,
-        "How long blocks are",
+        names.BLOCK_SIZE,
+        "Block size",
         "",
         ("corpus", "method", "read_length", "block_size", "local", "retrieve"),
         (PERPLEXITY, KEYS),
-        tuple(Row({"corpus": words.BOOKS, "block_size": size}) for size in (15, 31, 50, 63, 127)),
+        tuple(Row({"corpus": names.BOOKS, "block_size": size}) for size in (15, 31, 50, 63, 127)),
     ),
     Table(
-        words.MISS_GATE,
+        names.MISS_GATE,
         "Skipped retrievals",
         "Below the threshold on the miss gate nothing is fetched; the paper's appendix D. More perplexity: than "
         "landmark attention without a miss gate.",
         ("corpus", "method", "threshold", "read_length"),
         (means("skipped", "skipped", share), PERPLEXITY, Column("more perplexity", more_perplexity)),
-        paper.MISS_GATE,
+        published.MISS_GATE,
     ),
     Table(
-        words.POSITIONS,
+        names.POSITIONS,
         "Stingy and true positions",
         "Retrieved blocks read in slots, or where they stood in the text; with and without random jumps of position "
         "after landmarks in training (the paper's appendix E).",
         ("corpus", "method", "positions", "read_length"),
         (PERPLEXITY,),
         tuple(
-            Row({"corpus": words.BOOKS, "method": method, "positions": positions})
-            for method in (words.LANDMARK, words.WITH_JUMPS)
+            Row({"corpus": names.BOOKS, "method": method, "positions": positions})
+            for method in (names.LANDMARK, names.WITH_JUMPS)
             for positions in ("stingy", "true")
         ),
     ),
     Table(
-        words.BLOCK_DROPOUT,
+        names.BLOCK_DROPOUT,
         "Block dropout in training",
         "",
         ("corpus", "method", "block_dropout", "read_length", "retrieve"),
         (PERPLEXITY,),
-        _methods(words.LANDMARK, words.WITH_BLOCK_DROPOUT, corpus=words.BOOKS),
+        _methods(names.LANDMARK, names.WITH_BLOCK_DROPOUT, corpus=names.BOOKS),
     ),
     Table(
-        words.TRAINING_MEMORY,
+        names.TRAINING_MEMORY,
         "Memory in training",
         "Training with retrieval from memory, and retrieval together with a recurrent window.",
         ("corpus", "method", "read_length", "local", "local_blocks", "retrieve"),
         (PERPLEXITY, KEYS),
-        _methods(words.LANDMARK, words.WITH_MEMORY, words.WITH_RECURRENCE, corpus=words.BOOKS),
+        _methods(names.LANDMARK, names.WITH_MEMORY, names.WITH_RECURRENCE, corpus=names.BOOKS),
     ),
     Table(
-        words.PASS_KEY,
-        "Pass keys",
-        "Share of keys found, over all depths; the paper's section 4.2.",
+        names.PASSKEY,
+        "Passkey retrieval",
+        "Share of passkeys found, over all depths; the paper's section 4.2.",
         ("method", "model", "window", "read_length"),
         (
             accuracies("accuracy"),
@@ -235,26 +233,26 @@ TABLES = (
             Column("lowest", lowest_depth),
         ),
         (
-            *(Row({"method": words.LANDMARK, "read_length": paper.WINDOW * times}) for times in (1, 4, 16)),
-            paper.PASS_KEY,
-            *_methods(words.ANCESTOR, words.SINKS, words.TRANSFORMER_XL, words.MEMORIZING),
+            *(Row({"method": names.LANDMARK, "read_length": published.WINDOW * times}) for times in (1, 4, 16)),
+            published.PASSKEY,
+            *_methods(names.BASE_MODEL, names.SINKS, names.TRANSFORMER_XL, names.MEMORIZING),
         ),
     ),
     Table(
-        words.CONVERSION,
+        names.CONVERSION,
         "Conversion",
-        "What a pretrained model learns while it is trained to use landmarks.",
+        "A pretrained model converted and fine-tuned with landmarks, by tokens of training.",
         ("method", "model", "tokens_trained"),
         (
             lengths("tokens read", "perplexity"),
             PERPLEXITY,
             lengths("tokens searched", "accuracy"),
-            accuracies("pass keys"),
+            accuracies("passkeys"),
         ),
-        _methods(words.ANCESTOR, words.LANDMARK),
+        _methods(names.BASE_MODEL, names.LANDMARK),
     ),
     Table(
-        words.THROUGHPUT,
+        names.THROUGHPUT,
         "Training speed",
         "Training on windows of the length read. Ratio: to the speed of full attention at that length.",
         ("machine", "method", "read_length"),
@@ -263,16 +261,16 @@ TABLES = (
             Column("ratio", speed_ratio),
             means("memory, MB", "memory_mb", lambda value: f"{value:,.0f}"),
         ),
-        _methods(words.FULL, words.LANDMARK, words.TRANSFORMER_XL),
+        _methods(names.FULL, names.LANDMARK, names.TRANSFORMER_XL),
     ),
 )
 
 
 def markdown(table: Table, results: Results) -> str:
-    """The table in Markdown. Whatever is not measured says so."""
+    """The table in Markdown. Cells without a measurement say so."""
     paper_headings = list(dict.fromkeys(heading for row in table.rows for heading in row.paper))
     head = [
-        *map(word, table.settings),
+        *map(names.heading, table.settings),
         *(column.heading for column in table.columns),
         *paper_headings,
         "seeds",

@@ -1,4 +1,4 @@
-"""Claims and how they are judged: an interval must support a verdict, whichever it is."""
+"""Claims and their verdicts: each verdict must be supported by a whole confidence interval."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from reproduce.tables.intervals import Interval
 from reproduce.tables.measured import Untested, describe, difference, mean, one_setting
+from reproduce.tables.names import more_text
 from reproduce.tables.results import Line, Results
-from reproduce.tables.words import more_text
 
 HELD = "held"
 FAILED = "did not hold"

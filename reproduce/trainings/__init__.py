@@ -1,1 +1,1 @@
-"""The trainings of the project, each decided to the last setting."""
+"""The trainings of the project: each a function that returns a fully resolved plan."""

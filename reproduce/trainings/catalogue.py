@@ -1,6 +1,6 @@
-"""The recipes by name: what each is, at which scale, and the plan it makes of the options of a command line.
+"""The trainings by name: a summary of each, its scale, and the function that returns its plan.
 
-Light to import; the recipe itself is imported when it is chosen.
+Light to import: a training is imported when it is chosen.
 """
 
 import difflib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """A recipe's name, the function that makes its plan ("module:function"), what it is and its scale."""
+    """A named training; `target` is the function that returns its plan ("module:function")."""
 
     name: str
     target: str
@@ -25,25 +25,25 @@ class Entry:
     scale: str
 
 
-SMALL = "0.9 M weights, 6.6 M tokens; 12 minutes of two CPU cores"
-PAPER = "151 M weights without embeddings, 15.7 G tokens; for GPUs"
+SMALL = "0.9 M parameters, 6.6 M tokens; 12 minutes of two CPU cores"
+PAPER = "151 M parameters without embeddings, 15.7 G tokens; for GPUs"
 
 TRAININGS = (
-    Entry("small_books", "reproduce.trainings.small:small_books", "the paper's comparisons, on books of yours", SMALL),
-    Entry("small_math", "reproduce.trainings.small:small_math", "the same on mathematical texts of yours", SMALL),
+    Entry("small_books", "reproduce.trainings.small:small_books", "the paper's comparisons, on your books", SMALL),
+    Entry("small_math", "reproduce.trainings.small:small_math", "the same on your mathematical texts", SMALL),
     Entry("paper_pg19", "reproduce.trainings.paper:paper_pg19", "the paper's own comparisons, on PG-19", PAPER),
     Entry("paper_arxiv", "reproduce.trainings.paper:paper_arxiv", "the same on the papers of the proof-pile", PAPER),
     Entry(
         "shipped_model",
         "reproduce.trainings.shipped_model:shipped_model",
-        "the model in the package, on books of yours",
-        "3.8 M weights, 11.7 M tokens; minutes of a GPU",
+        "the model in the package, on your books",
+        "3.8 M parameters, 11.7 M tokens; minutes of a GPU",
     ),
     Entry(
         "smollm2_135m",
         "reproduce.trainings.smollm2:smollm2_135m",
-        "SmolLM2-135M-Instruct by self-distillation, on books of yours",
-        "135 M weights, 4.9 M trained, 23 M tokens; minutes of a GPU",
+        "SmolLM2-135M-Instruct by self-distillation, on your books",
+        "135 M parameters, 4.9 M trained, 23 M tokens; minutes of a GPU",
     ),
 )
 
@@ -60,10 +60,10 @@ def find(name: str) -> Entry:
 
 
 def plan_of(entry: Entry, options: TrainOptions) -> "Plan":
-    """The plan of a recipe, changed by what `options` give.
+    """The plan of a training, with the options of a command line.
 
-    A recipe takes the options that its function has parameters for; those that change no weight, and the precision, can
-    always be given. Raises ValueError, naming them, for all others, and for one that is missing.
+    A training takes the options that its function has parameters for, and always the precision and those that change no
+    parameter. Raises ValueError for any other option, and for a missing one.
     """
     from landmark.training.plan import FREE
 

@@ -1,4 +1,4 @@
-"""Folders of text files, as recipes take them."""
+"""A corpus: a folder of text files split into training, validation and test."""
 
 from dataclasses import dataclass
 from pathlib import Path

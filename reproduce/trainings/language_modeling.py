@@ -1,4 +1,4 @@
-"""What the paper's language-modelling trainings (section 4.1) have in common, whatever their scale."""
+"""Windows, schedule and optimizer of the paper's language modeling (section 4.1), at any scale."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""The paper's language-modelling experiments at their own size (section 4.1), for GPUs.
+"""The paper's language modeling at full size (section 4.1), for GPUs.
 
-Scale: 151 million weights without embeddings (12 layers, 8 heads, width 1,024), 240,000 steps of 128 windows of 512
+Scale: 151 million parameters without embeddings (12 layers, 8 heads, width 1,024), 240,000 steps of 128 windows of 512
 tokens: 15.7 billion tokens. PG-19 has 28,602 books for training (11 GB of text), arXiv math some 10 GB.
 """
 

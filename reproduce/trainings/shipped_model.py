@@ -1,4 +1,4 @@
-"""The model that comes with the package: 3.8 million weights that look up keys, in minutes of a GPU.
+"""The model that comes with the package: 3.8 million parameters that retrieve passkeys, in minutes of a GPU.
 
 Looking something up is learnt first, on short windows full of keys, where every window pays: under plain causal
 attention until answers start to be right, then with the gates. Windows then grow and keys thin out, so that a key is

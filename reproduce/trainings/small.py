@@ -1,9 +1,9 @@
-"""The paper's language-modelling experiments at the scale of a small computer.
+"""The paper's language modeling at the scale of a small computer.
 
-Scale: 0.9 million weights (4 layers, 4 heads, width 128) where the paper has 151 million without embeddings, 6.6
+Scale: 0.9 million parameters (4 layers, 4 heads, width 128) where the paper has 151 million without embeddings, 6.6
 million tokens of training where it has 15.7 billion, a vocabulary of 1,024 where it has 50,257. One training takes
 about 12 minutes on two cores of a CPU, less than one on a GPU. Windows, blocks, optimizer and schedule are the paper's.
-The size "medium" is for GPUs: 32 million weights (10 layers, 8 heads, width 512), 26 million tokens.
+The size "medium" is for GPUs: 32 million parameters (10 layers, 8 heads, width 512), 26 million tokens.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ SIZES: dict[str, tuple[dict[str, Any], int, str]] = {
     "medium": (MEDIUM, 32, "auto"),
 }
 
-WEIGHTS = {"small": "0.9M", "medium": "32M"}
+PARAMETERS = {"small": "0.9M", "medium": "32M"}
 
 # Half of the paper's span: of so few tokens a step more than two windows must be made, or gradients are all noise.
 SPAN = 1024

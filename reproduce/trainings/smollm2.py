@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct taught to read with landmarks, by self-distillation.
+"""SmolLM2-135M-Instruct converted by self-distillation.
 
-Windows grow from 512 to 8,192 positions, its trained range. Answers through landmarks are learnt in the first minutes
-of a GPU on short windows; what takes longer is to come near the original on text, which is most of every window. Tasks
-come in the model's own voice as well as plain. Landmarks of other windows take part in the later stages, in answers
-alone: what they take from text would count as divergence, and say nothing about finding things.
+Windows grow from 512 to 8,192 positions, its trained range. Retrieval is learnt in the first minutes of a GPU on short
+windows; to come near the original on plain text, which is most of every window, takes longer. Recall tasks come as
+conversations in the model's chat template and as plain text. The later stages add distractors, in answers alone: the
+attention that they take from text would count as divergence, and teaches nothing about retrieval.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ WARMUP = 30
 
 
 def _task(keys: int, questions: int, weight: float) -> RecallTask:
-    return RecallTask(keys=(1, keys), questions=(1, questions), answer_weight=weight, spoken=0.6)
+    return RecallTask(keys=(1, keys), questions=(1, questions), answer_weight=weight, chat=0.6)
 
 
 def _among(distractors: int, stage: Stage) -> Stage:
@@ -44,7 +44,7 @@ STAGES = (
     _among(2048, Stage(250, 4096, 6, recall_fraction=0.6, recall=_task(12, 8, 3.0))),
     _among(4096, Stage(150, 8192, 3, recall_fraction=0.5, recall=_task(16, 10, 3.0))),
 )
-# What part of a training that goes by the clock each stage gets.
+# Share of the time that each stage gets in a training against the clock.
 SHARES = (0.22, 0.38, 0.25, 0.15)
 
 

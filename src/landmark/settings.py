@@ -19,7 +19,7 @@ Positions = Literal["stingy", "true"]
 # With its landmark a block fills a tile of 64.
 DEFAULT_BLOCK_SIZE = 63
 
-_NAMES = {"top_k": "retrieve"}  # of settings that were saved under another name
+_NAMES = {"top_k": "retrieve", "spoken": "chat"}  # of settings that were saved under another name
 
 
 class ReadingChanges(TypedDict, total=False):

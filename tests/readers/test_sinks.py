@@ -11,7 +11,7 @@ from torch import Tensor
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 from landmark.readers.sinks import Sinks
-from reproduce.runs.segments import SegmentReading
+from reproduce.runs.perplexities import SegmentReading
 
 
 def dense(

@@ -18,3 +18,16 @@ def test_mistakes_are_told_in_one_line_before_anything_is_written(tmp_path, caps
     assert message in said
     assert "\n" not in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", REPRODUCE.commands, ids=lambda command: command.name)
+def test_every_command_has_options_and_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        REPRODUCE.main([*command.words, "--help"])
+    assert not end.value.code
+    assert command.name in capsys.readouterr().out
+
+
+def test_a_conversion_needs_a_model_or_a_dry_run(tmp_path, capsys):
+    assert REPRODUCE.main(["study", "convert-smollm2", "--out", str(tmp_path / "out")]) == 2
+    assert "give --gguf, --tokens and --book, or --smoke" in capsys.readouterr().err

@@ -66,3 +66,8 @@ def test_options_make_one_stage():
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\.toml does not exist"):
         read_recipe(tmp_path / "none.toml")
+
+
+def test_settings_of_earlier_releases_keep_their_meaning(tmp_path):
+    (tmp_path / "r.toml").write_text(f"warmup_steps = 0\n{STAGE}recall_fraction = 0.5\nspoken = 0.25\n")
+    assert read_recipe(tmp_path / "r.toml").stages[0].recall == RecallTask(chat=0.25)

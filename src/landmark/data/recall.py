@@ -1,7 +1,7 @@
-"""Recall tasks: keys stated at random places of real text and asked for later, with a weight for each token.
+"""Recall tasks: keys hidden at random positions of real text and asked for later, with the kind of each token.
 
-The pass-key task is the one of Mohtashami & Jaggi 2023, section 4.2; the named keys extend it to many keys in
-one window, which teaches a model to tell blocks apart. Everything follows from the generator passed in.
+The passkey task is that of Mohtashami & Jaggi 2023, section 4.2. Named keys extend it to many keys in one window, which
+teaches a model to discriminate between blocks. Deterministic given the random generator.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
+from landmark.data.chat import INTRODUCTIONS, LEADS, ChatFormat, Fact, Facts, marked
 from landmark.data.encoder import TextEncoder
-from landmark.data.spoken import INTRODUCTIONS, LEADS, Fact, Facts, Voice, marked
 
 ATTEMPTS = 100  # to draw facts that fit a window
-# The share of spoken questions that the text does not answer.
+# Share of chat questions that the text does not answer.
 UNANSWERABLE = 0.1
-# What a token of a window is, for the loss and for measuring.
+# Kinds of tokens, which decide about their loss weights and metrics.
 TEXT, TEMPLATE, HIDDEN, COPY, ANSWER, REPLY = range(6)
 
 FIRST_NAMES = (
@@ -35,7 +35,7 @@ def random_key(rng: np.random.Generator, digits: int = 5) -> str:
 
 
 def random_name(rng: np.random.Generator) -> str:
-    """A first name, or as often a name nobody has, made of two or three syllables."""
+    """A first name or, as often, an invented one of two or three syllables."""
     if rng.random() < 0.5:
         return _pick(rng, FIRST_NAMES)
     syllables = [_pick(rng, ONSETS) + _pick(rng, VOWELS) for _ in range(rng.integers(2, 4))]
@@ -48,21 +48,21 @@ def _pick(rng: np.random.Generator, words: str) -> str:
 
 
 def passkey_statement(key: str) -> str:
-    """The sentence that hides `key`, with the blank lines that set it off from the text around it."""
+    """The sentence that states the passkey `key`, between blank lines."""
     return f"\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
 
 
 def passkey_question() -> str:
-    """The question for the pass key, ending where its digits start.
+    """The question for the passkey, ending where its digits start.
 
-    The space at the end belongs to the prompt: tokenizers that split numbers off (the one of
-    `landmark.data.tokenizer`, and those of current large models) keep it apart from the digits.
+    The space at the end belongs to the prompt: tokenizers that split digits off (that of `landmark.data.tokenizer`, and
+    those of current large models) do not merge it with them.
     """
     return "\n\nWhat is the pass key? The pass key is "
 
 
 def named_key_statement(name: str, key: str) -> str:
-    """Like `passkey_statement`, for one of several keys told apart by `name`."""
+    """Like `passkey_statement`, for the key of `name`."""
     return f"\n\nThe key of {name} is {key}. Remember it. {key} is the key of {name}.\n\n"
 
 
@@ -73,21 +73,21 @@ def named_key_question(name: str) -> str:
 
 @dataclass(frozen=True)
 class RecallTask:
-    """How dense the keys of a window are, and how much their answers count.
+    """The density of keys in a window, and the loss weight of their answers.
 
-    `keys` and `questions` are the numbers drawn from for each window, both ends included. A key is asked for
-    at a random place after its statement, possibly several times. `answer_weight` is the weight in the loss
-    of digits that can be known (in answers, and where a statement repeats its key); other tokens weigh 1.
+    `keys` and `questions` are the ranges, both ends included, from which their numbers in a window are drawn. A key is
+    asked for at a random position after its statement, possibly several times. `answer_weight` is the loss weight of
+    digits that can be predicted (in answers, and where a statement repeats its key); other tokens have weight 1.
 
-    `spoken` is the share of windows that are a conversation in the model's chat template, about `keys` facts of many
-    kinds with `questions` turns, a tenth of them about what is not there (`landmark.data.spoken`).
+    `chat` is the share of recall windows that are a conversation in the model's chat template: `keys` facts of many
+    kinds, and `questions` turns, a tenth of them unanswerable (`landmark.data.chat`).
     """
 
     keys: tuple[int, int] = (1, 1)
     questions: tuple[int, int] = (1, 1)
     digits: int = 5
     answer_weight: float = 5.0
-    spoken: float = 0.0
+    chat: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("keys", "questions"):
@@ -98,33 +98,35 @@ class RecallTask:
             raise ValueError(f"digits must be at least 1, not {self.digits}")
         if self.answer_weight <= 0:
             raise ValueError(f"answer_weight must be above 0, not {self.answer_weight}")
-        if not 0 <= self.spoken <= 1:
-            raise ValueError(f"spoken must be from 0 to 1, not {self.spoken}")
+        if not 0 <= self.chat <= 1:
+            raise ValueError(f"chat must be from 0 to 1, not {self.chat}")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens that stay together: `ids [n]` and what each of them is, `kinds [n]`."""
+    """Consecutive tokens: `ids [n]` and the kind of each, `kinds [n]`."""
 
     ids: np.ndarray
     kinds: np.ndarray
 
 
 class RecallWindows:
-    """Makes windows of a `RecallTask` with a tokenizer, and with the `voice` of its chat template for spoken ones.
+    """Generates windows of a `RecallTask`; those that are conversations need a `chat_format`.
 
-    Raises ValueError if the most keys and questions of the task do not fit `length` ordinary tokens, or if there is no
-    voice for spoken windows.
+    Raises ValueError if the largest numbers of keys and questions do not fit `length` ordinary tokens, or if the task
+    needs a `chat_format` and there is none.
     """
 
-    def __init__(self, task: RecallTask, tokenizer: Tokenizer, length: int, voice: Voice | None = None) -> None:
+    def __init__(
+        self, task: RecallTask, tokenizer: Tokenizer, length: int, chat_format: ChatFormat | None = None
+    ) -> None:
         self.task = task
         self.texts = TextEncoder(tokenizer)
         self.templates = TextEncoder(tokenizer, template=True)
-        self.voice = voice
-        if task.spoken and voice is None:
-            raise ValueError("spoken recall windows need a tokenizer with a chat template: leave `spoken` out")
-        # A made-up name of middling length; a window that does not fit for its longer names is drawn again.
+        self.chat_format = chat_format
+        if task.chat and chat_format is None:
+            raise ValueError("recall windows as chat need a tokenizer with a chat template: leave `chat` out")
+        # An invented name of average length; a window that does not fit with its longer names is drawn again.
         name, key = "Romori", "9" * task.digits
         statement = len(self.statement(name, key).ids)
         question = len(self.question(name, key).ids)
@@ -136,7 +138,7 @@ class RecallWindows:
             )
 
     def statement(self, name: str | None, key: str) -> Piece:
-        """A statement of `key`: its first digits, which nothing foretells, are `HIDDEN`, the next `COPY`."""
+        """A statement of `key`: its first occurrence, unpredictable, is `HIDDEN`, the second `COPY`."""
         text = passkey_statement(key) if name is None else named_key_statement(name, key)
         return self._piece(text, {text.index(key): HIDDEN, text.rindex(key): COPY})
 
@@ -147,7 +149,7 @@ class RecallWindows:
 
     def window(self, filler: np.ndarray, rng: np.random.Generator) -> Piece:
         """A window of `len(filler)` tokens: the start of `filler` with statements and questions in it."""
-        if self.task.spoken and rng.random() < self.task.spoken:
+        if self.task.chat and rng.random() < self.task.chat:
             return self._conversation(filler, rng)
         while True:
             placed = self._draw(rng)
@@ -155,7 +157,7 @@ class RecallWindows:
                 return _insert(filler, placed)
 
     def _draw(self, rng: np.random.Generator) -> list[tuple[float, Piece]]:
-        """Statements and questions, each with its place as a fraction of the window's text."""
+        """Statements and questions, each with its position as a fraction of the window's text."""
         task = self.task
         placed: list[tuple[float, Piece]] = []
         stated: list[tuple[float, str | None, str]] = []
@@ -169,17 +171,17 @@ class RecallWindows:
         return placed
 
     def _conversation(self, filler: np.ndarray, rng: np.random.Generator) -> Piece:
-        """A message with the text, and turns about it; fewer facts where those drawn do not fit."""
-        voice = self._voice()
+        """A message with the text, and turns about it; fewer facts if those drawn do not fit."""
+        chat_format = self._format()
         keys, questions = (
             int(rng.integers(*numbers, endpoint=True)) for numbers in (self.task.keys, self.task.questions)
         )
         for _ in range(ATTEMPTS):
             facts = Facts(rng, random_name)
             stated = [facts.draw() for _ in range(keys)]
-            begin = self._spoken(voice.begin + INTRODUCTIONS[rng.integers(len(INTRODUCTIONS))])
+            begin = self._chat_piece(chat_format.begin + INTRODUCTIONS[rng.integers(len(INTRODUCTIONS))])
             placed = [
-                (place, self._spoken(_set_off(statement, rng), HIDDEN))
+                (place, self._chat_piece(_set_off(statement, rng), HIDDEN))
                 for fact in stated
                 for place, statement in zip(sorted(rng.random(len(fact.statements))), fact.statements, strict=True)
             ]
@@ -191,28 +193,28 @@ class RecallWindows:
             keys, questions = max(1, keys - 1), max(1, questions - 1)
         raise ValueError(f"a window of {len(filler)} tokens is too short for a conversation: make windows longer")
 
-    def _voice(self) -> Voice:
-        assert self.voice is not None, "tasks with spoken windows were checked"
-        return self.voice
+    def _format(self) -> ChatFormat:
+        assert self.chat_format is not None, "checked with the task"
+        return self.chat_format
 
     def _turns(self, facts: Facts, stated: list[Fact], questions: int, rng: np.random.Generator) -> list[Piece]:
         """Questions about facts in random order, each with its answer."""
-        voice = self._voice()
+        chat_format = self._format()
         order = rng.permutation(len(stated))[:questions]
         asked = [facts.unanswerable() if rng.random() < UNANSWERABLE else stated[number] for number in order]
         pieces, between = [], "\n\n" + LEADS[rng.integers(len(LEADS))]
         for fact in asked:
-            pieces.append(self._spoken(between + fact.question + voice.reply))
+            pieces.append(self._chat_piece(between + fact.question + chat_format.reply))
             if fact.statements:
-                pieces.append(self._spoken(fact.answer, ANSWER, others=REPLY))
+                pieces.append(self._chat_piece(fact.answer, ANSWER, others=REPLY))
             else:
-                pieces.append(self._spoken("{" + fact.answer + "}", ANSWER))
-            pieces.append(self._spoken(voice.end, others=REPLY))
-            between = voice.again.removeprefix(voice.end)
+                pieces.append(self._chat_piece("{" + fact.answer + "}", ANSWER))
+            pieces.append(self._chat_piece(chat_format.end, others=REPLY))
+            between = chat_format.again.removeprefix(chat_format.end)
         return pieces
 
-    def _spoken(self, text: str, value: int = TEMPLATE, others: int = TEMPLATE) -> Piece:
-        """Tokens of `text`, of the kind `value` where it stands in braces and `others` elsewhere."""
+    def _chat_piece(self, text: str, value: int = TEMPLATE, others: int = TEMPLATE) -> Piece:
+        """Tokens of `text`, of the kind `value` within braces and `others` elsewhere."""
         plain, values = marked(text)
         tokens = self.templates.encode(plain, continues=True)
         kinds = np.full(len(tokens), others, np.uint8)
@@ -230,7 +232,7 @@ class RecallWindows:
         return names
 
     def _piece(self, text: str, keys: dict[int, int]) -> Piece:
-        """Tokens of `text` in the midst of another; those of the keys, given by their first characters, as given."""
+        """Tokens of `text` within another text; `keys` gives the kind of each key by its first character."""
         tokens = self.texts.encode(text, continues=True)
         kinds = np.full(len(tokens), TEMPLATE, np.uint8)
         for start, kind in keys.items():
@@ -249,7 +251,7 @@ def _joined(pieces: list[Piece]) -> Piece:
 
 
 def _insert(filler: np.ndarray, placed: list[tuple[float, Piece]]) -> Piece:
-    """Insert pieces at fractions of the filler that is left beside them; equal fractions keep their order."""
+    """Inserts pieces at fractions of the filler that remains; equal fractions keep their order."""
     room = len(filler) - sum(len(piece.ids) for _, piece in placed)
     assert room >= 0, "the pieces were drawn until they fit"
     ids, kinds, done = [], [], 0

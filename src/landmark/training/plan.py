@@ -111,8 +111,8 @@ class Plan:
             for later in ("packing", "distractors", "distract_answers"):
                 if not stage[later]:
                     del stage[later]  # so that trainings that began before there was such a thing can be resumed
-            if not stage["recall"]["spoken"]:
-                del stage["recall"]["spoken"]
+            if not stage["recall"]["chat"]:
+                del stage["recall"]["chat"]
         if not self.distill:
             del settings["distill"]
         return json.loads(json.dumps(settings, default=str))

@@ -79,12 +79,13 @@ def read_recipe(path: str | Path) -> Recipe:
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
         stages = tuple(_stage(table) for table in settings.pop("stage", []))
-        return Recipe(stages, **_checked(settings, Recipe))
+        return Recipe(stages, **_checked(current_names(settings), Recipe))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def _stage(table: dict[str, Any]) -> Stage:
+    table = current_names(table)
     task_names = {item.name for item in fields(RecallTask)}
     task = {name: value for name, value in table.items() if name in task_names}
     rest = {name: value for name, value in table.items() if name not in task_names}
@@ -99,7 +100,7 @@ def _checked(table: dict[str, Any], kind: type) -> dict[str, Any]:
     """`table` with lists as tuples, its names and types as in the dataclass `kind`."""
     types = {item.name: item.type for item in fields(kind) if item.name not in ("stages", "recall")}
     checked = {}
-    for name, value in current_names(table).items():
+    for name, value in table.items():
         if name not in types:
             raise ValueError(f"unknown setting {name!r}; known are {', '.join(types)}")
         checked[name] = _typed(name, value, types[name])

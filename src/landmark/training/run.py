@@ -17,7 +17,7 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from landmark.data.spoken import Voice
+from landmark.data.chat import ChatFormat
 from landmark.data.text import check_files
 from landmark.data.tokens import MANIFEST, TokenFile, tokenize
 from landmark.files import written_whole
@@ -197,8 +197,8 @@ def _trainer(
     block_size = model.config.landmark["block_size"]
     arguments = _arguments(plan, has_validation=validation is not None)
     backend = tokenizer.backend_tokenizer
-    speaking = any(stage.recall.spoken for stage in plan.recipe.stages)
-    voice = Voice.of(tokenizer) if speaking else None
+    has_chat = any(stage.recall.chat for stage in plan.recipe.stages)
+    chat_format = ChatFormat.of(tokenizer) if has_chat else None
     batches = StageBatches(
         texts.ids,
         backend,
@@ -207,14 +207,14 @@ def _trainer(
         seed=plan.seed,
         micro_batches=plan.recipe.micro_batches,
         document_stops=_document_stops(texts),
-        voice=voice,
+        chat_format=chat_format,
     )
     trainer = _kind(plan)(
         model=model,
         teacher=teacher,
         args=arguments,
         train_dataset=batches,
-        eval_dataset=_validation_batches(plan, validation, backend, block_size, voice),
+        eval_dataset=_validation_batches(plan, validation, backend, block_size, chat_format),
     )
     trainer.remove_callback(PrinterCallback)
     step_tokens: list[int] = []
@@ -231,7 +231,7 @@ def _trainer(
 
 
 def _validation_batches(
-    plan: Plan, validation: TokenFile | None, tokenizer: Any, block_size: int, voice: Voice | None
+    plan: Plan, validation: TokenFile | None, tokenizer: Any, block_size: int, chat_format: ChatFormat | None
 ) -> StageBatches | None:
     """Plain windows as long as the last stage's, then recall windows if that stage has any."""
     if validation is None:
@@ -246,7 +246,13 @@ def _validation_batches(
         stages.append(replace(plain, recall_fraction=1.0))
     stops = _document_stops(validation)
     return StageBatches(
-        validation.ids, tokenizer, stages, block_size=block_size, seed=EVAL_SEED, document_stops=stops, voice=voice
+        validation.ids,
+        tokenizer,
+        stages,
+        block_size=block_size,
+        seed=EVAL_SEED,
+        document_stops=stops,
+        chat_format=chat_format,
     )
 
 

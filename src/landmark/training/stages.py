@@ -13,8 +13,8 @@ import torch
 from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
+from landmark.data.chat import ChatFormat
 from landmark.data.recall import ANSWER, COPY, HIDDEN, TEXT, Piece, RecallTask, RecallWindows
-from landmark.data.spoken import Voice
 from landmark.stream import tokens_that_fit
 
 IGNORED = -100
@@ -112,7 +112,7 @@ class StageBatches(Dataset):
     (int), `jumps [B, N]` (long, None without) and `segments [B, N]` (long, the documents of a row numbered from 0, None
     without packing). The phase is uniform over 0 .. block_size - 1 and common to the micro-batch, and N is the largest
     number of ordinary tokens that fits `window_positions` with it. `document_stops`, where each document of `ids` ends,
-    is what packing needs to know, and `voice` what spoken recall windows do.
+    is what packing needs to know, and `chat_format` what spoken recall windows do.
 
     Raises ValueError if the text is shorter than a window, recall tasks do not fit theirs, or a stage packs documents
     that nobody named.
@@ -128,9 +128,9 @@ class StageBatches(Dataset):
         seed: int,
         micro_batches: int = 1,
         document_stops: Sequence[int] | None = None,
-        voice: Voice | None = None,
+        chat_format: ChatFormat | None = None,
     ) -> None:
-        self.voice = voice
+        self.chat_format = chat_format
         self.ids = ids
         self.stages = list(stages)
         self.block_size = block_size
@@ -188,7 +188,7 @@ class StageBatches(Dataset):
                 f"a window of {stage.window_positions} positions has no room for two tokens and their "
                 "landmarks; make windows longer"
             )
-        return RecallWindows(stage.recall, tokenizer, shortest, self.voice) if stage.recall_fraction > 0 else None
+        return RecallWindows(stage.recall, tokenizer, shortest, self.chat_format) if stage.recall_fraction > 0 else None
 
 
 class TooShort(ValueError):

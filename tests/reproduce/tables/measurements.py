@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from reproduce.tables import paper, words
+from reproduce.tables import names, published
 from reproduce.tables.results import Line, Results
 
 
 def landmark(read_length: int, retrieve: int, corpus: str = "books", **other: Any) -> Line:
-    return {"table": words.LANGUAGE_MODELING, "corpus": corpus, **paper.landmark(read_length, retrieve, **other)}
+    return {"table": names.LANGUAGE_MODELING, "corpus": corpus, **published.landmark(read_length, retrieve, **other)}
 
 
 def full(local: int = 512, corpus: str = "books") -> Line:
-    return {"table": words.LANGUAGE_MODELING, "corpus": corpus, **paper.full(local)}
+    return {"table": names.LANGUAGE_MODELING, "corpus": corpus, **published.full(local)}
 
 
 def transformer_xl(read_length: int, corpus: str = "books") -> Line:
-    return {"table": words.LANGUAGE_MODELING, "corpus": corpus, **paper.transformer_xl(read_length)}
+    return {"table": names.LANGUAGE_MODELING, "corpus": corpus, **published.transformer_xl(read_length)}
 
 
 def add_perplexities(results: Results, setting: Line, *values: float, se: float | None = 0.01, **more: Any) -> None:
@@ -36,7 +36,7 @@ def add_differences(results: Results, one: Line, other: Line, *values: float, se
         results.add({"seed": seed, "steps": 100, **one, **changed, **told})
 
 
-def pass_key(read_length: int, right: int, prompts: int, method: str = words.LANDMARK, **more: Any) -> Line:
+def passkey(read_length: int, right: int, prompts: int, method: str = names.LANDMARK, **more: Any) -> Line:
     share = {"accuracy": right / prompts, "samples": prompts}
-    named = {"table": words.PASS_KEY, "method": method, "read_length": read_length, "seed": 0, "steps": 100}
+    named = {"table": names.PASSKEY, "method": method, "read_length": read_length, "seed": 0, "steps": 100}
     return {**named, "window": 512, **share, **more}

@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from measurements import add_differences, add_perplexities, full, landmark, pass_key, transformer_xl
+from measurements import add_differences, add_perplexities, full, landmark, passkey, transformer_xl
 
-from reproduce.tables import words
+from reproduce.tables import names
 from reproduce.tables.claims import CLAIMS, comparisons
 from reproduce.tables.results import Line, Results
 from reproduce.tables.verdicts import Outcome
@@ -91,7 +91,7 @@ def test_transformer_xl_is_met_at_one_length_with_fewer_keys(results: Results, d
 
 
 def selected(selection: str, read_length: int, retrieve: int) -> Line:
-    setting = {"table": words.SELECTION, "method": words.LANDMARK, "corpus": "books", "selection": selection}
+    setting = {"table": names.SELECTION, "method": names.LANDMARK, "corpus": "books", "selection": selection}
     return setting | {"read_length": read_length, "retrieve": retrieve}
 
 
@@ -111,29 +111,28 @@ def test_choosing_freely_is_compared_in_all_three_settings(results: Results, las
     ("right", "prompts", "verdict"),
     [(200, 200, HELD), (49, 50, HELD), (48, 50, FAILED), (0, 50, FAILED)],
 )
-def test_pass_keys_at_64_windows(results: Results, right, prompts, verdict):
-    results.add(pass_key(512, 0, 50))  # near ones do not count
-    results.add(pass_key(32768, right, prompts))
-    results.add(pass_key(32768, 1, 20, words.ANCESTOR, model="plain"))
+def test_passkeys_at_64_windows(results: Results, right, prompts, verdict):
+    results.add(passkey(512, 0, 50))  # near ones do not count
+    results.add(passkey(32768, right, prompts))
+    results.add(passkey(32768, 1, 20, names.BASE_MODEL, model="plain"))
     outcome = judge(results, "Landmark attention finds")
     assert outcome.verdict == verdict
     assert outcome.figures.startswith(f"at 32,768 tokens {100 * right / prompts:.1f} % (")
     assert (
-        "beside it plain ancestor 5.0 % (0.9 % to 23.6 %), sliding window with sinks: not measured yet"
-        in outcome.figures
+        "beside it base model 5.0 % (0.9 % to 23.6 %), sliding window with sinks: not measured yet" in outcome.figures
     )
 
 
 def test_the_window_says_how_far_is_far(results: Results):
-    results.add(pass_key(32768, 200, 200, window=1024))
+    results.add(passkey(32768, 200, 200, window=1024))
     assert judge(results, "Landmark attention finds").verdict == UNTESTED
-    results.add(pass_key(65536, 200, 200, window=1024))
+    results.add(passkey(65536, 200, 200, window=1024))
     assert judge(results, "Landmark attention finds").verdict == HELD
 
 
 @pytest.mark.parametrize(("true", "verdict"), [(20.2, HELD), (21.0, FAILED)])
 def test_true_positions_are_held_against_stingy_ones(results: Results, true, verdict):
-    setting = {"table": words.POSITIONS, "corpus": "books", "method": words.WITH_JUMPS, "read_length": 4096}
+    setting = {"table": names.POSITIONS, "corpus": "books", "method": names.WITH_JUMPS, "read_length": 4096}
     add_perplexities(results, setting | {"positions": "stingy"}, 20.0, se=0.001)
     add_perplexities(results, setting | {"positions": "true"}, true, se=0.001)
     assert judge(results, "Books: jumps of position").verdict == verdict
@@ -145,13 +144,13 @@ def test_true_positions_are_held_against_stingy_ones(results: Results, true, ver
 )
 def test_a_gate_must_skip_and_cost_little(results: Results, skipped, more, verdict):
     without = {
-        "table": words.MISS_GATE,
+        "table": names.MISS_GATE,
         "corpus": "books",
-        "method": words.LANDMARK,
+        "method": names.LANDMARK,
         "read_length": 2048,
         "retrieve": 4,
     }
-    gated = without | {"method": words.WITH_MISS_GATE, "threshold": 0.3}
+    gated = without | {"method": names.WITH_MISS_GATE, "threshold": 0.3}
     add_perplexities(results, without, 20.0, se=0.0001)
     add_perplexities(results, gated, 20.0 * more, se=0.0001, skipped=skipped)
     assert judge(results, "Books: a miss gate").verdict == verdict
@@ -165,10 +164,10 @@ def test_comparisons_are_all_that_the_claims_ask_for(results: Results):
         add_differences(results, one, other, -0.5)
     for setting in {str(one): one for one, _ in pairs}.values():
         add_perplexities(results, setting, 20.0, attended=300, skipped=0.6)
-    for corpus in words.CORPORA:
+    for corpus in names.CORPORA:
         for length in (2048, 4096):
             add_perplexities(results, transformer_xl(length, corpus), math.e, attended=384)
     verdicts = {claim.sentence: claim.judge(results).verdict for claim in CLAIMS}
     assert [sentence for sentence, verdict in verdicts.items() if verdict != HELD] == [
-        "Landmark attention finds at least 98 % of pass keys at 64 times the window"
+        "Landmark attention finds at least 98 % of passkeys at 64 times the window"
     ]

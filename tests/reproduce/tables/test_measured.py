@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from measurements import add_differences, add_perplexities, full, landmark, pass_key
+from measurements import add_differences, add_perplexities, full, landmark, passkey
 
 from reproduce.tables.measured import Untested, accuracy, describe, difference, one_setting, perplexity
 from reproduce.tables.results import Results
@@ -22,11 +22,11 @@ def test_perplexities_are_averaged_in_nats(results: Results):
 
 def test_accuracies_pool_depths_and_widen_to_the_seeds(results: Results):
     for depth, right in ((0.0, 10), (0.1, 8)):
-        results.add(pass_key(512, right, 10, depth=depth))
+        results.add(passkey(512, right, 10, depth=depth))
     found = accuracy(results.lines)
     assert found.value == 0.9
     assert (found.low, found.high) == pytest.approx((0.6990, 0.9721), abs=5.1e-5)  # Wilson, 18 of 20
-    results.add(pass_key(512, 10, 20, seed=1))
+    results.add(passkey(512, 10, 20, seed=1))
     both = accuracy(results.lines)
     assert both.value == 28 / 40
     assert (both.low, both.high) == (0, 1)  # 0.7 +- 12.7 * 0.2, within a share
@@ -35,7 +35,7 @@ def test_accuracies_pool_depths_and_widen_to_the_seeds(results: Results):
 
 def test_seeds_that_agree_do_not_narrow_the_interval_of_prompts(results: Results):
     for seed in (0, 1):
-        results.add(pass_key(512, 10, 10, seed=seed))
+        results.add(passkey(512, 10, 10, seed=seed))
     assert accuracy(results.lines).low == pytest.approx(0.8389, abs=5.1e-5)  # Wilson, 20 of 20
 
 

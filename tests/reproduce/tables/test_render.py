@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from measurements import add_differences, add_perplexities, full, landmark, pass_key
+from measurements import add_differences, add_perplexities, full, landmark, passkey
 
-from reproduce.tables import words
+from reproduce.tables import names
 from reproduce.tables.render import check_plots, render
 from reproduce.tables.results import Results
 
-PLOTS = ("perplexity", "selection", "retrieve", "block_size", "miss_gate", "pass_key", "conversion")
+PLOTS = ("perplexity", "selection", "retrieve", "block_size", "miss_gate", "passkey", "conversion")
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(results: Results) -> Results:
-    around = {"machine": "AMD EPYC, 2 cores", "date": "2026-11-25", "weights": "0.9M"}
-    books = {"method": words.LANDMARK, "corpus": "books", "read_length": 4096, "local": 250}
+    around = {"machine": "AMD EPYC, 2 cores", "date": "2026-11-25", "parameters": "0.9M"}
+    books = {"method": names.LANDMARK, "corpus": "books", "read_length": 4096, "local": 250}
     for length in (512, 2048, 4096):
         add_perplexities(results, landmark(length, 4), 20.0, 20.1, attended=350, **around)
         add_perplexities(results, landmark(length, 4, "math"), 5.0, **around)
@@ -31,25 +31,25 @@ def measured(results: Results) -> Results:
     add_differences(results, landmark(512, 4), full(), -0.01)
     for number, selection in enumerate(("per_token_and_head", "per_head", "per_token")):
         add_perplexities(
-            results, books | {"table": words.SELECTION, "selection": selection, "retrieve": 4}, 20 + number, 19 + number
+            results, books | {"table": names.SELECTION, "selection": selection, "retrieve": 4}, 20 + number, 19 + number
         )
     for size in (1, 4, 16):
-        add_perplexities(results, books | {"table": words.RETRIEVE, "retrieve": size}, 20 + 1 / size)
+        add_perplexities(results, books | {"table": names.RETRIEVE, "retrieve": size}, 20 + 1 / size)
         add_perplexities(
-            results, books | {"table": words.BLOCK_SIZE, "block_size": 8 * size, "retrieve": 32 // size}, 20.0
+            results, books | {"table": names.BLOCK_SIZE, "block_size": 8 * size, "retrieve": 32 // size}, 20.0
         )
-    gate = books | {"table": words.MISS_GATE, "read_length": 2048}
+    gate = books | {"table": names.MISS_GATE, "read_length": 2048}
     add_perplexities(results, gate, 20.0)
     for threshold in (0.1, 0.3):
-        changes = {"method": words.WITH_MISS_GATE, "threshold": threshold}
+        changes = {"method": names.WITH_MISS_GATE, "threshold": threshold}
         add_perplexities(results, gate | changes, 20 + threshold, skipped=2 * threshold)
     for length in (512, 32768):
         for tenth in range(10):
-            results.add(pass_key(length, 5 - tenth // 5, 5, depth=tenth / 10, model="0.9M weights", **around))
+            results.add(passkey(length, 5 - tenth // 5, 5, depth=tenth / 10, model="0.9M parameters", **around))
     for steps in (0, 50):
-        told = {"table": words.CONVERSION, "steps": steps, "tokens_trained": steps * 1000}
+        told = {"table": names.CONVERSION, "steps": steps, "tokens_trained": steps * 1000}
         add_perplexities(results, books | told, 30 - steps / 5)
-        results.add(told | {"method": words.LANDMARK, "seed": 0, "read_length": 8192, "accuracy": 0.5, "samples": 4})
+        results.add(told | {"method": names.LANDMARK, "seed": 0, "read_length": 8192, "accuracy": 0.5, "samples": 4})
     return results
 
 
@@ -68,7 +68,7 @@ def test_the_head_tells_scale_machine_and_date(folder: Path):
     report = (folder / "out" / "results.md").read_text()
     assert f"- Measurements: {len(Results(folder / 'results.jsonl').lines)}, in `results.jsonl`\n" in report
     assert (
-        "- Scale: models of 0.9M weights; 0, 50, 100 steps of training; seeds 0, 1\n"
+        "- Scale: models of 0.9M parameters; 0, 50, 100 steps of training; seeds 0, 1\n"
         "- Machine: AMD EPYC, 2 cores\n- Date: 2026-11-25\n" in report
     )
     assert "QUICK" not in report
@@ -77,7 +77,7 @@ def test_the_head_tells_scale_machine_and_date(folder: Path):
 
 def test_toy_step_counts_are_loud(results: Results, tmp_path: Path):
     add_perplexities(results, landmark(512, 2), 20.0, quick=True)
-    results.add(pass_key(512, 1, 2))
+    results.add(passkey(512, 1, 2))
     render(results, tmp_path)
     report = (tmp_path / "results.md").read_text()
     assert report.startswith("# Results\n\n> **QUICK: TOY STEP COUNTS.** 1 of 2 measurements")
@@ -87,7 +87,7 @@ def test_toy_step_counts_are_loud(results: Results, tmp_path: Path):
 def test_nothing_measured_is_a_whole_report(results: Results, tmp_path: Path):
     render(results, tmp_path)
     report = (tmp_path / "results.md").read_text()
-    assert report.count("\n## ") == 1 + len(words.TABLES)
+    assert report.count("\n## ") == 1 + len(names.TABLES)
     assert report.count("Plot of ") == len(PLOTS)
     assert "0 held, 0 did not hold, 15 not tested here." in report
     assert list((tmp_path / "figures").iterdir()) == []

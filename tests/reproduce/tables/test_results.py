@@ -134,3 +134,19 @@ def test_settings_of_the_paper_are_found(results: Results):
     add_perplexities(results, full(), 22.0)
     assert [line["seed"] for line in results.find(**landmark(2048, 4))] == [0, 1]
     assert not results.has(**landmark(2048, 2))
+
+
+def test_lines_of_earlier_releases_come_under_the_names_of_today(tmp_path: Path):
+    old = {name: value for name, value in LINE.items() if name not in ("perplexity", "se")}
+    old |= {
+        "table": "pass_key",
+        "method": "plain ancestor",
+        "model": "0.9M weights",
+        "weights": "0.9M",
+        "accuracy": 0.5,
+    }
+    (tmp_path / "results.jsonl").write_text(json.dumps(old) + "\n")
+    (line,) = Results(tmp_path / "results.jsonl").lines
+    assert (line["table"], line["method"]) == ("passkey", "base model")
+    assert (line["model"], line["parameters"], line["accuracy"]) == ("0.9M parameters", "0.9M", 0.5)
+    assert "weights" not in line

@@ -27,5 +27,5 @@ def test_a_gguf_file_can_stand_in_for_the_hub(tmp_path):
 
 
 def test_most_of_a_step_is_text_and_answers_are_asked_for_in_every_stage():
-    assert all(0.4 <= stage.recall_fraction <= 0.6 and stage.recall.spoken for stage in STAGES)
+    assert all(0.4 <= stage.recall_fraction <= 0.6 and stage.recall.chat for stage in STAGES)
     assert all(stage.attention == "landmark" or stage.distract_answers for stage in STAGES)

@@ -1,18 +1,21 @@
-"""Recall tasks in a chat model's own voice: a text with facts in it as a message, questions and answers as turns.
+"""Recall tasks as conversations in a model's chat template: a message with facts hidden in its text, then questions.
 
-A text states facts of several kinds at random places: pass keys, named values, several values of one name, variables
-that are set to each other, sentences about people. Questions ask for one of them, for several at once, or for one that
-the text does not have. Everything follows from the generator passed in.
+Facts are of several kinds: passkeys, named values, several values of one name, chains of variables, sentences about
+people. A question asks for one of them, for several at once, or for one that the text does not hold. Deterministic
+given the random generator.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-# In sentences below, {braces} mark a value that nothing foretells; <p> is a name.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# In the sentences below, {braces} mark a value that cannot be predicted; <p> is a name.
 NOT_MENTIONED = "That is not mentioned in the text."
 INTRODUCTIONS = (
     "",
@@ -25,7 +28,7 @@ LEADS = ("", "", "Question: ", "Answer from the text above. ", "According to the
 
 
 def words(listed: str) -> tuple[str, ...]:
-    """The words of a text."""
+    """The words of a string, separated by spaces."""
     return tuple(listed.split())
 
 
@@ -49,7 +52,7 @@ TRADES = words(
 WORDS = [*COLOURS, *ANIMALS, *THINGS, *words("amber harvest winter thunder marble meadow cobalt ember willow")]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-# A noun, and the kind of its value.
+# A noun, and the type of its value.
 NOUNS = (
     ("special magic number", "number"),
     ("magic number", "number"),
@@ -86,7 +89,7 @@ PASS_KEY_STATEMENTS = (
     "Do not forget: the pass key is {<v>}.",
 )
 PASS_KEY_QUESTIONS = ("What is the pass key?", "What is the pass key mentioned in the text?", "Tell me the pass key.")
-# What is said of <p>, what is asked, and the answer; the value is one of a list.
+# Statements about <p>, questions, the answer, and the values to draw from.
 SENTENCES: tuple[tuple[tuple[str, ...], tuple[str, ...], str, Sequence[str]], ...] = (
     (
         ("<p> lives in {<v>}.", "<p> has moved to {<v>}.", "The home of <p> is in {<v>}."),
@@ -134,8 +137,8 @@ SENTENCES: tuple[tuple[tuple[str, ...], tuple[str, ...], str, Sequence[str]], ..
 
 
 @dataclass(frozen=True)
-class Voice:
-    """What a chat template puts around messages.
+class ChatFormat:
+    """The text that a chat template puts around messages.
 
     A conversation is `begin`, a message of the user, `reply`, an answer, `again`, the next message, `reply`, ...; an
     answer ends with `end`, the first token of `again`.
@@ -147,21 +150,22 @@ class Voice:
     end: str
 
     @classmethod
-    def of(cls, tokenizer: Any) -> "Voice":
-        """That of a transformers tokenizer; raises ValueError where its template cannot hold such a conversation."""
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "ChatFormat":
+        """The format of a tokenizer; raises ValueError where its template cannot express such a conversation."""
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("the tokenizer has no chat template: leave spoken recall tasks out")
+            raise ValueError("the tokenizer has no chat template: leave recall tasks as chat out")
         marks = ("first-message", "first-answer", "second-message")
         roles = ("user", "assistant", "user")
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        rest, parts = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False), []
+        rest: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        parts: list[str] = []
         for mark in marks:
             part, found, rest = rest.partition(mark)
             if not found:
-                raise ValueError(f"the chat template does not show {mark!r}: leave spoken recall tasks out")
+                raise ValueError(f"the chat template does not show {mark!r}: leave recall tasks as chat out")
             parts.append(part)
         begin, reply, again = parts
-        end = tokenizer.eos_token or ""
+        end = str(tokenizer.eos_token or "")
         if not again.startswith(end):
             raise ValueError(f"the chat template does not close answers with the token {end!r}: set eos_token to it")
         return cls(begin, reply, again, end)
@@ -169,7 +173,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Fact:
-    """Sentences that stand in the text in their order, a question about them and its answer, values in {braces}."""
+    """Statements to hide in a text in this order, a question about them and its answer; values in {braces}."""
 
     statements: tuple[str, ...]
     question: str
@@ -177,9 +181,9 @@ class Fact:
 
 
 class Facts:
-    """Draws facts that do not contradict each other: no name comes twice.
+    """Draws facts that do not contradict each other: no name is used twice.
 
-    In half of all cases they are of one kind, so that names alone tell them apart. `new_name` draws a name.
+    In half of all cases they are all of one kind, and differ in names only. `new_name` draws a name.
     """
 
     def __init__(self, rng: np.random.Generator, new_name: Callable[[np.random.Generator], str]) -> None:
@@ -194,7 +198,7 @@ class Facts:
         self.sentences = SENTENCES if rng.random() < 0.5 else (self._pick(SENTENCES),)
 
     def draw(self) -> Fact:
-        """One more fact."""
+        """The next fact."""
         return self._pick(self.kinds)()
 
     def unanswerable(self) -> Fact:
@@ -280,7 +284,7 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def marked(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """`text` without its braces, and the characters (start, stop) that stood in them."""
+    """`text` without its braces, and the spans (start, stop) of characters that were in braces."""
     plain, values = "", []
     for number, part in enumerate(text.replace("}", "{").split("{")):
         if number % 2:

@@ -1,12 +1,12 @@
-"""Recall windows in the voice of a chat model."""
+"""Recall windows in the chat_format of a chat model."""
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from landmark.data.chat import NOT_MENTIONED, ChatFormat, Facts, marked
 from landmark.data.recall import ANSWER, HIDDEN, REPLY, RecallTask, RecallWindows, random_name
-from landmark.data.spoken import NOT_MENTIONED, Facts, Voice, marked
 from landmark.training.stages import Stage, StageBatches
 
 TEMPLATE = (
@@ -33,8 +33,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def windows(tokenizer, length=1500, **changes) -> RecallWindows:
-    task = RecallTask(**({"keys": (2, 4), "questions": (1, 3), "spoken": 1.0} | changes))
-    return RecallWindows(task, tokenizer.backend_tokenizer, length, Voice.of(tokenizer))
+    task = RecallTask(**({"keys": (2, 4), "questions": (1, 3), "chat": 1.0} | changes))
+    return RecallWindows(task, tokenizer.backend_tokenizer, length, ChatFormat.of(tokenizer))
 
 
 def filler(length=1500) -> np.ndarray:
@@ -110,16 +110,16 @@ def test_facts_that_do_not_fit_are_fewer(tokenizer):
 def test_a_tokenizer_without_a_template_is_told(tokenizer):
     mute = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>")
     with pytest.raises(ValueError, match="no chat template"):
-        Voice.of(mute)
-    stage = Stage(1, 700, 1, recall_fraction=0.5, recall=RecallTask(spoken=0.5))
+        ChatFormat.of(mute)
+    stage = Stage(1, 700, 1, recall_fraction=0.5, recall=RecallTask(chat=0.5))
     with pytest.raises(ValueError, match="chat template"):
         StageBatches(filler(2000), tokenizer.backend_tokenizer, [stage], block_size=63, seed=0)
     batches = StageBatches(
-        filler(2000), tokenizer.backend_tokenizer, [stage], block_size=63, seed=0, voice=Voice.of(tokenizer)
+        filler(2000), tokenizer.backend_tokenizer, [stage], block_size=63, seed=0, chat_format=ChatFormat.of(tokenizer)
     )
     assert batches[0]["input_ids"].shape[0] == 1
 
 
-def test_spoken_is_a_share():
-    with pytest.raises(ValueError, match="spoken"):
-        RecallTask(spoken=1.5)
+def test_chat_is_a_share():
+    with pytest.raises(ValueError, match="chat"):
+        RecallTask(chat=1.5)

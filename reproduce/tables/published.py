@@ -1,4 +1,4 @@
-"""The numbers of Mohtashami & Jaggi 2023 (arXiv 2305.16300), and the settings they were measured in.
+"""The numbers published by Mohtashami & Jaggi 2023 (arXiv 2305.16300), and their settings.
 
 One run each; the paper gives no intervals. Its model: 12 layers, 8 heads, width 1024, trained on windows of 512 with
 blocks of 50 for 240,000 steps of 128 windows.
@@ -7,7 +7,7 @@ blocks of 50 for 240,000 steps of 128 windows.
 from dataclasses import dataclass, field
 from typing import Any
 
-from reproduce.tables.words import BOOKS, FULL, LANDMARK, TRANSFORMER_XL, WITH_MISS_GATE
+from reproduce.tables.names import BOOKS, FULL, LANDMARK, TRANSFORMER_XL, WITH_MISS_GATE
 
 WINDOW = 512
 LOCAL = 250
@@ -87,10 +87,10 @@ MISS_GATE = (
     _missed(WITH_MISS_GATE, 0.3, "57 %", "+0.15"),
 )
 
-PASS_KEY_LENGTH = 64 * WINDOW
+PASSKEY_LENGTH = 64 * WINDOW
 
 # Section 4.2 and figure 3b: LLaMA-7B after 15,000 steps on windows of 512, 50 prompts a length.
-PASS_KEY = Row(
-    {"method": LANDMARK, "read_length": PASS_KEY_LENGTH},
+PASSKEY = Row(
+    {"method": LANDMARK, "read_length": PASSKEY_LENGTH},
     {"paper: LLaMA-7B": "98 % at 32,070 tokens"},
 )

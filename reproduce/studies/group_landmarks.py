@@ -1,16 +1,14 @@
-"""Whether a landmark over a group of landmarks, trained as a gate, could say which groups to look into.
+"""A second level of landmarks: can one key for a group of blocks select the groups that hold a query's best blocks?
 
-    python benchmarks/group_landmarks.py --train books/train/*.txt --test books/test/*.txt
-
-Reads two texts with the package's model and records landmark keys and queries of the layers that search. Of each group
-of consecutive blocks one key is made of its landmark keys: their mean; or, trained on the first text so that a softmax
-over groups falls on those that hold a query's best blocks, a weighted sum (`pooled`) or a small network (`network`).
-Prints what share of the best blocks of the second text lies in the groups of highest score.
+The model in the package reads two texts, and the landmark keys and queries of the layers that search are recorded. A
+group of consecutive blocks gets one key, made of its landmark keys: their mean (the baseline), or a gate trained on the
+first text by cross entropy against the groups of the best blocks: a weighted sum (`pooled`) or a small network
+(`network`).
 """
 
-import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ from benchmarks.landmark_keys import recording_cache
 from landmark.assets import model_path
 from landmark.data.text import read_text
 from landmark.hf.tokenizer import encode, load_tokenizer
+from landmark.limits import FromOne
 
 BEST = 2  # blocks of each query that should be found
 OPENED = (2, 4, 8, 16)
@@ -29,8 +28,26 @@ QUERIES = 8192
 STEPS, BATCH, RATE = 1000, 256, 2e-3
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupLandmarksOptions:
+    """Measure how well one key for a group of blocks selects the groups that hold a query's best blocks.
+
+    Prints a JSON line for each size of group and kind of key: the share of the best blocks of the test texts that lie
+    in the groups of highest score (mean, lowest and highest over heads).
+    """
+
+    train: tuple[Path, ...]
+    """Texts to train the gates on."""
+    test: tuple[Path, ...]
+    """Held-out texts to measure on."""
+    tokens: FromOne = 262_144
+    """Tokens read before queries are recorded."""
+    threads: FromOne = 1
+    """Threads to compute with."""
+
+
 class Searches(NamedTuple):
-    """What one head of one layer searched: `keys [n,D]` and `queries [T,D]`."""
+    """One head of one layer: the `keys [n,D]` it searched and its `queries [T,D]`."""
 
     keys: Tensor
     queries: Tensor
@@ -60,45 +77,41 @@ class Network(nn.Module):
         return groups.mean(1) + self.inner(groups)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, nargs="+", required=True)
-    parser.add_argument("--test", type=Path, nargs="+", required=True)
-    parser.add_argument("--tokens", type=int, default=262_144)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+def run(options: GroupLandmarksOptions) -> int:
+    """Trains the gates and prints the shares."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     trained_on, tested_on = (record(paths, options.tokens) for paths in (options.train, options.test))
     for size in (16, 32):
         shares: dict[str, list[Tensor]] = {"mean": [], "pooled": [], "network": []}
-        for learnt, tested in zip(trained_on, tested_on, strict=True):
-            width = learnt.keys.shape[-1]
-            shares["mean"].append(found(tested, size, lambda groups: groups.mean(1)))
+        for seen, held_out in zip(trained_on, tested_on, strict=True):
+            width = seen.keys.shape[-1]
+            shares["mean"].append(found(held_out, size, lambda groups: groups.mean(1)))
             for name, kind in (("pooled", Pooled), ("network", Network)):
-                shares[name].append(found(tested, size, train(kind(size, width), learnt, size)))
+                shares[name].append(found(held_out, size, train(kind(size, width), seen, size)))
         for name, values in shares.items():
-            told = torch.stack(values)
+            of_heads = torch.stack(values)
             row = {"group": size, "groups": len(tested_on[0].keys) // size, "key": name}
-            for opened, share in zip(OPENED, told.unbind(1), strict=True):
+            for opened, share in zip(OPENED, of_heads.unbind(1), strict=True):
                 row[f"opened_{opened}"] = [round(float(x), 3) for x in (share.mean(), share.min(), share.max())]
             print(json.dumps(row), flush=True)
+    return 0
 
 
-def record(paths: list[Path], tokens: int) -> list[Searches]:
-    """What each head searches for while `QUERIES` tokens are read behind `tokens`."""
+def record(paths: Sequence[Path], tokens: int) -> list[Searches]:
+    """Landmark keys of the first `tokens` tokens, and queries of the next `QUERIES`, for each head that searches."""
     model = landmark.from_pretrained(model_path())
     text = "\n".join(read_text(path) for path in paths)
     ids = encode(load_tokenizer(model_path(), model), text[: 5 * (tokens + QUERIES)]).ids
     if len(ids) < tokens + QUERIES:
-        raise SystemExit(f"{len(ids)} tokens are fewer than the {tokens + QUERIES} to be read: give more texts")
-    # The first layer always opens the newest.
+        raise ValueError(f"{len(ids)} tokens are fewer than the {tokens + QUERIES} to be read: give more texts")
+    # The first layer is left out: its landmark keys are all equal.
     cache, recorders = recording_cache(model.config, range(1, model.config.num_hidden_layers))
     landmark.read(model, ids[:tokens], cache)
     numbers = torch.arange(tokens // cache.settings.block_size - 1)[None]
     keys = [recorder.keys(numbers)[0] for recorder in recorders]  # [Hkv,n,D]
     for recorder in recorders:
-        recorder.asked.clear()  # what is asked from here on, about blocks that lie behind
+        recorder.asked.clear()  # only queries about complete blocks
     landmark.read(model, ids[tokens : tokens + QUERIES], cache)
     searches = []
     for of_layer, recorder in zip(keys, recorders, strict=True):
@@ -109,7 +122,7 @@ def record(paths: list[Path], tokens: int) -> list[Searches]:
 
 
 def train(gate: nn.Module, searches: Searches, size: int) -> nn.Module:
-    """Trains the softmax over groups on those of a query's best blocks; groups begin anywhere."""
+    """Trains a gate by cross entropy against the groups of each query's best blocks; groups begin anywhere."""
     temperature = nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.AdamW([*gate.parameters(), temperature], lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
@@ -129,7 +142,7 @@ def train(gate: nn.Module, searches: Searches, size: int) -> nn.Module:
 
 @torch.no_grad()
 def found(searches: Searches, size: int, gate: Callable[[Tensor], Tensor]) -> Tensor:
-    """Share of the best blocks that lie in the best groups, one for each of `OPENED`."""
+    """Recall of the best blocks within the best groups, for each number of groups in `OPENED`."""
     groups = grouped(searches.keys, size, 0)
     best = (searches.queries @ groups.flatten(0, 1).T).topk(BEST).indices // size
     ranked = (searches.queries @ gate(groups).T).topk(max(OPENED)).indices
@@ -140,7 +153,3 @@ def grouped(keys: Tensor, size: int, start: int) -> Tensor:
     """`keys [n,D]` as whole groups `[G,size,D]` from `start` on."""
     count = (len(keys) - start) // size
     return keys[start : start + count * size].view(count, size, -1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,126 @@
+"""Retrieval margins: how far a passkey's block outscores all other blocks, for each head that retrieves it."""
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import landmark
+from benchmarks.long_context import HiddenIndex, hide, stated_keys, unhide
+from landmark.assets import model_path
+from landmark.contexts.context import Context
+from landmark.data.recall import passkey_question
+from landmark.hf.tokenizer import encode, load_tokenizer
+from landmark.index.options import IndexOptions
+from landmark.limits import FromOne
+from landmark.memory import LayerMemory
+
+SEEN = 60  # best blocks of a query among which its passkey's block is looked for
+
+Margins = dict[tuple[int, int], list[list[float]]]  # by layer and head: for each passkey, the margins of its digits
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyMarginsOptions:
+    """Measure by how much the block that states a passkey outscores all other blocks, for each head.
+
+    The context is one made by `python -m benchmarks long-context`. For every passkey in it, the digits are asked for
+    one by one, each after the right digits before it, with the blocks of all other passkeys hidden. The margin is the
+    score of the stating block minus the best other score, in nats before the softmax; it is null if the block is not
+    among the best 60. Prints a JSON line for each head that has the block there mostly: the median margin of each
+    digit, the lowest margin, and the share of digits whose stating block is the best. The last line counts the
+    passkeys answered correctly.
+    """
+
+    context: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONTEXT")]
+    """Folder of the context."""
+    model: Path | None = None
+    """Folder of the model that read it; default: the one in the package."""
+    threads: FromOne = 1
+    """Threads to compute with."""
+
+
+class Watched:
+    """An index that keeps the best blocks of its last search: `found`, scores and numbers `[H, SEEN]`."""
+
+    def __init__(self, inner: HiddenIndex) -> None:
+        self.inner = inner
+        self.found: tuple[Tensor, Tensor]
+
+    def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
+        scores, numbers = self.inner.search(query, max(k, SEEN), upto)
+        order = scores.argsort(dim=-1, descending=True)
+        self.found = scores.gather(-1, order)[0, :, -1], numbers.gather(-1, order)[0, :, -1]
+        return self.inner.search(query, k, upto)
+
+    def fork(self) -> "Watched":
+        return Watched(self.inner.fork())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def run(options: KeyMarginsOptions) -> int:
+    """Prints the margins."""
+    torch.set_num_threads(options.threads)
+    folder = model_path() if options.model is None else options.model
+    model = landmark.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder, model)
+    context = Context.open(options.context, model, tokenizer, host_budget="256MB", index=IndexOptions("auto"))
+    keys, margins, right = stated_keys(context), defaultdict(list), 0
+    for number, (key, blocks) in enumerate(keys):
+        others = [block for other in range(len(keys)) if other != number for block in keys[other][1]]
+        shown = hide(context, [block for block in others if block not in blocks])
+        for memory, _ in shown:
+            memory._blocks._index = Watched(memory._blocks._index)
+        right += ask(model, tokenizer, context, key, torch.tensor(blocks), margins)
+        unhide(context, shown)
+    for (layer, head), of_keys in sorted(margins.items()):
+        table = np.array(of_keys)
+        if np.isfinite(table).mean() > 0.5:
+            row = {"layer": layer, "head": head, "medians": [_rounded(x) for x in np.median(table, axis=0)]}
+            print(json.dumps(row | {"lowest": _rounded(table.min()), "best": round(float((table > 0).mean()), 3)}))
+    print(json.dumps({"blocks": context.blocks, "right": right, "asked": len(keys)}))
+    return 0
+
+
+def _rounded(margin: float) -> float | None:
+    return round(float(margin), 2) if math.isfinite(margin) else None
+
+
+@torch.inference_mode()
+def ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    context: Context,
+    key: str,
+    blocks: Tensor,
+    margins: Margins,
+) -> bool:
+    """Adds the margins of one passkey; returns whether the model predicts every digit correctly."""
+    cache = context.cache.fork()
+    watched = [memory for memory in cache.memories if isinstance(memory, LayerMemory)][1:]
+    digits = encode(tokenizer, key, continues=True).ids
+    asked, right = encode(tokenizer, passkey_question(), continues=True).ids, True
+    of_key: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for digit in digits:
+        right &= bool(model(input_ids=asked[None], past_key_values=cache).logits[0, -1].argmax() == digit)
+        for layer, memory in enumerate(watched, 1):
+            in_memory: Any = memory._blocks
+            for head, (scores, numbers) in enumerate(zip(*in_memory._index.found, strict=True)):
+                stating = torch.isin(numbers, blocks)
+                # Outside the best blocks there is no margin.
+                margin = scores[stating].max() - scores[~stating].max() if stating.any() else -math.inf
+                of_key[layer, head].append(float(margin))
+        asked = digit[None]
+    for layer_and_head, found in of_key.items():
+        margins[layer_and_head].append(found)
+    return right

@@ -1,0 +1,286 @@
+"""Self-distillation of SmolLM2 against the clock: each stage gets its share of the time.
+
+The learning rate follows the clock. The adapter is written every minute, so that an interruption leaves something of
+use. Out of memory halves a stage's batch; a failure of the fused kernels falls back to blockwise attention.
+"""
+
+import copy
+import json
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import landmark
+from landmark.data.chat import ChatFormat
+from landmark.data.recall import ANSWER, COPY, REPLY, TEXT
+from landmark.files import written_whole
+from landmark.training.adapters import adapt
+from landmark.training.loss import distillation_loss
+from landmark.training.models import FrozenCopy
+from landmark.training.stages import Stage, StageBatches
+from landmark.training.trainer import attending
+from reproduce.trainings.smollm2 import LEARNING_RATE, LORA, MODEL, SETTINGS, SHARES, WARMUP
+
+STARTED = time.monotonic()
+CPU = not torch.cuda.is_available()
+DEVICE = "cpu" if CPU else "cuda"
+WORKING = torch.float32 if CPU else torch.bfloat16
+FOREVER = 1_000_000
+CHECKPOINT_EVERY = 60.0  # seconds
+# Metrics in the log: sums over tokens, and the counts to divide them by.
+METRICS = {"text": "text_n", "filler": "filler_n", "right": "asked"}
+
+
+def now() -> float:
+    """Seconds since the process began."""
+    return time.monotonic() - STARTED
+
+
+class Log:
+    """Lines with the time, on standard output and in `out`/log.txt."""
+
+    def __init__(self, out: Path) -> None:
+        self.file = (out / "log.txt").open("a", encoding="utf-8")
+
+    def __call__(self, *words: Any) -> None:
+        line = f"[{now():6.1f}] " + " ".join(map(str, words))
+        print(line, flush=True)
+        print(line, file=self.file, flush=True)
+
+
+def moved(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model on `DEVICE`, its parameters in `dtype`."""
+    torch.nn.Module.to(model, DEVICE, dtype)
+    return model
+
+
+class Conversion:
+    """A student, its teacher and the optimizer."""
+
+    def __init__(self, base: PreTrainedModel, log: Log) -> None:
+        self.log = log
+        self.teacher = FrozenCopy(moved(copy.deepcopy(base), WORKING))
+        # In float32: the self-check of conversion compares hidden states, which 16 bits would round too far.
+        student = moved(landmark.convert(copy.deepcopy(base), **SETTINGS), WORKING)
+        self.model: Any = adapt(student, LORA, base=MODEL)
+        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.float()
+        count = sum(parameter.numel() for parameter in self.parameters.values())
+        log(f"{count:,} parameters are trained, {2 * count / 1e6:.1f} MB in 16 bits")
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=not CPU
+        )
+        self.factor = 1.0  # on the learning rate, lowered after a loss that was not finite
+        self.steps = self.tokens = 0
+        self.distractors: dict[int, Any] = {}
+        self.good = self.snapshot()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[name])
+
+    def save(self, file: Path) -> None:
+        """Writes the adapter under the names of peft, in 16 bits."""
+        from peft import get_peft_model_state_dict
+
+        state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        tensors = {name: value.detach().to(torch.bfloat16).cpu().contiguous() for name, value in state.items()}
+        counts = {"steps": str(self.steps), "tokens": str(self.tokens)}
+        with written_whole(file) as partial:
+            save_file(tensors, partial, {"settings": json.dumps(dict(self.model.config.landmark))} | counts)
+
+    def step(self, batch: dict[str, Any], rate: float) -> dict[str, Tensor]:
+        """One optimizer step on a micro-batch; returns metrics, which stay on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * self.factor
+        tensors = ("input_ids", "token_kinds", "labels", "loss_weights")
+        ids, kinds, labels, weights = (batch[name].to(DEVICE, non_blocking=True) for name in tensors)
+        stage, phase = batch["stage"], batch["phase"]
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=not CPU):
+            teacher_logits = self.teacher.logits(self.model, ids)
+            plain = (kinds == TEXT).all(1)
+            attention = attending(
+                self.model.config,
+                stage,
+                phase,
+                None,
+                None,
+                tokens=ids.shape[1],
+                training=True,
+                plain=plain,
+                answers=kinds == ANSWER,
+                distractors=self.distractors,
+            )
+            logits = self.model(input_ids=ids, use_cache=False, **attention).logits
+        row, position = (kinds == ANSWER).nonzero(as_tuple=True)
+        right = (logits[row, position - 1].argmax(-1) == labels[row, position]).sum()
+        answers = (kinds == ANSWER) | (kinds == COPY) | (kinds == REPLY)
+        loss, losses = distillation_loss(logits, teacher_logits, labels, weights, answers)
+        del logits, teacher_logits
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        self.tokens += ids.numel()
+        text = kinds == TEXT
+        # Plain windows, without recall tasks, are logged apart from the filler of recall windows.
+        alone = text & plain[:, None]
+        zero = losses.new_zeros(())
+        return {
+            "loss": loss.detach(),
+            "norm": norm.detach(),
+            "text": (losses * alone).sum(),
+            "text_n": alone.sum() + zero,
+            "filler": (losses * (text & ~plain[:, None])).sum(),
+            "filler_n": (text & ~plain[:, None]).sum() + zero,
+            "right": right + zero,
+            "asked": zero + len(row),
+        }
+
+
+def batches(
+    ids: np.ndarray, tokenizer: PreTrainedTokenizerBase, stage: Stage, seed: int, workers: int
+) -> Iterator[dict[str, Any]]:
+    """Micro-batches of a stage, without end."""
+    backend: Any = tokenizer.backend_tokenizer
+    micro_batches = StageBatches(
+        ids,
+        backend,
+        [replace(stage, steps=FOREVER)],
+        block_size=SETTINGS["block_size"],
+        seed=seed,
+        chat_format=ChatFormat.of(tokenizer),
+    )
+    return iter(
+        DataLoader(
+            micro_batches,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=3 if workers else None,
+            pin_memory=not CPU,
+        )
+    )
+
+
+def learning_rate(fraction: float, step: int) -> float:
+    """A warm-up by steps, then a cosine by time down to a thirtieth."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
+    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * (0.03 + 0.97 * cosine)
+
+
+def halved(stage: Stage) -> Stage:
+    """The stage with half of its batch size."""
+    return replace(stage, batch_size=max(1, stage.batch_size // 2))
+
+
+def use_blockwise(log: Log) -> None:
+    """Replaces the fused kernels by blockwise attention."""
+    from landmark.ops import fused
+
+    fused.unsupported_reason = lambda query: "failed on this machine"  # type: ignore[assignment]
+    log("the fused kernels failed: going on with blockwise attention")
+
+
+def survived(attempt: Callable[[], Any], log: Log, stage: Stage) -> tuple[Any, Stage]:
+    """The result of a step and its stage; or None and the stage to retry: halved if out of memory, else blockwise."""
+    try:
+        return attempt(), stage
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        log(f"out of memory with {stage.batch_size} windows of {stage.window_positions}: halving them")
+        return None, halved(stage)
+    except Exception:
+        from landmark.ops import fused
+
+        log(traceback.format_exc())
+        if CPU or fused.unsupported_reason(torch.empty(1, 1, 1, 64, device=DEVICE)) is not None:
+            raise
+        use_blockwise(log)
+        return None, stage
+
+
+def train(
+    work: Conversion, ids: np.ndarray, tokenizer: PreTrainedTokenizerBase, stages: list[Stage], out: Path, until: float
+) -> None:
+    """Trains each stage for its share of the time, and writes a checkpoint every minute."""
+    log, began = work.log, now()
+    work.model.train()
+    workers = 0 if CPU else min(8, max(1, (os.cpu_count() or 2) - 4))
+    ends = np.cumsum(SHARES) / sum(SHARES)
+    saved = now()
+    for number, (stage, end) in enumerate(zip(stages, ends, strict=True)):
+        if number == len(stages) - 1:
+            work.save(out / "adapter_before_last_stage.safetensors")
+        source = batches(ids, tokenizer, stage, seed=1000 * number, workers=workers)
+        measured: list[dict[str, Tensor]] = []
+        since, tokens = now(), work.tokens
+        first = None
+        while (fraction := (now() - began) / (until - began)) < end:
+            rate = learning_rate(fraction, work.steps)
+            batch = next(source)
+            result, smaller = survived(lambda batch=batch, rate=rate: work.step(batch, rate), log, stage)
+            if smaller is not stage:
+                stage = smaller
+                source = batches(ids, tokenizer, stage, seed=1000 * number, workers=workers)
+            if result is None:
+                work.optimizer.zero_grad(set_to_none=True)
+                continue
+            measured.append(result)
+            if len(measured) >= (5 if CPU else 20) or (first is None and len(measured) == 5):
+                sums = {name: float(torch.stack([one[name] for one in measured]).sum()) for name in measured[0]}
+                mean = sums["loss"] / len(measured)
+                if not math.isfinite(mean) or not math.isfinite(sums["norm"]):
+                    work.restore(work.good)
+                    work.factor *= 0.3
+                    work.optimizer.state.clear()
+                    log(f"step {work.steps}: the loss is not finite; back to the last checkpoint at a lower rate")
+                else:
+                    first = mean if first is None else first
+                speed = (work.tokens - tokens) / max(1e-9, now() - since)
+                parts = [f"{name} {sums[name] / sums[n]:.4f}" for name, n in METRICS.items() if sums[n]]
+                memory = "" if CPU else f" {torch.cuda.max_memory_allocated() / 2**30:.0f} GiB"
+                log(
+                    f"stage {number} step {work.steps} loss {mean:.4f}",
+                    *parts,
+                    f"norm {sums['norm'] / len(measured):.2f} rate {rate * work.factor:.1e} tokens {work.tokens:,}"
+                    f" {speed:,.0f}/s{memory}",
+                )
+                measured, since, tokens = [], now(), work.tokens
+            if now() - saved > CHECKPOINT_EVERY:
+                if all(bool(torch.isfinite(parameter).all()) for parameter in work.parameters.values()):
+                    work.good = work.snapshot()
+                    work.save(out / "adapter.safetensors")
+                saved = now()
+    work.save(out / "adapter.safetensors")
+    work.log(f"trained {work.steps} steps on {work.tokens:,} tokens in {now() - began:.0f} s")
+
+
+def finished(base: PreTrainedModel, work: Conversion) -> PreTrainedModel:
+    """The converted model with its adapter merged, in float32."""
+    student = landmark.convert(copy.deepcopy(base), **SETTINGS)
+    adapted: Any = adapt(student, LORA, base="")
+    state = work.snapshot()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(state[name].to(torch.bfloat16).to(parameter))
+    merged = adapted.merge_and_unload()
+    return landmark.convert(merged, **SETTINGS, trained_tokens=max(1, work.tokens)).eval()

@@ -1,0 +1,70 @@
+"""Perplexity of a pretrained model right after conversion, before any training with landmarks."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import landmark
+from landmark.data.text import read_text
+from landmark.hf.compat import cache_kwargs
+from landmark.hf.loading import gguf_model, is_gguf, read_tokenizer
+from landmark.hf.tokenizer import encode
+from landmark.limits import FromOne, Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntrainedOptions:
+    """Measure the perplexity of a pretrained model as it is, converted, and converted and read through memory."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """An ordinary model: a folder, a name on the Hugging Face hub, or a GGUF file."""
+    text: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TEXT")]
+    """UTF-8 text to measure on."""
+    tokens: FromOne = 6000
+    """Tokens of the text to read."""
+    window: Annotated[int, Range(2)] = 2000
+    """Tokens of a window; each is read from scratch."""
+    threads: FromOne = 1
+    """Threads to compute with."""
+
+
+def run(options: UntrainedOptions) -> int:
+    """Prints the three perplexities."""
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")  # that the model was not trained with landmarks is what is measured here
+    load = gguf_model if is_gguf(options.model) else AutoModelForCausalLM.from_pretrained
+    model, tokenizer = load(options.model, dtype=torch.float32), read_tokenizer(options.model)
+    ids = encode(tokenizer, read_text(options.text)).ids[: options.tokens]
+    windows = list(ids[None].split(options.window, 1))
+    model.eval()
+    print("pretrained", perplexity(windows, lambda ids: _logits(model, ids)), flush=True)
+    landmark.convert(model)
+    print("converted", perplexity(windows, lambda ids: _logits(model, ids)), flush=True)
+    print("converted, through memory", perplexity(windows, lambda ids: _logits_through_memory(model, ids)))
+    return 0
+
+
+@torch.no_grad()
+def perplexity(windows: list[Tensor], logits_of: Callable[[Tensor], Tensor]) -> float:
+    """Perplexity of all tokens but the first of each window `[1, T]`."""
+    losses = [
+        torch.nn.functional.cross_entropy(logits_of(window)[0, :-1].float(), window[0, 1:], reduction="none")
+        for window in windows
+    ]
+    return math.exp(torch.cat(losses).mean())
+
+
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    return model(input_ids=ids, use_cache=False).logits
+
+
+def _logits_through_memory(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    return model(input_ids=ids, **cache_kwargs(model, landmark.LandmarkCache(model.config))).logits
