@@ -13,7 +13,14 @@ from benchmarks.machine import Machine
 from benchmarks.options import ModelOptions
 from benchmarks.roofline import Sizes
 from landmark.hf import convert, from_pretrained
-from landmark.hf.config import MAX_CHUNK, landmark_settings, layer_kinds, text_config
+from landmark.hf.config import (
+    MAX_CHUNK,
+    head_dim,
+    key_value_heads,
+    landmark_settings,
+    layer_kinds,
+    text_config,
+)
 from landmark.hf.model import saved_rows
 from landmark.hf.tokenizer import quiet_transformers
 from landmark.settings import LandmarkSettings, position_budget
@@ -48,14 +55,13 @@ def subject(options: ModelOptions, machine: Machine, layers: int) -> Subject:
             f"{options.model} has sliding layers or true positions, and a past filled with random keys has neither:"
             " time a model without"
         )
-    heads = config.num_attention_heads
     head: Any = model.get_output_embeddings()
     base: Any = model.base_model
     sizes = Sizes(
         layers=config.num_hidden_layers,
-        heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        heads=config.num_attention_heads,
+        kv_heads=key_value_heads(config),
+        head_dim=head_dim(config),
         layer_weights=sum(weight.numel() for weight in base.layers.parameters()),
         head_weights=head.weight.numel(),
         number_bytes=machine.size,

@@ -151,7 +151,7 @@ def test_a_forward_that_broke_off_spoils_its_cache_visibly(monkeypatch):
             with pytest.raises(ZeroDivisionError):
                 model(input_ids=IDS, **cache_kwargs(model, cache))
         for call in (lambda: model(input_ids=IDS, **cache_kwargs(model, cache)), cache.fork):
-            with pytest.raises(ValueError, match=r"broke off.*new cache"):
+            with pytest.raises(ValueError, match=r"interrupted.*new cache"):
                 call()
         model(input_ids=IDS, **cache_kwargs(model, before))
 
@@ -214,7 +214,7 @@ def test_a_generation_that_loses_the_cache_between_steps_is_noticed(step, monkey
         return {name: value for name, value in original(self, *args, **kwargs).items() if name not in CACHE_NAMES}
 
     monkeypatch.setattr(GenerationMixin, step, forgetful)
-    with pytest.raises(ValueError, match=r"position_ids do not go on|columns before the input|columns more than"):
+    with pytest.raises(ValueError, match=r"position_ids do not continue|columns before the input|columns more than"):
         model.generate(IDS, max_new_tokens=3, do_sample=False, eos_token_id=None)
 
 
@@ -258,9 +258,9 @@ def test_masks_that_mean_something_else_are_refused(mask, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"attention_mask": torch.ones(1, 30)}, "10 columns before the input, and the cache counts 20"),
+        ({"attention_mask": torch.ones(1, 30)}, "10 columns before the input, and the cache has read 20"),
         ({"attention_mask": torch.tensor([[0] + [1] * 39])}, "hides or shows other tokens"),
-        ({"position_ids": torch.arange(20)[None]}, "do not go on behind the 20 tokens"),
+        ({"position_ids": torch.arange(20)[None]}, "do not continue the 20 tokens"),
     ],
 )
 def test_an_input_goes_on_where_the_cache_stands(options, said):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from landmark.hf import LandmarkCache
-from landmark.hf.config import landmark_settings, text_config, trained_positions
+from landmark.hf.config import head_dim, key_value_heads, landmark_settings, text_config, trained_positions
 from landmark.settings import ReadingChanges, ReadingSettings
 from landmark.stream import stream_length
 
@@ -169,12 +169,9 @@ class Costs:
 def full_attention(config: "PretrainedConfig", tokens: int, bytes_per_number: int) -> Costs:
     """Costs of plain causal attention: token i scores i keys, every key and value stays."""
     config = text_config(config)
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     layers = config.num_hidden_layers
-    kv_bytes = 2 * layers * kv_heads * head_dim * bytes_per_number * tokens
-    return Costs(kv_bytes, layers * heads * (tokens * (tokens + 1) // 2))
+    kv_bytes = 2 * layers * key_value_heads(config) * head_dim(config) * bytes_per_number * tokens
+    return Costs(kv_bytes, layers * config.num_attention_heads * (tokens * (tokens + 1) // 2))
 
 
 def reading_scores(config: "PretrainedConfig", reading: Reading, tokens: int) -> int:

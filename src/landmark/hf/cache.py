@@ -1,4 +1,4 @@
-"""`LandmarkCache`: the memories of all layers in the form transformers asks of a cache."""
+"""`LandmarkCache`: a KV cache with retrieval, in the interface of transformers."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -31,13 +31,11 @@ from landmark.settings import ReadingChanges
 from landmark.store.base import Traffic
 from landmark.stream import Stream, stream_length
 
-# One layer of a cache in the form transformers asks for.
-
 
 class LandmarkLayer(CacheLayerMixin):
     """One layer of the cache: a memory, or the window of a native sliding layer.
 
-    Keys and values pass through `update` untouched; the attention call works on `memory` or `window` itself.
+    `update` returns keys and values unchanged; the attention call reads and writes the memory itself.
     """
 
     is_sliding = False
@@ -58,14 +56,14 @@ class LandmarkLayer(CacheLayerMixin):
         return query_length, 0
 
     def get_seq_length(self) -> int:
-        raise NotImplementedError("lengths belong to the whole cache: ask LandmarkCache.get_seq_length()")
+        raise NotImplementedError("lengths belong to the whole cache: call LandmarkCache.get_seq_length()")
 
     def get_max_length(self) -> int:
         return -1
 
 
 class CacheOptions(ReadingChanges, total=False):
-    """Keyword arguments of a cache: how it reads, how it searches, and how much of it stays in memory."""
+    """Keyword arguments of a cache: settings of reading, index, and memory budgets."""
 
     index: IndexKind | IndexOptions
     host_budget: int | str | None
@@ -73,31 +71,31 @@ class CacheOptions(ReadingChanges, total=False):
 
 
 class LandmarkCache(Cache):
-    """Reads any length in bounded device memory: pass it as `past_key_values`, to `forward` or `generate`.
+    """A KV cache with retrieval: reads any length in bounded memory. Pass it to `forward` or `generate`.
 
-    `config` is that of a converted model. Keyword arguments change for this cache how the model reads
-    (`ReadingSettings`): `retrieve=8` opens eight blocks per query, `max_blocks` keeps only the newest. Length is
-    counted in ordinary tokens (for padded batches, in columns of `input_ids`, as transformers counts). `selection`
-    "per_head" looks ahead within a chunk: earlier queries of it read what later ones asked for.
+    Complete blocks that leave the local window move to memory: their landmark keys to an index, their keys and values
+    to a store. Each query opens the few blocks whose landmarks it scores highest (Mohtashami & Jaggi 2023, section
+    3.2). Length is counted in ordinary tokens; in padded batches, in columns of `input_ids`, as transformers counts.
 
-    With a `miss_threshold` from 0 to below 1, a query of a head fetches nothing, and attends locally alone, if the
-    blocks chosen for it would get a smaller share of its attention together (the context miss of the paper's appendix
-    D). Their landmarks tell that, so what nobody opens is neither loaded nor computed. `retrievals` counts how often.
+    Args:
+        config: that of a converted model.
+        reading: settings of reading (`ReadingSettings`) that replace the model's in this cache, such as `retrieve=8`.
+            `chunk_size` is the most ordinary tokens of one forward, by default what fits the trained range wherever in
+            a block a chunk begins; longer inputs are cut. A multiple of block_size may be larger, up to `(retrieve + 1
+            + local_blocks) * stride` and the chunk with its landmarks in the trained range: chunks then end where
+            blocks end, and after a tail the next chunk is shorter by it (in a batch, by the longest tail). With a
+            `miss_threshold` above 0, a query opens no blocks where they would get less than that share of its attention
+            (the context miss of appendix D); landmark keys decide that, so such blocks are neither loaded nor computed.
+            `selection="per_head"` looks ahead within a chunk.
+        index: how landmark keys are searched, a kind ("auto", "exact", "hierarchical") or `IndexOptions`.
+        host_budget, device_budget: bytes of host and device memory ("256MB", or a number) for the blocks of all layers;
+            blocks that do not fit are offloaded to temporary files. Without budgets all blocks stay on the device.
+        storage: the storage of each landmark layer, instead of these three.
 
-    `index` says how landmarks are searched: a kind ("auto", "exact", "hierarchical") or `IndexOptions`. Keys and
-    values of all blocks stay on the device, unless `host_budget` or `device_budget` bound the bytes ("256MB", or a
-    number) that all layers together hold in host and device memory: then blocks that do not fit lie in temporary files.
-    `storage` names the storage of each landmark layer instead of these three.
-
-    `chunk_size` is the most ordinary tokens that one forward reads at once, by default what fits the trained range
-    wherever in a block it begins; longer inputs are cut. A multiple of block_size may be larger, until `(retrieve + 1 +
-    local_blocks) * stride` and the chunk with its landmarks fill the range: chunks then end where blocks end, and
-    after a tail the next one is shorter by it (in a batch, by the longest tail).
-
-    Raises ValueError when the settings leave no room for a chunk, or for budgets and indexes that mean nothing.
+    Raises ValueError for settings that leave no room for a chunk, and for invalid budgets and indexes.
     """
 
-    is_compileable = False  # type: ignore[assignment]  # a property there, fixed here
+    is_compileable = False  # type: ignore[assignment]  # a property in transformers
 
     def __init__(
         self,
@@ -115,7 +113,7 @@ class LandmarkCache(Cache):
         chunk_size = self.settings.reading.chunk_size
         self._whole_blocks = chunk_size is not None and chunk_size % self.settings.block_size == 0
         self.trained_positions = trained_positions(config)
-        self._model = _model(config)
+        self._identity = _identity(config)
         self._kinds = layer_kinds(config)
         self._window = getattr(config, "sliding_window", None)
         if storage is None:
@@ -126,7 +124,7 @@ class LandmarkCache(Cache):
         super().__init__(layers=[*self._fresh_layers()])
         self._columns = Columns(self.chunk_tokens + (self.settings.reading.local_blocks + 1) * self.settings.block_size)
         self._tokens: Tensor | None = None
-        self._under_way = False
+        self._in_chunk = False
         self._forwards = self._expected = 0
         self._recording = Recording()
         self._rotations: tuple[int, dict[Rope, Rotation]] | None = None
@@ -158,13 +156,13 @@ class LandmarkCache(Cache):
 
     @property
     def next_chunk(self) -> int:
-        """Ordinary tokens (in padded batches, columns) that the next forward may read at once."""
+        """Ordinary tokens (in padded batches, columns) of the longest chunk that may come next."""
         return min(self._next_chunks(self.tokens_read()), default=self.chunk_tokens)
 
     def next_chunks(self, rows: int, device: torch.device) -> list[int]:
-        """Ordinary tokens that the next forward may read at once in each row."""
+        """Ordinary tokens of the longest chunk that may come next, for each row."""
         read = self.tokens(rows, device)
-        # Where tails do not matter, a device need not be waited for.
+        # Without whole blocks tails do not matter, and there is no need to synchronize with the device.
         return self._next_chunks(read.tolist() if self._whole_blocks else [0] * rows)
 
     def _next_chunks(self, read: list[int]) -> list[int]:
@@ -177,7 +175,7 @@ class LandmarkCache(Cache):
         return sum(memory.nbytes for memory in self.memories)
 
     def tokens(self, rows: int, device: torch.device) -> Tensor:
-        """Ordinary tokens read so far in each row, `[B]`; raises ValueError for another number of rows than before."""
+        """Ordinary tokens read so far in each row, `[B]`; raises ValueError if the number of rows changed."""
         if self._tokens is None:
             self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         if len(self._tokens) != rows:
@@ -192,14 +190,14 @@ class LandmarkCache(Cache):
         return [] if self._tokens is None else self._tokens.tolist()
 
     def stream_positions(self, stream: Stream) -> Tensor:
-        """Stream position of the chunk's first token in each row, `[B, 1]`, counted from the start of the text."""
+        """Stream position of a chunk's first token in each row, `[B, 1]`, counted from the start of the text."""
         seen = self.tokens(len(stream.lengths), stream.lengths.device)
         return (seen + seen // self.settings.block_size)[:, None]
 
     def rotations(self, positions: int, make: Callable[[int], dict[Rope, Rotation]]) -> dict[Rope, Rotation]:
-        """Rotations that reach `positions`; made once, and again when a longer chunk needs longer tables.
+        """Rotary tables for at least `positions`, from `make`; cached until a longer chunk needs longer ones.
 
-        Never beyond the trained range: whoever asks for more counts a tail where there is none.
+        Never beyond the trained range: a demand beyond it counts a tail where there is none.
         """
         positions = min(positions, self.trained_positions)
         if self._rotations is None or self._rotations[0] < positions:
@@ -207,7 +205,7 @@ class LandmarkCache(Cache):
         return self._rotations[1]
 
     def positions_needed(self, stream: Stream) -> int:
-        """Rotary positions that reading the chunk `stream` takes; ValueError where the trained range ends before."""
+        """Rotary positions that reading a chunk takes; raises ValueError where the trained range is too short."""
         if self.settings.reading.positions == "stingy":
             return self.settings.position_budget(tail=True) + stream.width
         needed = int(self.stream_positions(stream).max()) + stream.width
@@ -219,25 +217,25 @@ class LandmarkCache(Cache):
         return needed
 
     def begin(self) -> None:
-        """A chunk is about to be read by all layers; `advance` says that it was.
+        """Marks the beginning of a chunk; `advance` marks its end.
 
-        Raises ValueError if an earlier one broke off: then layers have read different parts of the text.
+        Raises ValueError if an earlier chunk was interrupted: its layers have read different parts of the text.
         """
-        self.check_whole()
-        self._under_way = True
+        self.check_complete()
+        self._in_chunk = True
 
-    def check_whole(self) -> None:
-        """Raises ValueError if a forward through this cache broke off half way."""
-        if self._under_way:
+    def check_complete(self) -> None:
+        """Raises ValueError if a forward through this cache was interrupted."""
+        if self._in_chunk:
             raise ValueError(
-                "a forward through this cache broke off, and its layers have read different parts of the text: read"
-                " into a new cache, or go on from a fork made before"
+                "a forward through this cache was interrupted, and its layers have read different parts of the text:"
+                " read into a new cache, or continue from a fork made before"
             )
 
     def advance(self, stream: Stream) -> None:
-        """Counts a chunk that all layers have read, and keeps what they opened."""
+        """Counts a chunk that all layers have read, and records the blocks that they opened."""
         assert self._tokens is not None
-        self._under_way = False
+        self._in_chunk = False
         self._tokens = self._tokens + stream.tokens
         opened = {}
         for index, memory in enumerate(self.memories):
@@ -247,13 +245,13 @@ class LandmarkCache(Cache):
         self._recording = self._recording.followed_by(opened)
 
     def count_columns(self, ids: Tensor | None, real: Tensor) -> None:
-        """Counts an input of which every chunk was read: `ids [B, S]`, None for embeddings, `real` where no padding."""
+        """Counts an input that was read whole: `ids [B, S]`, None for embeddings; `real [B, S]` is False at padding."""
         self._columns = self._columns.followed_by(ids, real)
         self._forwards += 1
 
     def check_model(self, config: PretrainedConfig) -> None:
-        """Raises ValueError where this cache was made for another model than that of `config`, or for other blocks."""
-        mine, theirs = self._model, _model(config)
+        """Raises ValueError unless the cache was made for the model of `config`, or one like it."""
+        mine, theirs = self._identity, _identity(config)
         wrong = [name for name, value in mine.items() if value != theirs[name]]
         if wrong:
             raise ValueError(
@@ -262,33 +260,33 @@ class LandmarkCache(Cache):
                 + "; use landmark.LandmarkCache(model.config)"
             )
 
-    def check_place(self, mask: Tensor, first: Tensor | None) -> None:
-        """Raises ValueError unless an input goes on where this cache stands.
+    def check_position(self, mask: Tensor, first: Tensor | None) -> None:
+        """Raises ValueError unless an input continues the text that was read.
 
-        `mask [B, P]` is what the attention mask says of the columns before the input, `first [B]` the position of each
-        row's first token (-1: none).
+        `mask [B, P]` is the attention mask of the columns before the input, `first [B]` the position id of each row's
+        first token, -1 without one.
         """
         columns = self._columns
         if mask.shape[1]:
             if mask.shape[1] != columns.count:
                 raise ValueError(
-                    f"attention_mask has {mask.shape[1]} columns before the input, and the cache counts"
-                    f" {columns.count} as read: give a mask of these and the input, or of the input alone"
+                    f"attention_mask has {mask.shape[1]} columns before the input, and the cache has"
+                    f" read {columns.count}: give a mask of these and the input, or of the input alone"
                 )
             require(columns.masked(mask), "attention_mask hides or shows other tokens than when the cache read them")
         if first is not None:
             assert self._tokens is not None
             tokens = torch.as_tensor(columns.tokens(), device=first.device)
-            # Positions over padding are anybody's guess: generate counts on from what stands in its place.
+            # Position ids of padded rows are not defined: generate counts on from those of padding.
             padded = tokens != columns.count
             require(
                 (first == columns.count) | (first == self._tokens.to(first.device)) | (first < 0) | padded,
-                f"position_ids do not go on behind the {columns.count} tokens that the cache counts as read: pass only"
+                f"position_ids do not continue the {columns.count} tokens that the cache has read: pass only"
                 " what it has not read, to assisted decoding and prompt lookup with past_key_values=cache.fork()",
             )
 
     def expect_forward(self) -> None:
-        """Notes that one input is about to be read; `was_read` tells whether it was."""
+        """Marks the beginning of a forward; `was_read` is whether it read one input."""
         self._expected = self._forwards + 1
 
     def was_read(self) -> bool:
@@ -296,7 +294,7 @@ class LandmarkCache(Cache):
         return self._forwards == self._expected
 
     def check_continues(self, input_ids: Tensor) -> None:
-        """Raises ValueError unless `input_ids [B, S]` begin with the columns that were read, and go on."""
+        """Raises ValueError unless `input_ids [B, S]` begin with the columns that were read and are longer."""
         count = self._columns.count
         if input_ids.shape[1] <= count:
             raise ValueError(
@@ -310,7 +308,7 @@ class LandmarkCache(Cache):
             )
 
     def start_trace(self) -> None:
-        """Forgets what was recorded and keeps every forward from here on; otherwise only the last one is kept."""
+        """Clears the recording and records every forward from now on; by default only the last one is recorded."""
         self._recording = Recording(keep_all=True)
 
     def trace(self) -> Trace:
@@ -318,7 +316,7 @@ class LandmarkCache(Cache):
         return self._recording.trace(self.settings.block_size)
 
     def settle(self, ropes: list[Rope]) -> None:
-        """Moves complete blocks that are too many for the local window to memory, as the next chunk would.
+        """Moves complete blocks beyond the local window to memory now, as the next chunk would.
 
         `ropes` are those of the model's layers.
         """
@@ -329,20 +327,21 @@ class LandmarkCache(Cache):
                 memory.settle(self._rotations[1][rope])
 
     def resume(self, tokens: Tensor) -> None:
-        """Goes on after `tokens [B]` ordinary tokens, which the memories hold already; its length counts from 0."""
+        """Continues after `tokens [B]` ordinary tokens that the memories hold already; length counts from 0."""
         self._tokens = tokens
         self.restart_length()
 
     def restart_length(self) -> None:
-        """Counts its length from 0 from here on: pass `generate` only what is new."""
+        """Counts length from 0 from now on: pass `generate` new tokens only."""
         self._columns = Columns(self._columns.keep)
 
     def fork(self) -> "LandmarkCache":
-        """A cache that goes on from here by itself and, where its storage can, shares the blocks read so far.
+        """An independent cache that continues from here and, where its storage can, shares the blocks read so far.
 
-        Its length counts from 0: pass `generate` only what is new.
+        Its length counts from 0: pass `generate` new tokens only. Raises ValueError if a forward through this cache was
+        interrupted.
         """
-        self.check_whole()
+        self.check_complete()
         branch = copy.copy(self)
         branch.layers = [LandmarkLayer(memory.fork()) for memory in self.memories]
         branch._recording = self._recording.cleared()
@@ -352,15 +351,15 @@ class LandmarkCache(Cache):
 
     @property
     def traffic(self) -> Traffic:
-        """What reading blocks has moved so far, all layers together; stores without a budget count nothing."""
+        """Cache hits, cache misses and bytes moved so far, of all layers; stores without a budget count nothing."""
         return sum((m.traffic for m in self.memories if isinstance(m, LayerMemory)), Traffic())
 
     @property
     def retrievals(self) -> Retrievals:
-        """How often queries found blocks in memory so far, and how often they opened none, all layers together."""
+        """Queries that had blocks in memory so far, and those of them with a context miss, of all layers."""
         return sum((m.retrievals for m in self.memories if isinstance(m, LayerMemory)), Retrievals())
 
-    # What transformers asks of a cache.
+    # The interface of transformers.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._columns.count
@@ -378,7 +377,7 @@ class LandmarkCache(Cache):
         self.layers = self._fresh_layers()
         self._tokens, self._rotations = None, None
         self.restart_length()
-        self._under_way = False
+        self._in_chunk = False
         self._recording = self._recording.cleared()
 
     def _take_rows(self, rows: Tensor) -> None:
@@ -402,12 +401,11 @@ class LandmarkCache(Cache):
             self._take_rows(torch.arange(len(self._tokens)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Takes back the newest tokens, as many as a negative number says, or down to a positive one.
+        """Drops the newest tokens: as many as a negative number names, or all but a positive number of columns.
 
-        (Assisted decoding passes the former; transformers before 5.18 passed the latter.)
-
-        Columns are counted as transformers counts; of rows that end in padding only the tokens among them are taken
-        back. Raises ValueError, and changes nothing, when they have left the local window: raise `local_blocks` then.
+        Assisted decoding passes the former; transformers before 5.18 passed the latter. Columns are counted as
+        transformers counts; of rows that end in padding only the tokens among them are dropped. Raises ValueError, and
+        changes nothing, where the tokens have left the local window: raise `local_blocks` then.
         """
         dropped = self._columns.count - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
         if self._tokens is None or dropped <= 0:
@@ -422,8 +420,8 @@ class LandmarkCache(Cache):
         self._tokens, self._columns = tokens, columns
 
 
-def _model(config: PretrainedConfig) -> dict[str, object]:
-    """What a cache and the model that reads through it must agree on, by name."""
+def _identity(config: PretrainedConfig) -> dict[str, object]:
+    """Properties, by name, in which a cache and the model that reads through it must agree."""
     config = text_config(config)
     return {
         "layers": layer_kinds(config),

@@ -1,4 +1,4 @@
-"""What a model's configuration says: its landmark settings, its layers, its trained range, the chunks that fit it."""
+"""Properties read from a model's config: landmark settings, kinds of layers, trained range, chunk size, budgets."""
 
 from transformers import PretrainedConfig
 
@@ -25,33 +25,33 @@ def landmark_settings(config: PretrainedConfig) -> LandmarkSettings:
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the text model; of a text-only model, its own."""
     return config.get_text_config(decoder=True)
 
 
 def layer_kinds(config: PretrainedConfig) -> list[str]:
     """For each layer "landmark", or "sliding" for the native sliding-window layers of a hybrid model.
 
-    A model whose every layer slides has no layer that reaches far, so there landmarks take the place of the window.
+    A model whose layers all slide has none that reaches far: there landmark attention replaces the window. Raises
+    ValueError for layers that are no attention.
     """
     config = text_config(config)
     types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    foreign = sorted(set(types) - {"full_attention", "sliding_attention"})
-    if foreign:
+    unsupported = sorted(set(types) - {"full_attention", "sliding_attention"})
+    if unsupported:
         raise ValueError(
-            f"{config.model_type} has layers of type {', '.join(foreign)}: landmarks need attention layers"
+            f"{config.model_type} has layers of type {', '.join(unsupported)}: landmarks need attention layers"
         )
     hybrid = "full_attention" in types
     return ["sliding" if hybrid and kind == "sliding_attention" else "landmark" for kind in types]
 
 
 def trained_positions(config: PretrainedConfig) -> int:
-    """Number of positions the model was trained on, as far as its configuration tells."""
+    """Positions that the model was trained on, by its config; raises ValueError where the config has none."""
     config = text_config(config)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
-        raise ValueError(
-            f"{config.model_type} names no max_position_embeddings: set it to the length it was trained on"
-        )
+        raise ValueError(f"{config.model_type} has no max_position_embeddings: set it to the length it was trained on")
     window = getattr(config, "sliding_window", None)
     uniform = "full_attention" not in (getattr(config, "layer_types", None) or [])
     if window and uniform and getattr(config, "use_sliding_window", True):
@@ -62,9 +62,9 @@ def trained_positions(config: PretrainedConfig) -> int:
 def chunk_tokens(settings: LandmarkSettings, config: PretrainedConfig) -> int:
     """Ordinary tokens of the longest chunk: `chunk_size`, or by default what fits wherever in a block it begins.
 
-    Chunks of whole blocks may be longer than that, for they end with a block, and no tail stands before the next one
-    (as in section 4.1 of the paper: trained on 512 positions, blocks of 50, retrieve 4 and chunks of 250). Raises
-    ValueError for a `chunk_size` that the trained range does not carry, and when nothing fits it.
+    Chunks of whole blocks may be longer, for they end with a block, and no tail comes before the next one (as in
+    section 4.1 of the paper: trained on 512 positions, blocks of 50, retrieve 4 and chunks of 250). Raises ValueError
+    for a `chunk_size` that does not fit the trained range, and where no chunk fits.
     """
     size, reading, chunk_size = settings.block_size, settings.reading, settings.reading.chunk_size
     if chunk_size is None:
@@ -86,7 +86,7 @@ def chunk_tokens(settings: LandmarkSettings, config: PretrainedConfig) -> int:
 
 
 def chunk_positions(settings: LandmarkSettings, config: PretrainedConfig) -> int:
-    """Stream positions a chunk that begins inside a block may take, landmarks included; ValueError when none fits."""
+    """Stream positions, landmarks included, for a chunk that begins inside a block; ValueError where none fits."""
     positions, reading = trained_positions(config), settings.reading
     if reading.positions == "true":
         return min(MAX_CHUNK, positions)
@@ -101,15 +101,26 @@ def chunk_positions(settings: LandmarkSettings, config: PretrainedConfig) -> int
     return room
 
 
+def key_value_heads(config: PretrainedConfig) -> int:
+    """Key-value heads of a layer; configs of models without grouped-query attention have no such field."""
+    config = text_config(config)
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def head_dim(config: PretrainedConfig) -> int:
+    """Dimensions of an attention head."""
+    config = text_config(config)
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def layer_budgets(
     settings: LandmarkSettings, config: PretrainedConfig, host_budget: int | str | None, device_budget: int | str | None
 ) -> Budgets:
-    """The share that each landmark layer of a model has in budgets for all of them.
+    """Budgets of one landmark layer, an equal share of those of the model.
 
     Raises ValueError for budgets that are no number of bytes.
     """
-    heads = config.num_attention_heads
-    groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    groups = text_config(config).num_attention_heads // key_value_heads(config)
     reading = settings.reading
     step_blocks = reading.retrieve * (groups if reading.selection != "per_token" else 1)
     layers = layer_kinds(config).count("landmark")

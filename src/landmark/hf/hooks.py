@@ -124,7 +124,7 @@ def _read_chunks(base: nn.Module, cache: LandmarkCache, inputs: Inputs) -> dict[
     warn_untrained(base)
     tokens = inputs.tokens
     first = cache.next_chunks(len(tokens), tokens.device)
-    cache.check_place(inputs.before, inputs.first)
+    cache.check_position(inputs.before, inputs.first)
     if tokens.shape[1] <= min(first):
         *others, last = [None]
     else:

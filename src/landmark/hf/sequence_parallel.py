@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from landmark.hf.calls import WholeCall
-from landmark.hf.config import text_config
+from landmark.hf.config import key_value_heads, text_config
 from landmark.ops.scoring import Scoring
 from landmark.stream import Stream, stream_length
 
@@ -46,9 +46,7 @@ class WindowSlice:
 
 def check_heads(config: PretrainedConfig, processes: int) -> None:
     """Raises ValueError unless `processes` divides the query heads and key-value heads of a model."""
-    config = text_config(config)
-    heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    heads, key_heads = text_config(config).num_attention_heads, key_value_heads(config)
     if heads % processes or key_heads % processes:
         raise ValueError(
             f"{processes} processes cannot share {heads} query heads and {key_heads} key-value heads evenly: start a "
