@@ -71,7 +71,7 @@ def _hold(file: OpenFile, folder: Path) -> None:
 
 
 @contextmanager
-def founding(path: Path) -> Iterator[OpenFile]:
+def creating(path: Path) -> Iterator[OpenFile]:
     """Wraps the creation of a context in `path` and gives its lock. If the block fails, nothing of the context stays.
 
     Raises ValueError if there is something at `path` already, except what a crash in here left.
@@ -205,19 +205,19 @@ def fork(path: str | Path, to: str | Path) -> None:
     """
     path, to = Path(path), Path(to)
     open_reader(path)
-    with founding(to) as lock:
-        manifest, _ = with_state(path, lambda state: _share(state, to / state.name))
+    with creating(to) as lock:
+        manifest, _ = with_state(path, lambda state: _hard_link(state, to / state.name))
         # A power cut could take a new manifest back; its writer would then cut files that the fork counts on.
         disk.sync_folder(path)
         for number, entry in enumerate(manifest.segments, start=1):
             for kind in entry.sizes(manifest.layout):
-                _share(segment_file(path, number, kind), segment_file(to, number, kind))
+                _hard_link(segment_file(path, number, kind), segment_file(to, number, kind))
         disk.sync_folder(segment_file(to, 1, "blocks").parent)
         publish(to, replace(manifest, segments=tuple(replace(entry, owned=False) for entry in manifest.segments)))
     lock.close()
 
 
-def _share(source: Path, target: Path) -> None:
+def _hard_link(source: Path, target: Path) -> None:
     try:
         disk.link(source, target)
     except OSError as error:

@@ -128,7 +128,7 @@ class Segment:
         """Its file of a kind."""
         return segment_file(self._folder, self.number, kind)
 
-    def absences(self) -> list[Damage]:
+    def missing_files(self) -> list[Damage]:
         """Files that are missing or cut short."""
         found = []
         for kind, size in self.entry.sizes(self._layout).items():

@@ -91,7 +91,7 @@ def open_reader(path: str | Path) -> Snapshot:
     manifest, state = with_state(path, OpenFile)
     segments = segments_of(path, manifest)
     for segment in segments:
-        for damage in segment.absences():
+        for damage in segment.missing_files():
             raise damage
     return Snapshot(path, manifest, state, segments)
 

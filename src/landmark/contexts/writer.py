@@ -14,7 +14,7 @@ from torch import Tensor
 
 from landmark.contexts import disk
 from landmark.contexts.disk import OpenFile
-from landmark.contexts.folder import founding, stray_files, take_lock
+from landmark.contexts.folder import creating, stray_files, take_lock
 from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard
 from landmark.contexts.manifest import (
     SEGMENTS,
@@ -46,7 +46,7 @@ def create(path: str | Path, header: Mapping[str, Any], layout: Layout) -> "Writ
             f"{len(layout.landmarks)} layers"
         )
     manifest = Manifest(0, json.loads(to_json(dict(header), "the header")), layout)
-    with founding(path) as lock:
+    with creating(path) as lock:
         publish(path, manifest)
     return Writer(Snapshot(path, manifest, None, []), lock)
 
@@ -72,7 +72,7 @@ def open_writer(path: str | Path) -> "Writer":
 
 
 class BlockTarget:
-    """Implements `landmark.store.files.Target`: new blocks of one layer, in the segment that grows now."""
+    """Implements `landmark.store.files.ExtentTarget`: new blocks of one layer, in the segment that grows now."""
 
     def __init__(self, writer: "Writer", layer: int) -> None:
         self.layer = layer
