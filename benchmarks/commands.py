@@ -1,107 +1,128 @@
-"""`landmark bench ops|read|decode|index`: time and memory beside full attention and beside what the machine can do."""
+"""The commands of `python -m benchmarks`: check options, run, print rows, tables and plots."""
 
 import json
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.options import CommonOptions, DecodeOptions, IndexSearchOptions, OpsOptions, ReadOptions
-from landmark.cli.eval import print_table, whole_numbers
-from landmark.cli.reading import tokens_read
+from benchmarks.options import (
+    ComparisonOptions,
+    DecodeOptions,
+    GpuOptions,
+    GrowthOptions,
+    IndexSearchOptions,
+    LongAskOptions,
+    LongDecodeOptions,
+    LongReadOptions,
+    OpsOptions,
+    ParallelOptions,
+    ReadOptions,
+    ReliabilityOptions,
+    RowOptions,
+    TierDiskOptions,
+    TierOverlapOptions,
+    TierReadOptions,
+)
+from landmark.cli.options import whole_numbers
+from landmark.cli.output import figure_text, print_table, tokens_read
 
-FIGURES = ("contender", "ms", "quartiles", "ratio", "extra MB", "kept MB", "floor ms", "over floor", "note")
+Row = dict[str, Any]
+
+# Comparisons of methods in rounds.
+
+FIGURES = ("method", "ms", "quartiles", "ratio", "extra MB", "kept MB", "roofline ms", "x roofline", "note")
 
 
 def run_ops(options: OpsOptions) -> int:
-    """Measure attention as an operation."""
+    """Attention as an operation."""
     options.check()
     lengths = None if options.lengths is None else whole_numbers("lengths", options.lengths)
-    check_plot(options)
+    _check_plot(options)
     from benchmarks import ops
     from benchmarks.machine import prepare
 
-    names = ops.contenders(options)
+    names = ops.methods(options)
     cases = ops.cases(options, lengths)
     machine = prepare(options)
     rows = []
-    with tokens_read("bench ops", len(cases) * 2 * (options.rounds + 1)) as progress:
+    with tokens_read("ops", len(cases) * 2 * (options.rounds + 1)) as progress:
         for case in cases:
             for row in ops.run(machine, case, names, options.rounds, progress):
                 rows.append(row)
-                tell(options, row)
-    show(options, rows, ("case", "pass"), [column for column in FIGURES if column != "kept MB"])
+                _emit(options, row)
+    _show(options, rows, ("case", "pass"), [column for column in FIGURES if column != "kept MB"])
     return 0
 
 
 def run_read(options: ReadOptions) -> int:
-    """Measure reading chunks of a long text."""
+    """Prefill of chunks of a long text."""
     options.check()
     contexts = whole_numbers("contexts", options.contexts)
-    check_plot(options)
+    _check_plot(options)
     from benchmarks import read
     from benchmarks.machine import prepare
-    from benchmarks.models import subject
+    from benchmarks.models import model_pair
 
     machine = prepare(options)
-    reader = subject(options, machine, read.LAYERS)
-    read.check(reader, options, contexts)
+    pair = model_pair(options, machine, read.LAYERS)
+    read.check(pair, options, contexts)
     rows = []
-    with tokens_read("bench read", len(contexts) * (options.rounds + 1)) as progress:
+    with tokens_read("read", len(contexts) * (options.rounds + 1)) as progress:
         for context in contexts:
-            for row in read.run(machine, reader, options, context, progress):
+            for row in read.run(machine, pair, options, context, progress):
                 rows.append(row)
-                tell(options, row)
-    show(options, rows, ("context", "blocks"), ("contender", "tokens/s", *FIGURES[1:]))
+                _emit(options, row)
+    _show(options, rows, ("context", "blocks"), ("method", "tokens/s", *FIGURES[1:]))
     return 0
 
 
 def run_decode(options: DecodeOptions) -> int:
-    """Measure decoding one token after another."""
+    """Decoding, one token after another."""
     options.check()
     contexts = whole_numbers("contexts", options.contexts)
     batch_sizes = whole_numbers("batch_sizes", options.batch_sizes)
-    check_plot(options)
+    _check_plot(options)
     from benchmarks import decode
     from benchmarks.machine import prepare
-    from benchmarks.models import subject
+    from benchmarks.models import model_pair
 
     machine = prepare(options)
-    reader = subject(options, machine, decode.LAYERS)
+    pair = model_pair(options, machine, decode.LAYERS)
     rows = []
-    with tokens_read("bench decode", len(contexts) * len(batch_sizes) * (options.rounds + 1)) as progress:
+    with tokens_read("decode", len(contexts) * len(batch_sizes) * (options.rounds + 1)) as progress:
         for batch in batch_sizes:
             for context in contexts:
-                for row in decode.run(machine, reader, options, context, batch, progress):
+                for row in decode.run(machine, pair, options, context, batch, progress):
                     rows.append(row)
-                    tell(options, row)
-    show(options, rows, ("context", "batch"), FIGURES)
+                    _emit(options, row)
+    _show(options, rows, ("context", "batch"), FIGURES)
     return 0
 
 
 def run_index(options: IndexSearchOptions) -> int:
-    """Measure search through landmark keys."""
+    """Search through landmark keys."""
     options.check()
     sizes = whole_numbers("blocks", options.blocks)
     queries = whole_numbers("queries", options.queries)
-    check_plot(options)
+    _check_plot(options)
     from benchmarks import index
     from benchmarks.landmark_keys import landmarks_of_book
     from benchmarks.machine import prepare
 
-    chosen = index.contenders(options.contenders)
+    chosen = index.methods(options.methods)
     machine = prepare(options)
     landmarks = landmarks_of_book()
     rows = []
-    with tokens_read("bench index", len(sizes) * len(queries) * (options.rounds + 1)) as progress:
+    with tokens_read("index", len(sizes) * len(queries) * (options.rounds + 1)) as progress:
         for blocks in sizes:
             for row in index.run(machine, landmarks, blocks, queries, chosen, options.rounds, progress):
                 rows.append(row)
-                tell(options, row)
-    figures = ("contender", "ms", "quartiles", "ratio", "recall", "read %", "kept MB", "build s", "over floor", "note")
-    show(options, rows, ("blocks", "queries"), figures)
+                _emit(options, row)
+    figures = ("method", "ms", "quartiles", "ratio", "recall", "read %", "kept MB", "build s", "x roofline", "note")
+    _show(options, rows, ("blocks", "queries"), figures)
     return 0
 
 
-def check_plot(options: CommonOptions) -> None:
+def _check_plot(options: ComparisonOptions) -> None:
     """Raises ValueError, before anything is timed, if a plot is wanted that cannot be drawn."""
     if options.plot is None:
         return
@@ -111,29 +132,30 @@ def check_plot(options: CommonOptions) -> None:
         raise ValueError(f"--plot needs {error.name}: pip install 'landmark-attention[plot]'") from error
 
 
-def tell(options: CommonOptions, row: dict[str, Any]) -> None:
-    """With --json, a row is printed as soon as it is known."""
+def _emit(options: RowOptions, row: Row) -> None:
+    """With --json, prints a row as soon as it is known."""
     if options.json:
         print(json.dumps(row), flush=True)
 
 
-def show(options: CommonOptions, rows: list[dict[str, Any]], case: Iterable[str], figures: Iterable[str]) -> None:
+def _show(options: ComparisonOptions, rows: list[Row], case: Iterable[str], figures: Iterable[str]) -> None:
     """The table, unless rows were printed already, and the plot."""
     if not options.json:
         first = rows[0]
         speeds = f"{first['flops_per_s'] / 1e9:,.0f} GFLOP/s, {first['bytes_per_s'] / 1e9:,.0f} GB/s"
-        print(f"{first['machine']}, threads: {first['threads']}, {first['dtype']}: {speeds}; ratio: to {first['base']}")
-        print_table([for_people(row) for row in rows], (*case, *figures))
+        machine = f"{first['machine']}, threads: {first['threads']}, {first['dtype']}"
+        print(f"{machine}: {speeds}; ratio: to {first['baseline']}")
+        print_table([_columns(row) for row in rows], (*case, *figures))
     if options.plot is not None:
         from benchmarks.plots import draw
 
         draw(rows, options.plot)
 
 
-def for_people(row: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a table: milliseconds and 10^6 bytes; empty where nothing was measured."""
-    shown = {"note": row["skipped"] or ""} | {name: row.get(name, "") for name in ("contender", "context", "blocks")}
-    shown |= {"pass": row.get("pass", ""), "batch": row.get("batch", ""), "case": shape(row)}
+def _columns(row: Row) -> Row:
+    """The columns of a table, in milliseconds and 10^6 bytes; empty where nothing was measured."""
+    shown = {"note": row["skipped"] or ""} | {name: row.get(name, "") for name in ("method", "context", "blocks")}
+    shown |= {"pass": row.get("pass", ""), "batch": row.get("batch", ""), "case": _shape(row)}
     shown |= {"queries": row.get("queries", ""), "recall": "", "read %": "", "build s": ""}
     if row["skipped"] is not None:
         return shown | dict.fromkeys((*FIGURES[1:-1], "tokens/s"), "")
@@ -148,14 +170,111 @@ def for_people(row: dict[str, Any]) -> dict[str, Any]:
         "tokens/s": row["tokens_per_s"],
         "extra MB": row["peak_extra_bytes"] / 1e6,
         "kept MB": row["kept_bytes"] / 1e6,
-        "floor ms": max(row["arithmetic_floor_s"], row["byte_floor_s"]) * 1000,
-        "over floor": f"{row['over_floor']:.2f}",
+        "roofline ms": max(row["compute_bound_s"], row["memory_bound_s"]) * 1000,
+        "x roofline": f"{row['times_roofline']:.2f}",
     }
 
 
-def shape(row: dict[str, Any]) -> str:
+def _shape(row: Row) -> str:
     """Batch x heads x length x head_dim of an operation, empty for a model."""
     if row["bench"] != "ops":
         return ""
     heads = f"{row['heads']}" if row["heads"] == row["kv_heads"] else f"{row['heads']}/{row['kv_heads']}"
     return f"{row['batch']} x {heads} x {row['length']} x {row['head_dim']}, block {row['block_size']}"
+
+
+# Benchmarks that print row after row.
+
+
+def run_tiers_read(options: TierReadOptions) -> int:
+    """Reading and decoding within budgets."""
+    from benchmarks import tiers
+
+    return _print_rows(options, tiers.read(options))
+
+
+def run_tiers_disk(options: TierDiskOptions) -> int:
+    """Random reads of blocks."""
+    from benchmarks import tiers
+
+    return _print_rows(options, tiers.disk(options))
+
+
+def run_tiers_overlap(options: TierOverlapOptions) -> int:
+    """Overlap of the blocks that tokens and layers open."""
+    from benchmarks import tiers
+
+    return _print_rows(options, tiers.overlap(options))
+
+
+def run_long_read(options: LongReadOptions) -> int:
+    """Reading into a context."""
+    from benchmarks import long_context
+
+    _set_threads(options)
+    long_context.read(options, lambda row: _print_row(options, row))
+    return 0
+
+
+def run_long_ask(options: LongAskOptions) -> int:
+    """Passkeys and latency."""
+    from benchmarks import long_context
+
+    return _print_rows(options, long_context.ask(options))
+
+
+def run_long_decode(options: LongDecodeOptions) -> int:
+    """Bytes per decoded token."""
+    from benchmarks import long_context
+
+    return _print_rows(options, long_context.decode(options))
+
+
+def run_growth(options: GrowthOptions) -> int:
+    """Time per token against length."""
+    from benchmarks import long_context
+
+    return _print_rows(options, long_context.growth(options))
+
+
+def run_reliability(options: ReliabilityOptions) -> int:
+    """Kills, refused calls, power cuts, flipped bits and readers."""
+    from benchmarks import reliability
+
+    return _print_rows(options, reliability.run(options))
+
+
+def run_parallel(options: ParallelOptions) -> int:
+    """One training in several processes."""
+    from benchmarks import parallel
+
+    return _print_rows(options, parallel.run(options))
+
+
+def run_gpu(options: GpuOptions) -> int:
+    """Everything on a CUDA device."""
+    from benchmarks import gpu
+
+    return gpu.run(options)
+
+
+def _print_rows(options: RowOptions, rows: Iterable[Row]) -> int:
+    _set_threads(options)
+    for row in rows:
+        _print_row(options, row)
+    return 0
+
+
+def _set_threads(options: RowOptions) -> None:
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+
+
+def _print_row(options: RowOptions, row: Row) -> None:
+    """A row as JSON, or as text on one line."""
+    if options.json:
+        print(json.dumps(row), flush=True)
+    else:
+        print(", ".join(f"{name} {figure_text(value)}" for name, value in row.items() if value is not None), flush=True)

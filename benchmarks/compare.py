@@ -1,4 +1,4 @@
-"""Contenders for one task, run by turns: a row of figures for each, or the reason why it has none."""
+"""Methods for one task, run by turns: a row of figures for each, or the reason why it has none."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +18,7 @@ FOREIGN_REFUSALS = (ValueError, RuntimeError, ImportError)
 
 
 @dataclass(frozen=True)
-class Contender:
+class Method:
     """One way to do the task.
 
     `call` does it; None says that it cannot be done, for the reason `missing`. `work` and `kept_bytes` (keys and
@@ -35,62 +35,62 @@ class Contender:
 
 @dataclass(frozen=True)
 class Task:
-    """What the contenders of one comparison do: `what` describes it in the rows.
+    """What the methods of one comparison do: `what` describes it in the rows.
 
     A call does it `units` times; times and work are of one unit, which handles `tokens` ordinary tokens (0: not
     counted in tokens).
     """
 
     what: Row
-    base: str
+    baseline: str
     units: int = 1
     tokens: int = 0
 
 
 def compare(
-    machine: Machine, task: Task, contenders: Sequence[Contender], rounds: int, progress: Callable[[int], object]
+    machine: Machine, task: Task, methods: Sequence[Method], rounds: int, progress: Callable[[int], object]
 ) -> list[Row]:
-    """One row for each contender, in their order; `progress(1)` is called after the warm-up and after each round."""
+    """One row for each method, in their order; `progress(1)` is called after the warm-up and after each round."""
     able, reasons = {}, {}
-    for contender in contenders:
-        reason = _warm_up(contender)
+    for method in methods:
+        reason = _warm_up(method)
         if reason is None:
-            able[contender.name] = contender
-        reasons[contender.name] = reason
+            able[method.name] = method
+        reasons[method.name] = reason
     progress(1)
-    calls = {name: contender.call for name, contender in able.items() if contender.call is not None}
+    calls = {name: method.call for name, method in able.items() if method.call is not None}
     taken = by_turns(calls, rounds, machine.device, progress)
     times = {name: [seconds / task.units for seconds in own] for name, own in taken.items()}
     rows = []
-    for contender in contenders:
-        own = times.get(contender.name)
-        row = _row(machine, task, contender.name)
+    for method in methods:
+        own = times.get(method.name)
+        row = _row(machine, task, method.name)
         if own is None:
-            row["skipped"] = reasons[contender.name]
+            row["skipped"] = reasons[method.name]
         else:
-            row |= _figures(machine, task, contender, own, times.get(task.base))
+            row |= _figures(machine, task, method, own, times.get(task.baseline))
         rows.append(row)
     return rows
 
 
 def skipped(machine: Machine, task: Task, names: Sequence[str], reason: str) -> list[Row]:
-    """Rows of contenders that were not tried."""
+    """Rows of methods that were not tried."""
     return [_row(machine, task, name) | {"skipped": reason} for name in names]
 
 
-def _warm_up(contender: Contender) -> str | None:
-    """Why the contender cannot run, None if it did."""
-    if contender.call is None:
-        assert contender.missing is not None
-        return contender.missing
+def _warm_up(method: Method) -> str | None:
+    """Why the method cannot run, None if it did."""
+    if method.call is None:
+        assert method.missing is not None
+        return method.missing
     try:
-        contender.call()
-    except contender.refusals as error:
+        method.call()
+    except method.refusals as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None
 
 
-def _row(machine: Machine, task: Task, contender: str) -> Row:
+def _row(machine: Machine, task: Task, method: str) -> Row:
     where = {
         "device": machine.device.type,
         "machine": machine.name,
@@ -99,27 +99,27 @@ def _row(machine: Machine, task: Task, contender: str) -> Row:
     }
     names = [f"{name}_s" for name in ("median", "lower_quartile", "upper_quartile", "minimum", "maximum")]
     names += ["ratio", "tokens_per_s", "peak_extra_bytes", "kept_bytes", "flops", "bytes"]
-    names += ["arithmetic_floor_s", "byte_floor_s", "over_floor"]
+    names += ["compute_bound_s", "memory_bound_s", "times_roofline"]
     measured = dict.fromkeys(["rounds", *names])
     speeds = {"flops_per_s": machine.flops_per_s, "bytes_per_s": machine.bytes_per_s}
-    return task.what | where | {"contender": contender, "base": task.base} | measured | speeds | {"skipped": None}
+    return task.what | where | {"method": method, "baseline": task.baseline} | measured | speeds | {"skipped": None}
 
 
-def _figures(machine: Machine, task: Task, contender: Contender, own: list[float], base: list[float] | None) -> Row:
-    assert contender.call is not None
+def _figures(machine: Machine, task: Task, method: Method, own: list[float], baseline: list[float] | None) -> Row:
+    assert method.call is not None
     seen = spread(own)
-    peak = peak_extra_bytes(contender.call, machine.device)
-    work = contender.work()
+    peak = peak_extra_bytes(method.call, machine.device)
+    work = method.work()
     floors = work.flops / machine.flops_per_s, work.bytes / machine.bytes_per_s
     return {
         "rounds": len(own),
         **{f"{name}_s": value for name, value in seen._asdict().items()},
-        "ratio": None if base is None else median_ratio(own, base),
+        "ratio": None if baseline is None else median_ratio(own, baseline),
         "tokens_per_s": task.tokens / seen.median if task.tokens else None,
         "peak_extra_bytes": peak,
-        "kept_bytes": contender.kept_bytes(),
+        "kept_bytes": method.kept_bytes(),
         **asdict(work),
-        "arithmetic_floor_s": floors[0],
-        "byte_floor_s": floors[1],
-        "over_floor": seen.median / max(floors),
+        "compute_bound_s": floors[0],
+        "memory_bound_s": floors[1],
+        "times_roofline": seen.median / max(floors),
     }

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from benchmarks.compare import Contender, Row, Task, compare
+from benchmarks.compare import Method, Row, Task, compare
 from benchmarks.faiss_index import FaissIndex, FaissKind
 from benchmarks.landmark_keys import Landmarks, drawn_like
 from benchmarks.machine import Machine, shortage
@@ -17,7 +17,7 @@ from landmark.index.base import Index
 from landmark.index.hierarchical import HierarchicalIndex
 from landmark.index.options import IndexKind, IndexOptions, make_index
 
-BASE = "exact"
+BASELINE = "exact"
 FAISS: dict[str, FaissKind] = {"faiss_flat": "flat", "faiss_ivf": "ivf", "faiss_hnsw": "hnsw"}
 # More blocks than these would take many minutes to build.
 _LARGEST = {"faiss_ivf": 1_000_000, "faiss_hnsw": 100_000}
@@ -35,13 +35,13 @@ class Built:
     seconds: float = 0.0
 
 
-def contenders(names: str) -> dict[str, Make]:
+def methods(names: str) -> dict[str, Make]:
     """Indexes by name, exact search first; NAME@RECALL asks for less than all of the best.
 
     Raises ValueError for names that mean nothing.
     """
     known: dict[str, IndexKind] = {kind: kind for kind in get_args(IndexKind) if kind != "auto"}
-    chosen = {BASE: _ours(IndexOptions(BASE))}
+    chosen = {BASELINE: _ours(IndexOptions(BASELINE))}
     for name in map(str.strip, names.split(",")):
         kind, _, recall = name.partition("@")
         if name in FAISS:
@@ -49,11 +49,11 @@ def contenders(names: str) -> dict[str, Make]:
             continue
         if kind not in known:
             every = ", ".join([*known, *FAISS])
-            raise ValueError(f"contender {name!r} is none: choose from {every}, or hierarchical@0.99")
+            raise ValueError(f"method {name!r} is none: choose from {every}, or hierarchical@0.99")
         try:
             chosen[name] = _ours(IndexOptions(known[kind], recall=float(recall or 1)))
         except ValueError as error:
-            raise ValueError(f"contender {name!r}: {error}") from error
+            raise ValueError(f"method {name!r}: {error}") from error
     return chosen
 
 
@@ -126,18 +126,18 @@ def _search(
         "retrieve": k,
     }
     work = Work(2 * dim * heads * blocks, 4 * dim * blocks // count)
-    made = [_contender(one, query, k, blocks, work) for one in built]
-    rows = compare(machine, Task(what, BASE, units=count), made, rounds, progress)
+    made = [_method(one, query, k, blocks, work) for one in built]
+    rows = compare(machine, Task(what, BASELINE, units=count), made, rounds, progress)
     exact = built[0].index
     wanted = None if exact is None else exact.search(query, k, [blocks])[1]
     return [row | _found(one, query, wanted, k, blocks) for row, one in zip(rows, built, strict=True)]
 
 
-def _contender(built: Built, query: Tensor, k: int, blocks: int, work: Work) -> Contender:
+def _method(built: Built, query: Tensor, k: int, blocks: int, work: Work) -> Method:
     index = built.index
     if index is None:
-        return Contender(built.name, missing=built.missing)
-    return Contender(
+        return Method(built.name, missing=built.missing)
+    return Method(
         built.name, lambda: index.search(query, k, [blocks]), work=lambda: work, kept_bytes=lambda: index.nbytes
     )
 

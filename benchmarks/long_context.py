@@ -1,86 +1,72 @@
-"""Read millions of tokens into a context on disk, reopen it, and ask for keys hidden at many depths.
+"""Contexts of millions of tokens on disk: read them, ask for passkeys at many depths, decode, and time what grows."""
 
-    python benchmarks/long_context.py read DIR --texts books/*.txt --tokens 1000000 [--index hierarchical --recall 0.9]
-    python benchmarks/long_context.py ask DIR [--beside SHORTER]
-    python benchmarks/long_context.py decode DIR
-
-`read` makes the context DIR of the texts, repeated where they are too few, with pass keys stated at even depths. It
-prints a JSON line whenever the number of tokens has grown by half: seconds per 1,000 tokens just before, resident and
-disk bytes. Interrupted, the same command goes on. `ask`, a process of its own, opens it and asks for each key. All
-keys are stated in the same words, so when one is asked for, the landmarks of the others are hidden; those of all other
-blocks are searched. Questions with nothing hidden are asked for their time, in turns with those to another context
-where `--beside` names one. `decode` generates with each way of choosing blocks, and prints the bytes that a token had
-to read.
-"""
-
-import argparse
-import json
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import landmark
-from landmark.assets import model_path
+from benchmarks.machine import by_turn
+from benchmarks.models import model_and_text, model_and_tokenizer
+from benchmarks.options import ContextOptions, GrowthOptions, LongAskOptions, LongDecodeOptions, LongReadOptions
+from landmark.cli.options import whole_numbers
 from landmark.contexts.context import Context
 from landmark.data.recall import passkey_question, passkey_statement, random_key
 from landmark.data.text import read_text
 from landmark.hf.reader import decode_greedily
-from landmark.hf.tokenizer import encode, load_tokenizer
+from landmark.hf.tokenizer import encode
+from landmark.index.base import Index
 from landmark.index.options import IndexOptions
 from landmark.index.topk import top_newest
 from landmark.memory import LayerMemory
+from landmark.memory.blocks import BlockMemory
 from landmark.process_memory import PeakMemory, resident_bytes
+from landmark.store.base import BlockShape
 
 CHARACTERS_PER_TOKEN = 3.4  # to know beforehand how much text is needed; a little more is read than asked for
 WINDOW = 8192  # tokens over which speed is measured
-DECODED = 50
-PLAIN = 9  # questions asked with nothing hidden, for their time
+UNMASKED_QUESTIONS = 9  # asked for their latency, with nothing masked
+TURN = 2046  # tokens, whole chunks of the package's model
+HOST_BUDGET = "256MB"  # of both caches that are compared over a context
+Row = dict[str, Any]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("read", "ask", "decode"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--texts", type=Path, nargs="+", default=[])
-    parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--keys", type=int, default=20)
-    parser.add_argument("--host-budget", default="256MB")
-    parser.add_argument("--index", default="auto")
-    parser.add_argument("--recall", type=float, default=1.0)
-    parser.add_argument("--retrieve", type=int, help="blocks opened to answer; default: as many as while reading")
-    parser.add_argument("--beside", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = landmark.from_pretrained(model_path())
-    tokenizer = load_tokenizer(model_path(), model)
-    memory = {"host_budget": options.host_budget, "index": IndexOptions(options.index, recall=options.recall)}
-    {"read": read, "ask": ask, "decode": decode}[options.step](options, model, tokenizer, memory)
+# Read.
 
 
-def read(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict[str, Any]) -> None:
-    """Make or go on with the context."""
-    if options.folder.exists():
-        context = Context.open(options.folder, model, tokenizer, write=True, **memory)
+def read(options: LongReadOptions, emit: Callable[[Row], object]) -> None:
+    """Makes or resumes the context; `emit` gets rows while it is read."""
+    if not options.context.exists() and not options.texts:
+        raise ValueError("there is nothing to read: name texts with --texts")
+    texts = [(path.name, read_text(path)) for path in options.texts]
+    model, tokenizer = model_and_tokenizer(options.model)
+    if options.context.exists():
+        context = Context.open(options.context, model, tokenizer, write=True, **_memory(options))
     else:
-        context = Context.create(options.folder, model, tokenizer, **memory)
+        context = Context.create(options.context, model, tokenizer, **_memory(options))
     with context:
         if not context.documents:
-            context.add(documents(options.texts, options.tokens, options.keys))
-        growth = Growth(context)
+            context.add(_documents(texts, options))
+        growth = _Growth(context, emit)
         context.read(progress=growth.look)
-        growth.tell()
+        growth.emit_row()
 
 
-class Growth:
-    """Prints what the last tokens took, at ever longer intervals."""
+def _memory(options: ContextOptions) -> dict[str, Any]:
+    """Keywords of `Context`."""
+    return {"host_budget": options.host_budget, "index": IndexOptions(options.index, recall=options.recall)}
 
-    def __init__(self, context: Context) -> None:
+
+class _Growth:
+    """Emits what the last tokens took, at ever longer intervals."""
+
+    def __init__(self, context: Context, emit: Callable[[Row], object]) -> None:
         self.context = context
+        self.emit = emit
         self.peak = PeakMemory()
         self.done = context.tokens_read
         self.next = max(16_384, int(self.done * 1.5))
@@ -94,15 +80,15 @@ class Growth:
         while self.laps[1][0] < self.done - WINDOW:
             self.laps.pop(0)
         if self.done >= self.next:
-            self.tell()
+            self.emit_row()
             self.next = int(self.done * 1.5)
 
-    def tell(self) -> None:
+    def emit_row(self) -> None:
         (first, *start), (last, *stop), (_, *began) = self.laps[0], self.laps[-1], self.started
         row = {
             "tokens": self.done,
             "s_per_1000_tokens": (stop[0] - start[0]) * 1000 / max(1, last - first),
-            # What others do on the machine makes the clock's time longer, and this one's little.
+            # Other programs on the machine lengthen wall time, and processor time hardly.
             "processor_s_per_1000_tokens": (stop[1] - start[1]) * 1000 / max(1, last - first),
             "s": stop[0] - began[0],
             "processor_s": stop[1] - began[1],
@@ -110,19 +96,18 @@ class Growth:
             "resident_mb": resident_bytes() / 1e6,
             "disk_mb": sum(path.stat().st_size for path in self.context.path.rglob("*") if path.is_file()) / 1e6,
         }
-        print(json.dumps(row), flush=True)
+        self.emit(row)
 
 
-def documents(paths: list[Path], tokens: int, keys: int) -> list[tuple[str, str]]:
-    """The texts in turn until there are enough, with the keys stated at even depths, at ends of lines."""
-    texts = [(path.name, read_text(path)) for path in paths]
-    rng = np.random.default_rng(0)
-    total = int(tokens * CHARACTERS_PER_TOKEN)
-    depths = [round(total * (i + 0.5) / keys) for i in range(keys)]
+def _documents(texts: list[tuple[str, str]], options: LongReadOptions) -> list[tuple[str, str]]:
+    """The texts in turn until there are enough, with passkeys stated at even depths, at ends of lines."""
+    rng = np.random.default_rng(options.seed)
+    total = int(options.tokens * CHARACTERS_PER_TOKEN)
+    depths = [round(total * (i + 0.5) / options.passkeys) for i in range(options.passkeys)]
     found, done = [], 0
     while done < total:
-        turn, place = divmod(len(found), len(texts))
-        name, text = texts[place]
+        turn, number = divmod(len(found), len(texts))
+        name, text = texts[number]
         text = text[: total - done]
         size, parts, cut = len(text), [], 0
         while depths and depths[0] <= done + size:
@@ -134,19 +119,19 @@ def documents(paths: list[Path], tokens: int, keys: int) -> list[tuple[str, str]
     return found
 
 
-def stated_keys(context: Context) -> list[tuple[str, range]]:
-    """Every key, with the blocks that state it."""
+def _stated_passkeys(context: Context) -> list[tuple[str, range]]:
+    """Every passkey, with the blocks that state it."""
     before, between, _ = passkey_statement("|").split("|")
     size = context.cache.settings.block_size
     found: list[tuple[str, range]] = []
     for document in context.documents:
-        text, place = context.text(document), -1
-        while (place := text.find(before, place + 1)) >= 0:
-            key = text[place + len(before) :].split(".")[0]
-            if not text.startswith(key + between, place + len(before)):
+        text, start = context.text(document), -1
+        while (start := text.find(before, start + 1)) >= 0:
+            key = text[start + len(before) :].split(".")[0]
+            if not text.startswith(key + between, start + len(before)):
                 continue
             tokens = (
-                encode(context.tokenizer, text[:place]).ids.numel(),
+                encode(context.tokenizer, text[:start]).ids.numel(),
                 len(encode(context.tokenizer, passkey_statement(key))),
             )
             first = document.first_token + tokens[0]
@@ -154,116 +139,181 @@ def stated_keys(context: Context) -> list[tuple[str, range]]:
     return found
 
 
-def ask(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict[str, Any]) -> None:
-    """Ask for every key, and print each answer and the whole."""
-    before, start = resident_bytes(), time.perf_counter()
+# Ask.
+
+
+def ask(options: LongAskOptions) -> Iterator[Row]:
+    """A row per passkey, and one of all."""
+    memory = _memory(options)
     if options.retrieve is not None:
         memory["retrieve"] = options.retrieve
-    context = Context.open(options.folder, model, tokenizer, **memory)
+    model, tokenizer = model_and_tokenizer(options.model)
+    before, start = resident_bytes(), time.perf_counter()
+    context = Context.open(options.context, model, tokenizer, **memory)
     opened = time.perf_counter() - start
-    asked = [context]
-    if options.beside is not None:
-        asked.append(Context.open(options.beside, model, tokenizer, **memory))
-    plain = np.array([[timed_question(one) for one in asked] for _ in range(PLAIN)])
-    # Only now: hidden blocks are found first and left out then, so that many more are searched for.
-    keys, peak, right, seconds = stated_keys(context), PeakMemory(), 0, []
+    contexts = [context]
+    if options.baseline is not None:
+        contexts.append(Context.open(options.baseline, model, tokenizer, **memory))
+    unmasked = np.array([[_question_seconds(one) for one in contexts] for _ in range(UNMASKED_QUESTIONS)])
+    # Only now: masked blocks are found first and left out then, so that many more are searched for.
+    keys, peak, right, seconds = _stated_passkeys(context), PeakMemory(), 0, []
     for number, (key, blocks) in enumerate(keys):
         others = [block for other in range(len(keys)) if other != number for block in keys[other][1]]
-        shown = hide(context, [block for block in others if block not in blocks])
+        indexes = _mask(context, [block for block in others if block not in blocks])
         start = time.perf_counter()
-        said = context.generate(passkey_question(), max_new_tokens=5).text.strip()
+        answer = context.generate(passkey_question(), max_new_tokens=5).text.strip()
         seconds.append(time.perf_counter() - start)
         peak.sample()
-        right += said == key
-        unhide(context, shown)
+        right += answer == key
+        _unmask(indexes)
         depth = blocks.start * context.cache.settings.block_size / context.tokens_read
-        print(json.dumps({"depth": depth, "key": key, "answer": said, "seconds": seconds[-1]}), flush=True)
+        yield {"depth": depth, "passkey": key, "answer": answer, "seconds": seconds[-1]}
     row = {
         "tokens": context.tokens_read,
         "right": right,
         "asked": len(keys),
         "open_s": opened,
-        "first_ask_s": plain[0, 0],
-        "median_ask_s": float(np.median(plain[:, 0])),
-        "median_ask_with_hiding_s": float(np.median(seconds)),
+        "first_ask_s": unmasked[0, 0],
+        "median_ask_s": float(np.median(unmasked[:, 0])),
+        "median_ask_with_masking_s": float(np.median(seconds)),
         "resident_growth_mb": (peak.bytes - before) / 1e6,
         "peak_resident_mb": peak.megabytes,
     }
-    if options.beside is not None:
-        row["beside_median_ask_s"] = float(np.median(plain[:, 1]))
-        row["times_beside"] = float(np.median(plain[1:, 0] / plain[1:, 1]))  # without what a process makes at first
-    print(json.dumps(row))
+    if options.baseline is not None:
+        row["baseline_median_ask_s"] = float(np.median(unmasked[:, 1]))
+        row["ratio"] = float(np.median(unmasked[1:, 0] / unmasked[1:, 1]))  # the first question warms up
+    yield row
 
 
-def timed_question(context: Context) -> float:
-    """Seconds that a question takes."""
+def _question_seconds(context: Context) -> float:
+    """Latency of one question."""
     start = time.perf_counter()
     context.generate(passkey_question(), max_new_tokens=5)
     return time.perf_counter() - start
 
 
-class HiddenIndex:
-    """An index that does not find some blocks."""
+class _MaskedIndex:
+    """An index that does not find the `masked` blocks."""
 
-    def __init__(self, inner: Any, hidden: Tensor) -> None:
+    def __init__(self, inner: Index, masked: Tensor) -> None:
         self.inner = inner
-        self.hidden = hidden
+        self.masked = masked
 
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
-        scores, numbers = self.inner.search(query, k + len(self.hidden), upto)
-        return top_newest(scores.masked_fill(torch.isin(numbers, self.hidden), -torch.inf), numbers, k)
+        scores, numbers = self.inner.search(query, k + len(self.masked), upto)
+        return top_newest(scores.masked_fill(torch.isin(numbers, self.masked), -torch.inf), numbers, k)
 
     def resident_keys(self, k: int, upto: list[int]) -> None:
         return None
 
-    def fork(self) -> "HiddenIndex":
-        return HiddenIndex(self.inner.fork(), self.hidden)
+    def fork(self) -> "_MaskedIndex":
+        return _MaskedIndex(self.inner.fork(), self.masked)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
 
-def hide(context: Context, blocks: list[int]) -> list[Any]:
-    """Hides blocks from all layers that search; returns what `unhide` needs."""
-    # The first layer always opens the newest.
-    memories = [m for m in context.cache.memories if isinstance(m, LayerMemory)][1:]
-    indexes = [memory._blocks._index for memory in memories]
-    for memory, index in zip(memories, indexes, strict=True):
-        memory._blocks._index = HiddenIndex(index, torch.tensor(blocks, dtype=torch.long))
-    return list(zip(memories, indexes, strict=True))
+def _mask(context: Context, blocks: list[int]) -> list[tuple[BlockMemory, Index]]:
+    """Masks blocks in all layers that search; returns the indexes, for `_unmask`."""
+    masked, indexes = torch.tensor(blocks, dtype=torch.long), []
+    for memory in _block_memories(context.cache)[1:]:  # the first layer always opens the newest
+        indexes.append((memory, memory._index))
+        memory._index = _MaskedIndex(memory._index, masked)  # pyright: ignore[reportAttributeAccessIssue]
+    return indexes
 
 
-def unhide(context: Context, shown: list[Any]) -> None:
-    for memory, index in shown:
-        memory._blocks._index = index
+def _unmask(indexes: list[tuple[BlockMemory, Index]]) -> None:
+    for memory, index in indexes:
+        memory._index = index
 
 
-def decode(options: argparse.Namespace, model: Any, tokenizer: Any, memory: dict[str, Any]) -> None:
-    """Count what each decoded token reads, for every way of choosing blocks."""
+def _block_memories(cache: landmark.LandmarkCache) -> list[BlockMemory]:
+    """Blocks in memory of every landmark layer."""
+    blocks = [memory._blocks for memory in cache.memories if isinstance(memory, LayerMemory)]
+    return [block_memory for block_memory in blocks if block_memory is not None]
+
+
+# Decode.
+
+
+def decode(options: LongDecodeOptions) -> Iterator[Row]:
+    """One row per selection: the bytes that each decoded token reads."""
+    model, tokenizer = model_and_tokenizer(options.model)
     for selection in ("per_token_and_head", "per_token", "per_head"):
-        with Context.open(options.folder, model, tokenizer, selection=selection, **memory) as context:
+        with Context.open(options.context, model, tokenizer, selection=selection, **_memory(options)) as context:
             cache = context.cache.fork()
             ids = encode(tokenizer, "\n\nThen he said: ").ids[None]
             with torch.no_grad():
                 logits = model(input_ids=ids, past_key_values=cache).logits
                 before, start = cache.traffic, time.perf_counter()
-                decode_greedily(model, logits[:, -1:].argmax(-1), DECODED, past_key_values=cache)
+                decode_greedily(model, logits[:, -1:].argmax(-1), options.new_tokens, past_key_values=cache)
                 seconds = time.perf_counter() - start
-            moved = cache.traffic
-            stores = [m._blocks._store for m in cache.memories if isinstance(m, LayerMemory)]
-            piece = stores[0].shape.piece_bytes
-            row = {
+            moved, tokens = cache.traffic, options.new_tokens
+            requested = (moved.requested - before.requested) / tokens
+            stores = [memory._store for memory in _block_memories(cache)]
+            shape: BlockShape = stores[0].shape  # pyright: ignore[reportAttributeAccessIssue]
+            yield {
                 "tokens": context.tokens_read,
                 "selection": selection,
                 "retrieve": cache.settings.reading.retrieve,
-                "blocks_per_token": (moved.requested - before.requested) / DECODED,
-                "read_kb_per_token": (moved.requested - before.requested) * piece / DECODED / 1e3,
-                "from_disk_kb_per_token": (moved.file_bytes - before.file_bytes) / DECODED / 1e3,
+                "blocks_per_token": requested,
+                "read_kb_per_token": requested * shape.piece_bytes / 1e3,
+                "from_disk_kb_per_token": (moved.file_bytes - before.file_bytes) / tokens / 1e3,
                 "all_kb": sum(store.nbytes for store in stores) / 1e3,
-                "ms_per_token": seconds * 1000 / DECODED,
+                "ms_per_token": seconds * 1000 / tokens,
             }
-            print(json.dumps(row), flush=True)
 
 
-if __name__ == "__main__":
-    main()
+# Growth.
+
+
+@torch.no_grad()
+def growth(options: GrowthOptions) -> Iterator[Row]:
+    """One row per length but the shortest: seconds per 1,000 tokens after both, by turns."""
+    shortest, *lengths = sorted(whole_numbers("lengths", options.lengths))
+    model, tokenizer, ids = model_and_text(options)
+    memory: dict[str, Any] = {"index": IndexOptions(options.index, recall=options.recall)}
+    if options.context is not None:
+        memory["host_budget"] = HOST_BUDGET
+        context = Context.open(options.context, model, tokenizer, **memory)
+        long, done, lengths = context.cache, context.tokens_read, [context.tokens_read]
+        _advance(model, ids, long, 0, TURN)  # warms up
+    else:
+        long, done = landmark.LandmarkCache(model.config, **memory), 0
+    for length in lengths:
+        done = _advance(model, ids, long, done, length)
+        rounds = []
+        for turn in range(options.rounds):
+            short = landmark.LandmarkCache(model.config, **memory)
+            _advance(model, ids, short, 0, shortest)
+            took = {id(cache): _turn_seconds(model, ids, cache, shortest) for cache in by_turn((long, short), turn)}
+            rounds.append((took[id(short)], took[id(long)]))
+        yield {"tokens": length, "shortest": shortest, **_summary(np.array(rounds))}
+
+
+def _turn_seconds(
+    model: PreTrainedModel, ids: torch.Tensor, cache: landmark.LandmarkCache, start: int
+) -> tuple[float, float]:
+    """Seconds per 1,000 tokens of a turn of reading: wall time and processor time."""
+    wall, processor = time.perf_counter(), time.process_time()
+    _advance(model, ids, cache, start, start + TURN)
+    return (time.perf_counter() - wall) * 1000 / TURN, (time.process_time() - processor) * 1000 / TURN
+
+
+def _summary(rounds: np.ndarray) -> Row:
+    """Medians of rounds `[n,short and long,wall and processor]`, and the ratio of processor times."""
+    low, ratio, high = np.quantile(rounds[:, 1, 1] / rounds[:, 0, 1], (0.25, 0.5, 0.75)).tolist()
+    row: Row = {}
+    for name, (wall, processor) in zip(("short", "long"), np.median(rounds, axis=0).tolist(), strict=True):
+        row |= {f"{name}_s_per_1000_tokens": wall, f"{name}_processor_s_per_1000_tokens": processor}
+    quartiles = {"lower_quartile": low, "upper_quartile": high}
+    return row | {"ratio": ratio, **quartiles, "resident_mb": resident_bytes() / 1e6}
+
+
+def _advance(model: PreTrainedModel, ids: torch.Tensor, cache: landmark.LandmarkCache, done: int, stop: int) -> int:
+    """Reads the repeated text from token `done` to `stop`."""
+    while done < stop:
+        part = ids[done % len(ids) :][: min(stop - done, 65536)]
+        landmark.read(model, part, cache)
+        done += len(part)
+    return done

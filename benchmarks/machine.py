@@ -1,4 +1,4 @@
-"""The machine: device, number type, threads, and the speeds that floors are computed from."""
+"""Measuring: wall time by turns, peak memory, and the speeds of the machine that rooflines are computed from."""
 
 import json
 import os
@@ -8,22 +8,22 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.options import CommonOptions
+from benchmarks.options import ComparisonOptions
 
-# Times of contenders that take turns, and what is told of them.
-#
-# Machines drift: another program starts, a core gets warm. So contenders run by turns in one process, round by round,
-# and a ratio is taken within each round, between neighbours in time, before the median over the rounds.
+T = TypeVar("T")
+
+# Time. Machines drift, so methods run by turns in one process, round by round, and a ratio is taken within each round,
+# between neighbours in time, before the median over the rounds.
 
 
 class Spread(NamedTuple):
@@ -45,23 +45,27 @@ def spread(seconds: list[float]) -> Spread:
     return Spread(middle, lower, upper, min(seconds), max(seconds))
 
 
-def median_ratio(seconds: list[float], base: list[float]) -> float:
-    """Median over the rounds of how many times as long as the base it took."""
-    return statistics.median(own / other for own, other in zip(seconds, base, strict=True))
+def median_ratio(seconds: list[float], baseline: list[float]) -> float:
+    """Median over the rounds of how many times as long as the baseline it took."""
+    return statistics.median(own / other for own, other in zip(seconds, baseline, strict=True))
 
 
 def by_turns(
     calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, progress: Callable[[int], object]
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round. Every round begins with another contender; `progress(1)` follows it."""
-    names = list(calls)
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    """Seconds of each call in each round. Every round begins with another method; `progress(1)` follows it."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds):
-        first = turn % len(names) if names else 0
-        for name in names[first:] + names[:first]:
+        for name in by_turn(list(calls), turn):
             taken[name].append(seconds_of(calls[name], device))
         progress(1)
     return taken
+
+
+def by_turn(items: Sequence[T], turn: int) -> list[T]:
+    """All items, each turn begun by the next one."""
+    first = turn % len(items) if items else 0
+    return [*items[first:], *items[:first]]
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
@@ -79,7 +83,8 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-# Big enough to run at full speed, and for copies to leave the caches.
+# Speed of the machine. Matrices are big enough for full speed, copies big enough to leave the caches.
+
 MATMUL_WIDTH = {"cpu": 2048, "cuda": 8192}
 COPIED_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 CPUINFO = Path("/proc/cpuinfo")
@@ -103,7 +108,7 @@ class Machine:
         return self.dtype.itemsize
 
 
-def prepare(options: CommonOptions) -> Machine:
+def prepare(options: ComparisonOptions) -> Machine:
     """Sets torch's threads for the whole process and measures the machine.
 
     Raises ValueError for a device that is not there.
@@ -128,8 +133,8 @@ def prepare(options: CommonOptions) -> Machine:
 
 
 def _processor() -> str:
-    told = re.search(r"model name\s*: (.*)", CPUINFO.read_text()) if CPUINFO.exists() else None
-    return told[1] if told else platform.processor() or platform.machine()
+    match = re.search(r"model name\s*: (.*)", CPUINFO.read_text()) if CPUINFO.exists() else None
+    return match[1] if match else platform.processor() or platform.machine()
 
 
 def flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
@@ -153,8 +158,7 @@ def _best(call: Callable[[], Tensor], device: torch.device) -> float:
     return min(seconds_of(call, device) for _ in range(_TRIES))
 
 
-# Bytes: the most that a call holds beyond what was there before it, and how much is free.
-
+# Memory.
 
 MEMINFO = Path("/proc/meminfo")
 RESERVE = 10**9  # left for all the rest: activations, buffers that grow, other programs

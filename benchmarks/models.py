@@ -1,17 +1,26 @@
-"""The models that read: converted, and their twin as it was before, on the same weights."""
+"""The models that are timed: a converted model and the model before conversion, on the same weights."""
 
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from benchmarks.machine import Machine
-from benchmarks.options import ModelOptions
+from benchmarks.options import ModelOptions, TextOptions
 from benchmarks.roofline import Sizes
+from landmark.assets import book_path, model_path
+from landmark.data.text import read_text
 from landmark.hf import convert, from_pretrained
 from landmark.hf.config import (
     MAX_CHUNK,
@@ -22,18 +31,18 @@ from landmark.hf.config import (
     text_config,
 )
 from landmark.hf.model import saved_rows
-from landmark.hf.tokenizer import quiet_transformers
+from landmark.hf.tokenizer import encode, load_tokenizer, quiet_transformers
 from landmark.settings import LandmarkSettings, position_budget
 
-VOCABULARY = 4096
+VOCABULARY = 4096  # tokens of the random model
 _PLAIN = "landmark-bench"
 
 Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A converted model and its twin `plain`, which shares its weights and lets the caller attend."""
+class ModelPair:
+    """A converted model, and `plain`, the model before conversion: same weights, attention given by the caller."""
 
     model: PreTrainedModel
     plain: PreTrainedModel
@@ -41,10 +50,10 @@ class Subject:
     sizes: Sizes
 
 
-def subject(options: ModelOptions, machine: Machine, layers: int) -> Subject:
-    """The model that the options name, or one of random weights with `layers` layers unless they say otherwise.
+def model_pair(options: ModelOptions, machine: Machine, layers: int) -> ModelPair:
+    """The model of the options, by default one with random weights and `layers` layers.
 
-    Raises ValueError for a model whose past cannot be filled, or cannot be read by plain causal attention.
+    Raises ValueError for a model whose KV cache cannot be filled, or whose attention is not plain causal attention.
     """
     model = _loaded(options) if options.model is not None else _random(options, options.layers or layers)
     model = model.to(machine.device, machine.dtype).eval()  # pyright: ignore[reportArgumentType]
@@ -52,8 +61,8 @@ def subject(options: ModelOptions, machine: Machine, layers: int) -> Subject:
     settings = landmark_settings(config)
     if "sliding" in layer_kinds(config) or settings.reading.positions == "true":
         raise ValueError(
-            f"{options.model} has sliding layers or true positions, and a past filled with random keys has neither:"
-            " time a model without"
+            f"{options.model} has sliding layers or true positions, which a cache of random keys has not: time a model"
+            " without"
         )
     head: Any = model.get_output_embeddings()
     base: Any = model.base_model
@@ -62,11 +71,25 @@ def subject(options: ModelOptions, machine: Machine, layers: int) -> Subject:
         heads=config.num_attention_heads,
         kv_heads=key_value_heads(config),
         head_dim=head_dim(config),
-        layer_weights=sum(weight.numel() for weight in base.layers.parameters()),
-        head_weights=head.weight.numel(),
+        layer_parameters=sum(weight.numel() for weight in base.layers.parameters()),
+        head_parameters=head.weight.numel(),
         number_bytes=machine.size,
     )
-    return Subject(model, _twin(model), settings, sizes)
+    return ModelPair(model, _twin(model), settings, sizes)
+
+
+def model_and_text(options: TextOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Tensor]:
+    """The model and tokenizer of the options, on the CPU, and the tokens `[N]` of the text."""
+    text = read_text(options.text or book_path())
+    model, tokenizer = model_and_tokenizer(options.model)
+    return model, tokenizer, encode(tokenizer, text).ids
+
+
+def model_and_tokenizer(folder: Path | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A converted model from a folder, that of the package if None, on the CPU."""
+    quiet_transformers()
+    model = from_pretrained(folder or model_path())
+    return model, load_tokenizer(folder or model_path(), model)
 
 
 def _loaded(options: ModelOptions) -> PreTrainedModel:
@@ -97,12 +120,12 @@ def _random(options: ModelOptions, layers: int) -> PreTrainedModel:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
     convert(model, block_size=block_size, landmark_id=VOCABULARY - 1, retrieve=retrieve, local_blocks=local_blocks)
-    text_config(model.config).landmark["trained_tokens"] = None  # nobody asks what it says
+    text_config(model.config).landmark["trained_tokens"] = None  # unknown: it was never trained
     return model
 
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as it was before conversion, on the same tensors of weights."""
+    """The model before conversion, on the same tensors of weights."""
     config: Any = deepcopy(model.config)
     text: Any = text_config(config)
     text.vocab_size = saved_rows(text)
@@ -127,7 +150,7 @@ def _plain_forward(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Lets the caller of the forward attend: `bench_attend` takes and gives [B,H,T,D]."""
+    """Attention function of the unconverted model: `bench_attend`, a keyword of the forward, maps [B,H,T,D]."""
     if softcap is not None or s_aux is not None:
         raise ValueError("the model caps scores or has sinks, which plain causal attention does not: time another")
     return bench_attend(query, key, value, scaling).transpose(1, 2), None

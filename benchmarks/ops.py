@@ -10,16 +10,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.compare import FOREIGN_REFUSALS, Contender, Row, Task, compare, skipped
+from benchmarks.compare import FOREIGN_REFUSALS, Method, Row, Task, compare, skipped
 from benchmarks.machine import Machine, shortage
 from benchmarks.options import OpsOptions
 from benchmarks.roofline import Pairs, Work, attention_work, causal_pairs, landmark_pairs
 from landmark.ops.attention import landmark_attention
 
-BASE = "sdpa"
-CONTENDERS = {
-    "cpu": (BASE, "flex", "blockwise", "reference"),
-    "cuda": (BASE, "cudnn", "flex", "blockwise", "fused", "reference"),
+BASELINE = "sdpa"
+METHODS = {
+    "cpu": (BASELINE, "flex", "blockwise", "reference"),
+    "cuda": (BASELINE, "cudnn", "flex", "blockwise", "fused", "reference"),
 }
 OURS = ("blockwise", "fused", "reference")
 PASSES = ("forward", "forward+backward")
@@ -69,19 +69,19 @@ def cases(options: OpsOptions, lengths: list[int] | None) -> list[Case]:
     return [Case(length=length, **given) for length in lengths or [Case.length]]
 
 
-def contenders(options: OpsOptions) -> tuple[str, ...]:
-    """The contenders that the options name, the base first; raises ValueError for one that is not for the device."""
-    able = CONTENDERS[options.device]
-    if options.contenders is None:
+def methods(options: OpsOptions) -> tuple[str, ...]:
+    """The methods that the options name, the baseline first; raises ValueError for one that is not for the device."""
+    able = METHODS[options.device]
+    if options.methods is None:
         return able
-    names = [name.strip() for name in options.contenders.split(",")]
+    names = [name.strip() for name in options.methods.split(",")]
     unknown = [name for name in names if name not in able]
     if unknown:
         raise ValueError(
-            f"contenders are {options.contenders!r}: {unknown[0]!r} is none on {options.device}, choose from"
+            f"methods are {options.methods!r}: {unknown[0]!r} is none on {options.device}, choose from"
             f" {', '.join(able)}"
         )
-    return tuple(name for name in able if name in names or name == BASE)
+    return tuple(name for name in able if name in names or name == BASELINE)
 
 
 def run(
@@ -90,7 +90,7 @@ def run(
     """The rows of one case, forward first; `progress` is told of `2 * (rounds + 1)` steps."""
     # Every case is a program of its own to the compiler, which gives up after some.
     torch.compiler.reset()
-    both = [Task({"bench": "ops", **asdict(case), "pass": name}, BASE) for name in PASSES]
+    both = [Task({"bench": "ops", **asdict(case), "pass": name}, BASELINE) for name in PASSES]
     lack = shortage(_held_bytes(case, machine), machine.device)
     if lack is not None:
         for task in both:
@@ -99,7 +99,7 @@ def run(
         return
     inputs = _inputs(case, machine)
     for task, backward in zip(both, (False, True), strict=True):
-        able = [_contender(name, case, machine, inputs, backward) for name in names]
+        able = [_method(name, case, machine, inputs, backward) for name in names]
         yield from compare(machine, task, able, rounds, progress)
 
 
@@ -120,16 +120,16 @@ def _inputs(case: Case, machine: Machine) -> tuple[Tensor, ...]:
     return q, k, v, normal(case.heads)
 
 
-def _contender(name: str, case: Case, machine: Machine, inputs: tuple[Tensor, ...], backward: bool) -> Contender:
+def _method(name: str, case: Case, machine: Machine, inputs: tuple[Tensor, ...], backward: bool) -> Method:
     if name == "reference" and case.length > REFERENCE_LIMIT:
-        return Contender(name, missing=f"dense matrices: timed up to length {REFERENCE_LIMIT}")
+        return Method(name, missing=f"dense matrices: timed up to length {REFERENCE_LIMIT}")
     attention = _attention(name, case, machine)
     pairs = landmark_pairs(case.length, case.block_size) if name in OURS else causal_pairs(case.length)
-    return Contender(
+    return Method(
         name,
         _call(attention, inputs, backward),
         work=lambda: _work(case, pairs, machine, backward),
-        refusals=Contender.refusals if name in OURS else FOREIGN_REFUSALS,
+        refusals=Method.refusals if name in OURS else FOREIGN_REFUSALS,
     )
 
 
@@ -149,7 +149,7 @@ def _attention(name: str, case: Case, machine: Machine) -> Attention:
         return lambda q, k, v: landmark_attention(q, k, v, block_size=case.block_size, backend=name)
     if name == "flex":
         return _flex(case, machine, grouped)
-    kernel = {BASE: SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[name]
+    kernel = {BASELINE: SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[name]
     # On a CPU, and for wider numbers, there is no choice of kernels to fix.
     forced = machine.device.type == "cuda" and machine.size == 2
 

@@ -1,29 +1,52 @@
-"""What `landmark bench` can be told. Light to import: the command line needs it before all else."""
+"""Options of every benchmark, grouped in base classes. Light to import: help texts are printed from here."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from landmark.limits import FromOne, MaybeFromOne, MaybeFromZero, OutFile, Range, Threads, check_limits
+from tyro.conf import Positional, arg
+
+from landmark.cli.options import Bytes
+from landmark.limits import (
+    FromOne,
+    MaybeFromOne,
+    MaybeFromZero,
+    OutFile,
+    OutFolder,
+    Range,
+    Seed,
+    Threads,
+    check_limits,
+)
+
+DEFAULT_GPU_ROWS = Path("gpu-rows.jsonl")
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommonOptions:
+class RowOptions:
+    """What every benchmark takes."""
+
+    threads: Threads = None
+    """Threads torch may use on the CPU; default: torch's own choice. Always reported."""
+    json: bool = False
+    """Print one JSON object per row instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions(RowOptions):
+    """A comparison of methods in rounds, with a table and a plot."""
+
     device: Device = "cpu"
     """Where everything runs."""
     dtype: Dtype | None = None
     """Of weights, keys and values; default: float32 on a CPU, bfloat16 on CUDA."""
-    threads: Threads = None
-    """Threads torch may use on the CPU; default: torch's own choice. Always reported."""
     rounds: FromOne = 9
-    """Measured rounds; in each, every contender runs once. One more warms up and is not counted."""
-    json: bool = False
-    """Print one JSON object per row instead of a table."""
+    """Measured rounds; in each, every method runs once. One more warms up and is not counted."""
     plot: Annotated[Path | None, OutFile()] = None
-    """Also draw the rows into this file, .png or .svg (needs matplotlib)."""
+    """Also plot the rows into this file, .png or .svg (needs matplotlib)."""
 
     def check(self) -> None:
         """Raises ValueError for options that mean nothing, before anything is loaded."""
@@ -33,18 +56,18 @@ class CommonOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpsOptions(CommonOptions):
-    """Time landmark attention beside causal attention, forward and forward with backward.
+class OpsOptions(ComparisonOptions):
+    """Time landmark attention against causal attention, forward and forward with backward.
 
-    Without further options a list of cases made for the device is run. Any option of the shape (--lengths,
-    --batch, --heads, --kv-heads, --head-dim, --block-size) replaces the list.
+    By default a list of cases for the device runs. Any option of the shape (--lengths, --batch, --heads, --kv-heads,
+    --head-dim, --block-size) replaces the list.
 
-    Contenders: sdpa, PyTorch's causal attention (on CUDA its FlashAttention), the base of the ratios; cudnn, the
+    Methods: sdpa, PyTorch's causal attention (on CUDA its FlashAttention), the baseline; cudnn, the
     same by cuDNN (CUDA); flex, FlexAttention with a causal document mask (compiles for a while first); and
     landmark attention by the backends blockwise, fused (CUDA) and reference (short lengths).
 
-      landmark bench ops --threads 1
-      landmark bench ops --lengths 1024,4096,16384 --contenders sdpa,blockwise --plot ops.svg
+      python -m benchmarks ops --threads 1
+      python -m benchmarks ops --lengths 1024,4096,16384 --methods sdpa,blockwise --plot ops.svg
     """
 
     lengths: str | None = None
@@ -59,7 +82,7 @@ class OpsOptions(CommonOptions):
     """Dimensions of a head; 64."""
     block_size: MaybeFromOne = None
     """Ordinary tokens in a block, its landmark not counted; 63."""
-    contenders: str | None = None
+    methods: str | None = None
     """Which of them run, separated by commas; default: all that are for the device. sdpa always runs."""
 
     def check(self) -> None:
@@ -70,7 +93,7 @@ class OpsOptions(CommonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(CommonOptions):
+class ModelOptions(ComparisonOptions):
     """The model that reads: a Llama of random weights, or a converted model from a folder."""
 
     model: Path | None = None
@@ -107,36 +130,36 @@ class ModelOptions(CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions(ModelOptions):
-    """Time reading: chunks of a long text, with all that came before in memory.
+    """Time prefill: chunks of a long text, with all that came before in memory.
 
-    Contenders, with the same weights and chunks: memory; "no memory" (the same with retrieve 0 and nothing kept; the
-    base of the ratios); plain (the model before conversion on the chunk alone); full (it again, with attention to
-    the whole text through a preallocated cache). Memory is filled with random keys and values, not read.
+    Methods, with the same weights and chunks: memory; "no memory" (the same with retrieve 0 and nothing kept; the
+    baseline); plain (the model before conversion on the chunk alone); full (the same model with attention to the whole
+    text through a preallocated KV cache). Memory is filled with random keys and values.
 
-      landmark bench read --threads 1
-      landmark bench read --contexts 2000,8000,32000 --plot read.svg
+      python -m benchmarks read --threads 1
+      python -m benchmarks read --contexts 2000,8000,32000 --plot read.svg
     """
 
     contexts: str = "2000,8000,32000"
     """Ordinary tokens before the chunk of the median round, separated by commas."""
-    chunk: FromOne = 250
+    chunk_size: FromOne = 250
     """Ordinary tokens read at once."""
     full_limit: FromOne = 32768
-    """Longest context for the contender full; it takes quadratic time."""
+    """Longest context for full attention, which takes quadratic time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeOptions(ModelOptions):
     """Time decoding: one token after another, over contexts of any length.
 
-    Contenders, with the same weights: memory; no memory (the same with retrieve 0: what the weights and everything
-    around attention cost); full (the model before conversion, attention to every token through a preallocated cache;
-    the base of the ratios); growing (the same through transformers' own cache, which copies all keys and values at
-    every step); and with --dense the grouped softmax over every token, written densely. Contexts are filled with
-    random keys and values, not read. What does not fit is skipped, with the figures.
+    Methods, with the same weights: memory; no memory (the same with retrieve 0: the cost of everything but retrieval);
+    full (the model before conversion, attention to every token through a preallocated KV cache; the baseline); growing
+    (the same through transformers' DynamicCache, which copies all keys and values at every step); and with --dense the
+    grouped softmax over every token, written densely. Contexts are filled with random keys and values. What does not
+    fit is skipped, with the figures.
 
-      landmark bench decode --threads 1
-      landmark bench decode --contexts 8192,131072 --batch-sizes 1,4 --plot decode.svg
+      python -m benchmarks decode --threads 1
+      python -m benchmarks decode --contexts 8192,131072 --batch-sizes 1,4 --plot decode.svg
     """
 
     contexts: str = "8192,131072,1048576"
@@ -150,22 +173,22 @@ class DecodeOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexSearchOptions(CommonOptions):
-    """Time the search through landmark keys, by every index, beside exact search, the base of the ratios.
+class IndexSearchOptions(ComparisonOptions):
+    """Time search through landmark keys, by every index, against exact search, the baseline.
 
-    Keys are drawn from a normal distribution with the mean and covariance that the landmarks of the package's model
-    have in the package's book, for one key-value head with two query heads; queries are real ones from the same
-    reading. Floors are of scoring every key. What does not fit, or takes too long to build, is skipped.
+    Keys are drawn from a normal distribution with the mean and covariance of real landmark keys (the package's model on
+    the package's book), for one key-value head with two query heads; queries are real ones of the same text. The
+    roofline is that of scoring every key. What does not fit, or takes too long to build, is skipped.
 
-      landmark bench index --threads 1
-      landmark bench index --blocks 10000,100000 --contenders hierarchical,hierarchical@0.99,faiss_hnsw --plot index.png
+      python -m benchmarks index --threads 1
+      python -m benchmarks index --blocks 10000,100000 --methods hierarchical@0.99,faiss_hnsw --plot index.png
     """
 
     blocks: str = "10000,100000,1000000"
     """Landmark keys in the index, separated by commas."""
     queries: str = "1,256"
     """Queries asked at once, separated by commas."""
-    contenders: str = "hierarchical,hierarchical@0.99,faiss_flat,faiss_ivf,faiss_hnsw"
+    methods: str = "hierarchical,hierarchical@0.99,faiss_flat,faiss_ivf,faiss_hnsw"
     """Indexes that run, separated by commas, with @ and a recall for an approximate search. exact always runs."""
 
     def check(self) -> None:
@@ -174,3 +197,189 @@ class IndexSearchOptions(CommonOptions):
             raise ValueError(
                 f"device is {self.device} and dtype {self.dtype}: indexes are compared on a CPU, in float32"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(RowOptions):
+    """A converted model and a text to read."""
+
+    model: Path | None = None
+    """Folder of a converted model with its tokenizer; default: the one in the package."""
+    text: Path | None = None
+    """UTF-8 text to read; default: the book in the package."""
+    threads: Threads = 1
+    """Threads torch may use on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How landmark keys are searched."""
+
+    index: Literal["auto", "exact", "hierarchical"] = "auto"
+    """Index of the landmark keys: docs/indexes.md."""
+    recall: Annotated[float, Range(0.001, 1, "a share of the best blocks above 0, at most 1")] = 1.0
+    """Share of the best blocks that the hierarchical index has to find."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierReadOptions(TextOptions):
+    """Read and decode one text within several budgets of memory, by turns.
+
+    A cache with all blocks in memory and one per budget read the same text, a few chunks at a time and by turns, then
+    decode. Stops with an error if their logits differ in a single bit.
+    """
+
+    host_budgets: str = "16MB,64MB,256MB"
+    """Budgets of host memory, separated by commas."""
+    tokens: FromOne = 100_000
+    """Ordinary tokens to read."""
+    new_tokens: FromOne = 500
+    """Tokens of the text behind those, decoded one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierDiskOptions(RowOptions):
+    """Time random reads of blocks from a spill file, in the page cache and not, announced before and not."""
+
+    folder: Annotated[Path | None, OutFolder()] = None
+    """Folder on the disk to time; default: the system's temporary one."""
+    gib: FromOne = 1
+    """Size of the file, in GiB."""
+    threads: Threads = 1
+    """Threads torch may use on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierOverlapOptions(TextOptions):
+    """How far the blocks that one layer opens predict what it opens next, and what other layers open.
+
+    The first layer is left out: its landmark keys are all equal, and it opens the newest blocks.
+    """
+
+    tokens: FromOne = 100_000
+    """Ordinary tokens to read."""
+    new_tokens: FromOne = 500
+    """Tokens of the text behind those, decoded one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextOptions(RowOptions, SearchOptions):
+    """A context on disk, and the model that reads it."""
+
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
+    """Folder of the context."""
+    model: Path | None = None
+    """Folder of a converted model with its tokenizer; default: the one in the package."""
+    host_budget: Annotated[str, Bytes()] = "256MB"
+    """Most bytes of keys and values kept in main memory."""
+    threads: Threads = 1
+    """Threads torch may use on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongReadOptions(ContextOptions):
+    """Read millions of tokens, with passkeys at even depths, into a context on disk.
+
+    Prints a row whenever the number of tokens has grown by half: seconds per 1,000 tokens just before, resident and
+    disk bytes. Run the same command again to resume an interrupted one.
+    """
+
+    texts: tuple[Path, ...] = ()
+    """UTF-8 texts to read, repeated where they are too few."""
+    tokens: FromOne = 1_000_000
+    """Ordinary tokens to read, approximately."""
+    passkeys: FromOne = 20
+    """Passkeys hidden in the text."""
+    seed: Seed = 0
+    """Seed of the passkeys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongAskOptions(ContextOptions):
+    """Ask for every passkey of a context that `long-context read` wrote.
+
+    All passkeys are stated in the same words, so the landmark keys of the others are masked while one is asked for;
+    those of all other blocks are searched. Latency is measured without masking, by turns with --baseline if given.
+    """
+
+    retrieve: MaybeFromZero = None
+    """Blocks opened per query; default: as when the context was read."""
+    baseline: Path | None = None
+    """Folder of another, shorter context to compare latency with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongDecodeOptions(ContextOptions):
+    """Count the bytes that a decoded token reads, for every selection of blocks."""
+
+    new_tokens: FromOne = 50
+    """Tokens to decode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthOptions(TextOptions, SearchOptions):
+    """How the time to read a token grows with the length of the text before it.
+
+    A cache reads the text, repeated, to each length. There it takes turns with a cache that has read the shortest
+    length only, 2,046 tokens a turn. Prints seconds per 1,000 tokens of both, by the wall clock and of the processor,
+    and the median ratio with its quartiles. With --context, the long cache is that of a context on disk.
+    """
+
+    lengths: str = "16384,65536,262144,1048576"
+    """Ordinary tokens read before, separated by commas; the shortest is the baseline."""
+    context: Path | None = None
+    """Folder of a context whose length replaces all lengths but the shortest; both caches get a budget of 256 MB."""
+    rounds: FromOne = 8
+    """Measured rounds; in each, both caches read once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityOptions(RowOptions):
+    """What contexts on disk survive: kills, refused calls, power cuts, flipped bits, readers beside a writer.
+
+    Kills a writer at random instants; lets every call that changes the disk fail in turn, as an error and as a power
+    cut with each kind of loss; flips random bits of each region; reads snapshots beside a writer. Stops with an
+    AssertionError at the first result that is not what was committed. docs/reliability.md has what was found.
+    """
+
+    kills: FromOne = 300
+    """Kills of a writer."""
+    flips: FromOne = 200
+    """Bits flipped in each region."""
+    seconds: Annotated[float, Range(0.1, 10**6)] = 20.0
+    """Seconds of reading beside a writer."""
+    folder: Annotated[Path | None, OutFolder()] = None
+    """Folder on the file system to try; default: the system's temporary one."""
+    seed: Seed = 0
+    """Seed of instants and bits."""
+    threads: Threads = 1
+    """Threads torch may use on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelOptions(RowOptions):
+    """Whether a training gives the same losses in one, two and four processes.
+
+    Trains a tiny model on the package's book in one process, then in two and four with --parallel ddp, fsdp and
+    sequence; resumes checkpoints with other numbers of processes; and resumes after a process was killed. Prints the
+    largest differences of loss and gradient norm from one process. docs/scaling.md has what was found.
+    """
+
+    steps: Annotated[int, Range(4, 10**6)] = 50
+    """Optimizer steps."""
+    learning_rate: Annotated[float, Range(1e-12, 1e3)] = 1e-3
+    """Highest learning rate."""
+    folder: Annotated[Path | None, OutFolder()] = None
+    """Folder for the trainings; default: the system's temporary one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuOptions:
+    """Test and time everything on a CUDA device in under ten minutes, and compare with the targets.
+
+    Runs the tests of operations and memory on the device, then the benchmarks, in a checkout with the development tools
+    installed. Exit code: 0 if all targets are met, 1 if something failed or missed its target, 2 without a CUDA device.
+    """
+
+    out: Annotated[Path, OutFile()] = DEFAULT_GPU_ROWS
+    """JSON-lines file of all rows."""

@@ -1,4 +1,4 @@
-"""Plots of `landmark bench`: one line for each contender over length, both axes logarithmic."""
+"""Plots of `landmark bench`: one line for each method over length, both axes logarithmic."""
 
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
@@ -71,7 +71,7 @@ def _draw_ops(rows: list[Row]) -> Figure:
         for axes, name in zip(line, passes, strict=True):
             some = by_pass.get(name, [])
             _lines(axes, some, "length", _milliseconds)
-            _floors(axes, some, "length")
+            _rooflines(axes, some, "length")
             _label(
                 axes, (row["length"] for row in some), f"{name}, {family}", "length, landmarks included", f"ms {DOTTED}"
             )
@@ -92,7 +92,7 @@ def _draw_decode(rows: list[Row]) -> Figure:
     figure, grid = panels(1, len(batches))
     for axes, (batch, some) in zip(grid[0], batches.items(), strict=True):
         _lines(axes, some, "context", _milliseconds)
-        _floors(axes, some, "context")
+        _rooflines(axes, some, "context")
         places = (row["context"] for row in some)
         _label(axes, places, f"decoding, batch {batch}", "ordinary tokens in the context", f"ms a step {DOTTED}")
     return figure
@@ -108,10 +108,10 @@ def _draw_index(rows: list[Row]) -> Figure:
     return figure
 
 
-def _by_contender(rows: list[Row], x: str) -> Iterable[tuple[str, list[Row]]]:
-    """The measured rows of each contender, from left to right."""
+def _by_method(rows: list[Row], x: str) -> Iterable[tuple[str, list[Row]]]:
+    """The measured rows of each method, from left to right."""
     measured = sorted((row for row in rows if row["skipped"] is None), key=lambda row: row[x])
-    return grouped(measured, lambda row: row["contender"]).items()
+    return grouped(measured, lambda row: row["method"]).items()
 
 
 def _family(row: Row) -> str:
@@ -125,26 +125,26 @@ def _milliseconds(row: Row, name: str) -> float:
 
 def _lines(axes: Axes, rows: list[Row], x: str, y: Callable[[Row, str], float]) -> None:
     """Medians, with bars from quartile to quartile."""
-    for contender, own in _by_contender(rows, x):
+    for method, own in _by_method(rows, x):
         middle = [y(row, "median") for row in own]
         ends = [sorted((y(row, "lower_quartile"), y(row, "upper_quartile"))) for row in own]
         below = [value - low for value, (low, _) in zip(middle, ends, strict=True)]
         above = [high - value for value, (_, high) in zip(middle, ends, strict=True)]
-        colour = _colour(contender)
+        colour = _colour(method)
         places = [row[x] for row in own]
-        axes.errorbar(places, middle, yerr=[below, above], label=contender, color=colour, marker="o", capsize=3)
+        axes.errorbar(places, middle, yerr=[below, above], label=method, color=colour, marker="o", capsize=3)
 
 
-def _colour(contender: str) -> str:
-    kind, _, recall = contender.partition("@")
+def _colour(method: str) -> str:
+    kind, _, recall = method.partition("@")
     return "tab:orange" if recall else COLOURS[kind]
 
 
-def _floors(axes: Axes, rows: list[Row], x: str) -> None:
-    """What the machine would take for each contender's work at full speed, dotted in the contender's colour."""
-    for contender, own in _by_contender(rows, x):
-        floors = [max(row["arithmetic_floor_s"], row["byte_floor_s"]) * 1000 for row in own]
-        axes.plot([row[x] for row in own], floors, ":", color=_colour(contender))
+def _rooflines(axes: Axes, rows: list[Row], x: str) -> None:
+    """What the machine would take for each method's work at full speed, dotted in the method's colour."""
+    for method, own in _by_method(rows, x):
+        floors = [max(row["compute_bound_s"], row["memory_bound_s"]) * 1000 for row in own]
+        axes.plot([row[x] for row in own], floors, ":", color=_colour(method))
 
 
 def _label(axes: Axes, places: Iterable[int], title: str, x: str, y: str) -> None:

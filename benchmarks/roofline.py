@@ -74,8 +74,8 @@ class Sizes(NamedTuple):
     heads: int
     kv_heads: int
     head_dim: int
-    layer_weights: int  # of all layers together
-    head_weights: int  # of the output embeddings
+    layer_parameters: int  # of all layers together
+    head_parameters: int  # of the output embeddings
     number_bytes: int
 
 
@@ -125,5 +125,5 @@ def _attention(model: Sizes, batch: int, pairs: Pairs) -> Work:
 
 def _weights(model: Sizes, batch: int, tokens: int, logits: bool) -> Work:
     """Every token meets every weight; the weights are read once."""
-    weights = model.layer_weights + (model.head_weights if logits else 0)
+    weights = model.layer_parameters + (model.head_parameters if logits else 0)
     return Work(2 * batch * tokens * weights, weights * model.number_bytes)

@@ -5,19 +5,35 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import landmark
+from benchmarks.__main__ import BENCHMARKS
 from landmark.cli import main as cli
 from landmark.cli.program import READER_GONE, USAGE_ERROR, Command
+from reproduce.__main__ import REPRODUCE
 
 HEAVY = ("torch", "transformers", "datasets", "matplotlib")
+ROOT = Path(__file__).parents[1]  # where benchmarks and reproduce are
+PROGRAMS = {
+    "landmark.cli.main:LANDMARK": cli.LANDMARK,
+    "benchmarks.__main__:BENCHMARKS": BENCHMARKS,
+    "reproduce.__main__:REPRODUCE": REPRODUCE,
+}
+COMMANDS = [(where, command) for where, program in PROGRAMS.items() for command in program.commands]
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def main_of(where: str, arguments: list[str]) -> str:
+    """Code that runs a program."""
+    module, name = where.split(":")
+    return f"from {module} import {name}; {name}.main({arguments!r})"
 
 
 def heavy_modules_after(code: str) -> str:
@@ -31,18 +47,20 @@ def test_import_is_light():
     assert heavy_modules_after("import landmark; assert 'convert' in dir(landmark)") == ""
 
 
-def test_help_is_light_and_names_every_command():
-    assert heavy_modules_after("from landmark.cli.main import main; main(['--help'])") == ""
-    for command in cli.COMMANDS:
-        assert f"  {command.name} " in cli.LANDMARK.help()
+@pytest.mark.parametrize("where", PROGRAMS)
+def test_help_is_light_and_names_every_command(where: str):
+    assert heavy_modules_after(main_of(where, ["--help"])) == ""
+    for command in PROGRAMS[where].commands:
+        assert f"  {command.name} " in PROGRAMS[where].help()
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
-def test_help_of_each_command_is_light(command: Command):
+@pytest.mark.parametrize(
+    ("where", "command"), COMMANDS, ids=[f"{PROGRAMS[where].name} {command.name}" for where, command in COMMANDS]
+)
+def test_help_of_each_command_is_light(where: str, command: Command):
     asking = f"""
-from landmark.cli.main import main
 try:
-    main({[*command.words, "--help"]!r})
+    {main_of(where, [*command.words, "--help"])}
 except SystemExit as end:
     assert end.code == 0, end.code
 """
@@ -77,6 +95,14 @@ def test_version_is_light_and_tells_what_is_missing(
     monkeypatch.setattr(metadata, "version", missing)
     assert cli.main(["--version"]) == 0
     assert "(no torch, no transformers, Python" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", PROGRAMS)
+def test_help_and_version_of_each_module(where: str):
+    module = where.split(":")[0].removesuffix(".__main__")
+    for option, line in (("--help", f"usage: {PROGRAMS[where].name} COMMAND"), ("--version", "landmark ")):
+        command = [sys.executable, "-m", module, option]
+        assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.startswith(line)
 
 
 @pytest.mark.parametrize(

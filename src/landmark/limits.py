@@ -7,9 +7,9 @@ of a value outside before any work starts. None is a default and always allowed.
 import os
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 LARGEST = 10**12  # more than anything countable here; the machine's own numbers end far beyond
 
@@ -90,19 +90,32 @@ MaybeFromZero = Annotated[int | None, Range(0)]
 
 
 def limits_of(kind: type) -> dict[str, list[Limit]]:
-    """The limits in the annotations of a dataclass, by field."""
-    hints = get_type_hints(kind, include_extras=True)
-    notes = {field.name: getattr(hints[field.name], "__metadata__", ()) for field in fields(kind)}
-    return {name: [note for note in notes[name] if isinstance(note, Limit)] for name in notes}
+    """The limits in the annotations of a dataclass or TypedDict, by field; those of nested ones beside them."""
+    found: dict[str, list[Limit]] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if is_dataclass(inner) or is_typeddict(inner):
+            found |= limits_of(cast(type, inner))
+        else:
+            found[name] = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Limit)]
+    return found
 
 
 def check_limits(options: Any) -> None:
     """Raises ValueError, naming the option and the remedy, for the first value that is outside its limits."""
+    values = _values(options)
     for name, limits in limits_of(type(options)).items():
-        value = getattr(options, name)
         for limit in limits:
-            if value is not None:
-                limit.check(name, value)
+            if values.get(name) is not None:
+                limit.check(name, values[name])
+
+
+def _values(options: Any) -> dict[str, Any]:
+    """Values by field, those of nested options beside them."""
+    found: dict[str, Any] = {}
+    for name, value in (options if isinstance(options, dict) else vars(options)).items():
+        found |= _values(value) if is_dataclass(value) or isinstance(value, dict) else {name: value}
+    return found
 
 
 def _check_writable(name: str, path: Path) -> None:

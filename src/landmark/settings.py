@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
+from landmark.limits import FromZero, MaybeFromOne, Share
+
 # Who chooses the blocks to open: each query of each head; each query, for all heads; each head, for all queries of the
 # chunk. "per_head" looks ahead within a chunk: an earlier query reads what a later one asked for, so that what a model
 # predicts there depends on tokens after it, and on how the text is cut into chunks. Between chunks nothing looks ahead.
@@ -25,17 +27,17 @@ _NAMES = {"top_k": "retrieve", "spoken": "chat"}  # of settings that were saved 
 class ReadingChanges(TypedDict, total=False):
     """Settings of reading that replace a model's own: keyword arguments, and options of the commands that read."""
 
-    retrieve: int
+    retrieve: FromZero
     """Blocks opened per query; 0 reads with local attention alone."""
-    local_blocks: int
+    local_blocks: FromZero
     """Newest complete blocks that stay in sight beside the tail; 0 is the paper's rule."""
-    chunk_size: int | None
+    chunk_size: MaybeFromOne
     """Ordinary tokens read in one forward. Default: what fits the trained range."""
-    max_blocks: int | None
+    max_blocks: MaybeFromOne
     """Newest blocks kept in memory. Default: all."""
     selection: Selection
     """Who chooses blocks: per_token_and_head, per_token, or per_head, which looks ahead within a chunk."""
-    miss_threshold: float
+    miss_threshold: Share
     """Open no blocks where they would get less than this share of a query's attention, from 0 to below 1."""
     positions: Positions
     """Rotary positions of opened blocks: stingy, within the trained range, or true."""

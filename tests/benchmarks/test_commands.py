@@ -21,19 +21,19 @@ FIGURES = [
     "kept_bytes",
     "flops",
     "bytes",
-    "arithmetic_floor_s",
-    "byte_floor_s",
-    "over_floor",
+    "compute_bound_s",
+    "memory_bound_s",
+    "times_roofline",
 ]
-WHERE = ["device", "machine", "threads", "dtype", "contender", "base"]
+WHERE = ["device", "machine", "threads", "dtype", "method", "baseline"]
 AFTER = ["flops_per_s", "bytes_per_s", "skipped"]
-SHAPE = ["layers", "heads", "kv_heads", "head_dim", "layer_weights", "head_weights", "number_bytes"]
+SHAPE = ["layers", "heads", "kv_heads", "head_dim", "layer_parameters", "head_parameters", "number_bytes"]
 SETTINGS = ["block_size", "retrieve", "local_blocks"]
 
-OPS = ["ops", "--rounds", "2", "--contenders", "blockwise,reference"]
+OPS = ["ops", "--rounds", "2", "--methods", "blockwise,reference"]
 TINY_OPS = [*OPS, "--lengths", "12,24", "--heads", "4", "--kv-heads", "2", "--head-dim", "8", "--block-size", "3"]
 TINY_MODEL = ["--layers", "2", "--heads", "2", "--width", "16", "--block-size", "5", "--rounds", "2", "--threads", "1"]
-TINY_READ = ["read", *TINY_MODEL, "--contexts", "60,100", "--chunk", "20"]
+TINY_READ = ["read", *TINY_MODEL, "--contexts", "60,100", "--chunk-size", "20"]
 TINY_DECODE = ["decode", *TINY_MODEL, "--contexts", "60,100", "--batch-sizes", "1,2", "--steps", "2"]
 
 
@@ -55,8 +55,8 @@ def check_figures(rows: list[dict]) -> None:
         assert row["median_s"] <= row["upper_quartile_s"] <= row["maximum_s"]
         assert row["peak_extra_bytes"] > 0
         larger = max(row["flops"] / row["flops_per_s"], row["bytes"] / row["bytes_per_s"])
-        assert row["over_floor"] == pytest.approx(row["median_s"] / larger)
-        if row["contender"] == row["base"]:
+        assert row["times_roofline"] == pytest.approx(row["median_s"] / larger)
+        if row["method"] == row["baseline"]:
             assert row["ratio"] == 1
 
 
@@ -64,7 +64,7 @@ def test_ops_rows(capsys):
     rows = rows_of(TINY_OPS, capsys)
     case = ["bench", "batch", "heads", "kv_heads", "length", "head_dim", "block_size", "pass"]
     assert all(list(row) == [*case, *WHERE, *FIGURES, *AFTER] for row in rows)
-    told = [(row["length"], row["pass"], row["contender"]) for row in rows]
+    told = [(row["length"], row["pass"], row["method"]) for row in rows]
     names = ("sdpa", "blockwise", "reference")
     assert told == [(n, p, name) for n in (12, 24) for p in ("forward", "forward+backward") for name in names]
     check_figures(rows)
@@ -77,18 +77,18 @@ def test_read_rows(capsys):
     rows = rows_of(TINY_READ, capsys)
     what = ["bench", "model", "context", "blocks", "chunk", *SETTINGS, *SHAPE]
     assert all(list(row) == [*what, *WHERE, *FIGURES, *AFTER] for row in rows)
-    told = [(row["context"], row["blocks"], row["contender"]) for row in rows]
+    told = [(row["context"], row["blocks"], row["method"]) for row in rows]
     names = ("memory", "no memory", "plain", "full")
     assert told == [(n, n // 5, name) for n in (60, 100) for name in names]
     check_figures(rows)
     assert all(row["tokens_per_s"] == pytest.approx(20 / row["median_s"]) for row in rows)
-    kept = {row["contender"]: row["kept_bytes"] for row in rows[4:]}
+    kept = {row["method"]: row["kept_bytes"] for row in rows[4:]}
     assert kept["memory"] > kept["full"] > kept["no memory"] > kept["plain"] == 0
 
 
 def test_full_attention_up_to_a_length(capsys):
     rows = rows_of([*TINY_READ, "--full-limit", "60"], capsys)
-    reasons = [row["skipped"] for row in rows if row["contender"] == "full"]
+    reasons = [row["skipped"] for row in rows if row["method"] == "full"]
     assert reasons == [None, "the context is longer than full_limit 60"]
     assert rows[-1]["median_s"] is None
 
@@ -97,7 +97,7 @@ def test_decode_rows(capsys):
     rows = rows_of([*TINY_DECODE, "--dense"], capsys)
     what = ["bench", "model", "context", "batch", "steps", *SETTINGS, *SHAPE]
     assert all(list(row) == [*what, *WHERE, *FIGURES, *AFTER] for row in rows)
-    told = [(row["batch"], row["context"], row["contender"]) for row in rows]
+    told = [(row["batch"], row["context"], row["method"]) for row in rows]
     names = ("memory", "no memory", "full", "growing", "dense")
     assert told == [(b, n, name) for b in (1, 2) for n in (60, 100) for name in names]
     check_figures(rows)
@@ -106,15 +106,15 @@ def test_decode_rows(capsys):
 
 def test_a_context_that_does_not_fit_is_skipped_with_the_figures(capsys):
     rows = rows_of([*TINY_DECODE[:-6], "--contexts", "60,1000000000000", "--steps", "2"], capsys)
-    reasons = {(row["context"], row["contender"]): row["skipped"] for row in rows}
-    for contender in ("memory", "full", "growing"):
-        assert reasons[60, contender] is None
-        assert "GB are free" in reasons[1000000000000, contender]
+    reasons = {(row["context"], row["method"]): row["skipped"] for row in rows}
+    for method in ("memory", "full", "growing"):
+        assert reasons[60, method] is None
+        assert "GB are free" in reasons[1000000000000, method]
 
 
 def test_a_converted_model_from_a_folder(model_folder, capsys):
     arguments = ["--model", str(model_folder), "--contexts", "60", "--rounds", "2", "--retrieve", "1"]
-    rows = rows_of(["read", *arguments, "--chunk", "20"], capsys)
+    rows = rows_of(["read", *arguments, "--chunk-size", "20"], capsys)
     assert {(row["block_size"], row["retrieve"], row["local_blocks"]) for row in rows} == {(5, 1, 1)}
     check_figures(rows)
     check_figures(rows_of(["decode", *arguments, "--steps", "2", "--batch-sizes", "1"], capsys))
@@ -123,7 +123,7 @@ def test_a_converted_model_from_a_folder(model_folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "suffix", "words"),
     [
-        (TINY_OPS, ".png", ["forward+backward", "blockwise", "1 x", "4/2", "block 3", "over floor"]),
+        (TINY_OPS, ".png", ["forward+backward", "blockwise", "1 x", "4/2", "block 3", "x roofline"]),
         (TINY_READ, ".svg", ["tokens/s", "no memory", "kept MB"]),
         (TINY_DECODE, ".png", ["memory", "full", "ratio"]),
     ],
@@ -151,8 +151,8 @@ def test_flex_attention_or_why_not(monkeypatch, capsys):
         raise NotImplementedError("no compiler")
 
     monkeypatch.setattr(ops.torch, "compile", lambda function, **options: refuse)
-    rows = rows_of([*TINY_OPS, "--contenders", "flex"], capsys)
-    assert {row["skipped"] for row in rows if row["contender"] == "flex"} == {"NotImplementedError: no compiler"}
+    rows = rows_of([*TINY_OPS, "--methods", "flex"], capsys)
+    assert {row["skipped"] for row in rows if row["method"] == "flex"} == {"NotImplementedError: no compiler"}
     assert NotImplementedError in compare.FOREIGN_REFUSALS[1].__subclasses__()
 
 
@@ -160,8 +160,8 @@ def test_flex_attention_or_why_not(monkeypatch, capsys):
     ("arguments", "said"),
     [
         (["ops", "--lengths", "4,x"], "lengths is '4,x'"),
-        (["ops", "--contenders", "nonsense"], "'nonsense' is none on cpu"),
-        (["read", "--chunk", "0"], "chunk is 0"),
+        (["ops", "--methods", "nonsense"], "'nonsense' is none on cpu"),
+        (["read", "--chunk-size", "0"], "chunk_size is 0"),
         (["decode", "--batch-sizes", "0"], "batch_sizes is '0'"),
     ],
 )

@@ -24,13 +24,13 @@ def test_rows(capsys, monkeypatch):
     pytest.importorskip("faiss")
     monkeypatch.setitem(index._LARGEST, "faiss_hnsw", 100)
     names = ["exact", "hierarchical", "hierarchical@0.9", "faiss_flat", "faiss_hnsw"]
-    arguments = ["--blocks", "100,2500", "--contenders", ",".join(names[1:]), "--json"]
+    arguments = ["--blocks", "100,2500", "--methods", ",".join(names[1:]), "--json"]
     assert BENCHMARKS.main([*TINY, *arguments]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    told = [(row["blocks"], row["queries"], row["contender"]) for row in rows]
+    told = [(row["blocks"], row["queries"], row["method"]) for row in rows]
     assert told == [(blocks, queries, name) for blocks in (100, 2500) for queries in (1, 3) for name in names]
     for row in rows:
-        if (row["blocks"], row["contender"]) == (2500, "faiss_hnsw"):
+        if (row["blocks"], row["method"]) == (2500, "faiss_hnsw"):
             assert row["skipped"] == "not built for more than 100 blocks: it takes many minutes"
             assert row["recall"] is None
             continue
@@ -39,14 +39,14 @@ def test_rows(capsys, monkeypatch):
         assert row["build_s"] > 0
         assert row["kept_bytes"] >= row["blocks"] * 16 * 4
         assert row["flops"] == 2 * 16 * 2 * row["blocks"]
-        if row["contender"] in ("exact", "hierarchical", "faiss_flat"):
+        if row["method"] in ("exact", "hierarchical", "faiss_flat"):
             assert row["recall"] == 1
-        assert (row["read_share"] is not None) == (row["blocks"] == 2500 and "hierarchical" in row["contender"])
+        assert (row["read_share"] is not None) == (row["blocks"] == 2500 and "hierarchical" in row["method"])
 
 
 def test_table_and_plot(capsys, tmp_path):
     plot = tmp_path / "plot.svg"
-    arguments = ["--blocks", "50,2100", "--contenders", "hierarchical,hierarchical@0.9", "--plot", str(plot)]
+    arguments = ["--blocks", "50,2100", "--methods", "hierarchical,hierarchical@0.9", "--plot", str(plot)]
     assert BENCHMARKS.main([*TINY, *arguments]) == 0
     printed = capsys.readouterr()
     assert all(word in printed.out for word in ("hierarchical@0.9", "recall", "read %", "build s"))
@@ -56,22 +56,22 @@ def test_table_and_plot(capsys, tmp_path):
 
 def test_what_does_not_fit_is_skipped(monkeypatch, capsys):
     monkeypatch.setattr(index, "shortage", lambda needed, device: "needs more")
-    assert BENCHMARKS.main([*TINY, "--blocks", "50", "--contenders", "hierarchical"]) == 0
+    assert BENCHMARKS.main([*TINY, "--blocks", "50", "--methods", "hierarchical"]) == 0
     assert "needs more" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("contenders", "said"),
+    ("methods", "said"),
     [
-        ("nonsense", "contender 'nonsense' is none: choose from exact, hierarchical"),
-        ("faiss_flat@0.9", "contender 'faiss_flat@0.9' is none"),
-        ("exact@0.9", "contender 'exact@0.9': recall=0.9 requires kind"),
-        ("hierarchical@all", "contender 'hierarchical@all': could not convert"),
+        ("nonsense", "method 'nonsense' is none: choose from exact, hierarchical"),
+        ("faiss_flat@0.9", "method 'faiss_flat@0.9' is none"),
+        ("exact@0.9", "method 'exact@0.9': recall=0.9 requires kind"),
+        ("hierarchical@all", "method 'hierarchical@all': could not convert"),
     ],
 )
-def test_contenders_that_mean_nothing_are_refused(contenders, said):
+def test_contenders_that_mean_nothing_are_refused(methods, said):
     with pytest.raises(ValueError, match=said):
-        index.contenders(contenders)
+        index.methods(methods)
 
 
 def test_other_devices_and_dtypes_are_refused():

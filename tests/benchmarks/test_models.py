@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks import full_attention
-from benchmarks.models import subject
+from benchmarks.filled_cache import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
+from benchmarks.models import model_pair
 from benchmarks.options import ReadOptions
-from benchmarks.past import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
 from benchmarks.read import opened_blocks
 from benchmarks.roofline import Sizes
 from landmark.ops.attention import landmark_attention
@@ -19,7 +19,7 @@ OPTIONS = ReadOptions(layers=3, heads=4, kv_heads=2, width=32, block_size=5, ret
 
 @pytest.fixture
 def tiny(machine):
-    made = subject(OPTIONS, replace(machine, dtype=torch.float64), layers=6)
+    made = model_pair(OPTIONS, replace(machine, dtype=torch.float64), layers=6)
     # With small weights nothing depends on attention; larger ones make wrong attention show.
     with torch.no_grad():
         for weight in made.model.parameters():

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import ops, read
 from benchmarks.machine import prepare
-from benchmarks.models import subject
+from benchmarks.models import model_pair
 from benchmarks.options import DecodeOptions, OpsOptions, ReadOptions
 
 
@@ -21,7 +21,7 @@ from benchmarks.options import DecodeOptions, OpsOptions, ReadOptions
         (OpsOptions, {"heads": 6, "kv_heads": 4}, "kv_heads is 4: give a divisor of the 6"),
         (OpsOptions, {"kv_heads": 3}, "a divisor of the 8"),
         (OpsOptions, {"head_dim": 0}, "head_dim is 0"),
-        (ReadOptions, {"chunk": 0}, "chunk is 0"),
+        (ReadOptions, {"chunk_size": 0}, "chunk_size is 0"),
         (ReadOptions, {"width": 100}, "width is 100: give an even multiple of the 8 heads"),
         (ReadOptions, {"model": "somewhere", "layers": 2}, "layers shape the random model"),
         (DecodeOptions, {"local_blocks": -1}, "local_blocks is -1: give 0 or more"),
@@ -42,7 +42,7 @@ def test_a_device_that_is_not_there():
 
 def test_no_model_there(machine, tmp_path):
     with pytest.raises(ValueError, match=r"no model at .*missing"):
-        subject(ReadOptions(model=tmp_path / "missing"), machine, 6)
+        model_pair(ReadOptions(model=tmp_path / "missing"), machine, 6)
 
 
 def test_cases_are_the_devices_or_those_named():
@@ -56,17 +56,17 @@ def test_cases_are_the_devices_or_those_named():
 
 
 def test_contenders():
-    assert ops.contenders(OpsOptions()) == ("sdpa", "flex", "blockwise", "reference")
-    assert ops.contenders(OpsOptions(contenders="blockwise")) == ("sdpa", "blockwise")
-    assert "fused" in ops.contenders(OpsOptions(device="cuda"))
+    assert ops.methods(OpsOptions()) == ("sdpa", "flex", "blockwise", "reference")
+    assert ops.methods(OpsOptions(methods="blockwise")) == ("sdpa", "blockwise")
+    assert "fused" in ops.methods(OpsOptions(device="cuda"))
     with pytest.raises(ValueError, match="'fused' is none on cpu, choose from sdpa, flex"):
-        ops.contenders(OpsOptions(contenders="blockwise,fused"))
+        ops.methods(OpsOptions(methods="blockwise,fused"))
 
 
 def test_reading_options_that_do_not_fit_the_model(machine):
     shape = {"layers": 1, "heads": 2, "width": 16, "block_size": 5, "rounds": 3}
-    reader = subject(ReadOptions(**shape), machine, 6)
-    with pytest.raises(ValueError, match="chunk is 5000: at most"):
-        read.check(reader, ReadOptions(**shape, chunk=5000), [100000])
+    pair = model_pair(ReadOptions(**shape), machine, 6)
+    with pytest.raises(ValueError, match="chunk_size is 5000: at most"):
+        read.check(pair, ReadOptions(**shape, chunk_size=5000), [100000])
     with pytest.raises(ValueError, match="context 70 is shorter than the 80 tokens read before the median round"):
-        read.check(reader, ReadOptions(**shape, chunk=40), [1000, 70])
+        read.check(pair, ReadOptions(**shape, chunk_size=40), [1000, 70])

@@ -6,21 +6,34 @@ import shutil
 import subprocess
 import sys
 import types
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
 
+from benchmarks.__main__ import BENCHMARKS
 from landmark.cli import main as cli
-from landmark.cli.program import USAGE_ERROR
+from landmark.cli.main import LANDMARK
+from landmark.cli.parsing import _is_group
+from landmark.cli.program import USAGE_ERROR, Command, Program
 from landmark.limits import LARGEST, OutFile, OutFolder, Range, limits_of
+from reproduce.__main__ import REPRODUCE
 
-COMMANDS = {command.name: command for command in cli.COMMANDS}
+PROGRAMS = (LANDMARK, BENCHMARKS, REPRODUCE)
+COMMANDS = [(program, command) for program in PROGRAMS for command in program.commands]
+every_command = pytest.mark.parametrize(
+    ("program", "command"), COMMANDS, ids=[f"{program.name} {command.name}" for program, command in COMMANDS]
+)
 
 
-def options_of(name: str) -> type:
-    return COMMANDS[name].load()[1]
+def hints_of(kind: type) -> dict[str, object]:
+    """The types of all options, those of nested groups beside the others."""
+    found: dict[str, object] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        found |= hints_of(inner) if _is_group(inner) else {name: hint}
+    return found
 
 
 def kinds_of(hint: object) -> set[object]:
@@ -34,32 +47,35 @@ def kinds_of(hint: object) -> set[object]:
 
 # What a command needs before its options are looked at.
 NEEDED = {
-    "generate": ["--file", "no.txt", "--prompt", "x"],
-    "read": ["no.txt", "--out", "new"],
-    "append": ["no", "no.txt"],
-    "ask": ["no", "x"],
-    "contexts info": ["no"],
-    "contexts verify": ["no"],
-    "contexts delete": ["no"],
-    "contexts export": ["no", "--out", "no.tar"],
-    "train": ["--out", "new"],
-    "tokenizer train": ["no.txt", "--out", "new"],
-    "eval perplexity": ["--data", "no.txt"],
-    "report": ["--out", "new"],
+    (LANDMARK, "read"): ["no.txt", "--out", "new"],
+    (LANDMARK, "append"): ["no", "no.txt"],
+    (LANDMARK, "ask"): ["no", "x"],
+    (LANDMARK, "contexts info"): ["no"],
+    (LANDMARK, "contexts verify"): ["no"],
+    (LANDMARK, "contexts delete"): ["no"],
+    (LANDMARK, "contexts export"): ["no", "--out", "no.tar"],
+    (LANDMARK, "train"): ["--out", "new"],
+    (LANDMARK, "tokenizer train"): ["no.txt", "--out", "new"],
+    (LANDMARK, "eval perplexity"): ["--data", "no.txt"],
+    (BENCHMARKS, "long-context read"): ["no"],
+    (BENCHMARKS, "long-context ask"): ["no"],
+    (BENCHMARKS, "long-context decode"): ["no"],
+    (REPRODUCE, "paper"): ["--out", "new"],
+    (REPRODUCE, "train"): ["small_books", "--out", "new"],
 }
 NUMBERS = [
-    (name, field.name, limit)
-    for name in COMMANDS
-    for field in fields(options_of(name))
-    for limit in limits_of(options_of(name))[field.name]
+    (program, command, name, limit)
+    for program, command in COMMANDS
+    for name, limits in limits_of(command.load()[1]).items()
+    for limit in limits
     if isinstance(limit, Range)
 ]
 
 
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], program: Program = LANDMARK) -> str:
     """The one line with which a command line is refused."""
     try:
-        code = cli.main(arguments)
+        code = program.main(arguments)
     except SystemExit as end:  # by the parser
         code = end.code
     output = capsys.readouterr()
@@ -69,34 +85,39 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     return line
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_number_has_limits(name):
-    hints, limits = get_type_hints(options_of(name), include_extras=True), limits_of(options_of(name))
-    for field in fields(options_of(name)):
-        if {int, float} & kinds_of(hints[field.name]):
-            assert any(isinstance(limit, Range) for limit in limits[field.name]), f"--{field.name} of {name}"
+@every_command
+def test_every_number_has_limits(program: Program, command: Command):
+    limits = limits_of(command.load()[1])
+    for name, hint in hints_of(command.load()[1]).items():
+        if {int, float} & kinds_of(hint):
+            assert any(isinstance(limit, Range) for limit in limits[name]), f"--{name} of {command.name}"
 
 
-@pytest.mark.parametrize(("name", "option", "limit"), NUMBERS)
-def test_numbers_outside_their_limits(name, option, limit, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("program", "command", "option", "limit"),
+    NUMBERS,
+    ids=[f"{program.name} {command.name} {option}" for program, command, option, _ in NUMBERS],
+)
+def test_numbers_outside_their_limits(program, command, option, limit, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    whole = int in kinds_of(get_type_hints(options_of(name), include_extras=True)[option])
+    whole = int in kinds_of(hints_of(command.load()[1])[option])
     bad = ["nan", "inf", "-inf", "-1", "1e400"] if not whole else ["-1", str(10**30), "1.5", "nan", ""]
     if limit.least > 0 and not limit.or_zero:
         bad.append("0")
     flag = "--" + option.replace("_", "-")
     for value in bad:
-        line = refused(capsys, [*name.split(), *NEEDED.get(name, []), flag, value])
+        line = refused(capsys, [*command.words, *NEEDED.get((program, command.name), []), flag, value], program)
         assert option in line.replace("-", "_")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_parser_errors_are_one_line(name, capsys):
-    assert "nonsense" in refused(capsys, [*name.split(), *NEEDED.get(name, []), "--nonsense", "x"])
-    if name in NEEDED:
-        assert "Missing" in refused(capsys, name.split())
-    assert "'x\\udcff' is not UTF-8" in refused(capsys, [*name.split(), "x\udcff"])
+@every_command
+def test_parser_errors_are_one_line(program: Program, command: Command, capsys):
+    needed = NEEDED.get((program, command.name), [])
+    assert "nonsense" in refused(capsys, [*command.words, *needed, "--nonsense", "x"], program)
+    if needed:
+        assert "Missing" in refused(capsys, command.words, program)
+    assert "'x\\udcff' is not UTF-8" in refused(capsys, [*command.words, "x\udcff"], program)
 
 
 def test_an_empty_value_is_no_folder(capsys):
@@ -105,34 +126,43 @@ def test_an_empty_value_is_no_folder(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("program", "arguments"),
     [
-        ["read", "BOOK", "--out", "FILE/new"],
-        ["read", "BOOK", "--out", "FILE"],
-        ["read", "BOOK", "--out", "NONE/new"],
-        ["contexts", "export", "NONE", "--out", "FOLDER"],
-        ["contexts", "export", "NONE", "--out", "NONE/x.tar"],
-        ["train", "--texts", "BOOK", "--out", "FILE/new"],
-        ["train", "--texts", "BOOK", "--out", "FOLDER", "--json", "FOLDER"],
-        ["tokenizer", "train", "BOOK", "--out", "FILE"],
-        ["eval", "passkey", "--out", "FOLDER"],
-        ["eval", "passkey", "--out", "NONE/log"],
-        ["report", "--quick", "--out", "FILE"],
-        ["bench", "ops", "--plot", "FOLDER/x.png/x.png"],
-        ["generate", "--file", "FOLDER", "--prompt", "x"],
-        ["demo", "--book", "FOLDER"],
-        ["demo", "--model", "FILE"],
-        ["eval", "perplexity", "--data", "FOLDER"],
-        ["read", "FOLDER", "--out", "NEW"],
-        ["tokenizer", "train", "FOLDER", "--out", "NEW"],
+        (LANDMARK, ["read", "BOOK", "--out", "FILE/new"]),
+        (LANDMARK, ["read", "BOOK", "--out", "FILE"]),
+        (LANDMARK, ["read", "BOOK", "--out", "NONE/new"]),
+        (LANDMARK, ["contexts", "export", "NONE", "--out", "FOLDER"]),
+        (LANDMARK, ["contexts", "export", "NONE", "--out", "NONE/x.tar"]),
+        (LANDMARK, ["train", "--texts", "BOOK", "--out", "FILE/new"]),
+        (LANDMARK, ["train", "--texts", "BOOK", "--out", "FOLDER", "--json", "FOLDER"]),
+        (LANDMARK, ["tokenizer", "train", "BOOK", "--out", "FILE"]),
+        (LANDMARK, ["eval", "passkey", "--out", "FOLDER"]),
+        (LANDMARK, ["eval", "passkey", "--out", "NONE/log"]),
+        (LANDMARK, ["ask", "FOLDER", "x"]),
+        (LANDMARK, ["demo", "--book", "FOLDER"]),
+        (LANDMARK, ["demo", "--model", "FILE"]),
+        (LANDMARK, ["eval", "perplexity", "--data", "FOLDER"]),
+        (LANDMARK, ["read", "FOLDER", "--out", "NEW"]),
+        (LANDMARK, ["tokenizer", "train", "FOLDER", "--out", "NEW"]),
+        (REPRODUCE, ["--quick", "--out", "FILE"]),
+        (BENCHMARKS, ["ops", "--plot", "FOLDER/x.png/x.png"]),
+        (BENCHMARKS, ["gpu", "--out", "FOLDER"]),
+        (BENCHMARKS, ["reliability", "--folder", "FILE"]),
+        (BENCHMARKS, ["parallel", "--folder", "FILE"]),
+        (BENCHMARKS, ["tiers", "disk", "--folder", "FILE"]),
+        (BENCHMARKS, ["tiers", "read", "--text", "FOLDER"]),
+        (BENCHMARKS, ["tiers", "read", "--model", "FILE"]),
+        (BENCHMARKS, ["long-context", "ask", "FOLDER"]),
+        (BENCHMARKS, ["long-context", "read", "NEW", "--texts", "FOLDER"]),
+        (BENCHMARKS, ["long-context", "read", "NEW"]),
     ],
 )
-def test_files_and_folders_in_each_others_place(arguments, tmp_path, capsys, monkeypatch):
+def test_files_and_folders_in_each_others_place(program, arguments, tmp_path, capsys, monkeypatch):
     (tmp_path / "FILE").write_text("a text")
     (tmp_path / "BOOK").write_text("a text of a few words. " * 100)
     (tmp_path / "FOLDER").mkdir()
     monkeypatch.chdir(tmp_path)
-    refused(capsys, arguments)
+    refused(capsys, arguments, program)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["BOOK", "FILE", "FOLDER"]
 
 
@@ -217,8 +247,8 @@ def test_options_are_held_against_the_model_before_its_weights_are_read(model_fo
     (tmp_path / "book.txt").write_text("a text of a few words. " * 100)
     book, model = str(tmp_path / "book.txt"), ["--model", str(model_folder)]
     for arguments, said in [
-        (["generate", *model, "--file", book, "--prompt", "x", "--chunk-size", "5000"], "does not fit"),
-        (["generate", *model, "--file", book, "--prompt", "x", "--retrieve", "1000"], "nothing fits"),
+        (["ask", book, "x", *model, "--chunk-size", "5000"], "does not fit"),
+        (["ask", book, "x", *model, "--retrieve", "1000"], "nothing fits"),
         (["eval", "passkey", *model, "--haystack", book, "--chunk-size", "1000"], "does not fit"),
         (
             ["eval", "passkey", *model, "--haystack", book, "--attention", "full", "--retrieve", "2"],
@@ -275,9 +305,17 @@ def test_closed_input_and_error_harm_nothing_that_does_not_need_them(tmp_path):
 @pytest.mark.parametrize("columns", ["0", "1", "5", "20", "-3", "abc", "1000000"])
 def test_help_ends_at_every_width(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
-    for name in COMMANDS:
+    for program, command in COMMANDS:
         with pytest.raises(SystemExit) as end:
-            cli.main([*name.split(), "--help"])
+            program.main([*command.words, "--help"])
         assert end.value.code == 0
         assert len(capsys.readouterr().out.splitlines()) < 400
     assert os.environ["COLUMNS"] == columns
+
+
+@every_command
+def test_help_fits_two_screens(program: Program, command: Command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        program.main([*command.words, "--help"])
+    assert len(capsys.readouterr().out.splitlines()) <= 95

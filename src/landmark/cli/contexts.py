@@ -2,15 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from landmark.cli import streams
+from landmark.cli.output import bytes_done
 from landmark.limits import OutFile
 
 DAMAGED = 1
@@ -70,7 +68,7 @@ def run_ls(options: ListOptions) -> int:
 
 
 def run_info(options: ContextOptions) -> int:
-    """All that is told without a model."""
+    """What a context holds, without loading a model."""
     from landmark.contexts.folder import info
     from landmark.contexts.snapshot import open_reader
 
@@ -80,8 +78,8 @@ def run_info(options: ContextOptions) -> int:
         print(json.dumps({**found, "documents": documents}))
         return 0
     header, _ = found.pop("header"), found.pop("documents")
-    told = found | {"model": header["model"]} | header["settings"] | header["fingerprint"]
-    for name, value in told.items():
+    facts = found | {"model": header["model"]} | header["settings"] | header["fingerprint"]
+    for name, value in facts.items():
         print(f"{name}: {value}")
     print(f"documents: {len(documents)}")
     for document in documents:
@@ -105,13 +103,13 @@ def run_verify(options: ContextOptions) -> int:
 
 
 def run_delete(options: DeleteOptions) -> int:
-    """Ask, where someone can answer, and delete."""
+    """Ask on a terminal, and delete."""
     from landmark.contexts.folder import delete, info
 
     found = info(options.context)
     if not options.yes:
         if sys.stdin is None or not sys.stdin.isatty():
-            raise ValueError(f"{options.context} is not deleted: say --yes where nobody can be asked")
+            raise ValueError(f"{options.context} is not deleted: give --yes where there is no terminal to ask on")
         print(
             f"delete {options.context}: {found['documents']} documents, {found['bytes'] / 1e6:,.1f} MB? [y/N] ", end=""
         )
@@ -131,15 +129,3 @@ def run_export(options: ExportOptions) -> int:
         export(options.context, options.out, progress)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:,.1f} MB")
     return 0
-
-
-@contextmanager
-def bytes_done(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr that what it gives moves, to so many bytes of so many; only where someone looks."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = streams.console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

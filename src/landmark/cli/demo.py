@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landmark.cli import streams
-from landmark.cli.reading import load, tokens_read
+from landmark.cli.options import load
+from landmark.cli.output import console as stdout_console
+from landmark.cli.output import tokens_read
 from landmark.limits import Depth, Seed
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run(options: DemoOptions) -> int:
     key, depth = random_key(rng), rng.random() if options.depth is None else options.depth
     prompt = keys.hide(key, keys.haystack, depth)
     reading.check_length(model.config, len(prompt.text) + len(prompt.question) + len(key))
-    console = streams.console()
+    console = stdout_console()
     console.print(f"A book of {len(keys.haystack):,} tokens; at {depth:.1%} of it stands: The pass key is {key}.")
     console.print(f"The model has learnt on windows of {model.config.max_position_embeddings} positions.\n")
 

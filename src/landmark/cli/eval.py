@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from landmark.cli import streams
-from landmark.cli.reading import load, tokens_read
-from landmark.limits import LARGEST, FromOne, MaybeFromOne, OutFile, Range, Seed
+from landmark.cli.options import load, whole_numbers
+from landmark.cli.output import print_table, tokens_read
+from landmark.limits import FromOne, MaybeFromOne, OutFile, Range, Seed
 from landmark.settings import ReadingChanges
 
 if TYPE_CHECKING:
@@ -189,17 +189,6 @@ def run_perplexity(options: PerplexityOptions) -> int:
     return 0
 
 
-def whole_numbers(name: str, text: str, most: int = LARGEST) -> list[int]:
-    """The numbers of "4096,32768"; raises ValueError for anything else."""
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} is {text!r}: give whole numbers separated by commas, e.g. 4096,32768") from None
-    if not 1 <= min(numbers) <= max(numbers) <= most:
-        raise ValueError(f"{name} is {text!r}: give numbers of 1 or more, at most {most}")
-    return list(dict.fromkeys(numbers))
-
-
 def reading_of(options: ReadingOptions, config: Any) -> "Reading":
     """How the options say to read."""
     from landmark.evaluation.reading import Reading
@@ -215,20 +204,3 @@ def reading_of(options: ReadingOptions, config: Any) -> "Reading":
 def marks(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
     """A column for what needs to be known of some of the figures, if there are such."""
     return ("looks_ahead",) if any("looks_ahead" in row for row in rows) else ()
-
-
-def print_table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Print `rows` as a table on stdout, as wide as it needs to be where nobody's screen limits it."""
-    from rich.table import Table
-
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(shown(row[column]) if column in row else "" for column in columns))
-    streams.console().print(table)
-
-
-def shown(value: Any) -> str:
-    """A figure as people read it; an error of a single window is unknown."""
-    if value is None:
-        return "?"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

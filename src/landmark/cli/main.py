@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from landmark.cli.program import Command, Program
 
 COMMANDS = (
-    Command("demo", "landmark.cli.demo:run", "find a key hidden in a book, with the model in the package"),
-    Command("generate", "landmark.cli.generate:run", "read a text of any length, then continue it"),
+    Command("demo", "landmark.cli.demo:run", "find a passkey hidden in a book, with the model in the package"),
     Command("read", "landmark.cli.read:run_read", "read texts into a context on disk"),
     Command("append", "landmark.cli.read:run_append", "add texts to a context"),
-    Command("ask", "landmark.cli.read:run_ask", "continue a prompt after a context, and show where it looked"),
+    Command("ask", "landmark.cli.ask:run", "continue a prompt after a context or a text, and show where it looked"),
     Command("contexts ls", "landmark.cli.contexts:run_ls", "list contexts"),
     Command("contexts info", "landmark.cli.contexts:run_info", "what a context holds, and how much"),
     Command("contexts verify", "landmark.cli.contexts:run_verify", "check every committed byte of a context"),
@@ -17,7 +16,7 @@ COMMANDS = (
     Command("contexts export", "landmark.cli.contexts:run_export", "write a context to one file"),
     Command("train", "landmark.cli.train:run", "train from scratch, or teach landmarks to a model"),
     Command("tokenizer train", "landmark.cli.train:run_tokenizer", "train a byte-level BPE tokenizer on texts"),
-    Command("eval passkey", "landmark.cli.eval:run_passkey", "find keys hidden in long texts"),
+    Command("eval passkey", "landmark.cli.eval:run_passkey", "find passkeys hidden in long texts"),
     Command("eval perplexity", "landmark.cli.eval:run_perplexity", "perplexity of texts read through memory"),
 )
 
@@ -27,6 +26,7 @@ LANDMARK = Program(
     COMMANDS,
     """\
   landmark demo
+  landmark ask book.txt "The name of the ship is "
   landmark read books/*.txt --out library && landmark ask library "What is the pass key? The pass key is "
   landmark tokenizer train books/*.txt --out runs/tokenizer
   landmark train --help""",

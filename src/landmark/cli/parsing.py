@@ -1,21 +1,33 @@
-"""Options from a command line: tyro's parsing, its messages on one line, its help at a width that it can lay out."""
+"""Options from a command line, by tyro: help texts in groups at a readable width, error messages on one line.
 
+A dataclass of options gives names, types, limits and help texts (the docstrings of its fields). Nested dataclasses and
+TypedDicts, and the options that its `GROUPS` name, stand in boxes of their own in the help.
+"""
+
+import ast
+import inspect
 import io
 import os
 import re
 import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from typing import Any
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from itertools import pairwise
+from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
 import tyro
+from tyro.conf import OmitArgPrefixes, arg
 
-from landmark.cli.streams import NARROWEST, WIDEST
+from landmark.cli.output import NARROWEST, WIDEST
 
 MESSAGE_COLUMNS = 1000  # of a message that is put on one line afterwards
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 RULE = re.compile(r"─{3,}")
 HINTS = ("Argument helptext", "For full helptext")
+CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+NO_DEFAULTS = ("None", "False", "")  # of options whose help text says what happens without them
 
 
 def parse(kind: type, prog: str, arguments: Sequence[str]) -> Any:
@@ -25,12 +37,83 @@ def parse(kind: type, prog: str, arguments: Sequence[str]) -> Any:
     """
     helping = any(argument in ("-h", "--help") for argument in arguments)
     terminal = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
-    said = io.StringIO()
+    message = io.StringIO()
     try:
-        with _columns(terminal if helping else MESSAGE_COLUMNS), redirect_stderr(said):
-            return tyro.cli(kind, prog=prog, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+        with _columns(terminal if helping else MESSAGE_COLUMNS), redirect_stderr(message):
+            return _restored(kind, tyro.cli(_shown(kind), prog=prog, args=arguments, config=CONFIG))
     except SystemExit as end:
-        raise SystemExit(_message(said.getvalue(), prog) if end.code else 0) from None
+        raise SystemExit(_one_line(message.getvalue(), prog) if end.code else 0) from None
+
+
+# Help. tyro parses a dataclass made for it, with help texts as single paragraphs and options in groups.
+
+
+def _shown(kind: type, text: str | None = None) -> type:
+    """The dataclass that tyro shows and parses in the place of `kind`, described by `text` or its docstring."""
+    hints, texts = get_type_hints(kind, include_extras=True), _help_texts(kind)
+    groups: dict[str, Sequence[str]] = getattr(kind, "GROUPS", {})
+    group_of = {name: title for title, names in groups.items() for name in names}
+    own: list[Any] = []
+    grouped: dict[str, list[Any]] = {title: [] for title in groups}
+    for name, default in _defaults(kind).items():
+        inner = _inner(hints[name])
+        if _is_group(inner):
+            shown = _shown(inner, texts.get(name))
+            option = (name, OmitArgPrefixes[shown], field(default_factory=shown))
+        else:
+            hint = hints[name] | None if is_typeddict(kind) else hints[name]
+            hint = Annotated[hint, arg(help=texts.get(name), help_behavior_hint=_default_hint(default))]
+            option = (name, hint, field(default=default))
+        grouped.get(group_of.get(name, ""), own).append(option)
+    for title, options in grouped.items():
+        group = make_dataclass(title, options, kw_only=True, namespace={"__doc__": ""})
+        own.append((title, OmitArgPrefixes[group], field(default_factory=group)))
+    return make_dataclass(kind.__name__, own, kw_only=True, namespace={"__doc__": text or kind.__doc__})
+
+
+def _restored(kind: type, shown: Any) -> Any:
+    """The options `kind` with the values of what tyro parsed; a TypedDict has those that were given."""
+    values = dict(vars(shown))
+    for title in getattr(kind, "GROUPS", {}):
+        values |= vars(values.pop(title))
+    if is_typeddict(kind):
+        return {name: value for name, value in values.items() if value is not None}
+    hints = get_type_hints(kind)
+    return kind(**{name: _restored(hints[name], v) if _is_group(hints[name]) else v for name, v in values.items()})
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """Defaults by option, None for those of a TypedDict."""
+    if is_typeddict(kind):
+        return dict.fromkeys(get_type_hints(kind))
+    return {option.name: option.default for option in fields(kind)}
+
+
+def _is_group(kind: Any) -> bool:
+    return is_dataclass(kind) or is_typeddict(kind)
+
+
+def _inner(hint: Any) -> Any:
+    """A type without what its annotation adds."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _default_hint(default: object) -> Any:
+    """How tyro shows a default, where the help text does not explain it; of required options it shows that."""
+    return None if default is MISSING else lambda label: "" if label in NO_DEFAULTS else f"(default: {label})"
+
+
+def _help_texts(kind: type) -> dict[str, str]:
+    """Docstrings of fields, those of bases included, each as one paragraph."""
+    texts: dict[str, str] = {}
+    for base in reversed([base for base in kind.__mro__ if _is_group(base)]):
+        (class_,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(class_, ast.ClassDef)
+        for one, following in pairwise(class_.body):
+            match one, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = " ".join(text.split())
+    return texts
 
 
 @contextmanager
@@ -47,9 +130,12 @@ def _columns(number: int) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _message(box: str, prog: str) -> str:
-    """What a box says: its paragraphs, but those that repeat the help, on one line."""
+# Errors.
+
+
+def _one_line(box: str, prog: str) -> str:
+    """The paragraphs of a box, but those that repeat the help, on one line."""
     lines = [line.strip("│ ") for line in STYLE.sub("", box).splitlines() if not line.startswith(("╭", "╰"))]
     paragraphs = [" ".join(part.split()) for part in RULE.split("\n".join(lines))]
-    told = [part for part in paragraphs if part and not part.startswith(HINTS)]
-    return f"{'; '.join(told)}; see {prog} --help"
+    message = [part for part in paragraphs if part and not part.startswith(HINTS)]
+    return f"{'; '.join(message)}; see {prog} --help"

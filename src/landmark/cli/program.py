@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, get_type_hints
 
 from landmark import __version__
-from landmark.cli import streams
+from landmark.cli import output
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, what shells report for Ctrl-C
@@ -52,11 +52,11 @@ class Program:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run with `argv` (default: the arguments of the process) and return the exit code."""
         try:
-            streams.prepare()
+            output.prepare()
             arguments = list(sys.argv[1:] if argv is None else argv)
             check_arguments(arguments)
             code = self.dispatch(arguments)
-            sys.stdout.flush()  # here, where what cannot be written can still be answered properly
+            sys.stdout.flush()  # here, where an error is still reported
             return code
         except KeyboardInterrupt:
             print(
@@ -65,10 +65,10 @@ class Program:
             )
             return INTERRUPTED
         except BrokenPipeError:
-            streams.drop_output()  # the reader of our output (head, less) left
+            output.drop_output()  # the reader of our output (head, less) left
             return READER_GONE
         except (ValueError, OSError) as error:
-            return fail(streams.lost_output() or str(error) or type(error).__name__)
+            return fail(output.lost_output() or str(error) or type(error).__name__)
         except (MemoryError, RuntimeError) as error:
             if not lacks_memory(error):
                 raise
@@ -156,7 +156,7 @@ def check_arguments(arguments: list[str]) -> None:
             raise ValueError(f"{argument!r} is not UTF-8: write it in UTF-8, and rename files that are not") from None
         name, value = argument.split("=", 1) if argument.startswith("--") and "=" in argument else (before, argument)
         if not value and name.startswith("--"):
-            raise ValueError(f"the {name[2:]} is empty: say what it is, or leave {name} out")
+            raise ValueError(f"the {name[2:]} is empty: give a value, or leave {name} out")
 
 
 def versions() -> str:
@@ -180,6 +180,6 @@ def listing(commands: Sequence[Command]) -> str:
 
 def fail(message: str) -> int:
     """Print ``message`` on one line of stderr, whatever line breaks it has; return the exit code."""
-    with suppress(OSError):  # where nobody can be told, the code tells
+    with suppress(OSError):  # if stderr is gone, the exit code remains
         print(f"landmark: error: {' '.join(message.split())}", file=sys.stderr)
     return USAGE_ERROR

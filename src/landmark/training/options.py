@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from landmark.limits import SEEDS, LearningRate, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range, Threads
 
@@ -14,6 +14,12 @@ class TrainOptions:
 
     Run the same command again to resume an interrupted training; it continues exactly where it stopped.
     """
+
+    GROUPS: ClassVar = {
+        "adapter": ("adapter", "lora_rank", "lora_alpha", "lora_targets", "load_in"),
+        "device": ("gradient_checkpointing", "precision", "save_dtype", "parallel", "threads"),
+        "logging": ("log_every", "eval_every", "eval_windows", "save_every", "json"),
+    }
 
     out: Annotated[Path, OutFolder()]
     """Folder for checkpoints, tokenized text and, at the end, the trained model (OUT/model)."""

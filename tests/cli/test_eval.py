@@ -8,7 +8,7 @@ import torch
 
 import landmark
 from landmark.cli import main as cli
-from landmark.cli.eval import whole_numbers
+from landmark.cli.options import whole_numbers
 
 
 @pytest.fixture

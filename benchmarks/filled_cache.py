@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import Subject
+from benchmarks.models import ModelPair
 from landmark.hf import LandmarkCache
 from landmark.hf.rope import rotation
 from landmark.memory import LayerMemory
@@ -14,14 +14,14 @@ from landmark.stream import stream_length
 _SPARE = 64  # blocks that buffers have room for beyond the context, so that they need not grow while it is timed
 
 
-def filled_cache(subject: Subject, *, batch: int, tokens: int) -> LandmarkCache:
+def filled_cache(pair: ModelPair, *, batch: int, tokens: int) -> LandmarkCache:
     """A cache that has read `tokens` random tokens in each of `batch` rows.
 
     Keys are normal, so that choices spread over all blocks: the most different blocks that queries can open.
     """
-    cache = LandmarkCache(subject.model.config)
-    like = torch.empty(0, dtype=subject.model.dtype, device=subject.model.device)
-    base: Any = subject.model.base_model
+    cache = LandmarkCache(pair.model.config)
+    like = torch.empty(0, dtype=pair.model.dtype, device=pair.model.device)
+    base: Any = pair.model.base_model
     settings, reach = cache.settings, _reach(cache)
     length = stream_length(tokens, settings.block_size)
     piece = _piece_blocks(settings, reach, tokens // settings.block_size) * settings.stride
@@ -30,20 +30,20 @@ def filled_cache(subject: Subject, *, batch: int, tokens: int) -> LandmarkCache:
         assert isinstance(memory, LayerMemory)
         turned = rotation(base.rotary_emb, rope, reach, cache.trained_positions, like)
         for start in range(0, length, piece):
-            shape = (2, batch, subject.sizes.kv_heads, min(piece, length - start), subject.sizes.head_dim)
+            shape = (2, batch, pair.sizes.kv_heads, min(piece, length - start), pair.sizes.head_dim)
             key, value = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
             memory.extend(key, value, turned)
     _count(cache, batch, tokens, like.device)
     return cache
 
 
-def filled_cache_bytes(subject: Subject, *, batch: int, tokens: int) -> int:
+def filled_cache_bytes(pair: ModelPair, *, batch: int, tokens: int) -> int:
     """Bytes that `filled_cache` takes at its peak: blocks, landmark keys, and a few copies of a chunk in each layer."""
-    sizes, settings = subject.sizes, subject.settings
+    sizes, settings = pair.sizes, pair.settings
     blocks = tokens // settings.block_size + _SPARE
     position = sizes.kv_heads * sizes.head_dim
     block = 2 * settings.stride * position * sizes.number_bytes
-    chunks = (3 * sizes.layers + 10) * _reach(LandmarkCache(subject.model.config)) * position * sizes.number_bytes
+    chunks = (3 * sizes.layers + 10) * _reach(LandmarkCache(pair.model.config)) * position * sizes.number_bytes
     return batch * (blocks * (sizes.layers * block + (sizes.layers - 1) * 4 * position) + chunks)
 
 

@@ -1,63 +1,13 @@
-"""`landmark read`, `append`, `ask` and `contexts`."""
+"""`landmark read` and `landmark append`, and mistakes with contexts."""
 
 import io
 import json
-import tarfile
 from typing import get_args, get_type_hints
 
 import pytest
+from cli_texts import BOOK, NOTE
 
 from landmark.cli import main as cli
-
-BOOK = "it was a calm sea and jim looked at the ships for a long while . " * 20
-NOTE = "keys and ships 0123456789 . he spoke of it . " * 9
-
-
-@pytest.fixture
-def files(tmp_path):
-    for name, text in (("book.txt", BOOK), ("note.txt", NOTE)):
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    return [str(tmp_path / name) for name in ("book.txt", "note.txt")]
-
-
-@pytest.fixture
-def context(tmp_path, files, model_folder, capsys):
-    path = tmp_path / "library"
-    assert cli.main(["read", "--model", str(model_folder), "--out", str(path), files[0], "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["context"] == str(path)
-    assert (told["documents"], told["new_documents"]) == (1, 1)
-    assert told["tokens"] == told["new_tokens"] > 0
-    return path
-
-
-def ask(context, capsys, *options):
-    assert cli.main(["ask", str(context), "jim looked", "--max-new-tokens", "7", "--json", *options]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def test_ask_names_where_it_looked(context, files, capsys):
-    told = ask(context, capsys, "--sources", "3")
-    assert told["new_tokens"] == 7
-    assert told["tokens_read"] > 100
-    assert told["traffic"]["requested"] > 0
-    assert len(told["sources"]) == 3
-    for source in told["sources"]:
-        assert source["document"] == files[0]
-        assert BOOK[source["first"] : source["last"]] == source["text"] != ""
-    assert cli.main(["ask", str(context), "jim looked", "--max-new-tokens", "7"]) == 0
-    output = capsys.readouterr()
-    assert output.out.startswith(told["answer"])
-    assert f"{files[0]}, characters " in output.out
-    assert "answered from" in output.err
-
-
-def test_the_same_answer_within_any_budget_and_with_any_exact_index(context, capsys):
-    answers = [
-        ask(context, capsys, *options)
-        for options in ([], ["--host-budget", "12KB"], ["--index", "exact"], ["--index", "hierarchical"])
-    ]
-    assert len({answer["answer"] for answer in answers}) == 1
 
 
 def test_append_and_read_again_leave_out_what_is_there(context, files, model_folder, capsys, monkeypatch):
@@ -76,38 +26,6 @@ def test_append_and_read_again_leave_out_what_is_there(context, files, model_fol
         (files[1], len(NOTE)),
         ("stdin", 2 * len(NOTE)),
     ]
-
-
-def test_contexts_are_listed_checked_exported_and_deleted(context, tmp_path, capsys):
-    assert cli.main(["contexts", "ls", str(tmp_path)]) == 0
-    assert f"{context}: " in capsys.readouterr().out
-    assert cli.main(["contexts", "info", str(context)]) == 0
-    assert "block_size: 5" in capsys.readouterr().out
-    assert cli.main(["contexts", "verify", str(context)]) == 0
-    assert "every committed byte" in capsys.readouterr().out
-
-    tar = tmp_path / "library.tar"
-    assert cli.main(["contexts", "export", str(context), "--out", str(tar)]) == 0
-    assert f"{tar}: " in capsys.readouterr().out
-    before = ask(context, capsys)
-    with tarfile.open(tar) as file:
-        file.extractall(tmp_path / "elsewhere", filter="data")
-    (unpacked,) = (tmp_path / "elsewhere").iterdir()
-    assert ask(unpacked, capsys)["answer"] == before["answer"]
-
-    blocks = next((context / "segments").glob("*.blocks"))
-    data = bytearray(blocks.read_bytes())
-    data[100] ^= 4
-    blocks.write_bytes(data)
-    assert cli.main(["contexts", "verify", str(context), "--json"]) == 1
-    (damage,) = json.loads(capsys.readouterr().out)["damages"]
-    assert "block 0" in damage
-
-    assert cli.main(["contexts", "delete", str(context)]) == 2
-    assert "--yes" in capsys.readouterr().err
-    assert context.exists()
-    assert cli.main(["contexts", "delete", str(context), "--yes"]) == 0
-    assert not context.exists()
 
 
 @pytest.mark.parametrize(
@@ -158,10 +76,10 @@ def test_what_an_interruption_left_unread_is_told_and_read(tmp_path, files, mode
 
 
 def test_the_commands_know_every_index():
-    from landmark.cli.read import Memory
+    from landmark.cli.options import MemoryOptions
     from landmark.index.options import IndexKind
 
-    assert get_args(get_type_hints(Memory)["index"]) == get_args(IndexKind)
+    assert get_args(get_type_hints(MemoryOptions)["index"]) == get_args(IndexKind)
 
 
 def test_another_text_under_a_known_name_is_refused(context, files, tmp_path, capsys):

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.roofline import Pairs, Sizes, Work, attention_work, causal_pairs, full_work, landmark_pairs, memory_work
 
-MODEL = Sizes(layers=2, heads=2, kv_heads=1, head_dim=4, layer_weights=100, head_weights=10, number_bytes=4)
+MODEL = Sizes(layers=2, heads=2, kv_heads=1, head_dim=4, layer_parameters=100, head_parameters=10, number_bytes=4)
 
 
 def test_causal_pairs():

@@ -1,0 +1,101 @@
+"""Options that several commands share, and the model that they name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from landmark.limits import LARGEST, Limit
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Bytes(Limit):
+    """A number of bytes, as text such as 256MB."""
+
+    def check(self, name: str, value: str) -> None:
+        """Raises ValueError for text that is no number of bytes."""
+        from landmark.store.base import parse_bytes
+
+        parse_bytes(name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions:
+    """Memory of blocks behind the local window."""
+
+    host_budget: Annotated[str | None, Bytes()] = None
+    """Most bytes of keys and values kept in main memory, e.g. 256MB; landmark keys come on top. Default: 256MB for a
+    context, no limit for a text."""
+    device_budget: Annotated[str | None, Bytes()] = None
+    """The same for a GPU's memory."""
+    index: Literal["auto", "exact", "hierarchical"] = "auto"
+    """Index of the landmark keys: docs/indexes.md."""
+
+    def keywords(self) -> dict[str, Any]:
+        """Keywords of `LandmarkCache` and `Context`."""
+        return {"host_budget": self.host_budget, "device_budget": self.device_budget, "index": self.index}
+
+    def check(self, config: "PretrainedConfig", context: Path | None = None, **settings: Any) -> None:
+        """Raises ValueError for what does not go with a context, or with a model with this `config`."""
+        import torch
+
+        from landmark.contexts.compatibility import check_memory
+        from landmark.contexts.manifest import read_manifest
+        from landmark.hf import LandmarkCache
+
+        if self.device_budget is not None and not torch.cuda.is_available():
+            raise ValueError("device_budget is for GPUs, and torch sees none here: give host_budget")
+        LandmarkCache(config, **self.keywords(), **settings)
+        if context is not None:
+            manifest = read_manifest(context)
+            check_memory(manifest.header, manifest.layout, config, **self.keywords(), **settings)
+
+
+def whole_numbers(name: str, text: str, most: int = LARGEST) -> list[int]:
+    """The numbers of "4096,32768"; raises ValueError for anything else."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}: give whole numbers separated by commas, e.g. 4096,32768") from None
+    if not 1 <= min(numbers) <= max(numbers) <= most:
+        raise ValueError(f"{name} is {text!r}: give numbers of 1 or more, at most {most}")
+    return list(dict.fromkeys(numbers))
+
+
+def load(
+    path: Path | None, check: Callable[["PretrainedConfig"], object] = lambda config: None
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """A converted model and its tokenizer from a folder, that of the package if None; on a GPU if there is one.
+
+    `check` gets the configuration before the weights are read, and raises ValueError for options that do not go with
+    it. Raises ValueError where a file is missing or damaged.
+    """
+    from landmark.assets import model_path
+    from landmark.hf import from_pretrained
+    from landmark.hf.config import landmark_settings
+    from landmark.hf.loading import read_config, read_tokenizer, to_default_device
+    from landmark.hf.tokenizer import load_tokenizer, quiet_transformers
+
+    folder = model_path() if path is None else path
+    if not folder.is_dir():
+        raise ValueError(f"no model at {folder}: give the folder that `landmark train` or save_pretrained wrote")
+    quiet_transformers()
+    config = read_config(folder)
+    landmark_settings(config)
+    check(config)
+    read_tokenizer(folder)  # before the weights, which may take minutes
+    model = to_default_device(from_pretrained(folder))
+    return model, load_tokenizer(folder, model)
+
+
+def model_of(context: Path, model: Path | None) -> Path | None:
+    """The folder of the model that read a context, if it is still there; None is the model in the package.
+
+    Opening the context checks that it is the right one.
+    """
+    from landmark.contexts.manifest import read_manifest
+
+    recorded = read_manifest(context).header["model"]
+    return model or (Path(recorded) if recorded and Path(recorded).is_dir() else None)

@@ -1,0 +1,120 @@
+"""Standard streams as the shell left them (closed, full, narrow); tables and progress bars."""
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import ProgressColumn
+
+NARROWEST, WIDEST = 60, 200  # columns that text is laid out for, whatever the terminal or COLUMNS say
+NO_TERMINAL = 200  # columns of files and pipes
+
+
+def prepare() -> None:
+    """Fills in closed streams, so that no file that is opened gets their numbers.
+
+    Raises ValueError where standard output is closed: every command's result would be lost.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+    if sys.stdout is None:
+        raise ValueError("standard output is closed: redirect the result to a file, or to /dev/null")
+    warnings.formatwarning = lambda message, *_: f"landmark: warning: {message}\n"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an answer may have letters that the locale has not
+
+
+def lost_output() -> str | None:
+    """Why standard output cannot be written, None if it can; what was not written is dropped."""
+    if sys.stdout is None:
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        drop_output()
+        return f"standard output cannot be written: {error.strerror}"
+    return None
+
+
+def drop_output() -> None:
+    """Sends standard output to nowhere: Python would complain again while flushing at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A rich console on standard output, or error, at least `NARROWEST` columns wide."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    console = Console(stderr=stderr, highlight=False, width=None if stream.isatty() else NO_TERMINAL)
+    console.width = max(console.width, NARROWEST)
+    # By itself rich would end the process when the reader of the output leaves.
+    console.on_broken_pipe = _raise_again
+    return console
+
+
+def _raise_again() -> None:
+    """Called while the error is handled."""
+    raise
+
+
+# Tables.
+
+
+def print_table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Prints `rows` as a table on stdout."""
+    from rich.table import Table
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(figure_text(row[column]) if column in row else "" for column in columns))
+    console().print(table)
+
+
+def figure_text(value: Any) -> str:
+    """A figure with four digits; None is unknown."""
+    if value is None:
+        return "?"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# Progress bars on stderr, where it is a terminal.
+
+
+@contextmanager
+def tokens_read(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over `total` tokens; yields a function that moves it by so many."""
+    from rich.progress import MofNCompleteColumn
+
+    with _bar(description, total, MofNCompleteColumn()) as update:
+        yield lambda tokens: update(advance=tokens)
+
+
+@contextmanager
+def bytes_done(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over bytes; yields a function that sets it to so many bytes of so many."""
+    from rich.progress import DownloadColumn
+
+    with _bar(description, None, DownloadColumn()) as update:
+        yield lambda done, total: update(completed=done, total=total)
+
+
+@contextmanager
+def _bar(description: str, total: int | None, count: "ProgressColumn") -> Iterator[Callable[..., None]]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    shown = sys.stderr.isatty()
+    with Progress(*columns, console=console(stderr=True), transient=True, disable=not shown) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda **changes: progress.update(task, **changes)

@@ -1,0 +1,116 @@
+"""`landmark ask`, of a text and of a context."""
+
+import json
+
+import pytest
+from cli_texts import BOOK, ask
+
+from landmark.cli import main as cli
+
+
+def test_ask_reads_a_text_streams_the_answer_and_names_what_it_read(model_folder, book, capsys):
+    arguments = ["ask", str(book), "jim looked", "--model", str(model_folder)]
+    arguments += ["--max-new-tokens", "7", "--sources", "3"]
+    assert cli.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["new_tokens"] == 7
+    assert len(found["sources"]) == 3
+    text = book.read_text(encoding="utf-8") + "jim looked"
+    assert found["read_seconds"] > 0
+    for source in found["sources"]:
+        assert source["document"] == str(book)
+        assert text[source["first"] : source["last"]] == source["text"] != ""
+        assert (source["start"], source["stop"]) == (source["block"] * 5, source["block"] * 5 + 5)
+    weights = [source["weight"] for source in found["sources"]]
+    assert weights == sorted(weights, reverse=True)
+
+    assert cli.main(arguments) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith(found["answer"])
+    first = found["sources"][0]
+    assert f"block {first['block']}, weight {first['weight']:.3f}" in output.out
+    assert f"{found['tokens_read']:,} tokens read" in output.err
+
+
+def test_sampling_follows_the_seed(model_folder, book, capsys):
+    arguments = ["ask", str(book), "jim", "--model", str(model_folder), "--json"]
+    answers = []
+    for seed in ("1", "1", "2"):
+        assert cli.main([*arguments, "--temperature", "1.5", "--max-new-tokens", "9", "--seed", seed]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["answer"])
+    assert answers[0] == answers[1] != answers[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sources", "-1"], "sources is -1"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0: give 1 or more"),
+        (["--temperature", "-1"], "temperature is -1.0: give 0 for the most likely"),
+        (["--chunk-size", "5000"], "does not fit the trained range"),
+        (["--retrieve", "-2"], "retrieve is -2"),
+        (["--host-budget", "1KB"], "too small for a single query"),
+    ],
+)
+def test_mistakes_with_a_text(model_folder, book, arguments, said, capsys):
+    refused(["ask", str(book), "jim", "--model", str(model_folder), *arguments], said, capsys)
+
+
+def test_a_text_needs_a_prompt_and_a_file(book, capsys):
+    refused(["ask", str(book), ""], "prompt is empty", capsys)
+    refused(["ask", "/nonexistent.txt", "jim"], "does not exist", capsys)
+
+
+def refused(arguments, said, capsys):
+    assert cli.main(arguments) == 2
+    output = capsys.readouterr()
+    assert said in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_the_same_answer_of_a_text_within_any_budget(model_folder, book, capsys):
+    answers = [
+        ask(book, capsys, "--model", str(model_folder), *options)
+        for options in ([], ["--host-budget", "12KB"], ["--index", "exact"])
+    ]
+    assert len({answer["answer"] for answer in answers}) == 1
+    assert [answer["traffic"]["file_bytes"] > 0 for answer in answers] == [False, True, False]
+
+
+def test_the_same_answer_of_a_text_and_of_its_context(context, files, model_folder, capsys):
+    of_context, of_text = ask(context, capsys), ask(files[0], capsys, "--model", str(model_folder))
+    for name in ("answer", "tokens_read", "new_tokens"):
+        assert of_context[name] == of_text[name]
+    assert list(of_context) == list(of_text)
+    assert of_context["sources"] == of_text["sources"]
+
+
+def test_a_context_keeps_all_blocks(context, capsys):
+    refused(["ask", str(context), "jim", "--max-blocks", "20"], "a context keeps all blocks", capsys)
+
+
+# Of a context.
+
+
+def test_ask_names_where_it_looked(context, files, capsys):
+    told = ask(context, capsys, "--sources", "3")
+    assert told["new_tokens"] == 7
+    assert told["tokens_read"] > 100
+    assert told["traffic"]["requested"] > 0
+    assert len(told["sources"]) == 3
+    for source in told["sources"]:
+        assert source["document"] == files[0]
+        assert BOOK[source["first"] : source["last"]] == source["text"] != ""
+    assert cli.main(["ask", str(context), "jim looked", "--max-new-tokens", "7"]) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith(told["answer"])
+    assert f"{files[0]}, characters " in output.out
+    assert "answered from" in output.err
+
+
+def test_the_same_answer_within_any_budget_and_with_any_exact_index(context, capsys):
+    answers = [
+        ask(context, capsys, *options)
+        for options in ([], ["--host-budget", "12KB"], ["--index", "exact"], ["--index", "hierarchical"])
+    ]
+    assert len({answer["answer"] for answer in answers}) == 1
