@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_cases import layer_memory
+from memory_cases import DIM, layer_memory, rotation
 
 from landmark.memory import LayerMemory
 from landmark.memory.storage import ProcessStorage
@@ -20,7 +20,7 @@ from landmark.store.device import DeviceStore
 from landmark.store.files import ExtentMap, FileStore
 from landmark.store.tiered import TieredStore
 
-DIM, STRIDE, KV_HEADS, TOP_K = 6, 4, 2, 2
+STRIDE, KV_HEADS, TOP_K = 4, 2, 2
 TIERS = ("host", "files", "two levels")
 
 
@@ -38,12 +38,6 @@ class Tiers(ProcessStorage):
         if self.kind == "two levels":
             below = TieredStore(below, budget=2 * budget)
         return TieredStore(below, budget=budget, device=device)
-
-
-def rotation(dtype: torch.dtype) -> Rotation:
-    angles = torch.outer(torch.arange(100).double(), 30.0 ** (-torch.arange(0, DIM, 2).double() / DIM))
-    angles = torch.cat((angles, angles), -1)
-    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), "half")
 
 
 @contextmanager
@@ -78,7 +72,7 @@ def test_every_tier_computes_the_same_bits(
     storage = Tiers(kind=tier, slots=slots, itemsize=dtype.itemsize)
     memories = [layer_memory(**settings, constant_keys=constant, storage=kept) for kept in (None, storage)]
     landmark = torch.randn(2, KV_HEADS, 1, DIM)
-    turning = rotation(working_dtype(torch.empty(0, dtype=dtype)))
+    turning = rotation(dtype=working_dtype(torch.empty(0, dtype=dtype)))
     for number, lengths in enumerate([[40, 25], *chunks, [1, 1]]):
         width, seen = max(1, *lengths), memories[0].lengths.tolist() or [0, 0]
         query, key, value = (torch.randn(2, heads, width, DIM) for heads in (groups * KV_HEADS, KV_HEADS, KV_HEADS))
@@ -102,7 +96,7 @@ def test_every_tier_computes_the_same_bits(
 def test_forks_share_what_was_read_and_go_on_alone(tier):
     settings = {"block_size": STRIDE - 1, "retrieve": TOP_K, "local_blocks": 1}
     memories = [layer_memory(**settings, storage=kept) for kept in (None, Tiers(kind=tier))]
-    turning = rotation(torch.float64)
+    turning = rotation(dtype=torch.float64)
 
     def both(some: list[LayerMemory], length: int) -> None:
         chunk = [torch.randn(1, KV_HEADS, length, DIM).double() for _ in range(3)]
@@ -123,7 +117,7 @@ def test_forks_share_what_was_read_and_go_on_alone(tier):
 def test_slots_on_a_gpu_serve_it_as_a_buffer_there_does(tier, dtype):
     storage = Tiers(kind=tier, slots=8, itemsize=dtype.itemsize)
     memories = [layer_memory(block_size=STRIDE - 1, retrieve=TOP_K, local_blocks=1, storage=s) for s in (None, storage)]
-    turning = rotation(torch.float32)
+    turning = rotation(dtype=torch.float32)
     turning = Rotation(turning.cos.cuda(), turning.sin.cuda(), turning.style)
     for length in (40, 30, 1, 1, 1):
         chunk = [torch.randn(2, KV_HEADS, length, DIM, device="cuda").to(dtype) for _ in range(3)]
@@ -136,9 +130,9 @@ def test_slots_on_a_gpu_serve_it_as_a_buffer_there_does(tier, dtype):
 def test_a_budget_too_small_for_a_query_is_an_error_of_one_clear_line():
     memory = layer_memory(block_size=STRIDE - 1, retrieve=TOP_K, local_blocks=0, storage=Tiers(slots=1))
     chunk = [torch.randn(1, KV_HEADS, 40, DIM).double() for _ in range(3)]
-    memory.attend(*chunk, lengths=None, rotation=rotation(torch.float64))
+    memory.attend(*chunk, lengths=None, rotation=rotation(dtype=torch.float64))
     with pytest.raises(ValueError, match=r"budget of 768 bytes is too small .* take 1536 with all rows: raise the"):
-        memory.attend(*chunk, lengths=None, rotation=rotation(torch.float64))
+        memory.attend(*chunk, lengths=None, rotation=rotation(dtype=torch.float64))
 
 
 class FullOnce(DeviceStore):
@@ -166,9 +160,9 @@ def test_a_chunk_can_be_read_again_after_a_full_disk():
         memory = layer_memory(block_size=STRIDE - 1, retrieve=TOP_K, local_blocks=1, storage=storage)
         for chunk in chunks:
             try:
-                out = memory.attend(*chunk, lengths=None, rotation=rotation(torch.float32))
+                out = memory.attend(*chunk, lengths=None, rotation=rotation(dtype=torch.float32))
             except OSError:
-                out = memory.attend(*chunk, lengths=None, rotation=rotation(torch.float32))
+                out = memory.attend(*chunk, lengths=None, rotation=rotation(dtype=torch.float32))
         outputs.append(out)
         assert memory.lengths.tolist() == [36, 36]
     assert torch.equal(*outputs)

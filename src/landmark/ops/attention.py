@@ -1,4 +1,4 @@
-"""Attention with the grouped softmax, as plain functions of tensors."""
+"""Grouped softmax attention: checks of the arguments and dispatch to a backend."""
 
 import math
 
@@ -31,21 +31,21 @@ def landmark_attention(
 ) -> Tensor:
     """Grouped softmax attention over a stream with landmarks (Mohtashami & Jaggi 2023, section 3.1).
 
-    A query sees the ordinary tokens of its own block up to itself and the landmarks of earlier blocks, in one
-    joint softmax. The weight of a landmark is its block's gate: it is shared out among the block's ordinary
-    tokens by a softmax of their own. A row that sees nothing gives 0.
+    A query attends to the ordinary tokens of its own block up to itself and to the landmarks of earlier blocks, in
+    one joint softmax. The weight of a landmark is the gate of its block: a second softmax, over the ordinary tokens
+    of the block, distributes it among them. The output of a query that sees nothing is 0.
 
     Args:
         query: [B,H,Tq,D], the last Tq of the Tk positions, after rotary.
         key, value: [B,Hkv,Tk,D]; H is a multiple of Hkv, and query head h reads key head h // (H // Hkv).
-        block_size: ordinary tokens in a block; landmarks then stand at every `block_size + 1`-th position.
+        block_size: ordinary tokens in a block; every `block_size + 1`-th position is then a landmark.
         phase: ordinary tokens of the first block that lie before position 0, in 0..block_size.
-        is_landmark: bool [Tk] or [B,Tk], landmarks at any places; give this or block_size.
+        is_landmark: bool [Tk] or [B,Tk], landmarks at any positions; give this or block_size.
         scale: factor of the scores; default 1/sqrt(D).
         softcap: scores become softcap * tanh(scores / softcap) before any softmax.
-        sinks: [H], per head one more gate logit without a value.
+        sinks: [H], per head one more logit of the joint softmax, without a value.
         key_mask: bool [B,Tk], True at real tokens, False at padding.
-        document_ids: int [B,Tk]; a token sees tokens, and blocks by their landmark, of its own document only.
+        document_ids: int [B,Tk]; packed documents; a token sees tokens and landmarks of its own document only.
         dropout: probability of dropping a final weight; the others are scaled up by 1 / (1 - dropout).
         backend: "reference" (dense), "blockwise" (needs block_size), "fused" (Triton kernels for NVIDIA GPUs;
             needs block_size, float32, bfloat16 or float16, and a head_dim of 16..256), or "auto": on a GPU fused
@@ -55,8 +55,8 @@ def landmark_attention(
     Returns:
         [B,H,Tq,D] in query's dtype. Scores and softmax are computed in float32 (float64 for float64 inputs). All
         backends have first derivatives; "reference" alone has second ones, and the others raise RuntimeError for them.
-        NaN and infinities at padding and in the values of landmarks spread nowhere. Elsewhere they spread to rows that
-        see them and to no others.
+        NaN and infinities at padding and in the values of landmarks have no effect. Elsewhere they reach the rows that
+        see them and no others.
 
     Raises:
         ValueError: arguments that do not fit together, or a backend that cannot do what is asked.
@@ -68,7 +68,7 @@ def landmark_attention(
     backend = _chosen_backend(backend, query, is_landmark)
     scoring = Scoring(scale, softcap, sinks, dropout)
     if key_mask is not None:
-        query, key, value = _without_padding(query, key, value, key_mask)
+        query, key, value = _padding_zeroed(query, key, value, key_mask)
     if backend == "fused":
         assert block_size is not None
         return fused.fused_attention(
@@ -83,8 +83,8 @@ def landmark_attention(
         )
     if backend == "reference":
         if block_size is not None:
-            place = torch.arange(key.shape[2], device=key.device) + phase
-            is_landmark = place % (block_size + 1) == block_size
+            positions = torch.arange(key.shape[2], device=key.device) + phase
+            is_landmark = positions % (block_size + 1) == block_size
         assert is_landmark is not None
         with torch.autocast(query.device.type, enabled=False):
             return reference_attention(
@@ -114,20 +114,17 @@ def landmark_attention(
     return out
 
 
-def _without_padding(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with nothing at padding that could spread: a weight of 0 times NaN is NaN.
-
-    Queries of padding stay as they are if they are finite: what they see is defined, though of no meaning.
-    """
+def _padding_zeroed(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeroes keys and values at padding, and queries there that are not finite: a weight of 0 times NaN is NaN."""
     padding = ~key_mask[:, None, :, None]
-    unreal = padding[:, :, key.shape[2] - query.shape[2] :] & ~query.isfinite().all(-1, keepdim=True)
-    return query.masked_fill(unreal, 0.0), key.masked_fill(padding, 0.0), value.masked_fill(padding, 0.0)
+    bad_queries = padding[:, :, key.shape[2] - query.shape[2] :] & ~query.isfinite().all(-1, keepdim=True)
+    return query.masked_fill(bad_queries, 0.0), key.masked_fill(padding, 0.0), value.masked_fill(padding, 0.0)
 
 
 def complete_first_block(
     key: Tensor, value: Tensor, key_mask: Tensor | None, document_ids: Tensor | None, phase: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Put `phase` hidden positions in front, so that the keys start on a block boundary."""
+    """Prepends `phase` masked positions, so that the keys start on a block boundary."""
     pad = torch.nn.functional.pad
     if key_mask is None:
         key_mask = torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device)
@@ -185,7 +182,7 @@ def _check_landmarks(key: Tensor, block_size: int | None, phase: int, is_landmar
             raise ValueError(f"phase={phase} is not in 0..{block_size}; take it modulo {block_size + 1}")
     if is_landmark is not None:
         if phase:
-            raise ValueError(f"phase={phase} needs block_size; is_landmark already places the landmarks")
+            raise ValueError(f"phase={phase} needs block_size; is_landmark gives the landmarks already")
         row, rows = (key.shape[2],), (key.shape[0], key.shape[2])
         if is_landmark.shape not in (row, rows) or is_landmark.dtype != torch.bool:
             raise ValueError(f"is_landmark is {_kind(is_landmark)}; pass torch.bool of {row} or {rows}")
@@ -193,9 +190,9 @@ def _check_landmarks(key: Tensor, block_size: int | None, phase: int, is_landmar
 
 def _check_numbers(scale: float | None, softcap: float | None, dropout: float) -> None:
     if scale is not None and not -math.inf < scale < math.inf:
-        raise ValueError(f"scale={scale}; it must be finite (None means 1/sqrt(head_dim))")
+        raise ValueError(f"scale={scale}; give a finite number (None means 1/sqrt(head_dim))")
     if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap={softcap}; it must be positive (None switches soft-capping off)")
+        raise ValueError(f"softcap={softcap}; give a positive number (None means no soft-capping)")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}; it must be in [0, 1)")
 

@@ -1,8 +1,8 @@
-"""The grouped softmax in tiles: the numbers of `reference`, in memory linear in the keys, on any device.
+"""Blockwise grouped softmax in PyTorch, for any device, in memory linear in the number of keys.
 
-The gates need only landmark scores and the query's own block, so the joint softmax of a tile of queries is
-finished before any earlier block is read. Earlier blocks then stream through a small buffer, each already
-knowing its final weight: no running maximum, no rescaling, and no query-by-key matrix.
+Gates need only the scores of landmarks and of the query's own block, so the joint softmax of a tile of queries is
+finished before any earlier block is read. Earlier blocks then pass through a small buffer with their final weight:
+no running maximum, no rescaling, and no query-by-key matrix.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,11 @@ from landmark.ops.autograd import first_derivatives_only
 from landmark.ops.nonfinite import all_finite, cleaned, reads_any
 from landmark.ops.scoring import Scoring, working_dtype
 
-# How blockwise attention cuts its work: keys in whole blocks, queries in tiles, and who may see what.
-
-
-_TILE_QUERIES = 128  # short blocks are taken together up to this many queries, as measured by `landmark bench ops`
+_TILE_QUERIES = 128  # short blocks share a tile up to this many queries, as measured by `python -m benchmarks ops`
 _TILE_QUERIES_SHORT = 32  # the same for short inputs
 _TILE_QUERIES_LIMIT = 128  # longer blocks are split
 _BUFFER_ELEMENTS = 1 << 19  # scores of one chunk on a CPU: small enough to stay in cache
-_BUFFER_ELEMENTS_ACCELERATOR = 1 << 25  # elsewhere: large enough to fill the device
+_BUFFER_ELEMENTS_ACCELERATOR = 1 << 25  # elsewhere: large enough to occupy the device
 
 
 class Tile(NamedTuple):
@@ -35,7 +32,7 @@ class Tile(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What decides which keys a query may see."""
+    """The masks of one call: which keys a query may see."""
 
     query_positions: Tensor  # [B or 1, Tq]
     key_mask: Tensor | None  # [B, Tk], True where a key is real
@@ -44,7 +41,7 @@ class Masks(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """The numbers of one call."""
+    """The settings of one call."""
 
     stride: int
     scoring: Scoring  # without sinks, which have a gradient
@@ -55,11 +52,11 @@ class Rules(NamedTuple):
 class Grid:
     """Keys and values [N, blocks * stride, D] in the working dtype, N = B * Hkv, and the tiles of queries.
 
-    The rows of a tile are its queries for every head of a group: grouped-query heads share keys uncopied.
-    Landmark rows of `value` are zero, so that the weights standing at landmarks need no masking anywhere.
+    The rows of a tile are its queries for every head of a group: grouped-query heads share keys without a copy.
+    Landmark rows of `value` are zero, so that weights of landmarks need no masking.
 
-    Where a number is NaN or infinite (`tainted`), what stands behind a mask must be kept out by hand, for 0 times NaN
-    is NaN: values are 0 there, and `bad [N, places, D]` says where; products that make gradients take `clean_key`.
+    If any number is NaN or infinite (`tainted`), masked pairs need extra care, for 0 times NaN is NaN: values that are
+    not finite are 0 and marked in `bad [N, positions, D]`; products for gradients take `clean_key`.
     """
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, masks: Masks, rules: Rules) -> None:
@@ -81,7 +78,7 @@ class Grid:
         if self.tainted:
             self.bad, self.clean_key = ~self.value.isfinite(), cleaned(self.key)
             self.value = cleaned(self.value)
-            self.key = self.key.masked_fill(~self.key.isfinite(), torch.nan)  # an infinite score says as little
+            self.key = self.key.masked_fill(~self.key.isfinite(), torch.nan)  # infinities would be NaN later
         self.tiles = list(_tiles(masks.query_positions.cpu(), stride, length))
         rows = self.groups * max((tile.stop - tile.start for tile in self.tiles), default=1)
         limit = _BUFFER_ELEMENTS if key.device.type == "cpu" else _BUFFER_ELEMENTS_ACCELERATOR
@@ -94,13 +91,13 @@ class Grid:
         laid[:, :, x.shape[2] :] = 0.0
         return laid.view(-1, self.blocks, self.stride, x.shape[3])
 
-    def spoil(self, out: Tensor, weights: Tensor, places: Tensor | slice) -> None:
-        """Makes `out [N, rows, D]` NaN, in place, where `weights [N, rows, places]` other than 0 read a bad value."""
+    def spoil(self, out: Tensor, weights: Tensor, positions: Tensor | slice) -> None:
+        """Makes `out [N, rows, D]` NaN, in place, where nonzero `weights [N, rows, positions]` read a bad value."""
         if self.tainted:
-            out.masked_fill_(reads_any(weights, self.bad[:, places]), torch.nan)
+            out.masked_fill_(reads_any(weights, self.bad[:, positions]), torch.nan)
 
     def rows(self, x: Tensor, tile: Tile) -> Tensor:
-        """The tile's part of x [B,H,Tq,D] as rows [N, groups * queries, D] in the working dtype."""
+        """The tile of x [B,H,Tq,D] as rows [N, groups * queries, D] in the working dtype."""
         part = x[:, :, tile.start : tile.stop].to(self.dtype)
         return part.reshape(len(self.key), -1, x.shape[-1])
 
@@ -117,11 +114,11 @@ class Grid:
         return grad.view(self.batch, self.kv_heads, -1, grad.shape[-1])[:, :, : like.shape[2]].to(like.dtype)
 
     def by_block(self, x: Tensor) -> Tensor:
-        """The last dimension, places of whole blocks, as [blocks, stride]."""
+        """The last dimension, positions of whole blocks, as [blocks, stride]."""
         return x.unflatten(-1, (-1, self.stride))
 
     def hide(self, rows: Tensor, hidden: Tensor, fill: float) -> None:
-        """Fill rows [N, groups * queries, places] where hidden [B or 1, queries or 1, places], in place."""
+        """Fills rows [N, groups * queries, positions] where hidden [B or 1, queries or 1, positions], in place."""
         self.by_head(rows).masked_fill_(hidden[:, None], fill)
 
     def chunks(self, tile: Tile) -> Iterator[slice]:
@@ -129,46 +126,46 @@ class Grid:
         for start in range(0, tile.last, self._chunk_blocks):
             yield slice(start, min(start + self._chunk_blocks, tile.last))
 
-    def places_of(self, blocks: slice) -> slice:
+    def positions_of(self, blocks: slice) -> slice:
         return slice(blocks.start * self.stride, blocks.stop * self.stride)
 
     def buffer(self) -> Tensor:
         return self.key.new_empty(self._buffer_shape)
 
-    def foreign(self, tile: Tile, places: Tensor | slice) -> Tensor | None:
-        """Keys of padding or of other documents: bool [B, queries or 1, places]; None if there are none."""
+    def foreign(self, tile: Tile, positions: Tensor | slice) -> Tensor | None:
+        """Mask of padding and of keys of other documents: bool [B, queries or 1, positions]; None if there are none."""
         hidden = None
         if self._masks.key_mask is not None:
-            hidden = ~self._padded(self._masks.key_mask)[:, None, places]
+            hidden = ~self._padded(self._masks.key_mask)[:, None, positions]
         if self._masks.documents is not None and self._masks.query_documents is not None:
             own = self._masks.query_documents[:, tile.start : tile.stop, None]
-            other = own != self._padded(self._masks.documents)[:, None, places]
+            other = own != self._padded(self._masks.documents)[:, None, positions]
             hidden = other if hidden is None else hidden | other
         return hidden if hidden is not None and bool(hidden.any()) else None
 
     def _padded(self, x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, (0, self._beyond))
 
-    def joint_places(self, tile: Tile) -> Tensor:
-        """Places that joint softmaxes may need: landmarks before block `first`, then blocks first to last."""
+    def joint_positions(self, tile: Tile) -> Tensor:
+        """Keys that joint softmaxes may need: landmarks before block `first`, then blocks first to last."""
         device = self.key.device
         landmarks = torch.arange(tile.first, device=device) * self.stride + self.stride - 1
         own = torch.arange(tile.first * self.stride, (tile.last + 1) * self.stride, device=device)
         return torch.cat([landmarks, own])
 
-    def outside_joint(self, tile: Tile, places: Tensor) -> Tensor:
-        """Keys neither in a query's local set nor among its gates: bool [B or 1, queries, places]."""
+    def outside_joint(self, tile: Tile, positions: Tensor) -> Tensor:
+        """Mask of keys neither in a query's local set nor among its gates: bool [B or 1, queries, positions]."""
         position = self._masks.query_positions[:, tile.start : tile.stop, None]
-        own, block = position // self.stride, places // self.stride
-        is_landmark = places % self.stride == self.stride - 1
-        outside = torch.where(is_landmark, block >= own, (block != own) | (places > position))
-        foreign = self.foreign(tile, places)
+        own, block = position // self.stride, positions // self.stride
+        is_landmark = positions % self.stride == self.stride - 1
+        outside = torch.where(is_landmark, block >= own, (block != own) | (positions > position))
+        foreign = self.foreign(tile, positions)
         return outside if foreign is None else outside | foreign
 
 
 def _tiles(positions: Tensor, stride: int, keys: int) -> Iterator[Tile]:
-    """Cut queries where the first row crosses block boundaries, so that tiles see whole earlier blocks."""
-    # A tile meets its own blocks densely, which costs more than larger products save where there is little else.
+    """Cuts queries where the first row crosses block boundaries, so that tiles see whole earlier blocks."""
+    # A tile is dense over its own blocks: for short inputs that costs more than larger products save.
     together = min(_TILE_QUERIES, max(_TILE_QUERIES_SHORT, keys // 16))
     length = positions.shape[1]
     span = stride * max(1, together // stride)
@@ -202,9 +199,10 @@ def blockwise_attention(
 
     Args:
         query: [B,H,Tq,D]; key, value: [B,Hkv,Tk,D] with H a multiple of Hkv.
-        query_positions: long [Tq] or [B,Tq], each query's place among the keys, in [0, Tk).
+        query_positions: long [Tq] or [B,Tq], the index of each query among the keys, in [0, Tk).
         key_mask: bool [B,Tk], True where a key is real.
         document_ids, query_document_ids: int [B,Tk] and [B,Tq]; a query sees the keys of its own document only.
+        scoring: scale, softcap, sinks and dropout.
 
     Returns:
         The output [B,H,Tq,D] in query's dtype, and the logarithm of the joint softmax's denominator [B,H,Tq]
@@ -238,16 +236,16 @@ class _Rows(NamedTuple):
 
 
 class _Joint(NamedTuple):
-    """The joint softmax of one tile's rows, each over the keys at `places`."""
+    """The joint softmax of the rows of a tile, over the keys at `positions`."""
 
-    places: Tensor
-    keys: Tensor  # [N, places, D]
+    positions: Tensor
+    keys: Tensor  # [N, positions, D]
     values: Tensor
-    weights: Tensor  # [N, rows, places]
+    weights: Tensor  # [N, rows, positions]
     gates: Tensor  # [N, rows, tile.last + 1], the weights of the landmarks
     lse: Tensor  # [N, rows]
     slope: Tensor | None  # derivative of the soft cap, like weights
-    outside: Tensor  # bool [B or 1, queries, places], what each query does not see
+    outside: Tensor  # bool [B or 1, queries, positions], what each query does not see
 
 
 class _Blockwise(torch.autograd.Function):
@@ -264,13 +262,13 @@ class _Blockwise(torch.autograd.Function):
             joint = _joint(grid, rows, sinks)
             weights = _drop(joint.weights, _kept(grid, tile, 0, joint.weights))
             rows_out = torch.bmm(weights, joint.values)
-            grid.spoil(rows_out, weights, joint.places)
+            grid.spoil(rows_out, weights, joint.positions)
             for blocks in grid.chunks(tile):
                 weights, _ = _inside(grid, rows, blocks, *buffers)
                 _open(grid, weights, joint.gates[..., blocks, None])
                 _drop(weights, _kept(grid, tile, blocks.stop, weights))
-                rows_out.baddbmm_(weights, grid.value[:, grid.places_of(blocks)])
-                grid.spoil(rows_out, weights, grid.places_of(blocks))
+                rows_out.baddbmm_(weights, grid.value[:, grid.positions_of(blocks)])
+                grid.spoil(rows_out, weights, grid.positions_of(blocks))
             out[:, :, tile.start : tile.stop] = grid.by_head(rows_out)
             lse[:, :, tile.start : tile.stop] = grid.by_head(joint.lse)
         ctx.save_for_backward(query, key, value, sinks, out, lse, *masks)
@@ -320,13 +318,13 @@ def _gradients(
 
 
 def _joint(grid: Grid, rows: _Rows, sinks: Tensor | None, lse: Tensor | None = None) -> _Joint:
-    """Softmax over each query's local set, its gates and its sink; `lse` is passed where it is known."""
+    """Softmax over each query's local set, its gates and its sink; `lse` is passed if it is known."""
     tile = rows.tile
-    places = grid.joint_places(tile)
-    keys, values = grid.key.index_select(1, places), grid.value.index_select(1, places)
+    positions = grid.joint_positions(tile)
+    keys, values = grid.key.index_select(1, positions), grid.value.index_select(1, positions)
     scores = torch.bmm(rows.query, keys.transpose(1, 2))
     slope = grid.rules.scoring.cap_with_slope_(scores)
-    outside = grid.outside_joint(tile, places)
+    outside = grid.outside_joint(tile, positions)
     grid.hide(scores, outside, -torch.inf)
     if lse is None:
         lse = scores.logsumexp(-1)
@@ -337,11 +335,11 @@ def _joint(grid: Grid, rows: _Rows, sinks: Tensor | None, lse: Tensor | None = N
         grid.hide(weights, outside, 0.0)
     own = weights[..., tile.first :]  # what comes before are landmarks alone
     gates = torch.cat([weights[..., : tile.first], own[..., grid.stride - 1 :: grid.stride]], dim=-1)
-    return _Joint(places, keys, values, weights, gates, lse, slope, outside)
+    return _Joint(positions, keys, values, weights, gates, lse, slope, outside)
 
 
 def _joint_gradients(grid: Grid, rows: _Rows, joint: _Joint, means: Tensor, kv_grads: tuple[Tensor, Tensor]) -> Tensor:
-    """Add the joint softmax's part to the gradients of keys and values, and return that of the rows' queries.
+    """Adds the joint softmax's part to the gradients of keys and values, and returns that of the rows' queries.
 
     A gate counts here as if its block were empty; `_inside_gradients` adds what the block's values give it.
     """
@@ -355,29 +353,29 @@ def _joint_gradients(grid: Grid, rows: _Rows, joint: _Joint, means: Tensor, kv_g
     if grid.tainted:
         grid.hide(grads, joint.outside, 0.0)
         query, keys = cleaned(query), cleaned(keys)
-    kv_grads[0].index_add_(1, joint.places, torch.bmm(grads.transpose(1, 2), query))
+    kv_grads[0].index_add_(1, joint.positions, torch.bmm(grads.transpose(1, 2), query))
     weights = _drop(joint.weights, kept)  # in place: the gates are a copy
-    kv_grads[1].index_add_(1, joint.places, torch.bmm(weights.transpose(1, 2), rows.out_grad))
+    kv_grads[1].index_add_(1, joint.positions, torch.bmm(weights.transpose(1, 2), rows.out_grad))
     return torch.bmm(grads, keys)
 
 
 def _inside(grid: Grid, rows: _Rows, blocks: slice, scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Softmax within each of `blocks`, [N, rows, places of the blocks], and the derivative of the soft cap.
+    """Softmax within each of `blocks`, [N, rows, positions of the blocks], and the derivative of the soft cap.
 
-    `scores` and `weights` are buffers. The result lies in `weights`; its landmark columns hold no meaning.
+    `scores` and `weights` are buffers. The result is a view of `weights`; its landmark columns are undefined.
     """
-    places = grid.places_of(blocks)
-    shape = (*rows.query.shape[:2], places.stop - places.start)
+    positions = grid.positions_of(blocks)
+    shape = (*rows.query.shape[:2], positions.stop - positions.start)
     scores, weights = _view(scores, shape), _view(weights, shape)
-    torch.bmm(rows.query, grid.key[:, places].transpose(1, 2), out=scores)
+    torch.bmm(rows.query, grid.key[:, positions].transpose(1, 2), out=scores)
     slope = grid.rules.scoring.cap_with_slope_(scores)
-    foreign = grid.foreign(rows.tile, places)
+    foreign = grid.foreign(rows.tile, positions)
     if foreign is not None:
         grid.hide(scores, foreign, _HIDDEN)
     grid.by_block(scores)[..., -1] = _HIDDEN
     torch.softmax(grid.by_block(scores), -1, out=grid.by_block(weights))
     if foreign is not None:
-        grid.hide(weights, foreign, 0.0)  # the weight of a block with nothing visible is lost, not spread
+        grid.hide(weights, foreign, 0.0)  # the weight of a block without visible tokens is lost
     return weights, slope
 
 
@@ -390,22 +388,22 @@ def _inside_gradients(
     rows_grad: Tensor,
     kv_grads: tuple[Tensor, Tensor],
 ) -> None:
-    """Add what the insides of `blocks` give to the gradients of the rows' queries, of keys and of values."""
+    """Adds the part of attention inside `blocks` to the gradients of the rows' queries, of keys and of values."""
     assert rows.out_grad is not None
-    places = grid.places_of(blocks)
+    positions = grid.positions_of(blocks)
     weights, slope = _inside(grid, rows, blocks, *buffers[:2])
     scores, grads = _view(buffers[0], weights.shape), _view(buffers[2], weights.shape)
-    torch.bmm(rows.out_grad, grid.value[:, places].transpose(1, 2), out=grads)
-    foreign = grid.foreign(rows.tile, places) if grid.tainted else None
+    torch.bmm(rows.out_grad, grid.value[:, positions].transpose(1, 2), out=grads)
+    foreign = grid.foreign(rows.tile, positions) if grid.tainted else None
     if grid.tainted:
-        grads.masked_fill_(grid.bad[:, None, places].any(-1), torch.nan)
+        grads.masked_fill_(grid.bad[:, None, positions].any(-1), torch.nan)
     if foreign is not None:
         grid.hide(grads, foreign, 0.0)
     kept = _kept(grid, rows.tile, blocks.stop, weights)
     _drop(grads, kept)
     w, g, s = (grid.by_block(x) for x in (weights, grads, scores))
     # The backward of softmax is w * (g - sum(w * g)) in each block. At the landmark g is 0, as its value is.
-    # With w = -1 there, its column receives the sum itself: what opening the block is worth to its gate.
+    # With w = -1 there, its column receives the sum itself: the gradient of the gate.
     w[..., -1] = -1.0
     torch.ops.aten._softmax_backward_data.out(g, w, -1, grid.dtype, grad_input=s)  # one pass instead of four
     if slope is not None:
@@ -416,20 +414,20 @@ def _inside_gradients(
         for x in (scores, weights):  # slopes and gates may be NaN
             grid.hide(x, foreign, 0.0)
     query = cleaned(rows.query) if grid.tainted else rows.query
-    rows_grad.baddbmm_(scores, grid.clean_key[:, places])
-    kv_grads[0][:, places].baddbmm_(scores.transpose(1, 2), query)
-    kv_grads[1][:, places].baddbmm_(_drop(weights, kept).transpose(1, 2), rows.out_grad)
+    rows_grad.baddbmm_(scores, grid.clean_key[:, positions])
+    kv_grads[0][:, positions].baddbmm_(scores.transpose(1, 2), query)
+    kv_grads[1][:, positions].baddbmm_(_drop(weights, kept).transpose(1, 2), rows.out_grad)
 
 
 def _open(grid: Grid, x: Tensor, gates: Tensor) -> None:
-    """Multiply x [N, rows, places] in place by the `gates` [N, rows, blocks, 1] of its blocks: 0 where one is shut."""
+    """Multiplies x [N, rows, positions] in place by the `gates` [N, rows, blocks, 1] of its blocks."""
     grid.by_block(x).mul_(gates)
     if grid.tainted:
         grid.by_block(x).masked_fill_(gates == 0, 0.0)
 
 
 def _kept(grid: Grid, tile: Tile, part: int, weights: Tensor) -> Tensor | None:
-    """Dropout's factors for one part of a tile's weights, the same in forward and backward."""
+    """Dropout factors for one part of a tile's weights, the same in forward and backward."""
     if not grid.rules.scoring.dropout:
         return None
     generator = torch.Generator(weights.device).manual_seed(grid.rules.seed ^ (tile.start << 32 | part))

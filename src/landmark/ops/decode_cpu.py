@@ -1,8 +1,8 @@
-"""The grouped softmax for few queries over a short window, in as few operations as it takes.
+"""Grouped softmax for decoding: few queries over a short window, in few operations.
 
-While decoding there is one query and a window of some hundred keys. What counts then is the number of operations,
-not their size: a compiled loop on a CPU, and dense matrices elsewhere. The loop, which makes nothing but the output,
-serves chunks of some hundred queries too.
+With one query and a window of some hundred keys, the number of operations counts, not their size: a loop compiled by
+numba on a CPU, dense matrices elsewhere. The loop allocates the output alone, so it also serves chunks of some hundred
+queries.
 """
 
 from typing import Any
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.numba_loops import add_weighted, compiled, in_parts, inner_products, rotate, share_out, soft_cap
+from landmark.ops.numba_loops import add_weighted, compiled, gated_softmax, in_parts, inner_products, rotate, soft_cap
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 
-FEW_QUERIES = 8  # in a chunk, up to which the number of operations costs more than their size
-_FEW_LOOPED = 512  # from here on matrix products of blockwise attention are faster, as measured on one thread
+FEW_QUERIES = 8  # queries in a chunk up to which the number of operations costs more than their size
+_FEW_LOOPED = 512  # from here on the matrix products of blockwise attention are faster, as measured on one thread
 
 
 def is_few(query: Tensor) -> bool:
@@ -38,12 +38,12 @@ def few_queries_attention(
     block_size: int,
     scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
-    """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1), as `blockwise_attention` and without gradient.
+    """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1), as `blockwise_attention` but without gradients.
 
-    Shapes: query [B,H,T,D] before rotary, key, value [B,Hkv,L,D], which start a block, keys rotated by their places;
-    `positions`, long [B,T], are the queries' places among the keys. Returns the output [B,H,T,D] in query's dtype and
-    the logarithm of the joint softmax's denominator [B,H,T] in float32 (float64 for float64 inputs), -inf where a
-    query sees nothing.
+    Shapes: query [B,H,T,D] before rotary, key, value [B,Hkv,L,D], which start a block, keys rotated to their index;
+    `positions`, long [B,T], are the indices of the queries among the keys. Returns the output [B,H,T,D] in query's
+    dtype and the logarithm of the joint softmax's denominator [B,H,T] in float32 (float64 for float64 inputs), -inf
+    where a query sees nothing.
     """
     if _loops(query, key, value):
         return _looped(query, key, value, positions, rotation, block_size + 1, scoring)
@@ -64,7 +64,7 @@ def _looped(
     out = query.new_zeros(query.shape)
     lse = query.new_empty(query.shape[:3])
     sinks = query.new_full((heads,), -torch.inf) if scoring.sinks is None else scoring.sinks.to(query.dtype)
-    # Contiguous, for compiled loops over arrays of another layout are slower, and compiled once more.
+    # Contiguous: numba compiles a loop anew for arrays of another layout, and a slower one.
     scaled = query * scoring.scale_of(query)
     arrays = [x.contiguous().numpy() for x in (scaled, *rotation.by_partner, key, value, positions, sinks, out, lse)]
     in_parts(
@@ -80,7 +80,7 @@ def _attend(
     query: Any, cos: Any, sin: Any, partner: Any, key: Any, value: Any, positions: Any, sinks: Any,
     out: Any, lse: Any, stride: int, softcap: float, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Fills `out [B,H,T,D]` and `lse [B,H,T]` of the queries start..stop, counted over all rows and heads."""
+    """Writes `out [B,H,T,D]` and `lse [B,H,T]` of the queries start..stop, counted over all rows and heads."""
     heads, length = query.shape[1:3]
     turned, scores = np.empty(query.shape[3], query.dtype), np.empty(key.shape[2], query.dtype)
     for flat in range(start, stop):
@@ -110,9 +110,9 @@ def _attend(
             total += seen[j]
         for j in range(own, end):
             seen[j] /= total
-        for first in range(0, own, stride):  # values of landmarks are not read, whatever they are
+        for first in range(0, own, stride):  # values of landmarks may be anything and are not read
             landmark = first + stride - 1
-            share_out(seen[first:landmark], seen[landmark] / total)
+            gated_softmax(seen[first:landmark], seen[landmark] / total)
             add_weighted(seen[first:landmark], value[row, group, first:landmark], out[row, head, step])
         add_weighted(seen[own:end], value[row, group, own:end], out[row, head, step])
         lse[row, head, step] = highest + np.log(total)
@@ -126,7 +126,7 @@ def dense(
     stride: int,
     scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
-    """The same by matrices [B,H,T,L], on any device."""
+    """The same for rotated queries by dense matrices [B,H,T,L], on any device."""
     dtype, kv_heads, length = working_dtype(query), key.shape[1], key.shape[2]
     grouped = (query.to(dtype) * scoring.scale_of(query)).unflatten(1, (kv_heads, -1)).flatten(2, 3)
     scores = scoring.cap_((grouped @ key.to(dtype).transpose(2, 3)).view(*query.shape[:3], -1))
@@ -137,22 +137,22 @@ def dense(
     weights = joint.sub_(lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp_()
     whole = length // stride * stride
     if whole:
-        # An earlier block's gate is shared out among its ordinary tokens; the gates of all others are 0.
+        # The gate of an earlier block is distributed among its ordinary tokens; all other gates are 0.
         blocks = weights[..., :whole].unflatten(-1, (-1, stride))
         inside = scores[..., :whole].unflatten(-1, (-1, stride))[..., :-1].softmax(-1)
         blocks[..., :-1].add_(inside.mul_(blocks[..., -1:]))
         blocks[..., -1] = 0.0
     # Values of landmarks, and those behind all queries of a row, have weight 0 and may be anything.
-    places = torch.arange(length, device=value.device)
-    unread = (places % stride == stride - 1) | (places > positions.amax(1, keepdim=True))
+    index = torch.arange(length, device=value.device)
+    unread = (index % stride == stride - 1) | (index > positions.amax(1, keepdim=True))
     value = value.to(dtype).masked_fill(unread[:, None, :, None], 0.0)
     out = weights.view(*key.shape[:2], -1, length) @ value
     return out.view(query.shape).to(query.dtype), lse
 
 
 def _outside(positions: Tensor, keys: int, stride: int) -> Tensor:
-    """Keys neither in a query's local set nor among its gates: bool [B,1,T,L]."""
-    position, place = positions[:, None, :, None], torch.arange(keys, device=positions.device)
-    own, block = position // stride, place // stride
-    is_landmark = place % stride == stride - 1
-    return torch.where(is_landmark, block >= own, (block != own) | (place > position))
+    """Mask of keys neither in a query's local set nor among its gates: bool [B,1,T,L]."""
+    position, index = positions[:, None, :, None], torch.arange(keys, device=positions.device)
+    own, block = position // stride, index // stride
+    is_landmark = index % stride == stride - 1
+    return torch.where(is_landmark, block >= own, (block != own) | (index > position))

@@ -1,4 +1,4 @@
-"""Loops over arrays on a CPU: compiled, on as many threads as torch uses."""
+"""Loops over arrays on a CPU, compiled by numba and run on as many threads as torch uses."""
 
 import os
 from collections.abc import Callable
@@ -11,28 +11,28 @@ import numba
 import numpy as np
 import torch
 
-_WORTH_A_THREAD = 256  # small pieces of work; handing over fewer takes longer than doing them
+_WORTH_A_THREAD = 256  # small pieces of work; starting a thread for fewer takes longer than the work
 
 
 def compiled(loop: Callable[..., Any], *, without_nan: bool = False, as_written: bool = False) -> Callable[..., Any]:
-    """Compiles a loop over arrays at its first call; the result is kept on disk, where that can be written.
+    """Decorator: compiles a loop over arrays at its first call, cached on disk where that can be written.
 
-    Sums may be reordered, as in any matrix product, unless arithmetic is to be done `as_written`, with the same bits
-    wherever the loop is used; infinities keep their meaning, and so does NaN unless the caller promises that there is
+    Sums may be reordered, as in any matrix product; with `as_written` they are not, and the loop gives the same bits
+    wherever it is inlined. Infinities follow IEEE rules, and so does NaN unless `without_nan` promises that there is
     none.
     """
     flags = set() if as_written else {"reassoc", "contract", "nsz"} | ({"nnan"} if without_nan else set())
     try:
         return numba.njit(cache=True, nogil=True, fastmath=flags)(loop)
-    except RuntimeError:  # neither this package's folder nor the user's can be written: every process compiles anew
+    except RuntimeError:  # no cache folder can be written: every process compiles again
         return numba.njit(nogil=True, fastmath=flags)(loop)
 
 
 def in_parts(work: Callable[[int, int], None], count: int, size: int = 1) -> None:
-    """Calls `work(start, stop)` over 0..count in equal parts, one for each of torch's threads.
+    """Calls `work(start, stop)` on equal parts of 0..count, one for each of torch's threads.
 
-    `size` is how many small pieces of work one of the `count` stands for, such as queries that meet a block.
-    `work` must release the interpreter's lock, as `compiled` loops do.
+    `size` is how many small pieces of work each of the `count` is, such as queries that meet a block. `work` must
+    release the GIL, as `compiled` loops do.
     """
     threads = min(torch.get_num_threads(), count, count * size // _WORTH_A_THREAD)
     if threads < 2:
@@ -46,7 +46,7 @@ def in_parts(work: Callable[[int, int], None], count: int, size: int = 1) -> Non
 
 @compiled
 def inner_products(rows: Any, x: Any, out: Any) -> None:
-    """The inner products `out [n]` of the first n of `rows [.., D]` with `x [D]`, four rows for each load of x."""
+    """Writes to `out [n]` the inner products of the first n `rows [.., D]` with `x [D]`, four rows per load of x."""
     zero = x.dtype.type(0)
     whole = out.shape[0] // 4 * 4
     for j in range(0, whole, 4):
@@ -66,7 +66,7 @@ def inner_products(rows: Any, x: Any, out: Any) -> None:
 
 @compiled
 def add_weighted(weights: Any, rows: Any, out: Any) -> None:
-    """Adds to `out [D]` the first n of `rows [..,D]`, each times its weight `[n]`, four rows for each load of out."""
+    """Adds to `out [D]` the first n `rows [..,D]`, each times its weight `[n]`, four rows per load of out."""
     whole = weights.shape[0] // 4 * 4
     for j in range(0, whole, 4):
         for i in range(out.shape[0]):
@@ -90,8 +90,8 @@ def soft_cap(scores: Any, softcap: float) -> None:
 
 
 @compiled
-def share_out(scores: Any, gate: Any) -> None:
-    """Turns scores of a block's ordinary tokens into their weights: their softmax times the block's gate."""
+def gated_softmax(scores: Any, gate: Any) -> None:
+    """Turns scores of the ordinary tokens of a block into their weights, in place: their softmax times the gate."""
     highest = scores.max()
     total = scores.dtype.type(0)
     for j in range(scores.shape[0]):
@@ -102,10 +102,10 @@ def share_out(scores: Any, gate: Any) -> None:
 
 
 @compiled
-def open_gates(lse: Any, gates: Any) -> Any:
-    """Turns logits `gates [k]` into their weights in one softmax with local attention; returns the weight of that.
+def joint_gates(lse: Any, gates: Any) -> Any:
+    """Turns logits `gates [k]` into weights, in place, by one softmax with local attention; returns its weight.
 
-    `lse` is the logarithm of the local denominator. All weights are 0 where everything is -inf.
+    `lse` is the logarithm of the local denominator. All weights are 0 if everything is -inf.
     """
     highest = max(lse, gates.max())
     if highest == -np.inf:
@@ -123,7 +123,7 @@ def open_gates(lse: Any, gates: Any) -> Any:
 
 @partial(compiled, as_written=True)
 def rotate(x: Any, cos: Any, sin: Any, partner: Any, position: int, out: Any) -> None:
-    """Rotates `x [D]` to a position; the tables are those of `Rotation.by_partner`."""
+    """Rotates `x [D]` to a position, by the tables of `Rotation.by_partner`."""
     out[:] = x
     for i in range(partner.shape[0]):
         out[i] = x[i] * cos[position, i] + x[partner[i]] * sin[position, i]

@@ -1,4 +1,4 @@
-"""The grouped softmax written densely, rule by rule: the truth that faster backends are held to."""
+"""Reference: the grouped softmax written densely, rule by rule. The other backends are tested against it."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def reference_attention(
     key_mask: Tensor | None = None,
     document_ids: Tensor | None = None,
 ) -> Tensor:
-    """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1) with landmarks at any places.
+    """Grouped softmax attention (Mohtashami & Jaggi 2023, section 3.1) with landmarks at any positions.
 
     Shapes: query [B,H,Tq,D], key and value [B,Hkv,Tk,D], is_landmark bool [B or 1,Tk], key_mask bool [B,Tk],
     document_ids int [B,Tk]; returns [B,H,Tq,D] in query's dtype. Builds several [B,H,Tq,Tk] matrices. The
@@ -40,7 +40,7 @@ def reference_attention(
     gate = visible & ~own & is_landmark
     inside = visible & ~own & ~is_landmark
 
-    # What is hidden is nothing from here on, NaN and infinities too.
+    # Masked pairs are 0 from here on, even if they are NaN or infinite.
     scores = products(q, k).masked_fill(~(local | gate | inside), 0.0) * scoring.scale_of(query)
     scores = scoring.cap(scores)
 

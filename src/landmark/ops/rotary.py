@@ -1,4 +1,4 @@
-"""Rotary positions by table: one table serves queries, local keys and the keys that enter memory."""
+"""Rotary position embedding by table, for queries, local keys and keys in memory alike."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rotation:
-    """Rotates the first R dimensions of a head by position; the others pass through.
+    """Rotary tables of a layer: the first R dimensions of a head are rotated, the others pass through.
 
     `cos` and `sin` are [P,R] tables by position and may carry a scaling factor. Style "half" pairs dimension
     i with i + R/2 (tables are `cat(freqs, freqs)`), "interleaved" pairs 2i with 2i + 1
@@ -33,7 +33,7 @@ class Rotation:
 
     @property
     def reach(self) -> int | None:
-        """Number of positions the table holds, None if every position will do."""
+        """Number of positions in the tables, None without rotation."""
         return None if self.style == "none" else self.cos.shape[0]
 
     @cached_property
@@ -53,8 +53,8 @@ class Rotation:
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotates `x [..., D]` to `positions`, long and broadcastable to `x.shape[:-1]`, each in 0..P-1.
 
-        Computes in the wider of the two dtypes and returns x's dtype. Relative positions are all that
-        attention sees, so a query rotated by p - s against a key rotated by j scores like p against s + j.
+        Computes in the wider of the two dtypes and returns x's dtype. Attention depends on relative positions
+        only, so a query rotated by p - s against a key rotated by j scores like p against s + j.
         """
         if self.style == "none":
             return x
@@ -65,7 +65,7 @@ class Rotation:
         return turned if width == x.shape[-1] else self._with_rest(turned, x[..., width:])
 
     def _partners(self, x: Tensor) -> Tensor:
-        """`x [..., R]` with the members of each pair changed over."""
+        """`x [..., R]` with the two dimensions of each pair swapped."""
         if self.style == "half":
             return x.roll(x.shape[-1] // 2, -1)
         return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)

@@ -1,4 +1,9 @@
-"""Search through landmark keys on a GPU: a key is read once for the heads of a group, and no scores are written."""
+"""Exact top-k search through landmark keys on a GPU: keys are read once per head group, scores are never written.
+
+A first kernel finds the best of each part of the slots, a second one the best of those. A score and a block number make
+one integer of 64 bits, ordered by score and, among equal scores, by number. The best are kept by insertion: few of many
+slots ever beat the k best of those before them.
+"""
 
 # pyright: reportIndexIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
 # ruff: noqa: ANN001, ANN201 - the compiler knows the types of arguments
@@ -13,18 +18,12 @@ from triton import knobs
 
 from landmark.ops.triton_support import unsupported_reason
 
-# The kernels of `search_landmarks`: the best of each part of the slots, then the best of those.
-#
-# A score and a block number make one integer of 64 bits, whose order is that of scores and, among equals, of
-# numbers. The best are found by insertion: few of many slots ever beat the k best of those before them.
-
-
-# No score comes with a number below this: 32 bits below it are free for places that hold nothing.
+# Every packed score is above SOMETHING; the 32 bits below it are free for empty entries.
 NOTHING = tl.constexpr(-(1 << 63))
 SOMETHING = tl.constexpr(-(1 << 63) + (1 << 32))
 HELD = tl.constexpr((1 << 63) - 1)
 
-# The interpreter has no times to choose by.
+# Triton's interpreter cannot measure time.
 _WARPS = (4,) if knobs.runtime.interpret else (4, 8)
 _CONFIGS = [triton.Config({}, num_warps=warps) for warps in _WARPS]
 
@@ -49,7 +48,7 @@ def best_of_part_kernel(
     SLOTS: tl.constexpr,  # slots in a tile
     KEPT: tl.constexpr,  # k as a power of two
 ):
-    """Fills `found` for one part of the slots and one tile of queries."""
+    """Writes `found` for one part of the slots and one tile of queries."""
     part, head = tl.program_id(0) % parts, tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) // parts * ROWS + tl.arange(0, ROWS)
     dims = tl.arange(0, WIDTH)
@@ -81,13 +80,13 @@ def best_of_all_kernel(
     KEPT: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Fills `scores` and `numbers` of one query from what was found in all parts, WIDTH candidates at a time."""
+    """Writes `scores` and `numbers` of one query from the best of all parts, WIDTH candidates at a time."""
     row = tl.program_id(0).to(tl.int64)
     best = nothing(k, 1, KEPT)
     for start in range(0, candidates, WIDTH):
         at = start + tl.arange(0, WIDTH)[None, :]
         new = tl.load(found + row * candidates + at, mask=at < candidates, other=NOTHING)
-        # Several parts may have left the same places empty.
+        # Several parts may have left the same entries empty.
         best = inserted(best, tl.where(new < SOMETHING, NOTHING, new))
     kept = tl.arange(0, KEPT)[None, :]
     real = best >= SOMETHING
@@ -99,7 +98,7 @@ def best_of_all_kernel(
 def products(query, keys):
     """Inner products [ROWS,SLOTS] of rows of float32."""
     if query.shape[0] < 16:
-        # Few queries would leave a matrix product nearly empty.
+        # A matrix product of few queries would waste most of its tile.
         result = tl.sum(query[:, None, :] * keys[None, :, :], 2)
     else:
         result = tl.dot(query, tl.trans(keys), input_precision="ieee")
@@ -108,22 +107,23 @@ def products(query, keys):
 
 @triton.jit
 def packed(scores, numbers):
-    """Integers in the order of scores and, among equals, of numbers in 0..2**31-1."""
+    """Integers ordered by score and, among equal scores, by number in 0..2**31-1."""
     bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)  # 0.0 and -0.0 are equal
-    # The bits of a negative number grow as it falls.
+    # The bits of a negative number grow as it decreases.
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (ordered.to(tl.int64) << 32) | numbers
 
 
 @triton.jit
 def score_of(best):
+    """The scores of packed integers."""
     ordered = (best >> 32).to(tl.int32)
     return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def nothing(k, ROWS: tl.constexpr, KEPT: tl.constexpr):
-    """Rows [ROWS,KEPT] with k empty places, all different so that one is filled at a time; the rest is never empty."""
+    """Rows [ROWS,KEPT] with k empty entries, all different so that one is filled at a time; the rest is never empty."""
     kept = tl.arange(0, KEPT)
     row = tl.where(kept < k, NOTHING + kept.to(tl.int64), HELD)
     return tl.zeros((ROWS, KEPT), tl.int64) + row[None, :]
@@ -131,7 +131,7 @@ def nothing(k, ROWS: tl.constexpr, KEPT: tl.constexpr):
 
 @triton.jit
 def inserted(best, new):
-    """The best of each row [R,KEPT] with the lowest replaced as long as `new` [R,N] holds something higher."""
+    """The best of each row [R,KEPT] after its lowest was replaced while `new` [R,N] has a higher one."""
     highest, lowest = tl.max(new, 1), tl.min(best, 1)
     while tl.max(tl.where(highest > lowest, 1, 0), 0) > 0:
         replaced = (best == lowest[:, None]) & (highest > lowest)[:, None]
@@ -141,25 +141,25 @@ def inserted(best, new):
     return best
 
 
-_PROGRAMS = 512  # enough to keep the memory of a large GPU busy
-_LARGEST_TILE = 16  # queries that meet a tile of keys together
-_MOST_SLOTS = 64  # in a tile; what larger ones keep does not fit registers
+_PROGRAMS = 512  # enough to saturate the memory bandwidth of a large GPU
+_LARGEST_TILE = 16  # queries in a tile
+_MOST_SLOTS = 64  # in a tile; larger ones do not fit registers
 _TILE_KEYS = 8192  # elements
 _TILE_PRODUCTS = 16384  # elements of the products of a few queries
 _CANDIDATES = 512
 
 
 def search_landmarks(query: Tensor, keys: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best landmarks of each query, equal scores to the highest number (Mohtashami & Jaggi 2023, section 3.2).
+    """The k best landmarks of each query; ties go to the highest number (Mohtashami & Jaggi 2023, section 3.2).
 
-    Two launches, however many landmarks there are. Made for a few queries, as in decoding: scores are summed in
-    float32 without matrix units, which many queries would wait for.
+    Two launches, however many landmarks there are. Made for few queries, as in decoding: scores are summed in float32
+    without matrix units, which would be slow for many queries.
 
     Args:
         query: [B,H,T,D], rotated and scaled.
         keys: [B,Hkv,S,D], contiguous; query head h scores those of key head h // (H // Hkv).
         numbers: long [B,n], the block whose landmark lies at each of the first n of the S slots, in any order and
-            each below 2**31; -1 is not to be found, and its key is not read.
+            each below 2**31; -1 is never found, and its key is not read.
         k: how many to find.
 
     Returns:
@@ -175,8 +175,6 @@ def search_landmarks(query: Tensor, keys: Tensor, numbers: Tensor, k: int) -> tu
     shape = (*query.shape[:3], k)
     if numbers.shape[1] == 0 or query.numel() == 0 or k == 0:
         return query.new_full(shape, -torch.inf, dtype=torch.float32), numbers.new_full(shape, -1)
-    # Needs the package triton.
-
     heads, capacity, dim = keys.shape[1:]
     items, rows = keys.shape[0] * heads, query.shape[1] // heads * query.shape[2]
     size, width = min(_LARGEST_TILE, _power(rows)), max(16, _power(dim))
@@ -214,7 +212,7 @@ def search_landmarks(query: Tensor, keys: Tensor, numbers: Tensor, k: int) -> tu
 
 
 def _slots(size: int, width: int) -> int:
-    """Slots in a tile, a power of two, that `size` queries meet together."""
+    """Slots in a tile of `size` queries, a power of two."""
     elements = _TILE_KEYS if size == _LARGEST_TILE else min(_TILE_KEYS, _TILE_PRODUCTS // size)
     return max(16, min(_MOST_SLOTS, elements // width))
 

@@ -1,4 +1,4 @@
-"""What Triton kernels can serve, found out without importing Triton where it is not needed."""
+"""Which tensors Triton kernels can serve; does not import Triton."""
 
 import os
 from importlib.util import find_spec
@@ -8,13 +8,13 @@ from torch import Tensor
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WIDEST_HEAD = 256
-_INSTALLED = find_spec("triton") is not None  # asked once: some releases of torch.compile cannot trace the question
+_INSTALLED = find_spec("triton") is not None  # at import, as some releases of torch.compile cannot trace find_spec
 
 
 def unsupported_reason(*tensors: Tensor) -> str | None:
-    """Why no kernel can read these tensors [..., head_dim] together, or None if one can.
+    """Why no kernel can read these tensors [..., head_dim] together, None if one can.
 
-    On a CPU kernels run in Triton's interpreter only, which the environment asks for by TRITON_INTERPRET=1.
+    On a CPU kernels run in Triton's interpreter only, which TRITON_INTERPRET=1 in the environment turns on.
     """
     kinds = {(x.dtype, x.device) for x in tensors}
     dtype, device = tensors[0].dtype, tensors[0].device
@@ -35,5 +35,5 @@ def unsupported_reason(*tensors: Tensor) -> str | None:
 def _runs_on(device: torch.device) -> bool:
     if device.type == "cuda" and torch.version.cuda is not None:
         return torch.cuda.get_device_properties(device).major >= 8
-    # As Triton itself reads it, whose own way of asking torch.compile cannot trace.
+    # As in Triton, whose own function torch.compile cannot trace.
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")

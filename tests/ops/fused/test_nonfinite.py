@@ -1,4 +1,4 @@
-"""NaN and infinities spread to whoever sees them, and to nobody else: in outputs and in every gradient."""
+"""NaN and infinities reach the queries that see them and no others, in outputs and in every gradient."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""Backward kernels for blocks that fit a tile: one pass for the queries' gradients, one for keys and values.
+"""Backward kernels for blocks that fit a tile: one pass for the gradients of queries, one for keys and values.
 
-Both compute the softmaxes of every tile again; nothing but `lse` is kept from the forward pass. No program
-writes where another does, so results do not depend on the order in which they run.
+Both recompute the softmaxes of every tile; only `lse` is kept from the forward pass. No two programs write to the same
+address, so results do not depend on the order in which they run.
 """
 
 # ruff: noqa: ANN001, ANN201
@@ -15,10 +15,10 @@ from landmark.ops.fused.spans import key_tiles, query_tile, query_tiles, span, t
 from landmark.ops.fused.tiles import (
     LOG2E,
     cleaned,
+    columns_of,
     finite,
     head_of,
     kept,
-    key_places,
     key_tile,
     labels_of,
     load_rows,
@@ -100,7 +100,7 @@ def query_gradients_kernel(
 def row_statistics(
     out, grad, lse, delta, at_out, at_grad, batch, head, rows, real, problem, DIM: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Rows of grad [M,WIDTH], lse in units of log 2 and delta [M]; delta is computed here, and written."""
+    """Rows of grad [M,WIDTH], lse in units of log 2 and delta [M]; delta is computed here and stored."""
     do = load_rows(head_of(grad, at_grad, batch, head), at_grad, rows, real, DIM, WIDTH)
     o = load_rows(head_of(out, at_out, batch, head), at_out, rows, real, DIM, WIDTH)
     row_delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
@@ -150,8 +150,8 @@ def key_gradients_kernel(
     batch = tl.program_id(0) // tiles // kv_heads
     kv_head = tl.program_id(0) // tiles % kv_heads
     first_block = tl.program_id(0) % tiles * G
-    places, inside = key_places(first_block, 0, STRIDE, G, P)
-    index = places - problem.phase
+    key_positions, inside = columns_of(first_block, 0, STRIDE, G, P)
+    index = key_positions - problem.phase
     held = (inside < STRIDE) & (index >= 0) & (index < problem.keys)
     key_labels = labels_of(labels, batch, index, held, 1, problem)
     k = load_rows(head_of(key, at_key, batch, kv_head), at_key, index, held, DIM, WIDTH)
@@ -189,7 +189,7 @@ def key_gradients_kernel(
                     positions = first + rows
                     earlier = (first_block + tl.arange(0, G))[None, :] < (positions // STRIDE)[:, None]
                     own_labels = labels_of(labels, batch, positions - problem.phase, real, 0, problem)
-                    seen = visible(labels, own_labels, key_labels, positions, places, held)
+                    seen = visible(labels, own_labels, key_labels, positions, key_positions, held)
                 q = load_rows(queries, at_query, rows, real, DIM, WIDTH)
                 do = load_rows(grads_of_head, at_grad, rows, real, DIM, WIDTH)
                 row_lse = load_lse(lse + of_head, rows, real)

@@ -1,8 +1,7 @@
 """Backward kernels for blocks of several tiles.
 
-The softmax inside a block is known only when all of its tiles have been read. The queries' pass reads an
-earlier block twice, and leaves for the pass of keys and values what that would otherwise have to find out:
-two numbers for every query and block.
+The softmax inside a block is known only when all of its tiles have been read. The pass of the queries reads an
+earlier block twice, and stores two numbers per query and block for the pass of keys and values.
 """
 
 # ruff: noqa: ANN001, ANN201
@@ -17,11 +16,11 @@ from landmark.ops.fused.spans import key_tiles, query_tile, query_tiles, span, t
 from landmark.ops.fused.tiles import (
     HIDDEN,
     cleaned,
+    columns_of,
     finite,
     gate_scores,
     head_of,
     kept,
-    key_places,
     key_tile,
     labels_of,
     load_rows,
@@ -116,7 +115,7 @@ def query_gradients_long_kernel(
             tl.store(means + here, mean, mask=real)
             gate_grad = tl.where(earlier, tl.exp2(gate - row_lse) * (mean - row_delta), 0.0)
             gate_grad = uncapped(gate_grad, gate_uncut, problem)
-            if masked:  # whose landmark is hidden, NaN too
+            if masked:  # of a landmark that is no gate, even if it is NaN
                 gate_grad = tl.where(gate == HIDDEN, 0.0, gate_grad)
             summed += gate_grad[:, None] * cleaned(landmark, masked)
             mean = tl.where(earlier, mean, row_delta)
@@ -176,8 +175,8 @@ def key_gradients_long_kernel(
     kv_head = tl.program_id(0) // (blocks * PARTS) % kv_heads
     tile = tl.program_id(0) % (blocks * PARTS)
     block = tile // PARTS
-    places, inside = key_places(block, tile % PARTS * N, STRIDE, 1, N)
-    index = places - problem.phase
+    key_positions, inside = columns_of(block, tile % PARTS * N, STRIDE, 1, N)
+    index = key_positions - problem.phase
     held = (inside < STRIDE) & (index >= 0) & (index < problem.keys)
     key_labels = labels_of(labels, batch, index, held, 1, problem)
     k = load_rows(head_of(key, at_key, batch, kv_head), at_key, index, held, DIM, WIDTH)
@@ -212,10 +211,10 @@ def key_gradients_long_kernel(
                     positions = first + rows
                     own_labels = labels_of(labels, batch, positions - problem.phase, real, 0, problem)
                     earlier = block < positions // STRIDE
-                    # What was not written for a block that is not earlier stays unread.
+                    # Blocks that are not earlier were not written.
                     level = tl.where(earlier, level, row_lse)
                     mean = tl.where(earlier, mean, row_delta)
-                    seen = visible(labels, own_labels, key_labels, positions, places, held)
+                    seen = visible(labels, own_labels, key_labels, positions, key_positions, held)
                     seen = seen & (earlier[:, None] | (inside < STRIDE - 1)[None, :])
                 at_landmark = (inside == STRIDE - 1)[None, :]
                 scores = scores_of(q, k, problem)

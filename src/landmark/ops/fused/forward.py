@@ -1,4 +1,4 @@
-"""Forward kernels: every program finishes one tile of queries of one head in a single pass over the keys."""
+"""Forward kernels: a program computes one tile of queries of one head in a single pass over the keys."""
 
 # ruff: noqa: ANN001, ANN201
 # pyright: reportIndexIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
@@ -52,6 +52,7 @@ def forward_kernel(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
+    """Stores `out` and `lse` of one tile of queries of one head, where a block fits a tile of keys."""
     G: tl.constexpr = (N + P - 1) // P
     batch, head, rows, real, positions = query_tile(first_query, problem, M)
     own_labels = labels_of(labels, batch, positions - problem.phase, real, 0, problem)
@@ -82,7 +83,7 @@ def forward_kernel(
 
 @triton.jit
 def joint_start(sinks, head, M: tl.constexpr):
-    """Largest score and sum of weights [M] before any key: those of the sink, or of nothing."""
+    """Largest score and sum of weights [M] before any key: those of the sink, if there is one."""
     if sinks is None:
         top = tl.full((M,), HIDDEN, tl.float32)
         total = tl.zeros((M,), tl.float32)
@@ -96,7 +97,7 @@ def joint_start(sinks, head, M: tl.constexpr):
 def finish(
     out, lse, at_out, batch, head, rows, real, summed, top, total, problem, DIM: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Write the outputs, and the logarithm of the joint softmax's denominator."""
+    """Stores the outputs and the logarithm of the joint softmax's denominator."""
     empty = total == 0.0
     summed = summed / tl.where(empty, 1.0, total)[:, None]
     store_rows(head_of(out, at_out, batch, head), at_out, rows, real, summed, DIM, WIDTH)
@@ -167,7 +168,7 @@ def forward_long_kernel(
                 block_summed = add_averages(block_summed * fading[:, None], shares, v, masked)
             joint = tl.where(earlier, gate, block_top)
             top, total, fading, opened = joined(top, total, joint[:, None], block_total[:, None], earlier[:, None])
-            if masked:  # of a block that is not seen all may be NaN, and its weight is 0
+            if masked:  # a block that is not visible may be NaN, and its weight is 0
                 block_summed = tl.where(opened == 0.0, 0.0, block_summed)
             summed = summed * fading[:, None] + block_summed * opened
     finish(out, lse, at_out, batch, head, rows, real, summed, top, total, problem, DIM, WIDTH)

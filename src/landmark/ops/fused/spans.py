@@ -1,4 +1,4 @@
-"""Which tiles a program looks at: whole earlier blocks without masks, others with them, foreign ones not at all."""
+"""Ranges of tiles that a program visits: whole earlier blocks without masks, others with, invisible ones never."""
 
 # ruff: noqa: ANN001, ANN201
 # pyright: reportIndexIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
@@ -16,7 +16,7 @@ _SCANNED = tl.constexpr(1024)  # blocks at once
 def label_tensors(
     key_mask: Tensor | None, document_ids: Tensor | None, like: Tensor, block_size: int, phase: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Labels, which a query and a key it sees must share, and the range of labels in each block.
+    """Labels of positions, equal for a query and the keys it may see, and the range of labels in each block.
 
     Returns int64 [B,2,Tk], the labels of positions as queries and as keys, and [B,2,2,blocks], the lowest and
     the highest of either. Padding is no key: it has the smallest int64 for a label, which is no document's.
@@ -41,9 +41,9 @@ def label_tensors(
 
 @triton.jit
 def query_tile(first_query, problem, M: tl.constexpr):
-    """A program's batch row, head, query rows [M] with which of them exist, and their places among the keys."""
+    """Batch row and head of a program, its query rows [M], which of them exist, and their positions among the keys."""
     tiles = tl.cdiv(problem.queries, M)
-    tile = tiles - 1 - tl.program_id(0) % tiles  # the last queries see most: begin with them
+    tile = tiles - 1 - tl.program_id(0) % tiles  # the last queries see most keys: begin with them
     batch = tl.program_id(0) // tiles // problem.heads
     head = tl.program_id(0) // tiles % problem.heads
     rows = tile * M + tl.arange(0, M)
@@ -53,7 +53,7 @@ def query_tile(first_query, problem, M: tl.constexpr):
 
 @triton.jit
 def key_tiles(positions, real, own_labels, ranges, batch, problem, STRIDE: tl.constexpr, G: tl.constexpr):
-    """Key tiles for queries at these places: begin and end, and in between where the whole ones begin and end."""
+    """Key tiles for queries at these positions: begin and end, and in between where the whole ones begin and end."""
     lowest = tl.min(positions, 0)
     highest = tl.max(tl.where(real, positions, 0), 0)
     last = tl.minimum(highest, problem.keys + problem.phase - 1) // STRIDE
@@ -75,7 +75,7 @@ def key_tiles(positions, real, own_labels, ranges, batch, problem, STRIDE: tl.co
 
 @triton.jit
 def query_tiles(first, start, stop, key_labels, held, ranges, batch, problem, STRIDE: tl.constexpr, M: tl.constexpr):
-    """Query tiles, the first query being at place `first`, that see keys at places start..stop - 1.
+    """Query tiles, the first query being at position `first`, that see keys at positions start..stop - 1.
 
     Begin, end, and between them the first tile for which these keys are whole earlier blocks.
     """
@@ -114,7 +114,7 @@ def _sharing(ranges, batch, low, high, SIDE: tl.constexpr, problem, STRIDE: tl.c
 
 @triton.jit
 def span(masked: tl.constexpr, begin, whole_begin, whole_end, end):
-    """Range of steps over the whole tiles, or over the others, whose steps leap over the whole ones."""
+    """Range of steps over the whole tiles, or over the others, where `tile_at` skips the whole ones."""
     if masked:
         start = begin
         stop = end - (whole_end - whole_begin)
@@ -126,4 +126,5 @@ def span(masked: tl.constexpr, begin, whole_begin, whole_end, end):
 
 @triton.jit
 def tile_at(step, masked: tl.constexpr, whole_begin, whole_end):
+    """The tile of a step of `span`."""
     return step + tl.where(step >= whole_begin, whole_end - whole_begin, 0) if masked else step

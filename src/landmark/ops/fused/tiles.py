@@ -1,10 +1,10 @@
-"""What the kernels share: a tile of M queries against a tile of keys that is made of whole blocks.
+"""Device functions that the fused kernels share: a tile of M queries against a tile of keys made of whole blocks.
 
 A tile holds G blocks in P columns each, P being the stride rounded up to a power of two; the columns in
 excess are masked. Numbers of a row and a block are [M,G], numbers of a row and a key [M,G*P].
 
-Positions here are places: a key's place is its index plus `phase`, so that blocks begin at multiples of the
-stride. Scores are in units of log 2, so that weights are powers of two of them.
+The position of a key is its index plus `phase`, so that blocks begin at multiples of the stride. Scores are in base 2:
+a weight is 2 to its score.
 """
 
 # ruff: noqa: ANN001, ANN201
@@ -21,7 +21,7 @@ HIDDEN = tl.constexpr(float("-inf"))
 
 
 class Problem(NamedTuple):
-    """The numbers of one call."""
+    """Sizes and settings of one launch."""
 
     heads: int
     groups: int  # query heads that share a key head
@@ -85,13 +85,13 @@ def over_blocks(x, G: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def cleaned(x, MASKED: tl.constexpr):
-    """x with 0 for NaN and infinities, in tiles where some pairs are hidden: 0 times NaN is NaN."""
+    """x with 0 for NaN and infinities, in tiles with masked pairs: 0 times NaN is NaN."""
     return tl.where(x - x == 0.0, x, 0.0) if MASKED else x
 
 
 @triton.jit
 def add_averages(summed, weights, v, MASKED: tl.constexpr):
-    """`summed` and `weights [M,N] @ v [N,WIDTH]`; in tiles with hidden pairs a weight of 0 reads nothing."""
+    """`summed + weights [M,N] @ v [N,WIDTH]`; in tiles with masked pairs a weight of 0 hides NaN and infinities."""
     result = tl.dot(weights.to(v.dtype), cleaned(v, MASKED), summed, input_precision="ieee")
     if MASKED:
         bad = tl.where(v - v == 0.0, 0.0, 1.0)
@@ -103,7 +103,7 @@ def add_averages(summed, weights, v, MASKED: tl.constexpr):
 
 @triton.jit
 def where_seen(x, seen, MASKED: tl.constexpr):
-    """x [M,N] where keys are seen, and 0 elsewhere, where it may be NaN."""
+    """x [M,N] where keys are visible, 0 elsewhere, even if it is NaN there."""
     return tl.where(seen, x, 0.0) if MASKED else x
 
 
@@ -120,7 +120,7 @@ def tanh(x):
 
 @triton.jit
 def capped(products, problem):
-    """Inner products as scores: scaled, soft-capped, in units of log 2."""
+    """Inner products as scores: scaled, soft-capped as by `Scoring.cap`, in base 2."""
     if problem.softcap is None:
         result = products * (problem.scale * LOG2E)
     else:
@@ -130,12 +130,13 @@ def capped(products, problem):
 
 @triton.jit
 def scores_of(query, key, problem):
+    """Scores [M,N] of queries [M,WIDTH] and keys [N,WIDTH]."""
     return capped(tl.dot(query, tl.trans(key), input_precision="ieee"), problem)
 
 
 @triton.jit
 def uncapped(gradients, scores, problem):
-    """Gradients of capped scores as those of the scores before the cap."""
+    """Gradients of scores before the soft cap, from those after it."""
     if problem.softcap is None:
         result = gradients
     else:
@@ -146,7 +147,7 @@ def uncapped(gradients, scores, problem):
 
 @triton.jit
 def kept(seed, batch, head, rows, keys, problem):
-    """Dropout's factors [M,N]: a function of seed, batch, head, query and key, whatever the tiles are."""
+    """Dropout factors [M,N]: a function of seed, batch, head, query and key, independent of the tiles."""
     if seed is None:
         result = 1.0
     else:
@@ -158,8 +159,8 @@ def kept(seed, batch, head, rows, keys, problem):
 
 
 @triton.jit
-def key_places(first_block, part, STRIDE: tl.constexpr, G: tl.constexpr, P: tl.constexpr):
-    """Places of a tile's columns, and each column's place in its block, of which `part` lie before the tile."""
+def columns_of(first_block, part, STRIDE: tl.constexpr, G: tl.constexpr, P: tl.constexpr):
+    """Positions of the columns of a tile, and their offsets in the block, of which `part` lie before the tile."""
     columns = tl.arange(0, G * P)
     inside = part + columns % P
     return (first_block + columns // P) * STRIDE + inside, inside
@@ -176,9 +177,9 @@ def labels_of(labels, batch, index, real, SIDE: tl.constexpr, problem):
 
 
 @triton.jit
-def visible(labels, own_labels, key_labels, positions, places, held):
-    """Which keys queries see, [M,N]: those held, not later, of the query's label."""
-    seen = held[None, :] & (places[None, :] <= positions[:, None])
+def visible(labels, own_labels, key_labels, positions, key_positions, held):
+    """Mask of visible keys, [M,N]: they exist, are not later, and have the label of the query."""
+    seen = held[None, :] & (key_positions[None, :] <= positions[:, None])
     if labels is not None:
         seen = seen & (own_labels[:, None] == key_labels[None, :])
     return seen
@@ -198,20 +199,20 @@ def key_tile(
     G: tl.constexpr,
     P: tl.constexpr,
 ):
-    """A tile of keys as its queries face it.
+    """A tile of keys and its masks.
 
-    Indices of the keys, their places in their blocks, which of them exist [N], which are seen [M or 1,N], and
-    which blocks are earlier than the queries' own [M,G]. Unmasked: all exist, are seen, and lie earlier.
+    Indices of the keys, their offsets in their blocks, which of them exist [N], which are visible [M or 1,N], and
+    which blocks are earlier than the queries' own [M,G]. Unmasked: all exist, are visible, and lie earlier.
     """
-    places, inside = key_places(first_block, part, STRIDE, G, P)
-    index = places - problem.phase
+    key_positions, inside = columns_of(first_block, part, STRIDE, G, P)
+    index = key_positions - problem.phase
     held = inside < STRIDE
     seen = held[None, :]
     earlier = tl.full((positions.shape[0], G), 1, tl.int1)
     if MASKED:
         held = held & (index >= 0) & (index < problem.keys)
         key_labels = labels_of(labels, batch, index, held, 1, problem)
-        seen = visible(labels, own_labels, key_labels, positions, places, held)
+        seen = visible(labels, own_labels, key_labels, positions, key_positions, held)
         earlier = (first_block + tl.arange(0, G))[None, :] < (positions // STRIDE)[:, None]
     return index, inside, held, seen, earlier
 
@@ -232,7 +233,7 @@ def gate_scores(
     STRIDE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Scores [M] of one block's landmark, hidden where it is no gate; the same not hidden; its key [1,WIDTH]."""
+    """Scores [M] of one block's landmark, HIDDEN where it is no gate; the same unmasked; its key [1,WIDTH]."""
     index = tl.zeros((1,), tl.int32) + block * STRIDE + (STRIDE - 1) - problem.phase
     held = index < problem.keys
     landmark = load_rows(key, at_key, index, held, DIM, WIDTH).to(tl.float32)
@@ -257,7 +258,7 @@ def two_softmaxes(
     """
     ordinary = tl.where(seen & (inside < LAST)[None, :], scores, HIDDEN)
     top = block_max(ordinary, G, P)
-    # The sum of one score and zeros is that score, NaN too; a maximum would pass it over.
+    # A sum with zeros, which keeps NaN; a maximum would drop it.
     gate = block_sum(tl.where((inside == LAST)[None, :], tl.where(seen, scores, HIDDEN), 0.0), G, P)
     joint = tl.where(earlier, gate, top)
     if MASKED:
@@ -268,7 +269,7 @@ def two_softmaxes(
 
 @triton.jit
 def finite(top):
-    """Where nothing is seen, any finite number in place of the largest score gives weights of 0."""
+    """The largest score, 0 where nothing is visible: any finite number there gives weights of 0."""
     return tl.where(top == HIDDEN, 0.0, top)
 
 
@@ -280,7 +281,7 @@ def openings(joint_weights, totals, earlier):
 
 @triton.jit
 def joined(top, total, joint, totals, earlier):
-    """The running joint softmax after a tile: new top and total [M], fading of what was summed, openings [M,G]."""
+    """The running joint softmax after a tile: new top and total [M], rescaling of earlier sums, openings [M,G]."""
     new = tl.maximum(top, tl.max(joint, 1))
     base = finite(new)
     fading = tl.exp2(top - base)
@@ -295,7 +296,7 @@ def tile_gradients(
 ):
     """Final weights, and gradients of scores, from gradients `grads` of the weights: both [M,G*P].
 
-    `opened` is what the values of a block give to its gate: the mean of its tokens' gradients.
+    `opened` is the gradient of a block's gate: the mean of its tokens' gradients.
     """
     joint_weights = tl.exp2(joint - lse[:, None])
     weights = shares * over_blocks(openings(joint_weights, totals, earlier), G, P)

@@ -13,11 +13,11 @@ from torch import Tensor
 from landmark.ops.numba_loops import (
     add_weighted,
     compiled,
+    gated_softmax,
     in_parts,
     inner_products,
-    open_gates,
+    joint_gates,
     rotate,
-    share_out,
     soft_cap,
 )
 from landmark.ops.rotary import Rotation
@@ -142,12 +142,12 @@ def _join(
             inner_products(keys[row, group, page], turned, scores[j])
             soft_cap(scores[j], softcap)
             weight[j] = scores[j, stride - 1]
-        local = open_gates(lse[row, head, step], weight)
+        local = joint_gates(lse[row, head, step], weight)
         for i in range(len(total)):
             total[i] = out[row, head, step, i] * local
         for j in range(len(weight)):
             if table[row, head, step, j] >= 0:
-                share_out(scores[j, : stride - 1], weight[j])
+                gated_softmax(scores[j, : stride - 1], weight[j])
                 add_weighted(scores[j, : stride - 1], values[row, group, table[row, head, step, j]], total)
 
 
@@ -164,7 +164,7 @@ def numba_merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tupl
 def _merge(out: Any, lse: Any, joined: Any, weights: Any, inside: Any, start: int, stop: int) -> None:
     """Fills rows start..stop of `joined [R,Dv]`, and turns those of `weights [R,k]` from logits into weights."""
     for row in range(start, stop):
-        local = open_gates(lse[row, 0], weights[row])
+        local = joint_gates(lse[row, 0], weights[row])
         for i in range(out.shape[1]):
             joined[row, i] = out[row, i] * local
         add_weighted(weights[row], inside[row], joined[row])

@@ -124,7 +124,7 @@ def trainable_blocks(
         keys, values: [B,Hkv,n,stride,D], keys rotated by their offset in the block.
         blocks: long [B,H,T,k] in 0..n-1, those that each query reads.
         distance: long [B,H,T,k]: positions from the start of the block to the query.
-        hidden: positions at the beginning of block 0 that nobody sees.
+        hidden: masked positions at the beginning of block 0.
 
     Returns what `retrieved_attention` does: per chosen block the average [B,H,T,k,D] of its ordinary tokens' values and
     the logit of its gate [B,H,T,k], in float32 or float64. Nothing of the size of queries times keys is built, nor are

@@ -2,29 +2,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_cases import layer_memory
+from memory_cases import DIM, SELECTIONS, layer_memory, quarter_turns, rotation
 
 from landmark.memory import LayerMemory, window
 from landmark.ops.reference import reference_attention
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
-
-DIM = 6
-SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
-
-
-def rotation(positions: int = 400, dim: int = DIM, dtype: torch.dtype = torch.float64) -> Rotation:
-    angles = torch.outer(torch.arange(positions).double(), 30.0 ** (-torch.arange(0, dim, 2).double() / dim))
-    angles = torch.cat((angles, angles), -1)
-    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), "half")
-
-
-def quarter_turns() -> Rotation:
-    """Angles are multiples of 90 degrees: whole numbers stay whole, so equal scores are exactly equal."""
-    angles = torch.outer(torch.arange(400), torch.tensor([1, 2, 3])) % 4
-    angles = torch.cat((angles, angles), -1)
-    cos, sin = torch.tensor([1.0, 0.0, -1.0, 0.0]).double(), torch.tensor([0.0, 1.0, 0.0, -1.0]).double()
-    return Rotation(cos[angles], sin[angles], "half")
 
 
 def stream(length: int, rows: int = 1, heads: int = 2, kv_heads: int = 2) -> list[torch.Tensor]:

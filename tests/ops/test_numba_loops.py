@@ -41,7 +41,7 @@ def test_parts_cover_everything_once(monkeypatch, threads, count, size, parts):
     assert [n for start, stop in sorted(seen) for n in range(start, stop)] == list(range(count))
 
 
-def test_an_error_in_a_part_is_told(monkeypatch):
+def test_an_error_in_a_part_is_raised(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
     def work(start, stop):

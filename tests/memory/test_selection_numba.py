@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_cases import DIM, quarter_turns
 
 from landmark.index.constant import ConstantIndex
 from landmark.index.exact import ExactIndex
@@ -16,15 +17,7 @@ from landmark.ops import numba_loops
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
-STRIDE, DIM = 4, 6
-
-
-def quarter_turns() -> Rotation:
-    """Angles are multiples of 90 degrees: whole numbers stay whole, so equal scores are exactly equal."""
-    angles = torch.outer(torch.arange(400), torch.tensor([1, 2, 3])) % 4
-    angles = torch.cat((angles, angles), -1)
-    cos, sin = torch.tensor([1.0, 0.0, -1.0, 0.0]).double(), torch.tensor([0.0, 1.0, 0.0, -1.0]).double()
-    return Rotation(cos[angles], sin[angles], "half")
+STRIDE = 4
 
 
 @pytest.mark.parametrize("left", [None, 3, 40])

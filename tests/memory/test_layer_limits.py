@@ -4,21 +4,11 @@ import weakref
 
 import pytest
 import torch
-from memory_cases import layer_memory
+from memory_cases import DIM, SELECTIONS, layer_memory, rotation
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from landmark.memory import LayerMemory
-from landmark.ops.rotary import Rotation
-
-DIM = 6
-SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
-
-
-def rotation(positions: int = 400, dim: int = DIM, dtype: torch.dtype = torch.float64) -> Rotation:
-    angles = torch.outer(torch.arange(positions).double(), 30.0 ** (-torch.arange(0, dim, 2).double() / dim))
-    angles = torch.cat((angles, angles), -1)
-    return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), "half")
 
 
 def read(memory: LayerMemory, length: int, rows: int = 1, **options) -> torch.Tensor:

@@ -14,7 +14,7 @@ _ALL = ("sinks", "key_mask", "document_ids")
 _on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter cannot multiply bfloat16 matrices")
 _with_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter is slow, and has one size of tile")
 
-# The interpreter's tiles are 16 by 16: each case has several, or says what else it is for.
+# The interpreter's tiles are 16 by 16: each case has several, or is named for what else it tests.
 CASES = {
     "one token": Case(3, 1),
     "less than a block": Case(7, 5, groups=2),

@@ -1,6 +1,6 @@
 """Every kernel compiles for a GPU, none of which need be there, and finds room on it.
 
-`python tests/ops/fused/compile_kernels.py` tells the same of all that may be tried on a device.
+`python tests/ops/fused/compile_kernels.py` prints the same for every configuration that may be tuned over on a device.
 """
 
 import json

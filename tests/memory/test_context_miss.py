@@ -1,4 +1,4 @@
-"""Queries that would give their blocks too little attention fetch none: against dense float64, one query at a time."""
+"""Context misses against dense float64, one query at a time: too little attention mass fetches no blocks."""
 
 from dataclasses import dataclass, field
 
@@ -6,22 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_cases import layer_memory
+from memory_cases import DIM, SELECTIONS, layer_memory, rotation
 
 from landmark.memory import LayerMemory, Retrievals
 from landmark.memory.storage import ProcessStorage
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
-DIM, SIZE, STRIDE, KV_HEADS, SCALE = 6, 3, 4, 2, 0.7
-SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
+SIZE, STRIDE, KV_HEADS, SCALE = 3, 4, 2, 0.7
 ALMOST_ONE = 1 - 1e-9
-
-
-def rotation() -> Rotation:
-    angles = torch.outer(torch.arange(300).double(), 30.0 ** (-torch.arange(0, DIM, 2).double() / DIM))
-    angles = torch.cat((angles, angles), -1)
-    return Rotation(angles.cos(), angles.sin(), "half")
 
 
 def stream(length: int, rows: int, heads: int, *, constant: bool = False) -> list[torch.Tensor]:
@@ -33,7 +26,7 @@ def stream(length: int, rows: int, heads: int, *, constant: bool = False) -> lis
 
 @dataclass(frozen=True)
 class Dense:
-    """The rule for one query of one row `q [H,T,D]`, `k`, `v [H,T,D]` before rotary, as it is told in prose."""
+    """The rule for one query of one row `q [H,T,D]`, `k`, `v [H,T,D]` before rotary, as the paper has it."""
 
     local_blocks: int
     positions: str
@@ -120,8 +113,8 @@ def test_a_query_opens_its_blocks_or_none(
                     expected = torch.where(miss[:, None], alone, expected)
                     asked, skipped = asked + heads, skipped + int(miss.sum())
                     assert torch.equal((memory.last.blocks[row, :, step] < 0).all(-1), miss)
-                    told = memory.last.gates[row, :, step].sum(-1)
-                    torch.testing.assert_close(told, mass.masked_fill(miss, 0.0), atol=1e-12, rtol=0)
+                    gates = memory.last.gates[row, :, step].sum(-1)
+                    torch.testing.assert_close(gates, mass.masked_fill(miss, 0.0), atol=1e-12, rtol=0)
                 torch.testing.assert_close(out[row, :, step], expected, atol=1e-12, rtol=0)
             seen[row] += length
     assert memory.retrievals == Retrievals(asked, skipped)
@@ -137,7 +130,7 @@ def test_the_cases_above_skip_some_and_keep_some():
 
 @dataclass(frozen=True)
 class Watched(ProcessStorage):
-    """Stores that tell which blocks they were asked for."""
+    """Stores that record which blocks they were asked for."""
 
     asked: list[torch.Tensor] = field(default_factory=list)
 
