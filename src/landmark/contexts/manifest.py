@@ -199,7 +199,7 @@ def _parse(data: bytes, path: Path) -> Manifest:
         )
     return Manifest(
         generation=fields["generation"],
-        header=_current(fields["header"]),
+        header=_current_header(fields["header"]),
         layout=Layout(tuple(map(_shape, fields["blocks"])), tuple((h, d) for h, d in fields["landmarks"])),
         segments=tuple(map(_segment, fields["segments"])),
         state=fields["state"] and Committed(**fields["state"]),
@@ -219,5 +219,6 @@ def _segment(fields: dict[str, Any]) -> SegmentEntry:
     )
 
 
-def _current(header: dict[str, Any]) -> dict[str, Any]:
+def _current_header(header: dict[str, Any]) -> dict[str, Any]:
+    """A header of this release or an earlier one, its settings under the names of today."""
     return {name: current_names(value) if name == "settings" else value for name, value in header.items()}
