@@ -43,8 +43,8 @@ class DocumentStore:
         self._added: list[tuple[Document, str, np.ndarray]] = []
 
     def fork(self) -> "DocumentStore":
-        """The same documents, to which others can be added in memory."""
-        branch = DocumentStore(self.snapshot)
+        """The documents of this moment, to which others can be added in memory."""
+        branch = DocumentStore(self.snapshot.frozen())
         branch._added = list(self._added)
         return branch
 

@@ -28,6 +28,10 @@ class Snapshot:
         self.segments = segments
         self.state_file = state_file
 
+    def frozen(self) -> "Snapshot":
+        """This commit alone, also where a writer goes on to later ones."""
+        return Snapshot(self.path, self.manifest, self.state_file, list(self.segments))
+
     @property
     def header(self) -> dict[str, Any]:
         """The JSON object given when the context was created: model, tokenizer, settings."""

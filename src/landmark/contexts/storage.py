@@ -1,5 +1,6 @@
 """Storage of a KV cache in a context: landmark keys are loaded, keys and values stay on disk."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,12 @@ class ContextStorage:
         self._index_state = index_state
         self._options = options
         self._budgets = budgets
+        self._taken = False
 
     def index(self, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device) -> Index:
+        if self._taken:
+            raise ValueError(f"the cache of a context cannot be reset: open {self._snapshot.path} again")
+        self._taken = True
         index = make_index(self._options, rows, max_blocks, constant_keys=constant_keys, device=device)
         if self._landmarks is not None and self._landmarks.shape[1]:
             index.append(0, self._landmarks.to(device))
@@ -64,6 +69,12 @@ class ContextStorage:
         # Without a target new blocks go to a temporary file.
         target = self._snapshot.target(layer) if isinstance(self._snapshot, Writer) else None
         return self._budgets.over(FileStore([ExtentMap(extents, target)]), device)
+
+    def fork(self) -> "ContextStorage":
+        """The same blocks as of now, without the writer: new ones go to a temporary file."""
+        branch = copy.copy(self)
+        branch._snapshot = self._snapshot.frozen()
+        return branch
 
 
 def index_prefix(layer: int) -> str:

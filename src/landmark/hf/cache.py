@@ -344,6 +344,7 @@ class LandmarkCache(Cache):
         self.check_complete()
         branch = copy.copy(self)
         branch.layers = [LandmarkLayer(memory.fork()) for memory in self.memories]
+        branch._storage = {layer: storage.fork() for layer, storage in self._storage.items()}
         branch._recording = self._recording.cleared()
         branch.restart_length()
         branch._tokens = None if self._tokens is None else self._tokens.clone()

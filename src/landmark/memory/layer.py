@@ -173,6 +173,7 @@ class LayerMemory:
         branch._seen = list(self._seen)
         branch._window = None if self._window is None else self._window.fork()
         branch._blocks = None if self._blocks is None else self._blocks.fork()
+        branch._storage = self._storage.fork()
         return branch
 
     def _keep(self, valid: list[int]) -> None:

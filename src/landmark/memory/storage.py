@@ -24,6 +24,10 @@ class Storage(Protocol):
         """A store for `rows` rows that compute on `device`."""
         ...
 
+    def fork(self) -> "Storage":
+        """The storage of a fork: nothing that the fork reads goes where the original writes."""
+        ...
+
 
 @dataclass(frozen=True)
 class Budgets:
@@ -92,3 +96,6 @@ class ProcessStorage:
             )
         below = DeviceStore(rows) if self.budgets.host is None else FileStore(ExtentMap() for _ in range(rows))
         return self.budgets.over(below, device)
+
+    def fork(self) -> "ProcessStorage":
+        return self
