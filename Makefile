@@ -14,7 +14,7 @@ TESTS ?= tests
 MATRIX_TESTS ?= tests/hf tests/memory tests/contexts tests/cli tests/evaluation tests/store tests/data tests/readers \
 	tests/training tests/test_package.py
 ISA_TESTS ?= tests/ops tests/index tests/memory tests/readers tests/hf/test_cache.py tests/hf/test_chunks.py \
-	tests/hf/test_generate.py
+	tests/hf/test_reader.py
 
 # The first interpreter that is new enough and can make environments. Each is run, because a name may stand for none
 # (pyenv has a command for every release that it knows of).

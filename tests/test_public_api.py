@@ -13,7 +13,7 @@ import landmark
 
 NAMES = [name for name in landmark.__all__ if name != "__version__"]
 # Their keywords go to `AutoModelForCausalLM.from_pretrained`.
-PASSED_ON = {"from_pretrained", "load_adapter", "Context.create", "Context.open"}
+PASSED_ON = {"from_pretrained", "load_adapter"}
 # What is no model, tokenizer or setting: figures for a progress bar, JSON.
 PLAIN = ("Callable[[int], Any]", "Callable[[str], Any]", "dict[str, Any]", "Mapping[str, Any]")
 

@@ -1,10 +1,13 @@
-"""Reading through memory equals the attention of training wherever every block is opened."""
+"""A KV cache with retrieval equals the attention of training wherever every block is opened."""
+
+import copy
 
 import pytest
 import torch
 from families import FAMILIES, family
 
 import landmark
+from landmark.hf.serialization import cache_state, resume_cache
 
 GENERATOR = torch.Generator().manual_seed(3)
 IDS = torch.randint(3, 61, (2, 45), generator=GENERATOR)
@@ -180,3 +183,209 @@ def test_a_longer_text_read_before_changes_nothing():
     with torch.no_grad():
         model(input_ids=longer)
     assert torch.equal(hidden(model, IDS, [20]), expected)
+
+
+# Forks, budgets, and caches rebuilt from their state go on exactly as the one they came from.
+
+SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
+LONG_IDS = torch.randint(3, 61, (1, 260), generator=torch.Generator().manual_seed(5))
+
+
+def small_model(name="llama", **options):
+    return landmark.convert(family(name), **{"block_size": 5, "retrieve": 2, "local_blocks": 1} | options)
+
+
+@torch.no_grad()
+def goes_on(model, cache, ids=LONG_IDS[:, 200:]):
+    return torch.cat([model(input_ids=piece, past_key_values=cache).logits for piece in ids.split(13, 1)], 1)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox"])
+def test_a_fork_and_its_origin_go_on_by_themselves(name):
+    model = small_model(name)
+    cache = landmark.read(model, LONG_IDS[:, :200])
+    expected = goes_on(model, landmark.read(model, LONG_IDS[:, :200]))
+    branch = cache.fork()
+    other = goes_on(model, branch, LONG_IDS[:, :60].flip(1))
+    twig = cache.fork()
+    assert torch.equal(goes_on(model, cache), expected)
+    assert torch.equal(goes_on(model, twig), expected)
+    assert not torch.equal(other, expected)
+    assert cache.tokens_read() == [260]
+    assert branch.get_seq_length() == 60
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_a_fork_tells_repeated_words_apart_as_its_origin_does(selection):
+    # Their landmarks have nearly the same keys: what sums them in another order opens another block.
+    model = small_model(selection=selection, retrieve=4)
+    ids = LONG_IDS[:, :15].repeat(1, 20)
+    expected = goes_on(model, landmark.read(model, ids[:, :150], chunk_size=31), ids[:, 150:])
+    branch = landmark.read(model, ids[:, :150], chunk_size=31).fork()
+    assert torch.equal(goes_on(model, branch, ids[:, 150:]), expected)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("budget", [20_000, 40_000, 10_000_000])
+def test_a_budget_changes_nothing_but_memory(selection, budget):
+    model = small_model(selection=selection)
+    expected = goes_on(model, landmark.read(model, LONG_IDS[:, :200], chunk_size=11))
+    cache = landmark.read(
+        model, LONG_IDS[:, :200], landmark.LandmarkCache(model.config, host_budget=budget), chunk_size=11
+    )
+    assert torch.equal(goes_on(model, cache), expected)
+    assert cache.traffic.requested > 0
+    assert cache.traffic.file_bytes > 0 or budget > 40_000
+    twig = landmark.read(
+        model, LONG_IDS[:, :200], landmark.LandmarkCache(model.config, host_budget=budget), chunk_size=11
+    )
+    assert torch.equal(goes_on(model, twig.fork()), expected)
+
+
+def test_what_inference_mode_made_can_be_written_to_outside_of_it():
+    model = small_model()
+    expected = goes_on(model, landmark.read(model, LONG_IDS[:, :200]))
+    cache = landmark.LandmarkCache(model.config)
+    with torch.inference_mode():
+        model(input_ids=LONG_IDS[:, :200], past_key_values=cache)
+    torch.testing.assert_close(goes_on(model, cache), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"host_budget": "12 parsecs"}, "host_budget is '12 parsecs'"),
+        ({"host_budget": 0}, "host_budget is 0"),
+        ({"index": "sorted"}, "sorted"),
+    ],
+)
+def test_settings_that_mean_nothing(options, said):
+    with pytest.raises(ValueError, match=said):
+        landmark.LandmarkCache(small_model().config, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"host_budget": 100}, "too small for a single query"),
+        ({"device_budget": "1MB"}, "on a CPU, give host_budget"),
+        ({"host_budget": "1MB", "max_blocks": 3}, "max_blocks is 3"),
+    ],
+)
+def test_budgets_that_cannot_serve_this_reading(options, said):
+    model = small_model()
+    with pytest.raises(ValueError, match=said):
+        landmark.read(model, LONG_IDS, landmark.LandmarkCache(model.config, **options))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_windows_come_back_from_their_state(name):
+    # All within the local windows: blocks are the business of a storage.
+    model = small_model(name, local_blocks=3)
+    first, rest = LONG_IDS[:, :14], LONG_IDS[:, 14:19]
+    cache = landmark.read(model, first)
+    cache.settle(model.base_model.landmark_ropes)
+    tensors, metadata = cache_state(cache)
+    again = landmark.LandmarkCache(model.config)
+    resume_cache(again, tensors, metadata, 0, torch.device("cpu"))
+    assert again.tokens_read() == [14]
+    assert torch.equal(goes_on(model, again, rest), goes_on(model, cache, rest))
+
+
+def test_nothing_read_has_no_state():
+    with pytest.raises(ValueError, match="nothing was read yet"):
+        cache_state(landmark.LandmarkCache(small_model().config))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_cache_keeps_no_graph_of_the_forwards_that_filled_it(name):
+    model, cache = small_model(name), landmark.LandmarkCache(small_model(name).config)
+    model(input_ids=LONG_IDS[:, :9], past_key_values=cache)  # gradients are on
+    assert torch.equal(goes_on(model, copy.deepcopy(cache)), goes_on(model, cache))
+
+
+# Context misses: what a threshold skips, and that skipping spares the store.
+
+MISS_IDS = torch.randint(3, 61, (2, 150), generator=torch.Generator().manual_seed(11))
+ALMOST_ONE = 1 - 1e-9
+
+
+def sharp_model(name="llama", **options):
+    model = family(name)
+    with torch.no_grad():  # random weights of the usual size attend to everything alike
+        for name, weight in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                weight.mul_(8)
+    return landmark.convert(model, **{"block_size": 5, "retrieve": 2, "local_blocks": 1} | options)
+
+
+@torch.no_grad()
+def logits_of(model, cache, cuts=(40, 41, 42, 110, 145), **options):
+    pieces = torch.tensor_split(MISS_IDS, cuts, 1)
+    return torch.cat([model(input_ids=piece, past_key_values=cache, **options).logits for piece in pieces], 1)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])  # soft-capping, sinks, native sliding layers
+def test_a_threshold_of_nearly_one_is_local_attention(name):
+    model = sharp_model(name)
+    cache = landmark.LandmarkCache(model.config, miss_threshold=ALMOST_ONE, host_budget="10MB")
+    found = logits_of(model, cache)
+    assert torch.equal(found, logits_of(model, landmark.LandmarkCache(model.config, retrieve=0)))
+    layers = len(cache.trace().blocks)
+    # 110 tokens and their 22 landmarks follow the first 40, each a query of 4 heads in 2 rows.
+    assert (cache.retrievals.queries, cache.retrievals.context_misses) == (layers * 2 * 4 * 132, layers * 2 * 4 * 132)
+    assert cache.traffic == landmark.LandmarkCache(model.config).traffic  # nothing
+    assert all((blocks < 0).all() for blocks in cache.trace().blocks.values())
+
+
+@pytest.mark.parametrize("selection", ["per_token_and_head", "per_token", "per_head"])
+@pytest.mark.parametrize("index", ["exact", "hierarchical"])
+def test_a_threshold_spares_a_part_of_the_store(selection, index):
+    model, wanted, skipped = sharp_model(), [], []
+    for threshold in (0.0, 0.4, 0.9):
+        options = {"selection": selection, "index": index, "miss_threshold": threshold, "host_budget": "10MB"}
+        cache = landmark.LandmarkCache(model.config, **options)
+        logits_of(model, cache)
+        wanted.append(cache.traffic.requested)
+        skipped.append(cache.retrievals.miss_rate)
+    # What one layer skips changes what the next one looks for, so that only a high threshold is sure to spare blocks.
+    assert wanted[0] > wanted[2] > 0
+    assert 0 == skipped[0] < skipped[1] < skipped[2] < 1
+
+
+def test_padding_changes_neither_results_nor_counts():
+    model, mask = sharp_model(), torch.ones_like(MISS_IDS)
+    mask[0, :17] = 0
+    cache = landmark.LandmarkCache(model.config, miss_threshold=0.4)
+    pieces, columns, together = torch.tensor_split(MISS_IDS, [57, 58, 120], 1), 0, []
+    alone = [landmark.LandmarkCache(model.config, miss_threshold=0.4) for _ in range(2)]
+    apart: list[list[torch.Tensor]] = [[], []]
+    with torch.no_grad():
+        for piece in pieces:
+            first = max(0, 17 - columns)
+            columns += piece.shape[1]
+            together.append(model(input_ids=piece, attention_mask=mask[:, :columns], past_key_values=cache).logits)
+            for row, start in ((0, first), (1, 0)):
+                apart[row].append(model(input_ids=piece[row : row + 1, start:], past_key_values=alone[row]).logits)
+    both = torch.cat(together, 1)
+    torch.testing.assert_close(both[:1, 17:], torch.cat(apart[0], 1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(both[1:], torch.cat(apart[1], 1), atol=1e-5, rtol=1e-4)
+    assert cache.retrievals == alone[0].retrievals + alone[1].retrievals
+    assert 0 < cache.retrievals.context_misses < cache.retrievals.queries
+
+
+def test_generation_counts_on_and_a_reset_begins_anew():
+    model = sharp_model()
+    cache = landmark.read(model, MISS_IDS[:1, :100], landmark.LandmarkCache(model.config, miss_threshold=0.4))
+    before, branch = cache.retrievals, cache.fork()
+    model.generate(MISS_IDS[:1, :103], past_key_values=cache, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    # A question of 3 and 3 of the 4 new tokens are read, and the landmark behind the 105th.
+    assert cache.retrievals.queries - before.queries == 3 * 4 * 7
+    assert branch.retrievals == before
+    cache.reset()
+    assert cache.retrievals == landmark.LandmarkCache(model.config).retrievals
+
+
+def test_no_threshold():
+    with pytest.raises(ValueError, match=r"miss_threshold is 1\.0"):
+        landmark.LandmarkCache(sharp_model().config, miss_threshold=1.0)

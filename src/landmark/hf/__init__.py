@@ -1,4 +1,4 @@
-"""Hugging Face models: conversion, cache, reading. The only package, with training, that knows transformers."""
+"""Hugging Face models: conversion, KV cache, prefill and decoding. Only this package and training use transformers."""
 
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.convert import convert, from_pretrained

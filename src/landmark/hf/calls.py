@@ -142,7 +142,7 @@ def documents_of_stream(stream: Stream, documents: Tensor) -> Tensor:
     """Document numbers of stream positions `[B, T]` from those of ordinary tokens, `documents [B, S]`.
 
     A landmark belongs to the document of the token before it. It opens its block to that document alone, which loses
-    nothing: a document that ended earlier in the block has no later query. Positions behind a row's end are undefined.
+    nothing: a document that ended earlier in the block has no later query. Positions after a row's end are undefined.
     Raises ValueError unless there is one whole number for each token.
     """
     shape = tuple(stream.positions.shape)
@@ -170,7 +170,7 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scorin
         query,
         key,
         value,
-        block_size=key.shape[-2],  # its landmark would stand behind the last key
+        block_size=key.shape[-2],  # its landmark would come after the last key
         scale=scale,
         softcap=softcap,
         sinks=sinks,

@@ -44,7 +44,7 @@ def cut_chunks(real: Tensor, first: list[int], then: int) -> list[Chunk]:
     One chunk where every row fits its first.
     """
     counts = real.sum(1).tolist()
-    # Tokens in their order, padding behind them.
+    # Tokens in order, then padding.
     columns = torch.argsort((~real).long(), dim=1, stable=True)
     starts, stops = [0] * len(counts), [min(count, size) for count, size in zip(counts, first, strict=True)]
     chunks = []

@@ -48,7 +48,7 @@ _PARAMETERS: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
 
 def _inspect(forward: Any) -> list[str]:
-    function = getattr(forward, "__func__", forward)  # bound methods are made anew each time
+    function = getattr(forward, "__func__", forward)  # each access creates another bound method
     if function not in _PARAMETERS:
         _PARAMETERS[function] = list(signature(forward).parameters)
     return _PARAMETERS[function]

@@ -10,14 +10,19 @@ from landmark.stream import stream_length, tokens_that_fit
 MAX_CHUNK = 2048
 
 
+def is_converted(config: PretrainedConfig) -> bool:
+    """Whether the config has landmark settings, as those of converted models do."""
+    return getattr(text_config(config), "landmark", None) is not None
+
+
 def landmark_settings(config: PretrainedConfig) -> LandmarkSettings:
     """Landmark settings of a converted model; raises ValueError where `config` has none."""
     config = text_config(config)
-    stored = getattr(config, "landmark", None)
-    if stored is None:
+    if not is_converted(config):
         raise ValueError(
             f"this {config.model_type} configuration has no landmark settings: call landmark.convert(model) first"
         )
+    stored = config.landmark
     if not isinstance(stored, dict) or not {"block_size", "landmark_id"} <= set(stored):
         raise ValueError(f"the configuration's landmark settings are damaged: {stored!r}; convert the model again")
     # `rows` is of the embeddings as they were saved: see `model.saved_rows`.

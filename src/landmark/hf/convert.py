@@ -15,6 +15,7 @@ from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import cache_kwargs
 from landmark.hf.config import (
     chunk_tokens,
+    is_converted,
     landmark_settings,
     layer_kinds,
     text_config,
@@ -74,7 +75,7 @@ def convert(
     chunk in the trained range.
     """
     check_model(model)
-    config, name = text_config(model.config), type(model).__name__
+    config = text_config(model.config)
     base: Any = model.base_model
     kinds = layer_kinds(config)
     attached = hasattr(base, "landmark_ropes")
@@ -88,7 +89,7 @@ def convert(
     if attached:
         model.set_attn_implementation(attention.NAME)
     else:
-        _attach(model, base, name, kinds, add_row=settings.landmark_id == rows)
+        _attach(model, kinds, add_row=settings.landmark_id == rows)
     store_settings(model, settings)
     install_mixin(model)
     return model
@@ -118,7 +119,7 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
 
 def _settings(config: PretrainedConfig, rows: int, given: dict[str, int]) -> LandmarkSettings:
     """The settings of the model, or the defaults before conversion, with the ones `given` replaced."""
-    if getattr(config, "landmark", None) is None:
+    if not is_converted(config):
         _check_row(given.get("landmark_id", 0), rows - 1)
         defaults = LandmarkSettings(DEFAULT_BLOCK_SIZE, landmark_id=rows, trained_tokens=0)
         return replace(defaults, **given)
@@ -139,11 +140,12 @@ def _check_row(landmark_id: Any, last: int) -> None:
         raise ValueError(f"landmark_id is {landmark_id!r}: the vocabulary has rows 0 to {last}")
 
 
-def _attach(model: PreTrainedModel, base: Any, name: str, kinds: list[str], add_row: bool) -> None:
+def _attach(model: PreTrainedModel, kinds: list[str], *, add_row: bool) -> None:
     """Installs hooks and attention, checks that the model works with them, and removes them if it does not."""
     if add_row:
         check_rows_can_be_added(model)
-    config = text_config(model.config)
+    config, name = text_config(model.config), type(model).__name__
+    base: Any = model.base_model
     if config._attn_implementation == attention.NAME:  # from the config of another converted model
         model.set_attn_implementation("eager")
     before: Any = config._attn_implementation
@@ -220,23 +222,23 @@ def check_attention(model: PreTrainedModel, untouched: Tensor, landmark_id: int)
     settings = {"block_size": _TOKENS + 1, "landmark_id": landmark_id, "retrieve": 2, "local_blocks": 0}
     try:
         config.landmark = settings
-        if not _changes_with_length(base, trained_positions(config)):
+        if not _rotation_depends_on_length(model):
             found = hidden_states(base, use_cache=False)
             _compare(found, untouched, f"{name} gives other hidden states with landmark attention than with its own")
         config.landmark = settings | {"block_size": _BLOCK}
         if trained_positions(config) >= _POSITIONS:
             whole = hidden_states(base, use_cache=False)
-            read = _read(name, base, config)
-            _compare(read, whole, f"{name} reads something else through a cache than without one")
+            _compare(_read_in_chunks(model), whole, f"{name} reads something else through a cache than without one")
     finally:
         config.landmark = stored
         if stored is None:
             del config.landmark
 
 
-def _changes_with_length(base: Any, trained: int) -> bool:
+def _rotation_depends_on_length(model: PreTrainedModel) -> bool:
     """Whether the model rotates short texts differently from long ones; landmark attention rotates as in long ones."""
-    like = torch.empty(0, device=base.device)
+    base: Any = model.base_model
+    like, trained = torch.empty(0, device=base.device), trained_positions(model.config)
     for rope in set(base.landmark_ropes):
         short, long = (rotation(base.rotary_emb, rope, _TOKENS, pinned, like) for pinned in (_TOKENS, trained))
         if not torch.equal(short.cos, long.cos):
@@ -244,11 +246,13 @@ def _changes_with_length(base: Any, trained: int) -> bool:
     return False
 
 
-def _read(name: str, base: Any, config: Any) -> Tensor:
+def _read_in_chunks(model: PreTrainedModel) -> Tensor:
     """Hidden states read through a cache in chunks of one block; ValueError for whatever the model raises."""
+    base = model.base_model
     try:
-        return hidden_states(base, **cache_kwargs(base, LandmarkCache(config, chunk_size=_BLOCK)))
+        return hidden_states(base, **cache_kwargs(base, LandmarkCache(model.config, chunk_size=_BLOCK)))
     except Exception as error:
+        name = type(model).__name__
         raise ValueError(f"{name} cannot be read through a cache ({type(error).__name__}: {error})") from error
 
 

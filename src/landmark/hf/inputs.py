@@ -26,7 +26,7 @@ class Inputs:
 
     `tokens` are ids `[B, S]` or embeddings `[B, S, C]`, `real [B, S]` is False at padding, `before [B, P]` is the mask
     of columns before the input, `first [B]` the position id of each row's first token, -1 without one. `documents
-    [B, S]` numbers the documents that `position_ids` tell apart (None: one in each row). `training` holds the
+    [B, S]` numbers the documents that `position_ids` separate (None: one in each row). `training` holds the
     `TRAINING_ARGUMENTS` given, `options` what is passed on to the layers.
     """
 
@@ -95,7 +95,7 @@ class Inputs:
                 " or pass packed documents without a cache"
             )
         if self.documents is not None and self.training.get("documents") is not None:
-            raise ValueError("position_ids and landmark_documents both tell documents apart: pass one of them")
+            raise ValueError("position_ids and landmark_documents both separate documents: pass one of them")
         if self.reader is not None and (self.padded or self.past is not None):
             raise ValueError("a landmark_reader reads rows of one length and is its own cache: pass input_ids alone")
 
@@ -116,7 +116,7 @@ def _real_tokens(mask: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
         # In an additive mask, a row of zeros hides nothing.
         (real | (mask == 0)) & (real.any() if mask.is_floating_point() else True),
         "attention_mask is neither 1 nor 0 somewhere, or has no 1 at all: give ones for real tokens and zeros for"
-        " padding; position_ids that begin again at 0 tell packed documents apart",
+        " padding; position_ids that begin again at 0 separate packed documents",
     )
     return before, real
 
@@ -135,7 +135,7 @@ def _first(positions: Tensor, real: Tensor) -> Tensor:
 
 
 def _documents(positions: Tensor, real: Tensor) -> Tensor | None:
-    """Numbers `[B, S]` of the documents that `positions` tell apart, each counted from 0; None for one in each row."""
+    """Numbers `[B, S]` of the documents that `positions` separate, each counted from 0; None for one in each row."""
     if real.shape[1] == 1:
         return None
     begins = real & (positions == 0) & (real.long().cumsum(1) > 1)
@@ -161,7 +161,7 @@ def _refuse(base: nn.Module, options: dict[str, Any], has_positions: bool) -> No
     bounds = [name for name in _DOCUMENT_BOUNDS if options.get(name) is not None]
     if bounds and not has_positions:
         raise ValueError(
-            f"{', '.join(bounds)} without position_ids: tell packed documents apart by position_ids that begin again"
+            f"{', '.join(bounds)} without position_ids: separate packed documents by position_ids that begin again"
             " at 0, or by landmark_documents"
         )
     caches = [name for name, value in options.items() if isinstance(value, Cache)]

@@ -20,7 +20,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from landmark.hf.attention import NAME
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import UnsupportedRelease, cache_argument, rename_cache_argument, require
-from landmark.hf.config import landmark_settings, text_config
+from landmark.hf.config import is_converted, landmark_settings, text_config
 from landmark.hf.refusals import check_rows_can_be_added
 from landmark.settings import LandmarkSettings
 
@@ -99,7 +99,7 @@ class LandmarkMixin:
         names = attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation]
         if any(name != NAME for name in names):
             raise ValueError(
-                f"the attention of a converted model is {NAME!r}, not {attn_implementation!r}: load the model anew and"
+                f"the attention of a converted model is {NAME!r}, not {attn_implementation!r}: load the model again and"
                 " leave landmark.convert out, or write one without landmarks by reproduce.plain_model.save_plain"
             )
         super().set_attn_implementation(attn_implementation, *args, **options)  # type: ignore[misc]
@@ -218,8 +218,8 @@ def ordinary_rows(rows: int, landmark_id: int | None) -> int:
 
 def ordinary_tokens(model: PreTrainedModel) -> int:
     """Number of ordinary tokens of a model, converted or not, by the rows of its embeddings."""
-    settings = getattr(text_config(model.config), "landmark", None) or {}
-    return ordinary_rows(len(model.get_input_embeddings().weight), settings.get("landmark_id"))  # type: ignore[arg-type]
+    landmark_id = landmark_settings(model.config).landmark_id if is_converted(model.config) else None
+    return ordinary_rows(len(model.get_input_embeddings().weight), landmark_id)  # type: ignore[arg-type]
 
 
 def behind_vocabulary(config: PretrainedConfig) -> bool:
@@ -240,7 +240,7 @@ def store_settings(model: PreTrainedModel, settings: LandmarkSettings) -> None:
     config.vocab_size = ordinary_rows(rows, settings.landmark_id)
     if hasattr(model, "vocab_size"):
         model.vocab_size = config.vocab_size  # type: ignore[assignment]
-    hook_head(model, anew=True)
+    hook_head(model, replace_hook=True)
 
 
 @dataclass(frozen=True)
@@ -263,10 +263,10 @@ class OrdinaryLogits:
         return logits
 
 
-def hook_head(model: PreTrainedModel, *, anew: bool = False) -> None:
+def hook_head(model: PreTrainedModel, *, replace_hook: bool = False) -> None:
     """Hooks `OrdinaryLogits` to the head, also after the head was replaced or wrapped."""
     head: Any = model.get_output_embeddings()
-    if not anew and any(isinstance(hook, OrdinaryLogits) for hook in head._forward_hooks.values()):
+    if not replace_hook and any(isinstance(hook, OrdinaryLogits) for hook in head._forward_hooks.values()):
         return
     _check_head(model, head)
     for part in head.modules():  # a wrapper needs all logits of the head inside it
@@ -278,7 +278,7 @@ def hook_head(model: PreTrainedModel, *, anew: bool = False) -> None:
 
 
 def _check_rows(model: PreTrainedModel) -> None:
-    """Raises ValueError where somebody has replaced the embeddings by others of which the landmark has no row."""
+    """Raises ValueError where the embeddings were replaced by others without a row for the landmark."""
     rows, wanted = getattr(model.get_input_embeddings(), "num_embeddings", None), saved_rows(text_config(model.config))
     if rows is not None and rows != wanted:
         raise ValueError(_wrong_embeddings(rows, wanted))
@@ -332,7 +332,7 @@ def _finite_losses(model: PreTrainedModel, output: Any) -> Any:
 
 
 def check_tokens(config: PretrainedConfig, ids: Tensor, real: Tensor) -> None:
-    """Raises ValueError for `ids [B,T]` that contain the landmark, or a row behind it, as an ordinary token.
+    """Raises ValueError for `ids [B,T]` that contain the landmark, or a row after it, as an ordinary token.
 
     Padding, where `real [B,T]` is False, may be anything. On a GPU the kernel fails instead (`compat.require`).
     """

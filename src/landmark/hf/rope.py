@@ -1,8 +1,8 @@
 """Rotary embeddings of a model, detected by a probe and rebuilt as tables.
 
 The attention modules of a converted model get an identity rotation, so that queries, keys and caches stay unrotated;
-the attention call rotates, because it alone knows positions. A probe at conversion checks every layer: rotating outside
-must give the model's own queries and keys.
+the attention call rotates, because it alone has the positions. A probe at conversion checks in every layer that this
+gives the model's own queries and keys.
 """
 
 from collections.abc import Iterator
@@ -103,7 +103,7 @@ def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] |
         raise ValueError(f"{name} has no rotary positions (no rotary_emb module): landmarks need a rotary decoder")
     typed = "layer_type" in signature(rotary.forward).parameters
     device = next(base.parameters()).device
-    # Repeated tokens have equal keys unless something other than position tells them apart.
+    # Repeated tokens have equal keys unless something other than position affects them.
     ids = 2 + torch.arange(7, device=device)[None] % _PERIOD
     ids = ids % base.get_input_embeddings().num_embeddings  # type: ignore[operator]
     native, plain = Probe(False), Probe(True)

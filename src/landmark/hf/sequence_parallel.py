@@ -32,7 +32,7 @@ class WindowSlice:
     slices: int
 
     def positions(self, width: int) -> range:
-        """Stream positions of the slice in a window of `width`; the last ones may lie behind the end."""
+        """Stream positions of the slice in a window of `width`; the last ones may be past its end."""
         size = -(-width // self.slices)
         return range(self.index * size, (self.index + 1) * size)
 

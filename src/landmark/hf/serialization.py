@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import config_fields
-from landmark.hf.config import text_config
+from landmark.hf.config import is_converted, text_config
 from landmark.hf.convert import convert
 from landmark.hf.loading import gguf_model, is_gguf
 from landmark.hf.sliding import SlidingWindow
@@ -79,8 +79,7 @@ def load_adapter(
     path = path / FILE if path.is_dir() else path
     tensors, entry = _read(path)
     model = base if isinstance(base, PreTrainedModel) else _load(base, options)
-    config = text_config(model.config)
-    if getattr(config, "landmark", None) is not None:
+    if is_converted(model.config):
         raise ValueError(f"{path} is for a model before conversion, and this one has landmarks already")
     _check_model(path, model, tensors, entry)
     settings = current_names(entry["settings"])

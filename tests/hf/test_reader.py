@@ -1,4 +1,4 @@
-"""generate() and pipeline() on converted models, as on any other."""
+"""Decoding: generate() and pipeline() on converted models as on any other, and `answer`."""
 
 import pytest
 import torch
