@@ -119,7 +119,7 @@ def _documents(texts: list[tuple[str, str]], options: LongReadOptions) -> list[t
     return found
 
 
-def _stated_passkeys(context: Context) -> list[tuple[str, range]]:
+def stated_passkeys(context: Context) -> list[tuple[str, range]]:
     """Every passkey, with the blocks that state it."""
     before, between, _ = passkey_statement("|").split("|")
     size = context.cache.settings.block_size
@@ -156,16 +156,16 @@ def ask(options: LongAskOptions) -> Iterator[Row]:
         contexts.append(Context.open(options.baseline, model, tokenizer, **memory))
     unmasked = np.array([[_question_seconds(one) for one in contexts] for _ in range(UNMASKED_QUESTIONS)])
     # Only now: masked blocks are found first and left out then, so that many more are searched for.
-    keys, peak, right, seconds = _stated_passkeys(context), PeakMemory(), 0, []
+    keys, peak, right, seconds = stated_passkeys(context), PeakMemory(), 0, []
     for number, (key, blocks) in enumerate(keys):
         others = [block for other in range(len(keys)) if other != number for block in keys[other][1]]
-        indexes = _mask(context, [block for block in others if block not in blocks])
+        indexes = mask(context, [block for block in others if block not in blocks])
         start = time.perf_counter()
         answer = context.generate(passkey_question(), max_new_tokens=5).text.strip()
         seconds.append(time.perf_counter() - start)
         peak.sample()
         right += answer == key
-        _unmask(indexes)
+        unmask(indexes)
         depth = blocks.start * context.cache.settings.block_size / context.tokens_read
         yield {"depth": depth, "passkey": key, "answer": answer, "seconds": seconds[-1]}
     row = {
@@ -192,7 +192,7 @@ def _question_seconds(context: Context) -> float:
     return time.perf_counter() - start
 
 
-class _MaskedIndex:
+class MaskedIndex:
     """An index that does not find the `masked` blocks."""
 
     def __init__(self, inner: Index, masked: Tensor) -> None:
@@ -206,23 +206,23 @@ class _MaskedIndex:
     def resident_keys(self, k: int, upto: list[int]) -> None:
         return None
 
-    def fork(self) -> "_MaskedIndex":
-        return _MaskedIndex(self.inner.fork(), self.masked)
+    def fork(self) -> "MaskedIndex":
+        return MaskedIndex(self.inner.fork(), self.masked)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
 
-def _mask(context: Context, blocks: list[int]) -> list[tuple[BlockMemory, Index]]:
-    """Masks blocks in all layers that search; returns the indexes, for `_unmask`."""
+def mask(context: Context, blocks: list[int]) -> list[tuple[BlockMemory, Index]]:
+    """Masks blocks in all layers that search; returns the indexes, for `unmask`."""
     masked, indexes = torch.tensor(blocks, dtype=torch.long), []
     for memory in _block_memories(context.cache)[1:]:  # the first layer always opens the newest
         indexes.append((memory, memory._index))
-        memory._index = _MaskedIndex(memory._index, masked)  # pyright: ignore[reportAttributeAccessIssue]
+        memory._index = MaskedIndex(memory._index, masked)  # pyright: ignore[reportAttributeAccessIssue]
     return indexes
 
 
-def _unmask(indexes: list[tuple[BlockMemory, Index]]) -> None:
+def unmask(indexes: list[tuple[BlockMemory, Index]]) -> None:
     for memory, index in indexes:
         memory._index = index
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import landmark
-from benchmarks.long_context import HiddenIndex, hide, stated_keys, unhide
+from benchmarks.long_context import mask, stated_passkeys, unmask
 from landmark.assets import model_path
 from landmark.contexts.context import Context
 from landmark.data.recall import passkey_question
 from landmark.hf.tokenizer import encode, load_tokenizer
+from landmark.index.base import Index
 from landmark.index.options import IndexOptions
 from landmark.limits import FromOne
 from landmark.memory import LayerMemory
@@ -51,7 +52,7 @@ class KeyMarginsOptions:
 class Watched:
     """An index that keeps the best blocks of its last search: `found`, scores and numbers `[H, SEEN]`."""
 
-    def __init__(self, inner: HiddenIndex) -> None:
+    def __init__(self, inner: Index) -> None:
         self.inner = inner
         self.found: tuple[Tensor, Tensor]
 
@@ -75,14 +76,14 @@ def run(options: KeyMarginsOptions) -> int:
     model = landmark.from_pretrained(folder)
     tokenizer = load_tokenizer(folder, model)
     context = Context.open(options.context, model, tokenizer, host_budget="256MB", index=IndexOptions("auto"))
-    keys, margins, right = stated_keys(context), defaultdict(list), 0
+    keys, margins, right = stated_passkeys(context), defaultdict(list), 0
     for number, (key, blocks) in enumerate(keys):
         others = [block for other in range(len(keys)) if other != number for block in keys[other][1]]
-        shown = hide(context, [block for block in others if block not in blocks])
-        for memory, _ in shown:
-            memory._blocks._index = Watched(memory._blocks._index)
+        indexes = mask(context, [block for block in others if block not in blocks])
+        for memory, _ in indexes:
+            memory._index = Watched(memory._index)  # pyright: ignore[reportAttributeAccessIssue]
         right += ask(model, tokenizer, context, key, torch.tensor(blocks), margins)
-        unhide(context, shown)
+        unmask(indexes)
     for (layer, head), of_keys in sorted(margins.items()):
         table = np.array(of_keys)
         if np.isfinite(table).mean() > 0.5:
