@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from landmark.ops import fused
-from landmark.ops.blockwise import blockwise_attention
+from landmark.ops.blockwise import blockwise_attention, complete_first_block
 from landmark.ops.reference import reference_attention
 from landmark.ops.scoring import Scoring
 
@@ -119,18 +119,6 @@ def _padding_zeroed(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor)
     padding = ~key_mask[:, None, :, None]
     bad_queries = padding[:, :, key.shape[2] - query.shape[2] :] & ~query.isfinite().all(-1, keepdim=True)
     return query.masked_fill(bad_queries, 0.0), key.masked_fill(padding, 0.0), value.masked_fill(padding, 0.0)
-
-
-def complete_first_block(
-    key: Tensor, value: Tensor, key_mask: Tensor | None, document_ids: Tensor | None, phase: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Prepends `phase` masked positions, so that the keys start on a block boundary."""
-    pad = torch.nn.functional.pad
-    if key_mask is None:
-        key_mask = torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device)
-    if document_ids is not None:
-        document_ids = pad(document_ids, (phase, 0))
-    return pad(key, (0, 0, phase, 0)), pad(value, (0, 0, phase, 0)), pad(key_mask, (phase, 0)), document_ids
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:

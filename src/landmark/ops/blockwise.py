@@ -22,7 +22,7 @@ _BUFFER_ELEMENTS = 1 << 19  # scores of one chunk on a CPU: small enough to stay
 _BUFFER_ELEMENTS_ACCELERATOR = 1 << 25  # elsewhere: large enough to occupy the device
 
 
-class Tile(NamedTuple):
+class _Tile(NamedTuple):
     """Queries [start, stop), whose own blocks lie among [first, last]."""
 
     start: int
@@ -31,7 +31,7 @@ class Tile(NamedTuple):
     last: int
 
 
-class Masks(NamedTuple):
+class _Masks(NamedTuple):
     """The masks of one call: which keys a query may see."""
 
     query_positions: Tensor  # [B or 1, Tq]
@@ -40,7 +40,7 @@ class Masks(NamedTuple):
     query_documents: Tensor | None  # [B, Tq]
 
 
-class Rules(NamedTuple):
+class _Rules(NamedTuple):
     """The settings of one call."""
 
     stride: int
@@ -49,7 +49,7 @@ class Rules(NamedTuple):
     seed: int  # of dropout: drawn once, so that backward drops what forward dropped
 
 
-class Grid:
+class _Grid:
     """Keys and values [N, blocks * stride, D] in the working dtype, N = B * Hkv, and the tiles of queries.
 
     The rows of a tile are its queries for every head of a group: grouped-query heads share keys without a copy.
@@ -59,7 +59,7 @@ class Grid:
     not finite are 0 and marked in `bad [N, positions, D]`; products for gradients take `clean_key`.
     """
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, masks: Masks, rules: Rules) -> None:
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, masks: _Masks, rules: _Rules) -> None:
         self.rules = rules
         self.stride = stride = rules.stride
         self.batch, self.kv_heads, length, _ = key.shape
@@ -96,7 +96,7 @@ class Grid:
         if self.tainted:
             out.masked_fill_(reads_any(weights, self.bad[:, positions]), torch.nan)
 
-    def rows(self, x: Tensor, tile: Tile) -> Tensor:
+    def rows(self, x: Tensor, tile: _Tile) -> Tensor:
         """The tile of x [B,H,Tq,D] as rows [N, groups * queries, D] in the working dtype."""
         part = x[:, :, tile.start : tile.stop].to(self.dtype)
         return part.reshape(len(self.key), -1, x.shape[-1])
@@ -121,7 +121,7 @@ class Grid:
         """Fills rows [N, groups * queries, positions] where hidden [B or 1, queries or 1, positions], in place."""
         self.by_head(rows).masked_fill_(hidden[:, None], fill)
 
-    def chunks(self, tile: Tile) -> Iterator[slice]:
+    def chunks(self, tile: _Tile) -> Iterator[slice]:
         """Ranges of blocks that end before the tile's last own block, each filling at most one buffer."""
         for start in range(0, tile.last, self._chunk_blocks):
             yield slice(start, min(start + self._chunk_blocks, tile.last))
@@ -132,7 +132,7 @@ class Grid:
     def buffer(self) -> Tensor:
         return self.key.new_empty(self._buffer_shape)
 
-    def foreign(self, tile: Tile, positions: Tensor | slice) -> Tensor | None:
+    def foreign(self, tile: _Tile, positions: Tensor | slice) -> Tensor | None:
         """Mask of padding and of keys of other documents: bool [B, queries or 1, positions]; None if there are none."""
         hidden = None
         if self._masks.key_mask is not None:
@@ -146,14 +146,14 @@ class Grid:
     def _padded(self, x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, (0, self._beyond))
 
-    def joint_positions(self, tile: Tile) -> Tensor:
+    def joint_positions(self, tile: _Tile) -> Tensor:
         """Keys that joint softmaxes may need: landmarks before block `first`, then blocks first to last."""
         device = self.key.device
         landmarks = torch.arange(tile.first, device=device) * self.stride + self.stride - 1
         own = torch.arange(tile.first * self.stride, (tile.last + 1) * self.stride, device=device)
         return torch.cat([landmarks, own])
 
-    def outside_joint(self, tile: Tile, positions: Tensor) -> Tensor:
+    def outside_joint(self, tile: _Tile, positions: Tensor) -> Tensor:
         """Mask of keys neither in a query's local set nor among its gates: bool [B or 1, queries, positions]."""
         position = self._masks.query_positions[:, tile.start : tile.stop, None]
         own, block = position // self.stride, positions // self.stride
@@ -163,7 +163,7 @@ class Grid:
         return outside if foreign is None else outside | foreign
 
 
-def _tiles(positions: Tensor, stride: int, keys: int) -> Iterator[Tile]:
+def _tiles(positions: Tensor, stride: int, keys: int) -> Iterator[_Tile]:
     """Cuts queries where the first row crosses block boundaries, so that tiles see whole earlier blocks."""
     # A tile is dense over its own blocks: for short inputs that costs more than larger products save.
     together = min(_TILE_QUERIES, max(_TILE_QUERIES_SHORT, keys // 16))
@@ -174,7 +174,7 @@ def _tiles(positions: Tensor, stride: int, keys: int) -> Iterator[Tile]:
         to_boundary = span - int(positions[0, start]) % span
         stop = min(length, start + min(to_boundary, _TILE_QUERIES_LIMIT))
         own = positions[:, start:stop] // stride
-        yield Tile(start, stop, int(own.min()), int(own.max()))
+        yield _Tile(start, stop, int(own.min()), int(own.max()))
         start = stop
 
 
@@ -220,17 +220,29 @@ def blockwise_attention(
                 f"query_positions run from {lowest} to {highest}; with {key.shape[2]} keys they must lie in "
                 f"0..{key.shape[2] - 1}"
             )
-    masks = Masks(query_positions.reshape(-1, query.shape[2]), key_mask, document_ids, query_document_ids)
+    masks = _Masks(query_positions.reshape(-1, query.shape[2]), key_mask, document_ids, query_document_ids)
     seed = int(torch.randint(1 << 62, ())) if scoring.dropout else 0
-    rules = Rules(block_size + 1, scoring._replace(sinks=None), scoring.scale_of(query), seed)
+    rules = _Rules(block_size + 1, scoring._replace(sinks=None), scoring.scale_of(query), seed)
     with torch.autocast(query.device.type, enabled=False):
         return _Blockwise.apply(query, key, value, scoring.sinks, masks, rules)
+
+
+def complete_first_block(
+    key: Tensor, value: Tensor, key_mask: Tensor | None, document_ids: Tensor | None, phase: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Prepends `phase` masked positions, so that the keys start on a block boundary."""
+    pad = torch.nn.functional.pad
+    if key_mask is None:
+        key_mask = torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device)
+    if document_ids is not None:
+        document_ids = pad(document_ids, (phase, 0))
+    return pad(key, (0, 0, phase, 0)), pad(value, (0, 0, phase, 0)), pad(key_mask, (phase, 0)), document_ids
 
 
 class _Rows(NamedTuple):
     """One tile's queries times scale, and in backward its outputs' gradients: [N, groups * queries, D]."""
 
-    tile: Tile
+    tile: _Tile
     query: Tensor
     out_grad: Tensor | None = None
 
@@ -251,9 +263,9 @@ class _Joint(NamedTuple):
 class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, masks: Masks, rules: Rules
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, masks: _Masks, rules: _Rules
     ) -> tuple[Tensor, Tensor]:
-        grid = Grid(query, key, value, masks, rules)
+        grid = _Grid(query, key, value, masks, rules)
         out = torch.empty_like(query, dtype=grid.dtype)
         lse = query.new_empty(query.shape[:3], dtype=grid.dtype)
         buffers = grid.buffer(), grid.buffer()
@@ -280,12 +292,12 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, saved: tuple[Any, ...], out_grad: Tensor, lse_grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, sinks, out, lse, *masks = saved
         with torch.autocast(out_grad.device.type, enabled=False):
-            grid = Grid(query, key, value, Masks(*masks), ctx.rules)
+            grid = _Grid(query, key, value, _Masks(*masks), ctx.rules)
             return *_gradients(grid, query, key, value, sinks, out, lse, out_grad, lse_grad), None, None
 
 
 def _gradients(
-    grid: Grid,
+    grid: _Grid,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -317,7 +329,7 @@ def _gradients(
     return query_grad, grid.from_blocks(kv_grads[0], key), grid.from_blocks(kv_grads[1], value), sinks_grad
 
 
-def _joint(grid: Grid, rows: _Rows, sinks: Tensor | None, lse: Tensor | None = None) -> _Joint:
+def _joint(grid: _Grid, rows: _Rows, sinks: Tensor | None, lse: Tensor | None = None) -> _Joint:
     """Softmax over each query's local set, its gates and its sink; `lse` is passed if it is known."""
     tile = rows.tile
     positions = grid.joint_positions(tile)
@@ -338,7 +350,7 @@ def _joint(grid: Grid, rows: _Rows, sinks: Tensor | None, lse: Tensor | None = N
     return _Joint(positions, keys, values, weights, gates, lse, slope, outside)
 
 
-def _joint_gradients(grid: Grid, rows: _Rows, joint: _Joint, means: Tensor, kv_grads: tuple[Tensor, Tensor]) -> Tensor:
+def _joint_gradients(grid: _Grid, rows: _Rows, joint: _Joint, means: Tensor, kv_grads: tuple[Tensor, Tensor]) -> Tensor:
     """Adds the joint softmax's part to the gradients of keys and values, and returns that of the rows' queries.
 
     A gate counts here as if its block were empty; `_inside_gradients` adds what the block's values give it.
@@ -359,7 +371,7 @@ def _joint_gradients(grid: Grid, rows: _Rows, joint: _Joint, means: Tensor, kv_g
     return torch.bmm(grads, keys)
 
 
-def _inside(grid: Grid, rows: _Rows, blocks: slice, scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+def _inside(grid: _Grid, rows: _Rows, blocks: slice, scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor | None]:
     """Softmax within each of `blocks`, [N, rows, positions of the blocks], and the derivative of the soft cap.
 
     `scores` and `weights` are buffers. The result is a view of `weights`; its landmark columns are undefined.
@@ -380,7 +392,7 @@ def _inside(grid: Grid, rows: _Rows, blocks: slice, scores: Tensor, weights: Ten
 
 
 def _inside_gradients(
-    grid: Grid,
+    grid: _Grid,
     rows: _Rows,
     blocks: slice,
     gates: Tensor,
@@ -419,14 +431,14 @@ def _inside_gradients(
     kv_grads[1][:, positions].baddbmm_(_drop(weights, kept).transpose(1, 2), rows.out_grad)
 
 
-def _open(grid: Grid, x: Tensor, gates: Tensor) -> None:
+def _open(grid: _Grid, x: Tensor, gates: Tensor) -> None:
     """Multiplies x [N, rows, positions] in place by the `gates` [N, rows, blocks, 1] of its blocks."""
     grid.by_block(x).mul_(gates)
     if grid.tainted:
         grid.by_block(x).masked_fill_(gates == 0, 0.0)
 
 
-def _kept(grid: Grid, tile: Tile, part: int, weights: Tensor) -> Tensor | None:
+def _kept(grid: _Grid, tile: _Tile, part: int, weights: Tensor) -> Tensor | None:
     """Dropout factors for one part of a tile's weights, the same in forward and backward."""
     if not grid.rules.scoring.dropout:
         return None

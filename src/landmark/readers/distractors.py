@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from landmark.hf.calls import Reader
 from landmark.index.constant import has_constant_keys
-from landmark.ops.attention import complete_first_block, landmark_attention
-from landmark.ops.blockwise import blockwise_attention
+from landmark.ops.attention import landmark_attention
+from landmark.ops.blockwise import blockwise_attention, complete_first_block
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 from landmark.settings import check_block_size
