@@ -1,5 +1,6 @@
 """The report: `results.md` and its plots, rendered from measurements."""
 
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from reproduce.tables.results import Line, Results
 from reproduce.tables.tables import TABLES, Table
 from reproduce.tables.verdicts import FAILED, HELD, UNTESTED
 
+WIDTH = 120
 FIGURES = "figures"  # the folder of the plots, beside results.md
 
 QUICK = """> **QUICK: TOY STEP COUNTS.** {count} of {all} measurements were made with `--quick`. They show that all
@@ -48,7 +50,19 @@ def render(results: Results, out: str | Path) -> None:
     (out / FIGURES).mkdir(parents=True, exist_ok=True)
     drawn = _draw(results, out / FIGURES)
     sections = [_head(results), _claims(results), *(_section(table, results, drawn) for table in TABLES)]
-    (out / "results.md").write_text("\n".join(sections), encoding="utf-8")
+    (out / "results.md").write_text(_wrapped("\n".join(sections)), encoding="utf-8")
+
+
+def _wrapped(report: str) -> str:
+    """The report with lines of prose of at most `WIDTH` characters; tables, headings and plots keep theirs."""
+    lines = []
+    for line in report.split("\n"):
+        if len(line) <= WIDTH or line.startswith(("|", "#", "!")):
+            lines.append(line)
+            continue
+        indent = "  " if line.startswith("- ") else "> " if line.startswith("> ") else ""
+        lines += textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def _draw(results: Results, folder: Path) -> dict[str, list[str]]:
