@@ -6,10 +6,10 @@ import subprocess
 import sys
 import zlib
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from forking import PROMPT, logits
 from made import as_version_1
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
@@ -23,21 +23,6 @@ from landmark.index.options import IndexOptions
 
 BOOK = "it was a calm sea and jim looked at the ships for a long while . " * 30
 NOTE = "keys and ships 0123456789 . he spoke of it . " * 12
-PROMPT = "jim looked at"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    # A module of helpers beside the tests of the evaluation, not a package.
-    sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
-    from tiny_reader import save
-
-    return save(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return landmark.from_pretrained(folder)
 
 
 @pytest.fixture
@@ -45,13 +30,6 @@ def path(tmp_path, model):
     with Context.create(tmp_path / "context", model) as context:
         context.append(BOOK, "book")
     return tmp_path / "context"
-
-
-@torch.no_grad()
-def logits(context, prompt=PROMPT):
-    """Those of all tokens of the prompt behind the context."""
-    ids = encode(context.tokenizer, prompt).ids[None]
-    return context.model(input_ids=ids, past_key_values=context.cache.fork()).logits
 
 
 @torch.no_grad()

@@ -1,8 +1,5 @@
 """Forks in memory are snapshots: nothing passes between them and the context they came from, in any state of it."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from forking import Trial, logits
@@ -13,15 +10,6 @@ from landmark.contexts.verify import verify
 
 ONE = "it was a calm sea and jim looked at the ships for a long while . " * 10
 OTHER = "keys and ships 0123456789 . he spoke of it . " * 10
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    # A module of helpers beside the tests of the evaluation, not a package.
-    sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
-    from tiny_reader import save
-
-    return landmark.from_pretrained(save(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -42,12 +42,12 @@ class ContextStorage:
         self._index_state = index_state
         self._options = options
         self._budgets = budgets
-        self._taken = False
+        self._used = False
 
     def index(self, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device) -> Index:
-        if self._taken:
+        if self._used:
             raise ValueError(f"the cache of a context cannot be reset: open {self._snapshot.path} again")
-        self._taken = True
+        self._used = True
         index = make_index(self._options, rows, max_blocks, constant_keys=constant_keys, device=device)
         if self._landmarks is not None and self._landmarks.shape[1]:
             index.append(0, self._landmarks.to(device))
