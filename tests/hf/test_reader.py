@@ -7,7 +7,7 @@ from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
 import landmark
 from landmark.hf.compat import cache_kwargs
-from landmark.hf.reader import answer
+from landmark.hf.reader import answer, chunks, decode_greedily
 
 IDS = torch.randint(3, 61, (2, 70), generator=torch.Generator().manual_seed(5))
 
@@ -208,3 +208,23 @@ def test_a_class_of_its_own_does_not_drop_the_cache(name):
             ids = model(input_ids=ids, **cache_kwargs(model, branch)).logits[:, -1:].argmax(-1)
             by_hand.append(ids)
     assert torch.equal(found, torch.cat(by_hand, 1))
+
+
+def test_chunks_cover_a_text_once_and_in_order():
+    assert [chunk.tolist() for chunk in chunks(IDS[:1, :7], 3)] == [
+        IDS[:1, a:b].tolist() for a, b in ((0, 3), (3, 6), (6, 7))
+    ]
+    sizes = iter([4, 1, 9])
+    assert [chunk.shape[1] for chunk in chunks(IDS[:, :10], lambda: next(sizes))] == [4, 1, 5]
+    assert list(chunks(IDS[:, :0], 3)) == []
+    with pytest.raises(ValueError, match="a chunk has 0 tokens"):
+        next(chunks(IDS, 0))
+
+
+def test_greedy_decoding_is_that_of_generate():
+    model, cache = converted(), landmark.LandmarkCache(converted().config)
+    expected = model.generate(IDS, max_new_tokens=6, do_sample=False, eos_token_id=None)[:, IDS.shape[1] :]
+    with torch.no_grad():
+        model(input_ids=IDS[:, :-1], **cache_kwargs(model, cache))
+        found = decode_greedily(model, IDS[:, -1:], 6, **cache_kwargs(model, cache))
+    assert torch.equal(found, expected)

@@ -88,8 +88,9 @@ class LandmarkCache(Cache):
             (the context miss of appendix D); landmark keys decide that, so such blocks are neither loaded nor computed.
             `selection="per_head"` looks ahead within a chunk.
         index: how landmark keys are searched, a kind ("auto", "exact", "hierarchical") or `IndexOptions`.
-        host_budget, device_budget: bytes of host and device memory ("256MB", or a number) for the blocks of all layers;
-            blocks that do not fit are offloaded to temporary files. Without budgets all blocks stay on the device.
+        host_budget, device_budget: bytes of host and device memory ("256MB", or a number) for the blocks of all layers.
+            Blocks that do not fit are offloaded: to host memory, or with a host budget to temporary files. Without
+            budgets all blocks stay on the device.
         storage: the storage of each landmark layer, instead of these three.
 
     Raises ValueError for settings that leave no room for a chunk, and for invalid budgets and indexes.
