@@ -1,8 +1,8 @@
 """Perplexity: rows of the report, each a way to read texts, and their measurement."""
 
 import math
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from landmark.hf.tokenizer import encode
 from landmark.readers.memorizing import Memorizing
 from landmark.readers.recurrent import Recurrent
 from landmark.readers.sinks import Sinks
-from reproduce.trainings.small import WINDOW
+from reproduce.trainings.small import BLOCK_SIZE, WINDOW
 
 BATCH_SIZE = 4  # windows read side by side
 BLOCKS = {512: 10, 2048: 40, 4096: 80}  # blocks in memory at the end of as many tokens
@@ -64,6 +64,8 @@ class Row:
     length: int
     reading: Callable[[PretrainedConfig], Reading | SegmentReading]
     settings: dict[str, Any] = field(default_factory=dict)
+    trained_positions: int | None = None
+    """Declared in the model's configuration while it is measured; None leaves its own."""
 
     def key(self, corpus: str, seed: int, steps: int) -> dict[str, Any]:
         """The key fields of the measurement."""
@@ -98,23 +100,8 @@ def landmark(
 
 def true_positions(length: int, retrieve: int, method: str) -> Row:
     """Landmark attention whose opened blocks keep their positions in the text."""
-    stingy = landmark("positions", length, retrieve, method=method)
-
-    def reading(config: PretrainedConfig) -> Reading:
-        own = stingy.reading(config)
-        assert isinstance(own, Reading)
-        return TruePositions(own.attention, own.block_size, own.settings.changed(positions="true"))
-
-    return replace(stingy, reading=reading).with_settings(positions="true")
-
-
-class TruePositions(Reading):
-    """A reading with `positions="true"`, for which the trained range is declared as long as the text."""
-
-    def start(self, config: PretrainedConfig) -> dict[str, Any]:
-        config = deepcopy(config)
-        config.max_position_embeddings = stream_length(SPAN, self.block_size) + 1
-        return super().start(config)
+    row = landmark("positions", length, retrieve, method=method, positions="true")
+    return replace(row, trained_positions=stream_length(SPAN, BLOCK_SIZE) + 1).with_settings(positions="true")
 
 
 def full(table: str, local: int = WINDOW, length: int = WINDOW) -> Row:
@@ -170,8 +157,9 @@ def measure(row: Row, model: PreTrainedModel, windows: np.ndarray) -> dict[str, 
     Every method is scored on the same tokens, those that are not the first of a piece of any length read. `nll` holds
     the mean of each window in nats a token, from which differences between methods are taken window by window.
     """
-    reading = row.reading(model.config)
-    scored = score(model, windows, Setting(reading, row.length), batch_size=BATCH_SIZE)  # type: ignore[arg-type]
+    with _declared_range(model.config, row.trained_positions):
+        reading = row.reading(model.config)
+        scored = score(model, windows, Setting(reading, row.length), batch_size=BATCH_SIZE)  # type: ignore[arg-type]
     targets = np.arange(SPAN) % min(LENGTHS) != 0
     nll = scored.nll[:, targets].mean(axis=1)
     assert np.isfinite(nll).all(), "every method predicts these tokens"
@@ -185,3 +173,15 @@ def measure(row: Row, model: PreTrainedModel, windows: np.ndarray) -> dict[str, 
     }
     skipped = getattr(scored, "skipped", None)
     return figures | ({"skipped": skipped} if skipped is not None else {})
+
+
+@contextmanager
+def _declared_range(config: PretrainedConfig, positions: int | None) -> Iterator[None]:
+    """The trained range of a configuration, replaced for a while: true positions go beyond it."""
+    trained = config.max_position_embeddings
+    if positions is not None:
+        config.max_position_embeddings = positions
+    try:
+        yield
+    finally:
+        config.max_position_embeddings = trained

@@ -30,7 +30,7 @@ from landmark.training.adapters import adapt
 from landmark.training.loss import distillation_loss
 from landmark.training.models import FrozenCopy
 from landmark.training.stages import Stage, StageBatches
-from landmark.training.trainer import attending
+from landmark.training.trainer import attention_arguments
 from reproduce.trainings.smollm2 import LEARNING_RATE, LORA, MODEL, SETTINGS, SHARES, WARMUP
 
 STARTED = time.monotonic()
@@ -116,7 +116,7 @@ class Conversion:
         with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=not CPU):
             teacher_logits = self.teacher.logits(self.model, ids)
             plain = (kinds == TEXT).all(1)
-            attention = attending(
+            attention = attention_arguments(
                 self.model.config,
                 stage,
                 phase,

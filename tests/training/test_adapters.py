@@ -150,8 +150,8 @@ def test_gradient_checkpointing_computes_twice_and_changes_no_weight(adapting, t
 def test_four_bits_are_trained_and_finished_as_they_were_trained(adapting, tied_base, tmp_path):
     folder = train(adapting(tied_base, load_in="4bit"))
     finished = from_pretrained(folder)
-    models.keep_numbers()
-    four = AutoModelForCausalLM.from_pretrained(tied_base, quantization_config=models.four_bits(torch.float32))
+    models.keep_4bit_weights()
+    four = AutoModelForCausalLM.from_pretrained(tied_base, quantization_config=models.nf4_config(torch.float32))
     assert four.model.layers[0].self_attn.q_proj.weight.dtype == torch.uint8
     model = convert(four, block_size=7)
     before = logits(model)
@@ -189,7 +189,7 @@ def test_what_is_not_installed_or_cannot_work_is_said_before_any_work(adapting, 
 
     with monkeypatch.context() as patch:
         patch.setattr("bitsandbytes.functional.quantize_4bit", broken)
-        with pytest.raises(ValueError, match=r"cannot work on this machine's \w+ \(no kernel for this device\)"):
+        with pytest.raises(ValueError, match=r"does not support this machine's \w+ \(no kernel for this device\)"):
             train(four)
     with monkeypatch.context() as patch:
         patch.setattr(models, "is_bitsandbytes_available", lambda: False)

@@ -101,7 +101,7 @@ def test_answers_are_learnt_as_they_are(distilling, tmp_path, material):
 
 
 def test_what_cannot_be_distilled_is_told_before_any_work(distilling, options, base, tmp_path):
-    with pytest.raises(ValueError, match="give --model"):
+    with pytest.raises(ValueError, match="use --model"):
         plan_of(options(distill=True))
     with pytest.raises(ValueError, match="leave packing out"):
         plan_of(distilling(packing=True))

@@ -15,7 +15,7 @@ def test_a_thread_that_is_at_work_is_waited_for():
     started, done = threading.Event(), []
 
     def work() -> None:
-        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(processes.MESSENGERS)
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(processes.GLOO_THREADS)
         started.set()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)  # without Python's lock, as such threads work
         done.append(True)
@@ -23,15 +23,15 @@ def test_a_thread_that_is_at_work_is_waited_for():
     worker = threading.Thread(target=work)
     worker.start()
     started.wait()
-    processes.wait_for_messengers()
+    processes.wait_for_gloo()
     assert done
     worker.join()
 
 
 def test_without_such_threads_there_is_nothing_to_wait_for(monkeypatch):
-    monkeypatch.setattr(processes, "MESSENGERS", "nobody")
-    monkeypatch.setattr(processes, "PATIENCE", float("inf"))
-    processes.wait_for_messengers()
+    monkeypatch.setattr(processes, "GLOO_THREADS", "nobody")
+    monkeypatch.setattr(processes, "TIMEOUT", float("inf"))
+    processes.wait_for_gloo()
 
 
 def test_only_a_training_that_failed_ends_in_the_middle(monkeypatch):

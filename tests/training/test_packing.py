@@ -14,7 +14,7 @@ from landmark.training.plan import plan_of
 from landmark.training.recipe import read_recipe, recipe_of
 from landmark.training.run import EVAL_SEED, train
 from landmark.training.stages import Stage, StageBatches
-from landmark.training.trainer import attending
+from landmark.training.trainer import attention_arguments
 
 
 def test_the_option_packs_the_one_stage_and_a_recipe_each_of_its_own(tmp_path):
@@ -29,12 +29,12 @@ def test_the_option_packs_the_one_stage_and_a_recipe_each_of_its_own(tmp_path):
 
 
 def test_documents_reach_the_attention(material):
-    segments = torch.tensor([[0, 0, 1]])
+    documents = torch.tensor([[0, 0, 1]])
     stage = Stage(1, 48, 1, packing=True)
     rest = {"tokens": 3, "training": False, "plain": torch.tensor([True]), "distractors": {}}
     rest["answers"] = torch.zeros(1, 3, dtype=torch.bool)
-    given = attending(None, stage, 2, None, segments, **rest)
-    assert given["landmark_documents"] is segments
+    arguments = attention_arguments(None, stage, 2, None, documents, **rest)
+    assert arguments["landmark_documents"] is documents
 
 
 def test_trainings_without_packing_or_distractors_are_known_by_what_they_were_before_these(options):
@@ -85,9 +85,9 @@ def test_the_measured_loss_is_that_of_each_document_alone(options, short_documen
     batches = StageBatches(texts.ids, None, [stage], block_size=7, seed=EVAL_SEED, document_stops=stops)
     losses = []
     for batch in (batches[0], batches[1]):
-        for ids, segments in zip(batch["input_ids"], batch["segments"], strict=True):
+        for ids, documents in zip(batch["input_ids"], batch["documents"], strict=True):
             start = 0
-            for length in segments.unique_consecutive(return_counts=True)[1].tolist():
+            for length in documents.unique_consecutive(return_counts=True)[1].tolist():
                 document = ids[None, start : start + length]
                 with torch.no_grad():
                     logits = model(input_ids=document, landmark_phase=(batch["phase"] + start) % 7).logits

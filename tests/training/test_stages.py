@@ -57,22 +57,22 @@ def test_packed_windows_know_their_documents_and_predict_no_beginning(tokenizer)
     boundaries = 0
     for index in range(30):
         item = data[index]
-        for row, labels, segments in zip(*(item[name] for name in ("input_ids", "labels", "segments")), strict=True):
+        for row, labels, documents in zip(*(item[name] for name in ("input_ids", "labels", "documents")), strict=True):
             length = len(row)
             starts = [s for s in range(int(row[0]), 5000 - length + 1, 290) if np.array_equal(IDS[s : s + length], row)]
             expected = [numbers[s : s + length] - numbers[s] for s in starts]
-            assert any(np.array_equal(segments, documents) for documents in expected)
-            begins = torch.cat((torch.tensor([False]), segments.diff() != 0))
+            assert any(np.array_equal(documents, numbered) for numbered in expected)
+            begins = torch.cat((torch.tensor([False]), documents.diff() != 0))
             assert torch.equal(labels, row.masked_fill(begins, IGNORED))
             boundaries += int(begins.sum())
     assert boundaries > 0
-    assert batches(tokenizer, Stage(1, 64, 3))[0]["segments"] is None
+    assert batches(tokenizer, Stage(1, 64, 3))[0]["documents"] is None
 
 
 def test_a_recall_window_is_one_document(tokenizer):
     stage = Stage(1, 400, 3, recall_fraction=1.0, packing=True)
     item = StageBatches(IDS, tokenizer, [stage], block_size=7, seed=3, document_stops=range(10, 5001, 10))[0]
-    assert (item["segments"] == 0).all()
+    assert (item["documents"] == 0).all()
 
 
 def test_packing_needs_documents_and_attention_that_knows_them(tokenizer):

@@ -1,6 +1,6 @@
-"""Training landmark models with the Hugging Face Trainer: stages, weighted loss, exact resuming."""
+"""Training of landmark models with the Hugging Face Trainer: stages, weighted loss, exact resumption."""
 
 import logging
 
-# It warns of a kernel that training has no use for, whenever transformers' Trainer imports it by way of peft.
+# Silences a warning about an unused kernel whenever the Trainer imports bitsandbytes through peft.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft: a model gets them to be trained, and takes them in when it is finished."""
+"""LoRA adapters through peft: added to a converted model for training, and merged at the end."""
 
 import warnings
 from pathlib import Path
@@ -15,20 +15,21 @@ from landmark.training.plan import Lora
 
 
 class AdaptedModel(PeftModelForCausalLM):
-    """A converted model that trains its adapters and its landmark's embedding alone."""
+    """A converted model that trains only its adapters and the embedding of its landmark."""
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
         """Saves the adapters and the landmark's row.
 
-        peft would take the vocabulary that conversion made longer for a reason to save all embeddings.
+        peft would save all embeddings, because conversion has added a row to the vocabulary.
         """
         super().save_pretrained(*arguments, **options | {"save_embedding_layers": False})
 
 
 def adapt(model: PreTrainedModel, lora: Lora, *, base: str) -> AdaptedModel:
-    """Gives a converted model adapters and freezes all else but the row of its landmark; `base` is where it came from.
+    """Adds adapters to a converted model and freezes all other parameters but the landmark's row.
 
-    Raises ValueError if none of `lora.targets` is a module of the model.
+    `base` is the folder or name of the model, recorded in the adapter. Raises ValueError if none of `lora.targets` is a
+    module of the model.
     """
     settings: dict[str, Any] = model.config.landmark
     if getattr(model, "is_quantized", False):
@@ -41,17 +42,17 @@ def adapt(model: PreTrainedModel, lora: Lora, *, base: str) -> AdaptedModel:
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():  # peft asks under a name that transformers renames
+    with warnings.catch_warnings():  # peft uses a name that transformers has deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         adapted = AdaptedModel(model, config)
-    convert(model, **settings)  # a head tied to the embeddings is another module now, and must predict no landmark
+    convert(model, **settings)  # peft replaced a tied head, which must not predict the landmark
     return adapted
 
 
 def name_base(model: AdaptedModel, folder: Path) -> None:
-    """Writes into the adapter saved in `folder` which model it belongs to, for `landmark.load_adapter`.
+    """Records in the adapter saved in `folder` which model it belongs to, for `landmark.load_adapter`.
 
-    Weights of 4 bits are not those that a model is loaded with later: adapters on them stay without.
+    Adapters of a 4-bit model carry no such record: the model is later loaded with other weights.
     """
     base: Any = model.get_base_model()
     if getattr(base, "is_quantized", False):
@@ -63,10 +64,10 @@ def name_base(model: AdaptedModel, folder: Path) -> None:
 
 
 def merged(model: AdaptedModel, folder: Path) -> PreTrainedModel:
-    """The model with its adapters, which were saved in `folder`, taken into its weights.
+    """The model with its adapters, saved in `folder`, merged into its weights.
 
-    Weights of 4 bits become ordinary ones first, so that the sum is not rounded to 4 bits again: what comes out
-    computes what was trained.
+    4-bit weights are dequantized first, so that the sum is not rounded to 4 bits again and the merged model computes
+    what was trained.
     """
     if not getattr(model.get_base_model(), "is_quantized", False):
         return model.merge_and_unload()  # type: ignore[operator]

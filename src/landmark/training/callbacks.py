@@ -1,4 +1,4 @@
-"""What a training shows and how it is stopped: progress, JSON lines, a checkpoint on Ctrl-C."""
+"""Callbacks of the Trainer: progress bar, JSON log, count of trained tokens, checkpoint on Ctrl-C."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PretrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 SHOWN = {
     "loss": "loss {:.3f}",
@@ -29,13 +29,12 @@ SHOWN = {
 
 
 class TrainedTokens(TrainerCallback):
-    """Keeps account of how many tokens taught a converted model landmarks, in the configuration that is saved with it.
+    """Counts the tokens that a model was trained on with landmarks, in the configuration that is saved with it.
 
-    `step_tokens[s]` is the number of ordinary tokens that step s teaches with; a model that came without a count gets
-    none.
+    `step_tokens[s]` is the number of ordinary tokens with landmarks in step s. A model without a count gets none.
     """
 
-    def __init__(self, config: Any, step_tokens: Sequence[int]) -> None:
+    def __init__(self, config: PretrainedConfig, step_tokens: Sequence[int]) -> None:
         self.config, self.before, self.step_tokens = config, config.landmark["trained_tokens"], step_tokens
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *others: Any, **more: Any) -> None:
@@ -47,10 +46,10 @@ class TrainedTokens(TrainerCallback):
 
 
 class Report(TrainerCallback):
-    """A bar on standard error (a line for each log event where that is no terminal), and lines of JSON.
+    """Progress bar on standard error (lines where that is no terminal), and a JSON log.
 
-    `step_tokens[s]` is the number of ordinary tokens that step s reads; remaining time goes by tokens, so
-    that stages with short windows do not spoil it. `json_target` is a path, `-` for standard output, or None.
+    `step_tokens[s]` is the number of ordinary tokens in step s, by which the remaining time is estimated: stages differ
+    in the length of their windows. `json_target` is a path, `-` for standard output, or None.
     """
 
     def __init__(self, step_tokens: Sequence[int], json_target: str | None = None) -> None:
@@ -70,7 +69,7 @@ class Report(TrainerCallback):
         )
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Open the bar and the file, at the place where a resumed training stands."""
+        """Opens the bar and the log, at the step where a resumed training begins."""
         if self.json_target == "-":
             self.json_file = sys.stdout
         elif self.json_target is not None:
@@ -83,7 +82,7 @@ class Report(TrainerCallback):
         self.progress.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar."""
+        """Advances the bar."""
         self.progress.update(self.task, completed=self.read[state.global_step])
 
     def on_log(
@@ -94,7 +93,7 @@ class Report(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Show one event and write it down."""
+        """Prints and logs one event."""
         logs = dict(logs or {})
         speed = self._tokens_per_second(state.global_step) if "loss" in logs else None
         event = "train" if "loss" in logs else "eval" if "eval_loss" in logs else "end"
@@ -106,11 +105,11 @@ class Report(TrainerCallback):
             self._show(state.global_step, logs, speed)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Close the bar."""
+        """Closes the bar."""
         self.progress.stop()
 
     def close(self) -> None:
-        """Close what is open, however the training ended."""
+        """Closes the bar and the log, however the training ended."""
         self.progress.stop()
         self.open_files.close()
 
@@ -131,9 +130,9 @@ class Report(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first Ctrl-C (or SIGTERM) into a checkpoint after the step at hand; the second one kills.
+    """Writes a checkpoint and stops after the current step on the first SIGINT or SIGTERM; the second one kills.
 
-    Of several processes all stop after the same step, whichever of them the signal reached.
+    All processes of a training stop after the same step, whichever of them received the signal.
     """
 
     def __init__(self) -> None:
@@ -150,7 +149,7 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask the Trainer for a checkpoint and the end of training."""
+        """Requests a checkpoint and the end of training."""
         if args.world_size > 1:
             asked = torch.tensor(float(self.requested), device=args.device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)

@@ -1,5 +1,4 @@
-"""Weighted losses of next tokens that need no further tensor of the logits' size: cross entropy, and divergence from
-a teacher."""
+"""Weighted cross entropy and distillation losses that write the gradient into the memory of the logits."""
 
 from typing import Any
 
@@ -8,30 +7,30 @@ from torch import Tensor
 
 from landmark.ops.autograd import first_derivatives_only
 
-# Rows worked on at once: with a vocabulary of 4096 a float32 temporary of 16 MiB, whatever the batch.
+# Rows per pass: with a vocabulary of 4096, a float32 temporary of 16 MiB for any batch.
 ROWS = 1024
-# Numbers worked on at once where there are two sets of logits, each with a large vocabulary: 64 MiB in float32.
+# Numbers per pass with two sets of logits: 64 MiB in float32.
 NUMBERS = 1 << 24
 
 
 def weighted_cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor, own: range | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean of the next tokens' cross entropy, weighted, and the cross entropy of each.
+    """Weighted mean cross entropy of next tokens, and the cross entropy of each.
 
-    `logits [B, T, V]` at position t is for the token at t + 1; `labels` and `weights [B, T]` belong to the
-    token at their own position, -100 or weight 0 where the loss looks away. Returns the loss (a float32
-    scalar, 0 where nothing counts) and, without gradient, `[B, T]` losses by the position of the *label*
-    (position 0 and positions that do not count are 0).
+    `logits [B, T, V]` at position t predict the token at t + 1; `labels` and `weights [B, T]` belong to the token at
+    their own position; a label of -100 or a weight of 0 is ignored. Returns the loss (a float32 scalar, 0 if everything
+    is ignored) and, without gradient, `[B, T]` losses by the position of the *label* (0 at position 0 and where
+    ignored).
 
     With `own`, `logits [B, len(own), V]` are those of these positions only, and the loss is their part of the mean.
 
-    Where a gradient is wanted, the logits are overwritten with it and must not be used afterwards.
+    If a gradient is needed, it overwrites the logits, which must not be used afterwards.
     """
     targets, scale = _next_tokens(labels, weights)
     own = range(labels.shape[1]) if own is None else own
     part = slice(own.start, own.stop)
-    nothing = logits[:0].sum()  # a function of the logits that can be saved: they themselves are overwritten
+    nothing = logits[:0].sum()  # depends on the logits and can be saved; they themselves are overwritten
     loss, token_losses = _CrossEntropy.apply(logits, targets[:, part].flatten(), scale[:, part].flatten(), nothing)
     by_position = torch.zeros_like(scale)
     by_position[:, part] = token_losses.view(len(labels), -1)
@@ -41,16 +40,16 @@ def weighted_cross_entropy(
 def distillation_loss(
     logits: Tensor, teacher_logits: Tensor, labels: Tensor, weights: Tensor, answers: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean over next tokens, weighted: cross entropy of `answers`, divergence from the teacher for all others.
+    """Weighted mean over next tokens: cross entropy for `answers`, KL divergence from the teacher for all others.
 
-    `logits [B, T, V']` at position t is for the token at t + 1, `teacher_logits [B, T, V]` the teacher's; columns of
-    the student behind V belong to no token and take no part. `labels`, `weights` and `answers [B, T]` (bool) belong to
-    the token at their own position, and the loss looks away where a label is -100 or a weight 0. The divergence is
-    KL(teacher || student) over all V tokens, whatever the label.
+    `logits [B, T, V']` at position t predict the token at t + 1, as do `teacher_logits [B, T, V]`; columns of the
+    student beyond V belong to no token and are ignored. `labels`, `weights` and `answers [B, T]` (bool) belong to the
+    token at their own position; a label of -100 or a weight of 0 is ignored. The divergence is KL(teacher || student)
+    over all V tokens, independent of the label.
 
-    Returns the loss (a float32 scalar) and, without gradient, `[B, T]` losses by the position of the *label*. Where a
-    gradient is wanted, the logits are overwritten with it and must not be used afterwards. Raises ValueError for a
-    teacher with more columns.
+    Returns the loss (a float32 scalar) and, without gradient, `[B, T]` losses by the position of the *label*. If a
+    gradient is needed, it overwrites the logits, which must not be used afterwards. Raises ValueError for a teacher
+    with more columns than the student.
     """
     if teacher_logits.shape[-1] > logits.shape[-1] or teacher_logits.shape[:-1] != logits.shape[:-1]:
         shapes = f"{tuple(teacher_logits.shape)} and {tuple(logits.shape)}"
@@ -65,7 +64,7 @@ def distillation_loss(
 
 
 def _next_tokens(labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """By the position that predicts it: the token, and its share of the mean."""
+    """Next token and its share of the mean, by the position that predicts it."""
     targets = torch.full_like(labels, -100)
     targets[:, :-1] = labels[:, 1:]
     scale = torch.zeros_like(weights)
@@ -79,13 +78,15 @@ def _by_label(by_position: Tensor) -> Tensor:
 
 
 class _InPlace(torch.autograd.Function):
-    """A loss whose gradient was built in the memory of the logits, its first argument."""
+    """A loss whose gradient replaces the logits, its first argument, in memory."""
 
     @staticmethod
     @first_derivatives_only("use torch.nn.functional.cross_entropy for losses of gradients")
     def backward(ctx: Any, saved: Any, loss_grad: Tensor, _: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         if ctx.gradient is None:
-            raise RuntimeError("the logits hold their gradient, which was used: compute the loss anew to go back again")
+            raise RuntimeError(
+                "the logits hold their gradient, which was used: compute the loss again before a second backward"
+            )
         gradient, ctx.gradient = ctx.gradient, None
         return gradient.mul_(loss_grad).view(ctx.shape), *ctx.others
 
@@ -103,7 +104,7 @@ class _CrossEntropy(_InPlace):
             target, part_scale = targets[start : start + ROWS], scale[start : start + ROWS]
             counts = part_scale > 0
             picked = target.clamp(min=0)[:, None]
-            work = part.float()  # the logits themselves where they are float32
+            work = part.float()  # no copy if the logits are float32
             losses = -work.log_softmax(dim=-1).gather(1, picked)[:, 0]
             token_losses[start : start + ROWS] = torch.where(counts, losses, 0.0)
             if wants_gradient:
@@ -112,7 +113,7 @@ class _CrossEntropy(_InPlace):
                 if work.data_ptr() != part.data_ptr():
                     part.copy_(work)
         if wants_gradient:
-            # Autograd's version counter still guards: whoever saved these logits for backward gets an error.
+            # Autograd's version counter still guards: another operation that saved these logits gets an error.
             ctx.gradient, ctx.shape, ctx.others = rows, logits.shape, (None,) * 3
             ctx.save_for_backward(nothing)
         ctx.mark_non_differentiable(token_losses)
@@ -122,7 +123,7 @@ class _CrossEntropy(_InPlace):
 class _Divergence(_InPlace):
     """sum_n scale_n * (CE_n where hard, else KL_n) over rows of logits.
 
-    Where the student's distribution is q, the gradient of both is q minus another: the target's or the teacher's.
+    The gradient of both is the student's distribution minus the target's or the teacher's.
     """
 
     @staticmethod
@@ -140,7 +141,7 @@ class _Divergence(_InPlace):
             student = part.float().log_softmax(-1)
             wanted = teacher_rows[start:stop].float().log_softmax(-1)
             share = wanted.exp()
-            # A token that the teacher rules out has no part in the divergence, whatever the student thinks of it.
+            # A token of zero probability under the teacher contributes nothing.
             divergence = torch.where(share > 0, wanted.sub_(student).mul_(share), 0.0).sum(-1)
             losses = torch.where(is_hard, -student.gather(1, picked)[:, 0], divergence)
             token_losses[start:stop] = torch.where(part_scale > 0, losses, 0.0)

@@ -1,4 +1,4 @@
-"""A whole training, decided to the last setting: what options of a command line, or a program, say."""
+"""Fully resolved training configuration, made from the options of a command line or by a program."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -9,9 +9,9 @@ from landmark.limits import check_limits
 from landmark.training.options import TrainOptions
 from landmark.training.recipe import Recipe, recipe_of
 
-# What changes where things lie or what is shown, but not one weight.
+# Settings of folders, logs and processes, which change no parameter of the model.
 FREE = {"out", "tokens", "parallel", "threads", "json", "log_every", "eval_every", "save_every", "eval_windows"}
-FREE.add("gradient_checkpointing")  # the same numbers, computed twice
+FREE.add("gradient_checkpointing")  # recomputes the same activations
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Lora:
 
 @dataclass(frozen=True)
 class Plan:
-    """One training; its fields are those of `TrainOptions`, with the files that those name read and adapters as one.
+    """Fully resolved training configuration: `TrainOptions` with its files read and its options of adapters as one.
 
     `config` is a transformers configuration with a model_type, to start from scratch; else `model` names a model.
-    With `vocabulary`, a tokenizer of so many tokens is trained on `texts` where the folder `tokenizer` has none yet.
+    With `vocabulary`, a tokenizer of that many tokens is trained on `texts` if the folder `tokenizer` has none yet.
     """
 
     texts: tuple[str, ...]
@@ -71,9 +71,9 @@ class Plan:
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("the configuration has no model_type; it must be a transformers configuration")
         if self.load_in is not None and self.adapter is None:
-            raise ValueError("weights of 4 bits take no gradient steps: give --adapter lora with --load-in 4bit")
+            raise ValueError("4-bit weights cannot be trained themselves: give --adapter lora with --load-in 4bit")
         if self.load_in is not None and str(self.model).lower().endswith(".gguf"):
-            raise ValueError("--load-in 4bit packs weights of a folder or of the hub: leave it out with a GGUF file")
+            raise ValueError("--load-in 4bit quantizes models of a folder or the hub: leave it out with a GGUF file")
         attentions = {stage.attention for stage in self.recipe.stages}
         if self.gradient_checkpointing and attentions != {"landmark"}:
             others = ", ".join(sorted(attentions - {"landmark"}))
@@ -85,15 +85,15 @@ class Plan:
 
     def _check_adapter(self, attentions: set[str]) -> None:
         if self.model is None:
-            raise ValueError("--adapter adapts a model that knows something: give --model, not --config")
+            raise ValueError("--adapter requires a pretrained model: use --model, not --config")
         if "knn" in attentions:
-            raise ValueError("--adapter trains no gates of a memory: leave it out with attention 'knn'")
+            raise ValueError("--adapter does not train memory gates: leave it out with attention 'knn'")
         if self.parallel not in (None, "ddp"):
             raise ValueError(f"--adapter cannot be sharded yet: leave --parallel {self.parallel} out")
 
     def _check_distillation(self, attentions: set[str]) -> None:
         if self.model is None:
-            raise ValueError("--distill keeps what a model knows: give --model, not --config")
+            raise ValueError("--distill requires a pretrained model: use --model, not --config")
         if self.parallel not in (None, "ddp"):
             raise ValueError(f"--distill cannot be sharded yet: leave --parallel {self.parallel} out")
         if others := attentions - {"landmark", "landmark_distractors"}:
@@ -102,15 +102,15 @@ class Plan:
                 "landmark or landmark_distractors"
             )
         if any(stage.packing for stage in self.recipe.stages):
-            raise ValueError("--distill has a teacher that sees its whole window: leave packing out")
+            raise ValueError("--distill has a teacher with full attention over the window: leave packing out")
 
     def identity(self) -> dict[str, Any]:
-        """All that decides about the weights, as JSON keeps it."""
+        """The settings that determine the trained parameters, as JSON."""
         settings = {name: value for name, value in asdict(self).items() if name not in FREE}
         for stage in settings["recipe"]["stages"]:
             for later in ("packing", "distractors", "distract_answers"):
                 if not stage[later]:
-                    del stage[later]  # so that trainings that began before there was such a thing can be resumed
+                    del stage[later]  # so that trainings begun before these settings existed can be resumed
             if not stage["recall"]["chat"]:
                 del stage["recall"]["chat"]
         if not self.distill:
@@ -119,7 +119,7 @@ class Plan:
 
 
 def plan_of(options: TrainOptions) -> Plan:
-    """The plan that options describe; raises ValueError, naming the file or the option, where they make none."""
+    """The plan of these options; raises ValueError, naming the file or option, if they are inconsistent."""
     check_limits(options)
     given = options.given()
     if not options.texts:

@@ -1,4 +1,4 @@
-"""Whether the processes of a training can work together as its plan says, told before any work starts."""
+"""Processes of a distributed training: checks before any work starts, and an orderly exit."""
 
 import atexit
 import time
@@ -10,9 +10,12 @@ from landmark.hf.sequence_parallel import check_heads
 from landmark.training.models import read_config
 from landmark.training.plan import Plan
 
+GLOO_THREADS = "pt_gloo_runloop"  # the name that gloo gives its communication threads
+TIMEOUT = 30.0  # seconds
+
 
 def check_processes(plan: Plan, processes: int) -> None:
-    """Raises ValueError, naming the numbers, unless as many processes can train as `plan` says."""
+    """Raises ValueError unless so many processes can train together by `plan`."""
     if processes == 1:
         if plan.parallel is not None:
             raise ValueError(
@@ -45,53 +48,48 @@ def _check_slices(plan: Plan, processes: int) -> None:
     check_heads(read_config(plan), processes)
 
 
-# The end of the processes of a training: none is taken apart while a thread of it still handles a message.
-
-
-# What gloo calls the threads that carry out what processes exchange.
-MESSENGERS = "pt_gloo_runloop"
-PATIENCE = 30.0  # seconds
+# Exit: the interpreter must not end while a thread of gloo still handles a message.
 
 
 def leave_group_at_exit() -> None:
-    """Have this process leave its group in order before the interpreter ends.
+    """Makes this process destroy its process group before the interpreter exits.
 
-    A thread of gloo lets go of the tensors of an exchange only after it has told that the exchange is done. If Python
-    has ended by then, the thread cannot take its lock and aborts the process ("terminate called without an active
-    exception"), whose work was done and saved.
+    A thread of gloo releases the tensors of a collective only after it has reported the collective as done. If Python
+    has exited by then, the thread cannot take the GIL and aborts the process ("terminate called without an active
+    exception"), although its work was done and saved.
     """
     atexit.unregister(_leave_group)
     atexit.register(_leave_group)
 
 
 def stay_in_group_at_exit() -> None:
-    """Have this process end as it is: leaving would wait for processes that wait for it amid an exchange."""
+    """Makes this process exit at once: leaving the group would wait for processes that wait for it in a collective."""
     atexit.unregister(_leave_group)
 
 
 def _leave_group() -> None:
     if torch.distributed.is_initialized():
-        # This ends the threads only where nothing else holds the group, and caches of sharded tensors do.
+        # This ends the threads only if nothing else holds the group, and caches of sharded tensors do.
         torch.distributed.destroy_process_group()
-        wait_for_messengers()
+        wait_for_gloo()
 
 
-def wait_for_messengers() -> None:
-    """Return when no thread that carries messages has anything left to do, as Linux tells; elsewhere at once."""
-    deadline, quiet = time.monotonic() + PATIENCE, 0
+def wait_for_gloo() -> None:
+    """Returns when all threads of gloo are asleep, as /proc shows them; at once on other systems than Linux."""
+    deadline, quiet = time.monotonic() + TIMEOUT, 0
     while quiet < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)  # releases Python's lock, which a thread may be waiting for asleep
-        quiet = quiet + 1 if all(state == "S" for state in _messenger_states()) else 0
+        time.sleep(0.01)  # releases the GIL, for which a thread may be waiting
+        quiet = quiet + 1 if all(state == "S" for state in _gloo_thread_states()) else 0
 
 
-def _messenger_states() -> list[str]:
-    """`R` for running or ready to run, `S` for asleep, and rarer ones."""
+def _gloo_thread_states() -> list[str]:
+    """`R` for running or runnable, `S` for asleep, and rarer ones."""
     states = []
     for file in Path("/proc/self/task").glob("*/stat"):
         try:
             name, _, rest = file.read_text().partition("(")[2].rpartition(")")
-        except OSError:  # the thread has just ended
+        except OSError:  # the thread has just exited
             continue
-        if name == MESSENGERS:
+        if name == GLOO_THREADS:
             states.append(rest.split()[0])
     return states

@@ -1,4 +1,4 @@
-"""A training recipe: the optimizer's settings and the stages of the curriculum, read from TOML."""
+"""A training recipe: optimizer settings and the stages of a curriculum, read from TOML."""
 
 import math
 import tomllib
@@ -16,8 +16,7 @@ ONE_STAGE_OPTIONS = ("steps", "window_positions", "batch_size", "micro_batches",
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW under a cosine schedule that falls to `final_learning_rate` over all stages together, after a linear
-    warm-up."""
+    """AdamW with linear warm-up and a cosine schedule to `final_learning_rate` over all stages."""
 
     stages: tuple[Stage, ...]
     learning_rate: float = 3e-4
@@ -52,7 +51,7 @@ class Recipe:
 
 
 def recipe_of(options: TrainOptions) -> Recipe:
-    """The recipe file that `options` names, or else the single stage they describe.
+    """The recipe in the file that `options` name, else a single stage made of the options.
 
     Raises ValueError if both are given.
     """
@@ -67,11 +66,10 @@ def recipe_of(options: TrainOptions) -> Recipe:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Read a recipe: the fields of `Recipe` at the top, a `[[stage]]` table for each `Stage`.
+    """Reads a recipe: the fields of `Recipe` at the top, a `[[stage]]` table for each `Stage`.
 
-    The fields of a stage's `RecallTask` (keys, questions, ...) stand in the stage's own table.
-    Raises ValueError, naming the file, for TOML that does not parse, unknown or missing settings and values
-    of the wrong type or out of range.
+    The fields of a stage's `RecallTask` (keys, questions, ...) belong to the same table. Raises ValueError, naming the
+    file, for TOML that does not parse, for unknown or missing settings, and for values of the wrong type or range.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,7 +95,7 @@ def _stage(table: dict[str, Any]) -> Stage:
 
 
 def _checked(table: dict[str, Any], kind: type) -> dict[str, Any]:
-    """`table` with lists as tuples, its names and types as in the dataclass `kind`."""
+    """`table` with its names and types checked against the dataclass `kind`, and lists as tuples."""
     types = {item.name: item.type for item in fields(kind) if item.name not in ("stages", "recall")}
     checked = {}
     for name, value in table.items():

@@ -1,4 +1,4 @@
-"""A whole training: text to tokens, model, stages, checkpoints, the finished model."""
+"""Runs a training: tokenized text, model, stages, checkpoints, and the finished model."""
 
 import json
 import os
@@ -25,9 +25,9 @@ from landmark.process_memory import keep_freed_pages
 from landmark.training.callbacks import Report, StopOnSignal, TrainedTokens
 from landmark.training.models import (
     Teacher,
-    arithmetic,
     block_size_of,
     check_packages,
+    compute_dtype,
     load_model,
     load_teacher,
     tokenizer_of,
@@ -41,22 +41,22 @@ from landmark.training.trainer import LandmarkTrainer
 
 FINAL = "model"
 ADAPTER = "adapter"
-# Validation windows come from their own stream of random numbers.
+# Seed of the validation windows.
 EVAL_SEED = 1
 
 
 def train(training: TrainOptions | Plan) -> Path:
-    """Train as options or a plan say, resuming what stands in the folder `out`; returns the finished model's folder.
+    """Trains by options or a plan, or resumes the training in the folder `out`; returns the folder of the final model.
 
-    Raises ValueError for trainings that cannot work, KeyboardInterrupt if stopped (after a checkpoint).
+    Raises ValueError for invalid trainings, and KeyboardInterrupt if stopped by a signal (after a checkpoint).
     """
     plan = training if isinstance(training, Plan) else plan_of(training)
     recipe = plan.recipe
     check_packages(plan)
     if not torch.cuda.is_available():
-        # Not `cpu:1` in the second process, where transformers 5.17 cannot load a checkpoint.
+        # With `cpu:1` in the second process, transformers 5.17 could not load a checkpoint.
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
-    # One, unless torchrun started more. It does not look for a GPU by itself.
+    # A single process, unless torchrun started more. accelerate does not detect a missing GPU by itself.
     processes = PartialState(cpu=not torch.cuda.is_available())
     leave_group_at_exit()
     check_processes(plan, processes.num_processes)
@@ -64,12 +64,12 @@ def train(training: TrainOptions | Plan) -> Path:
         keep_freed_pages()
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
-    disable_progress_bar()  # one for each checkpoint otherwise, across our own
+    disable_progress_bar()  # of every checkpoint, which would break up our own
     set_seed(plan.seed)
 
     check_claim(plan.out, plan.identity())
     validation = None
-    with processes.main_process_first():  # the others find done what it did
+    with processes.main_process_first():  # the others reuse its results
         check_files((*plan.texts, *plan.validation))
         new = _new_tokenizer(plan)
         tokenizer = tokenizer_of(plan)
@@ -98,7 +98,7 @@ def train(training: TrainOptions | Plan) -> Path:
 def _train(
     plan: Plan, tokenizer: PreTrainedTokenizerFast, texts: TokenFile, validation: TokenFile | None, final: Path
 ) -> None:
-    """From the last checkpoint, or the beginning, to the model in `final`."""
+    """Trains from the last checkpoint, if any, and saves the final model."""
     model: Any = load_model(plan, tokenizer)
     teacher = load_teacher(plan, model)
     if plan.adapter is not None:
@@ -121,16 +121,16 @@ def _train(
 
 
 def _evaluated(trainer: LandmarkTrainer) -> bool:
-    """Whether the Trainer evaluated the last step by itself: its releases differ in that."""
+    """Whether the Trainer evaluated the last step by itself, which depends on its release."""
     state = trainer.state
     return any("eval_loss" in line and line["step"] == state.global_step for line in state.log_history)
 
 
 def last_checkpoint(out: Path) -> str | None:
-    """The newest checkpoint that was written to its end, if any."""
+    """The newest complete checkpoint, if any."""
     steps = {}
     for folder in out.glob("checkpoint-*"):
-        # The Trainer writes this file last, so a checkpoint cut short has none, or one that does not parse.
+        # The Trainer writes this file last: an incomplete checkpoint has none, or one that does not parse.
         state = folder / "trainer_state.json"
         try:
             steps[json.loads(state.read_text(encoding="utf-8"))["global_step"]] = folder
@@ -147,7 +147,7 @@ def _new_tokenizer(plan: Plan) -> Path | None:
 
 @contextmanager
 def _removed_on_error(folder: Path | None) -> Iterator[None]:
-    """Removes `folder`, made by this attempt of texts that are too short, so that the next does not take it up."""
+    """Removes `folder` if the texts turn out too short, so that the next attempt does not reuse it."""
     try:
         yield
     except TooShort:
@@ -159,7 +159,7 @@ def _removed_on_error(folder: Path | None) -> Iterator[None]:
 def _tokenized(
     sources: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, folder: Path, stages: Sequence[Stage], what: str
 ) -> TokenFile:
-    """The tokens of `sources`, enough for the windows of `stages`."""
+    """Tokenizes `sources`, or reuses `folder`; raises TooShort if they are shorter than a window of `stages`."""
     eos_id: Any = tokenizer.eos_token_id
     progress = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
     task = progress.add_task("tokenizing", total=None)
@@ -180,7 +180,7 @@ def _tokenized(
 def _kind(plan: Plan) -> type[LandmarkTrainer]:
     if plan.parallel in (None, "ddp"):
         return LandmarkTrainer
-    # Here, because not every build of PyTorch has what these need.
+    # Imported late: not every build of PyTorch has what these need.
     from landmark.training.sharded import ShardedTrainer, SlicedTrainer
 
     return {"fsdp": ShardedTrainer, "sequence": SlicedTrainer}[plan.parallel]
@@ -218,7 +218,7 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     step_tokens: list[int] = []
-    teaching: list[int] = []  # those of them that are read with landmarks
+    teaching: list[int] = []  # those read with landmarks
     for stage in plan.recipe.stages:
         tokens = tokens_per_step(stage, block_size, plan.recipe.micro_batches)
         step_tokens += [tokens] * stage.steps
@@ -233,7 +233,7 @@ def _trainer(
 def _validation_batches(
     plan: Plan, validation: TokenFile | None, tokenizer: Any, block_size: int, chat_format: ChatFormat | None
 ) -> StageBatches | None:
-    """Plain windows as long as the last stage's, then recall windows if that stage has any."""
+    """Plain windows of the last stage's length, then recall windows if that stage has any."""
     if validation is None:
         return None
     last = plan.recipe.stages[-1]
@@ -261,7 +261,7 @@ def _document_stops(texts: TokenFile) -> list[int]:
 
 
 def _arguments(plan: Plan, has_validation: bool) -> TrainingArguments:
-    numbers = arithmetic(plan.precision)
+    numbers = compute_dtype(plan.precision)
     return TrainingArguments(
         output_dir=str(plan.out),
         max_steps=plan.recipe.steps,
@@ -280,13 +280,13 @@ def _arguments(plan: Plan, has_validation: bool) -> TrainingArguments:
         bf16=numbers == torch.bfloat16,
         fp16=numbers == torch.float16,
         logging_steps=plan.log_every,
-        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+        logging_nan_inf_filter=False,  # a loss that is not finite must show
         eval_strategy="steps" if has_validation else "no",
         eval_steps=plan.eval_every,
         save_steps=plan.save_every,
         save_total_limit=2,
         prediction_loss_only=True,
-        use_cache=True,  # ends up in the saved configuration; our own forwards say False themselves
+        use_cache=True,  # ends up in the saved configuration; forwards of the training pass False
         label_names=["labels"],
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -298,7 +298,7 @@ def _arguments(plan: Plan, has_validation: bool) -> TrainingArguments:
 
 
 def _save(model: Any, tokenizer: PreTrainedTokenizerFast, final: Path, dtype: str, *, adapted: bool) -> None:
-    """Write the finished model under another name first: where `final` stands, it is whole."""
+    """Writes the final model, complete or not at all."""
     if adapted:
         from landmark.training.adapters import merged, name_base  # peft is an extra
 

@@ -1,4 +1,4 @@
-"""What a folder is a training of: written down when it begins, compared whenever it is to go on."""
+"""The settings and the lock of a training's folder: it resumes with the same settings, in one process at a time."""
 
 import json
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from landmark.files import try_lock
 from landmark.settings import current_names
 
 RUN_FILE = "run.json"
-KEPT = ("checkpoint-*", "model*", "adapter")  # what a training writes that cost work
-SHOWN = 3  # differences named in a message
+KEPT = ("checkpoint-*", "model*", "adapter")  # files of a training that are worth keeping
+SHOWN = 3  # differences listed in a message
 
 
 def claim(out: Path, settings: dict[str, Any]) -> None:
-    """Write `settings` down in `out`, or find that they are those it was begun with; raises ValueError otherwise.
+    """Records `settings` in `out`; raises ValueError if `out` holds a training with other settings.
 
-    Those of a training that failed before it had anything to keep are replaced.
+    The settings of a training that failed before its first checkpoint are replaced.
     """
     check_claim(out, settings)
     path = out / RUN_FILE
@@ -28,9 +28,9 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
 
 @contextmanager
 def only_one(out: Path) -> Iterator[None]:
-    """Keeps other processes from going on with the training claimed in `out`; raises ValueError if one does.
+    """Locks the training in `out`; raises ValueError if another process holds the lock.
 
-    The system ends that when the process ends, however it ends.
+    The system releases the lock when the process ends, however it ends.
     """
     with (out / RUN_FILE).open(encoding="utf-8") as file:
         if not try_lock(file.fileno()):
@@ -39,9 +39,9 @@ def only_one(out: Path) -> Iterator[None]:
 
 
 def check_claim(out: Path, settings: dict[str, Any]) -> None:
-    """Raise ValueError, naming what differs, if `out` holds a training for which one of `settings` was another.
+    """Raises ValueError, with the differences, if `out` holds a training with other settings.
 
-    It holds one from its first checkpoint on: what failed before that is in nobody's way.
+    It holds one from the first checkpoint on: what failed before that may be replaced.
     """
     path = out / RUN_FILE
     changes = _changes(path, settings) if path.exists() else []
@@ -58,16 +58,16 @@ def check_claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _changes(path: Path, settings: dict[str, Any]) -> list[str]:
-    """What in `settings` is not as it was written down in `path`, each as a few words."""
-    begun = json.loads(path.read_text(encoding="utf-8"), object_hook=current_names)
-    then, now = (dict(_leaves({name: all.get(name) for name in settings})) for all in (begun, settings))
-    # A setting that did not exist yet counts as one that is not given.
+    """The differences between `settings` and those recorded in `path`, each as a few words."""
+    recorded = json.loads(path.read_text(encoding="utf-8"), object_hook=current_names)
+    then, now = (dict(_leaves({name: all.get(name) for name in settings})) for all in (recorded, settings))
+    # A setting that did not exist yet equals one that is not given.
     changed = [name for name in {**now, **then} if then.get(name) != now.get(name)]
     return [f"{name} was {then.get(name)!r}, is {now.get(name)!r}" for name in changed]
 
 
 def _leaves(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Each single setting and its name, such as recipe.stages.0.steps."""
+    """Every setting with its full name, such as recipe.stages.0.steps."""
     if not isinstance(settings, dict | list):
         yield name, settings
         return

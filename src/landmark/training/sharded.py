@@ -1,7 +1,6 @@
-"""Training with weights, gradients and optimizer shared out among processes (FSDP2), and checkpoints as of one process.
+"""Sharded training (FSDP2), and sequence parallelism on top of it, with checkpoints that any number of processes load.
 
-accelerate does the sharding. What is left to do here: let it shard on CPUs too, and keep checkpoints whole, so that a
-training goes on in any number of processes, sharded or not.
+accelerate does the sharding. This adds sharding on CPUs and full, unsharded checkpoints.
 """
 
 from pathlib import Path
@@ -26,24 +25,24 @@ from landmark.training.trainer import LandmarkTrainer, only_item
 
 
 class ShardedTrainer(LandmarkTrainer):
-    """The Trainer where each process keeps a part of every weight, and has a whole layer only while it computes it."""
+    """Fully sharded data parallelism: each process holds a shard of parameters, gradients and optimizer states."""
 
     optimizer: Any
     lr_scheduler: Any
 
     @classmethod
     def arguments(cls, plan: Plan, processes: int) -> dict[str, Any]:
-        """Arguments of `TrainingArguments` that say how as many processes share the work."""
+        """Arguments of `TrainingArguments` for so many processes."""
         return super().arguments(plan, processes) | {
             "gradient_checkpointing": None,
             "fsdp": True,
             "fsdp_config": {"version": 2, "activation_checkpointing": plan.gradient_checkpointing},
-            # Gradients are shared out after every micro-batch, so that no process ever keeps more than its part.
+            # Reduces gradients after every micro-batch, so that each process only ever holds its shard.
             "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
         }
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Shards on CPUs as well, where accelerate passes the wish over, and sums gradients in float32 always."""
+        """Enables FSDP on CPUs too, where accelerate ignores it, and reduces gradients in float32."""
         super().create_accelerator_and_postprocess()
         state: Any = self.accelerator.state
         if not self.is_fsdp_enabled:
@@ -55,13 +54,13 @@ class ShardedTrainer(LandmarkTrainer):
         state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(numbers, reduce_dtype=torch.float32)
 
     def whole_model(self) -> Any:
-        """The trained model, read back from the checkpoint that ended the training; for the main process."""
+        """The trained model, loaded from the last checkpoint; for the main process."""
         checkpoint = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         return load_with_gates(Path(str(self.args.output_dir)) / checkpoint)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         keep = self.args.should_save
-        state = tree_map(lambda value: _whole(value, keep), self.optimizer.state_dict())
+        state = tree_map(lambda value: _full(value, keep), self.optimizer.state_dict())
         if keep:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -77,36 +76,33 @@ class ShardedTrainer(LandmarkTrainer):
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for number, values in state["state"].items():
-            state["state"][number] = {name: _part(value, parameters[number]) for name, value in values.items()}
+            state["state"][number] = {name: _shard(value, parameters[number]) for name, value in values.items()}
         self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
 
-def _whole(value: Any, keep: bool) -> Any:
-    """A tensor put together from all processes, which all take part; None where it is not kept."""
+def _full(value: Any, keep: bool) -> Any:
+    """The full tensor, gathered by all processes; None unless `keep`."""
     if not isinstance(value, DTensor):
         return value
     whole = value.full_tensor()
     return whole.cpu() if keep else None
 
 
-def _part(value: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of a state of the parameter's shape; any other state is the same everywhere."""
+def _shard(value: Tensor, parameter: Tensor) -> Tensor:
+    """This process's shard of a state of the parameter's shape; other states are the same everywhere."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
-    # Everybody has read the whole of it, so nobody need send it.
+    # Every process has read the full tensor, so none is sent.
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-# Training with every window cut into slices, one for each process, on top of sharded weights.
-
-
 class SlicedTrainer(ShardedTrainer):
-    """All processes work on the same micro-batch: each has all its tokens, and computes the slice that is its own."""
+    """Sequence parallelism: all processes share every window, each computes a slice of it; parameters are sharded."""
 
     @classmethod
     def arguments(cls, plan: Plan, processes: int) -> dict[str, Any]:
-        """Those of sharded weights; every process takes part in every micro-batch."""
+        """Those of FSDP, but every process takes part in every micro-batch."""
         return super().arguments(plan, processes) | {"gradient_accumulation_steps": plan.recipe.micro_batches}
 
     def __init__(self, **arguments: Any) -> None:
@@ -114,7 +110,7 @@ class SlicedTrainer(ShardedTrainer):
         self.window_slice = WindowSlice(self.args.process_index, self.args.world_size)
 
     def own_tokens(self, tokens: int, phase: int) -> range:
-        """Those of the slice."""
+        """The tokens of this process's slice."""
         block_size = landmark_settings(self.model_config).block_size
         return self.window_slice.tokens(tokens, block_size, phase)
 
@@ -125,19 +121,19 @@ class SlicedTrainer(ShardedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """This process's part of the micro-batch's loss, times the processes: the mean over them is the loss."""
+        """This process's part of the loss, times the number of processes: their mean is the loss."""
         inputs = inputs | {"landmark_slice": self.window_slice}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         loss = loss * self.window_slice.slices
         return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader:
-        """All micro-batches, in every process."""
+        """All micro-batches in every process."""
         assert self.train_dataset is not None
         return self._all_of(self.train_dataset)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """The same of the validation texts."""
+        """All validation micro-batches in every process."""
         return self._all_of(self.eval_dataset if eval_dataset is None else eval_dataset)
 
     def _all_of(self, batches: Any) -> DataLoader:

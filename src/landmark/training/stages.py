@@ -1,7 +1,7 @@
-"""The training mixture: windows of tokenized text and recall windows, micro-batch by micro-batch.
+"""Stages of a training curriculum and their micro-batches: windows of text mixed with recall windows.
 
-A micro-batch is a function of (seed, its number) and nothing else, so a resumed run sees exactly the batches
-that an uninterrupted one would have seen.
+A micro-batch depends on the seed and its number alone, so a resumed run gets exactly the batches of an uninterrupted
+one.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from landmark.data.recall import ANSWER, COPY, HIDDEN, TEXT, Piece, RecallTask, 
 from landmark.stream import tokens_that_fit
 
 IGNORED = -100
-# How a stage attends, and whether its windows hold landmarks and are read in several segments.
+# Attentions of a stage: whether windows hold landmarks, and whether they are read in several segments.
 ATTENTIONS = {
     "landmark": (True, False),
     "landmark_distractors": (True, False),
@@ -32,20 +32,23 @@ ATTENTIONS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with one kind of batch.
+    """A stage of the curriculum: `steps` optimizer steps on one kind of micro-batch.
 
-    `window_positions` counts landmarks: it is the length the model sees. `gates` off trains plain causal
-    attention over the same stream. `recall_fraction` is the probability that a window is a recall window.
+    `window_positions` includes landmarks: it is the sequence length of the model. Without `gates`, attention is plain
+    causal attention over the same stream. `recall_fraction` is the probability of a recall window.
 
-    `attention` is one of `ATTENTIONS`: "landmark" (section 3.1 of the paper), the same over `segments` of a window
-    with the segment before as a recurrent window ("landmark_recurrent") or read through its landmarks, `retrieve`
-    blocks a query ("landmark_retrieval"), among the newest `distractors` landmarks of plain windows where a window asks
-    ("landmark_distractors"; with `distract_answers` only where it answers), or without landmarks "full", "recurrent"
-    (Transformer-XL) or "knn" (Memorizing Transformer, `retrieve` keys a query). `jumps` is the largest distance put
-    between two blocks, `block_dropout` the probability that a layer closes a block.
+    `attention` is one of `ATTENTIONS`:
 
-    With `packing` a window knows its documents: no query sees another document, and no first token of a document is
-    predicted from the one before. A recall window counts as one document, for its questions ask across it.
+    - "landmark": the grouped softmax (section 3.1 of the paper). `jumps` is the largest jump of position between two
+      blocks, `block_dropout` the probability that a layer masks a block.
+    - "landmark_recurrent": the same over `segments` of a window, with the previous segment as a recurrent window.
+    - "landmark_retrieval": the same, but earlier segments are read through memory, `retrieve` blocks a query.
+    - "landmark_distractors": "landmark" with the newest `distractors` landmarks of plain windows in the softmax of
+      recall windows; with `distract_answers` only where these answer.
+    - "full", "recurrent" (Transformer-XL) and "knn" (Memorizing Transformer, `retrieve` keys a query): no landmarks.
+
+    With `packing`, attention is masked between documents, and the first token of a document is not predicted from the
+    one before. A recall window counts as one document, for its questions ask across it.
     """
 
     steps: int
@@ -84,7 +87,7 @@ class Stage:
             )
         if self.distractors and not 0 < self.recall_fraction < 1:
             raise ValueError(
-                "distractors are landmarks of plain windows that recall windows weigh: give a recall_fraction between "
+                "distractors come from plain windows and go to recall windows: give a recall_fraction between "
                 f"0 and 1, not {self.recall_fraction}"
             )
         if self.distract_answers and not self.distractors:
@@ -99,7 +102,7 @@ class Stage:
 
     @property
     def has_landmarks(self) -> bool:
-        """Whether its windows hold landmarks."""
+        """Whether windows hold landmarks."""
         return ATTENTIONS[self.attention][0]
 
 
@@ -107,15 +110,15 @@ class StageBatches(Dataset):
     """Micro-batches of consecutive stages, numbered from 0; `micro_batches` of them make an optimizer step.
 
     `ids` is a 1-d array of ordinary tokens (see `TokenFile`). An item is a dictionary of model inputs:
-    `input_ids [B, N]`, `labels [B, N]` (-100 where the loss looks away; not shifted), `loss_weights [B, N]`
-    (float32), `token_kinds [B, N]` (uint8, see `landmark.data.recall`), and for the attention `stage`, `phase`
-    (int), `jumps [B, N]` (long, None without) and `segments [B, N]` (long, the documents of a row numbered from 0, None
-    without packing). The phase is uniform over 0 .. block_size - 1 and common to the micro-batch, and N is the largest
-    number of ordinary tokens that fits `window_positions` with it. `document_stops`, where each document of `ids` ends,
-    is what packing needs to know, and `chat_format` what spoken recall windows do.
+    `input_ids [B, N]`, `labels [B, N]` (-100 where ignored; not shifted), `loss_weights [B, N]` (float32),
+    `token_kinds [B, N]` (uint8, see `landmark.data.recall`), and for the attention `stage`, `phase` (int),
+    `jumps [B, N]` (long, None without) and `documents [B, N]` (long, the documents of a row numbered from 0, None
+    without packing). The phase is uniform over 0 .. block_size - 1 and the same for the whole micro-batch; N is the
+    largest number of ordinary tokens that fits `window_positions` with it. Packing needs `document_stops`, where each
+    document of `ids` ends; recall windows as chat need a `chat_format`.
 
-    Raises ValueError if the text is shorter than a window, recall tasks do not fit theirs, or a stage packs documents
-    that nobody named.
+    Raises ValueError if the text is shorter than a window, if recall tasks do not fit their windows, or if a stage
+    packs documents without `document_stops`.
     """
 
     def __init__(
@@ -161,15 +164,15 @@ class StageBatches(Dataset):
             jumps = torch.from_numpy(rng.integers(stage.jumps, size=(len(rows), length), endpoint=True))
         batch = _collate(rows, stage.recall.answer_weight) | {"stage": stage, "phase": phase, "jumps": jumps}
         if not stage.packing:
-            return batch | {"segments": None}
-        segments = torch.from_numpy(np.stack([documents for _, documents in windows]))
-        begins = segments.diff(dim=1, prepend=segments[:, :1]) != 0
-        return batch | {"segments": segments, "labels": batch["labels"].masked_fill(begins, IGNORED)}
+            return batch | {"documents": None}
+        documents = torch.from_numpy(np.stack([of_window for _, of_window in windows]))
+        begins = documents.diff(dim=1, prepend=documents[:, :1]) != 0
+        return batch | {"documents": documents, "labels": batch["labels"].masked_fill(begins, IGNORED)}
 
     def _window(
         self, stage: Stage, recall: RecallWindows | None, length: int, rng: np.random.Generator
     ) -> tuple[Piece, np.ndarray]:
-        """A window of `length` tokens, and the document of each of them."""
+        """A window of `length` tokens, and the document of each."""
         start = int(rng.integers(len(self.ids) - length + 1))
         text = np.asarray(self.ids[start : start + length], np.int64)
         if recall is not None and rng.random() < stage.recall_fraction:
@@ -177,7 +180,7 @@ class StageBatches(Dataset):
         return Piece(text, np.full(length, TEXT, np.uint8)), self._documents(start, length)
 
     def _documents(self, start: int, length: int) -> np.ndarray:
-        # A document without tokens takes a number that no token has.
+        # An empty document gets a number that no token has.
         documents = np.searchsorted(self.document_stops, np.arange(start, start + length), side="right")
         return documents - documents[0]
 
@@ -192,11 +195,11 @@ class StageBatches(Dataset):
 
 
 class TooShort(ValueError):
-    """A text has fewer tokens than a window."""
+    """Raised for a text with fewer tokens than a window."""
 
 
 def check_blocks(stages: Sequence[Stage], block_size: int) -> None:
-    """Raise ValueError if the windows of a stage that trains landmarks are shorter than a block and its landmark."""
+    """Raises ValueError if the windows of a stage that trains landmarks are shorter than a block and its landmark."""
     for stage in stages:
         if stage.has_landmarks and stage.window_positions <= block_size:
             raise ValueError(
@@ -206,7 +209,7 @@ def check_blocks(stages: Sequence[Stage], block_size: int) -> None:
 
 
 def check_length(ids: np.ndarray, stages: Sequence[Stage], name: str) -> None:
-    """Raise TooShort, calling the text `name`, if it is shorter than a window of one of the stages."""
+    """Raises TooShort, calling the text `name`, if it is shorter than a window of one of the stages."""
     longest = max(stage.window_positions for stage in stages)
     if len(ids) < longest:
         raise TooShort(f"the {name} has {len(ids)} tokens, fewer than a window of {longest}; give more text")
