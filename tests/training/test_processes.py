@@ -1,90 +1,107 @@
-"""Training in several processes: the same as in one, whichever way they share it, and going on from any to any."""
+"""Processes that cannot train together are refused before any work; an orderly exit of those that did."""
 
-import json
+import hashlib
+import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from processes import (
-    STEPS,
-    WAYS,
-    assert_same_training,
-    finish,
-    kill_after,
-    log_of,
-    measures,
-    options,
-    resumable,
-    start,
-)
 
-from landmark.cli.main import main
-from landmark.hf import from_pretrained
+from landmark.training import processes
+from landmark.training.plan import plan_of
+from landmark.training.processes import check_processes
+from landmark.training.run import train
 
 
-@pytest.fixture(scope="module")
-def validation(material) -> list[str]:
-    return ["--validation", str(material / "held_out.txt"), "--eval-every", str(STEPS), "--eval-windows", "4"]
+def with_stage(plan, **changes):
+    """`plan` with another last stage."""
+    *before, last = plan.recipe.stages
+    return replace(plan, recipe=replace(plan.recipe, stages=(*before, replace(last, **changes))))
 
 
-@pytest.fixture(scope="module")
-def whole(material, validation, tmp_path_factory) -> Path:
-    """The folder of a training in one process."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    assert main(["train", *options(material, out, *validation)]) == 0
-    return out
+def test_a_single_process_shares_with_nobody(options):
+    check_processes(plan_of(options()), 1)
+    for way in ("ddp", "fsdp", "sequence"):
+        with pytest.raises(ValueError, match=f"--parallel {way} is for several processes.*torchrun"):
+            check_processes(plan_of(options(parallel=way)), 1)
+    with pytest.raises(ValueError, match="a single one: leave it out"):
+        train(options(parallel="fsdp"))
 
 
-def assert_same(out: Path, whole: Path) -> None:
-    assert_same_training(measures(out), measures(whole), out.name)
-    expected = from_pretrained(whole / "model").state_dict()
-    found = from_pretrained(out / "model").state_dict()
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)
+@pytest.mark.parametrize("way", [None, "ddp", "fsdp"])
+def test_shares_of_micro_batches_must_be_even(options, way):
+    plan = plan_of(options(parallel=way))
+    check_processes(plan, 2)
+    with pytest.raises(ValueError, match="3 processes cannot share 2 micro-batches"):
+        check_processes(plan, 3)
 
 
-def validation_losses(out: Path) -> list[float]:
-    events = [json.loads(line) for line in Path(log_of(out)).read_text().splitlines()]
-    return [e[name] for e in events if e["event"] == "eval" for name in ("eval_loss", "eval_text_loss")]
+def test_shares_of_heads_must_be_even(options):
+    plan = plan_of(options(parallel="sequence"))
+    with pytest.raises(ValueError, match="2 processes cannot share 2 query heads and 1 key-value heads evenly"):
+        check_processes(plan, 2)
+    config = plan.config | {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3}
+    plan = replace(plan, config=config)
+    check_processes(plan, 3)
+    with pytest.raises(ValueError, match="2 processes cannot share 6 query heads and 3 key-value heads evenly"):
+        check_processes(plan, 2)
 
 
-def test_two_processes_train_as_one_and_their_checkpoints_go_on_in_one(material, validation, whole, tmp_path):
-    outs = [tmp_path / way for way in WAYS]
-    finish(start(2, *(options(material, out, "--parallel", out.name, *validation) for out in outs)))
-    for out in outs:
-        assert_same(out, whole)
-        assert validation_losses(out) == pytest.approx(validation_losses(whole), abs=1e-5)
-        moved = resumable(out, tmp_path / f"on from {out.name}", step=4)
-        assert main(["train", *options(material, moved, *validation)]) == 0
-        assert_same(moved, whole)
+def test_slices_are_of_windows_of_landmark_attention(options):
+    plan = plan_of(options(parallel="sequence"))
+    plan = replace(plan, config=plan.config | {"num_key_value_heads": 2})
+    check_processes(plan, 2)
+    check_processes(with_stage(plan, jumps=3, gates=False), 2)
+    for changes, said in (
+        ({"attention": "full"}, "a stage with attention 'full'"),
+        ({"attention": "landmark_recurrent", "segments": 2}, "a stage with attention 'landmark_recurrent'"),
+        ({"block_dropout": 0.5}, "block_dropout 0.5 is drawn for all of them"),
+        ({"window_positions": 1}, "2 processes cannot share a window of 1 positions"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_processes(with_stage(plan, **changes), 2)
 
 
-def test_four_processes_train_as_one_and_go_on_where_one_stopped(material, validation, whole, tmp_path):
-    trainings = {}
-    for way in WAYS:
-        moved = resumable(whole, tmp_path / f"on in {way}", step=4)
-        trainings[tmp_path / way] = options(material, tmp_path / way, "--parallel", way)
-        # Activations that are computed twice come out the same.
-        trainings[moved] = options(material, moved, "--parallel", way, "--gradient-checkpointing", *validation)
-    finish(start(4, *trainings.values()))
-    for out in trainings:
-        assert_same(out, whole)
+def test_a_model_that_is_not_there_has_no_heads(options, tmp_path):
+    plan = plan_of(options(parallel="sequence", config=None, model=str(tmp_path / "none")))
+    with pytest.raises(ValueError, match="no model can be loaded from"):
+        check_processes(plan, 2)
+    plan = plan_of(options(parallel="sequence"))
+    with pytest.raises(ValueError, match="the configuration cannot be used"):
+        check_processes(replace(plan, config=plan.config | {"num_attention_heads": 3}), 3)
 
 
-@pytest.mark.parametrize(("way", "worker"), [("ddp", 0), ("sequence", 1)])
-def test_a_lost_process_ends_the_training_and_costs_the_steps_since_a_checkpoint(
-    way, worker, material, whole, tmp_path
-):
-    out = tmp_path / "run"
-    running = start(2, options(material, out, "--parallel", way))
-    kill_after(3, out, running, worker)
-    _, said = running.communicate(timeout=120)
-    assert running.returncode != 0, said
-    assert not (out / "model").exists()
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_thread_that_is_at_work_is_waited_for():
+    started, done = threading.Event(), []
 
-    lost = len(measures(out))
-    assert main(["train", *options(material, out)]) == 0
-    resumed = measures(out)[lost:]
-    assert_same_training(resumed, measures(whole)[STEPS - len(resumed) :], "after a loss")
-    assert 2 <= len(resumed) <= 4, "it went on from the checkpoint of step 2 or 4"
+    def work() -> None:
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(processes.GLOO_THREADS)
+        started.set()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)  # without Python's lock, as such threads work
+        done.append(True)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    started.wait()
+    processes.wait_for_gloo()
+    assert done
+    worker.join()
+
+
+def test_without_such_threads_there_is_nothing_to_wait_for(monkeypatch):
+    monkeypatch.setattr(processes, "GLOO_THREADS", "nobody")
+    monkeypatch.setattr(processes, "TIMEOUT", float("inf"))
+    processes.wait_for_gloo()
+
+
+def test_only_a_training_that_failed_ends_in_the_middle(monkeypatch):
+    registered = []
+    monkeypatch.setattr(processes.atexit, "register", registered.append)
+    monkeypatch.setattr(processes.atexit, "unregister", lambda f: f in registered and registered.remove(f))
+    for _ in range(2):
+        processes.leave_group_at_exit()
+        assert len(registered) == 1
+    processes.stay_in_group_at_exit()
+    assert registered == []

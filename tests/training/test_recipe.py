@@ -71,3 +71,14 @@ def test_missing_file_is_named(tmp_path):
 def test_settings_of_earlier_releases_keep_their_meaning(tmp_path):
     (tmp_path / "r.toml").write_text(f"warmup_steps = 0\n{STAGE}recall_fraction = 0.5\nspoken = 0.25\n")
     assert read_recipe(tmp_path / "r.toml").stages[0].recall == RecallTask(chat=0.25)
+
+
+def test_the_option_packs_the_one_stage_and_a_recipe_each_of_its_own(tmp_path):
+    base = {"texts": ("a.txt",), "out": Path("out")}
+    assert recipe_of(TrainOptions(**base, packing=True)).stages[0].packing
+    assert not recipe_of(TrainOptions(**base)).stages[0].packing
+    stage = "[[stage]]\nsteps = 4\nwindow_positions = 48\nbatch_size = 3\n"
+    (tmp_path / "r.toml").write_text(f"warmup_steps = 0\n{stage}{stage}packing = true\n")
+    assert [one.packing for one in read_recipe(tmp_path / "r.toml").stages] == [False, True]
+    with pytest.raises(ValueError, match="decides about --packing"):
+        recipe_of(TrainOptions(**base, recipe=tmp_path / "r.toml", packing=True))

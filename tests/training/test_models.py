@@ -1,4 +1,4 @@
-"""Conversion by self-distillation: the teacher is the model before it got landmarks."""
+"""The models that trainings start from: teachers of self-distillation are the model before conversion."""
 
 import json
 from dataclasses import replace
