@@ -2,22 +2,15 @@
 
 from landmark.cli.program import Command, Program
 
+STUDIES = "reproduce.studies.commands"
 COMMANDS = (
     Command("paper", "reproduce.paper:run", "train and measure what the paper compares, and write the report"),
     Command("train", "reproduce.train:run", "train one model of the project by its name"),
     Command("trainings", "reproduce.train:run_list", "list the trainings that have a name"),
-    Command("study convert-smollm2", "reproduce.studies.convert_smollm2:run", "convert SmolLM2 within a given time"),
-    Command(
-        "study untrained-perplexity",
-        "reproduce.studies.untrained_perplexity:run",
-        "perplexity right after conversion, before training",
-    ),
-    Command("study key-margins", "reproduce.studies.key_margins:run", "retrieval margins of passkeys in a context"),
-    Command(
-        "study group-landmarks",
-        "reproduce.studies.group_landmarks:run",
-        "recall of landmark keys for groups of blocks",
-    ),
+    Command("study convert-smollm2", f"{STUDIES}:run_convert_smollm2", "convert SmolLM2 within a given time"),
+    Command("study untrained-perplexity", f"{STUDIES}:run_untrained_perplexity", "perplexity right after conversion"),
+    Command("study key-margins", f"{STUDIES}:run_key_margins", "retrieval margins of passkeys in a context"),
+    Command("study group-landmarks", f"{STUDIES}:run_group_landmarks", "recall of landmark keys for groups of blocks"),
 )
 
 REPRODUCE = Program(

@@ -5,9 +5,8 @@ smollm2_135m.
 """
 
 import os
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the worker processes of the data loader tokenize
 
@@ -25,10 +24,10 @@ from landmark.hf import LandmarkCache
 from landmark.hf.loading import gguf_model, read_tokenizer
 from landmark.hf.reader import answer
 from landmark.hf.tokenizer import encode
-from landmark.limits import OutFolder, Range, Seed
 from landmark.process_memory import keep_freed_pages
 from landmark.training.stages import Stage
 from reproduce.studies.chat_prompts import training_prompts
+from reproduce.studies.commands import ConvertOptions
 from reproduce.studies.smollm2_measures import chat_prompt, measure, template
 from reproduce.studies.smollm2_training import (
     CPU,
@@ -62,36 +61,6 @@ SHAPE: dict[str, Any] = {
 CHATS = 384  # conversations that the teacher generates as training text
 CHAT_TOKENS = 160  # of an answer
 CHAT_SHARE = 0.2  # of the training text
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertOptions:
-    """Convert SmolLM2-135M-Instruct by self-distillation within a given time, and measure the result.
-
-    OUT gets the adapter every minute, a log and results.json.
-    """
-
-    out: Annotated[Path, OutFolder()]
-    """Folder for the adapter, the log and the results."""
-    gguf: Path | None = None
-    """GGUF file of the model; not needed with --smoke."""
-    tokenizer: Path | None = None
-    """Folder with the tokenizer; default: that in the GGUF file."""
-    tokens: Path | None = None
-    """Training text as uint16 ids of that tokenizer, in a file of numpy.save; not needed with --smoke."""
-    book: tuple[Path, ...] = ()
-    """Held-out texts to measure on."""
-    seconds: Annotated[float, Range(1)] = 500
-    """Time for everything, from the start of the process."""
-    measuring: Annotated[float, Range(0)] = 110
-    """Seconds of these that are kept for measurements."""
-    smoke: bool = False
-    """Dry run: train a few steps of every stage on random weights of the same shape, which compiles the kernels and
-    shows speed and memory."""
-    small: bool = False
-    """Use a miniature of the model and of the windows, for a CPU."""
-    seed: Seed = 0
-    """Seed of the training."""
 
 
 def run(options: ConvertOptions) -> int:

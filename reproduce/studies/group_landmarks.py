@@ -8,7 +8,6 @@ first text by cross entropy against the groups of the best blocks: a weighted su
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,30 +19,12 @@ from benchmarks.landmark_keys import recording_cache
 from landmark.assets import model_path
 from landmark.data.text import read_text
 from landmark.hf.tokenizer import encode, load_tokenizer
-from landmark.limits import FromOne
+from reproduce.studies.commands import GroupLandmarksOptions
 
 BEST = 2  # blocks of each query that should be found
 OPENED = (2, 4, 8, 16)
 QUERIES = 8192
 STEPS, BATCH, RATE = 1000, 256, 2e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupLandmarksOptions:
-    """Measure how well one key for a group of blocks selects the groups that hold a query's best blocks.
-
-    Prints a JSON line for each size of group and kind of key: the share of the best blocks of the test texts that lie
-    in the groups of highest score (mean, lowest and highest over heads).
-    """
-
-    train: tuple[Path, ...]
-    """Texts to train the gates on."""
-    test: tuple[Path, ...]
-    """Held-out texts to measure on."""
-    tokens: FromOne = 262_144
-    """Tokens read before queries are recorded."""
-    threads: FromOne = 1
-    """Threads to compute with."""
 
 
 class Searches(NamedTuple):

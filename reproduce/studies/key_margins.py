@@ -3,13 +3,10 @@
 import json
 import math
 from collections import defaultdict
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,32 +18,12 @@ from landmark.data.recall import passkey_question
 from landmark.hf.tokenizer import encode, load_tokenizer
 from landmark.index.base import Index
 from landmark.index.options import IndexOptions
-from landmark.limits import FromOne
 from landmark.memory import LayerMemory
+from reproduce.studies.commands import KeyMarginsOptions
 
 SEEN = 60  # best blocks of a query among which its passkey's block is looked for
 
 Margins = dict[tuple[int, int], list[list[float]]]  # by layer and head: for each passkey, the margins of its digits
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeyMarginsOptions:
-    """Measure by how much the block that states a passkey outscores all other blocks, for each head.
-
-    The context is one made by `python -m benchmarks long-context`. For every passkey in it, the digits are asked for
-    one by one, each after the right digits before it, with the blocks of all other passkeys hidden. The margin is the
-    score of the stating block minus the best other score, in nats before the softmax; it is null if the block is not
-    among the best 60. Prints a JSON line for each head that has the block there mostly: the median margin of each
-    digit, the lowest margin, and the share of digits whose stating block is the best. The last line counts the
-    passkeys answered correctly.
-    """
-
-    context: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONTEXT")]
-    """Folder of the context."""
-    model: Path | None = None
-    """Folder of the model that read it; default: the one in the package."""
-    threads: FromOne = 1
-    """Threads to compute with."""
 
 
 class Watched:

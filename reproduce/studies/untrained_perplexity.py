@@ -3,12 +3,8 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -17,23 +13,7 @@ from landmark.data.text import read_text
 from landmark.hf.compat import cache_kwargs
 from landmark.hf.loading import gguf_model, is_gguf, read_tokenizer
 from landmark.hf.tokenizer import encode
-from landmark.limits import FromOne, Range
-
-
-@dataclass(frozen=True, kw_only=True)
-class UntrainedOptions:
-    """Measure the perplexity of a pretrained model as it is, converted, and converted and read through memory."""
-
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """An ordinary model: a folder, a name on the Hugging Face hub, or a GGUF file."""
-    text: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TEXT")]
-    """UTF-8 text to measure on."""
-    tokens: FromOne = 6000
-    """Tokens of the text to read."""
-    window: Annotated[int, Range(2)] = 2000
-    """Tokens of a window; each is read from scratch."""
-    threads: FromOne = 1
-    """Threads to compute with."""
+from reproduce.studies.commands import UntrainedOptions
 
 
 def run(options: UntrainedOptions) -> int:

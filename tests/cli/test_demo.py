@@ -22,7 +22,7 @@ def test_demo_says_whether_the_answer_is_right(model_folder, book, monkeypatch, 
 
     monkeypatch.setattr(passkey.PasskeyPrompts, "hide", noting)
     monkeypatch.setattr(passkey, "ask", answering)
-    arguments = ["demo", "--model", str(model_folder), "--book", str(book), "--seed", "3", "--depth", "0.25"]
+    arguments = ["demo", "--model", str(model_folder), "--text", str(book), "--seed", "3", "--depth", "0.25"]
     assert cli.main(arguments) == code
     printed = capsys.readouterr().out
     assert f"The pass key is {keys[0]}." in printed

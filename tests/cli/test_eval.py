@@ -75,7 +75,7 @@ def test_passkey_table(model_folder, book, capsys):
 
 
 def test_perplexity_prints_settings_then_comparisons(model_folder, book, capsys):
-    arguments = ["eval", "perplexity", "--model", str(model_folder), "--data", book, "--lengths", "400,200"]
+    arguments = ["eval", "perplexity", "--model", str(model_folder), "--texts", book, "--lengths", "400,200"]
     arguments += [
         "--windows",
         "2",
@@ -113,7 +113,7 @@ def test_perplexity_reads_as_the_options_say(model_folder, book, capsys):
         "perplexity",
         "--model",
         str(model_folder),
-        "--data",
+        "--texts",
         book,
         "--lengths",
         "200",
@@ -168,11 +168,11 @@ def test_mistakes_with_passkey(model_folder, book, arguments, said, capsys):
         (["--chunk-size", "1000"], "does not fit the trained range"),
         (["--windows", "0"], "windows is 0"),
         (["--batch-size", "0"], "batch_size is 0"),
-        (["--data", "/nonexistent.txt"], "does not exist"),
+        (["--texts", "/nonexistent.txt"], "does not exist"),
     ],
 )
 def test_mistakes_with_perplexity(model_folder, book, arguments, said, capsys):
-    given = ["--model", str(model_folder), "--data", book, "--lengths", "400"]
+    given = ["--model", str(model_folder), "--texts", book, "--lengths", "400"]
     assert cli.main(["eval", "perplexity", *given, *arguments]) == 2
     output = capsys.readouterr()
     assert said in output.err

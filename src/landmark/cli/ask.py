@@ -159,7 +159,7 @@ def _ask_text(options: AskOptions, write: Callable[[str], object] | None) -> Res
 def _figures(
     tokens_read: int, new_tokens: int, read_seconds: float, seconds: float, traffic: "Traffic"
 ) -> dict[str, Any]:
-    """What the JSON object holds beside the answer and its sources."""
+    """Figures of the JSON object."""
     return {
         "tokens_read": tokens_read,
         "new_tokens": new_tokens,

@@ -1,9 +1,9 @@
-"""`landmark demo`: the model in the package looks up a key in a whole book and shows where it looked."""
+"""`landmark demo`: passkey retrieval from a whole book by the model in the package."""
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from landmark.cli.options import load
 from landmark.cli.output import console as stdout_console
@@ -12,8 +12,10 @@ from landmark.limits import Depth, Seed
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from landmark.evaluation.passkey import Prompt
+    from landmark.evaluation.reading import Reading
     from landmark.hf import LandmarkCache
 
 WRONG_ANSWER = 1
@@ -22,24 +24,24 @@ SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """Hide a key in a book, read the book through memory, ask for the key. Exit code 0: right, 1: wrong."""
+    """Hide a passkey in a book, read the book through memory, ask for it. Exit code 0: right, 1: wrong."""
 
     seed: Seed = 0
-    """Decides the key, and the depth unless given."""
+    """Decides the passkey, and its depth unless given."""
     depth: Depth = None
-    """Where the key lies, from 0, the start of the book, to 1, its end; random when left out."""
+    """Depth of the passkey, from 0, the start of the book, to 1, its end; default: random."""
     model: Path | None = None
-    """Folder of a converted model with its tokenizer; the one in the package when left out."""
-    book: Path | None = None
-    """UTF-8 text to hide the key in; the book in the package when left out."""
+    """Folder of a converted model with its tokenizer; default: the one in the package."""
+    text: Path | None = None
+    """UTF-8 text to hide the passkey in; default: the book in the package."""
 
 
 def run(options: DemoOptions) -> int:
-    """Show one pass key being looked up."""
+    """Retrieve one passkey, and show the blocks that were opened for it."""
     from landmark.assets import book_path
     from landmark.data.text import read_text
 
-    book = read_text(options.book or book_path())
+    book = read_text(options.text or book_path())
     import numpy as np
 
     from landmark.data.recall import passkey_question, random_key
@@ -70,21 +72,23 @@ def run(options: DemoOptions) -> int:
             if cache.get_seq_length() == len(prompt.text):
                 cache.start_trace()  # what is opened from here on is opened for the answer
 
-        said = ask(model, tokenizer, prompt, cache, chunk_size=reading.chunk_size, progress=look)
+        answered = ask(model, tokenizer, prompt, cache, chunk_size=reading.chunk_size, progress=look)
     seconds = time.perf_counter() - started
     peak.sample()
-    right = said == key
-    console.print(f"{passkey_question().strip()} {said}", markup=False, style="bold")
+    right = answered == key
+    console.print(f"{passkey_question().strip()} {answered}", markup=False, style="bold")
     console.print("right\n" if right else f"wrong, it is {key}\n", style="green" if right else "red")
-    show_opened(console, tokenizer, prompt, cache)
+    _show_opened(console, tokenizer, prompt, cache)
     console.print(f"read {len(prompt.text):,} tokens and answered in {seconds:.1f} s,", end=" ")
     console.print(f"{len(prompt.text) / seconds:,.0f} tokens/s; peak memory {peak.megabytes:,.0f} MB")
-    show_costs(console, model, reading, len(prompt.text), cache.nbytes)
+    _show_costs(console, model, reading, len(prompt.text), cache.nbytes)
     return 0 if right else WRONG_ANSWER
 
 
-def show_opened(console: "Console", tokenizer: Any, prompt: "Prompt", cache: "LandmarkCache") -> None:
-    """Print the blocks that the question and the answer opened most, the key in them made visible."""
+def _show_opened(
+    console: "Console", tokenizer: "PreTrainedTokenizerBase", prompt: "Prompt", cache: "LandmarkCache"
+) -> None:
+    """Print the blocks that the question and the answer opened most, the passkey in them highlighted."""
     from rich.padding import Padding
     from rich.text import Text
 
@@ -92,16 +96,16 @@ def show_opened(console: "Console", tokenizer: Any, prompt: "Prompt", cache: "La
     console.print(f"blocks opened most, of {len(spans)} opened at all:")
     for span in spans[:SHOWN]:
         states = span.start < prompt.stated.stop and prompt.stated.start < span.stop
-        mark = "  <- the key" if states else ""
+        mark = "  <- the passkey" if states else ""
         console.print(f"  block {span.block}, tokens {span.start:,} to {span.stop:,}, weight {span.weight:.3f}{mark}")
-        text = Text(" ".join(tokenizer.decode(prompt.text[span.start : span.stop]).split()), style="dim")
+        text = Text(" ".join(str(tokenizer.decode(prompt.text[span.start : span.stop])).split()), style="dim")
         text.highlight_words([prompt.key], style="bold green not dim")
         console.print(Padding(text, (0, 0, 0, 4)))
     console.print()
 
 
-def show_costs(console: "Console", model: Any, reading: Any, tokens: int, kept: int) -> None:
-    """Print what was computed and kept, beside what full attention over as many tokens takes."""
+def _show_costs(console: "Console", model: "PreTrainedModel", reading: "Reading", tokens: int, kept: int) -> None:
+    """Print scores computed and bytes kept, and those of full attention over as many tokens."""
     from landmark.evaluation.reading import full_attention, reading_scores
 
     full = full_attention(model.config, tokens, model.dtype.itemsize)

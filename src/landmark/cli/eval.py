@@ -1,4 +1,4 @@
-"""`landmark eval passkey` and `landmark eval perplexity`: measure a converted model."""
+"""`landmark eval passkey` and `landmark eval perplexity`: passkey retrieval and held-out perplexity of a model."""
 
 import json
 from collections.abc import Iterable
@@ -14,6 +14,8 @@ from landmark.limits import FromOne, MaybeFromOne, OutFile, Range, Seed
 from landmark.settings import ReadingChanges
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from landmark.evaluation.reading import Reading
 
 LONGEST = 10**9  # tokens of a text
@@ -22,44 +24,43 @@ Attention = Literal["landmark", "full", "local"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingOptions:
-    """Which model reads, and how: what both evaluations ask."""
+class EvalOptions:
+    """Which model reads, and how."""
 
     model: Path | None = None
-    """Folder of a converted model with its tokenizer; the one in the package when left out."""
+    """Folder of a converted model with its tokenizer; default: the one in the package."""
     attention: Attention = "landmark"
     """landmark: through memory; local: the last tokens only; full: all at once, at true positions."""
     window: MaybeFromOne = None
     """local: last tokens in sight, on average."""
     reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
-    """How it reads; default: the model's own settings. per_head looks ahead: tokens of a chunk choose together, so that
-    scores before its end know of later tokens; results say so."""
+    """Default: the model's own settings. With per_head a result is marked as looking ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PasskeyOptions(ReadingOptions):
-    """Hide random keys in a long text at all depths, ask for each, and count the right answers."""
+class PasskeyOptions(EvalOptions):
+    """Passkey retrieval: hide random passkeys in a long text at all depths, and count the right answers."""
 
     lengths: str = "4096,32768"
-    """Lengths of the prompts in ordinary tokens, key and question included, separated by commas."""
+    """Lengths of the prompts in ordinary tokens, passkey and question included, separated by commas."""
     samples: Annotated[int, Range(1, 10**6)] = 50
-    """Prompts per length; their keys lie evenly spread from the start of the text to its end."""
+    """Prompts per length, with passkeys at evenly spaced depths."""
     haystack: Path | None = None
-    """UTF-8 text around the key, from varying offsets and repeated as needed; default: the package's book."""
+    """UTF-8 text around the passkey, from varying offsets and repeated as needed; default: the book in the package."""
     seed: Seed = 0
-    """Decides keys and offsets."""
+    """Decides passkeys and offsets."""
     out: Annotated[Path | None, OutFile()] = None
-    """JSON-lines file of all answers; the same command goes on from it after an interruption. Answers of other weights,
-    another tokenizer or another haystack, at whatever paths, are refused."""
+    """JSON-lines file of all answers, from which the same command resumes. Answers of other weights, another tokenizer
+    or another haystack are refused."""
     json: bool = False
     """Print one JSON object per length instead of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexityOptions(ReadingOptions):
-    """Perplexity of windows of text, and how two ways to read them differ on the same tokens."""
+class PerplexityOptions(EvalOptions):
+    """Perplexity of windows of held-out text, and paired differences between settings on the same tokens."""
 
-    data: tuple[str, ...]
+    texts: tuple[str, ...]
     """Texts: files, or the other sources that `landmark train --texts` takes."""
     lengths: str = "2048"
     """Ordinary tokens read from scratch, separated by commas; all divide the longest."""
@@ -76,7 +77,7 @@ class PerplexityOptions(ReadingOptions):
 
 
 def run_passkey(options: PasskeyOptions) -> int:
-    """Measure pass-key retrieval at each length."""
+    """Measure passkey retrieval at each length."""
     lengths = whole_numbers("lengths", options.lengths, LONGEST)
     from landmark.assets import book_path
     from landmark.data.text import read_text
@@ -86,26 +87,26 @@ def run_passkey(options: PasskeyOptions) -> int:
 
     haystack = read_text(options.haystack or book_path())
 
-    def check(config: Any) -> None:
+    def check(config: "PretrainedConfig") -> None:
         for length in lengths:
-            reading_of(options, config).check_length(config, length + passkey.DIGITS)
+            _reading_of(options, config).check_length(config, length + passkey.DIGITS)
 
     model, tokenizer = load(options.model, check)
-    reading = reading_of(options, model.config)
+    reading = _reading_of(options, model.config)
     keys = passkey.PasskeyPrompts(tokenizer, encode(tokenizer, haystack).ids, seed=options.seed)
     for length in lengths:
         keys.check_length(length)
     journal = None
     if options.out is not None:
-        told = contents(model, keys) | {"samples": options.samples, "seed": options.seed}
-        way = {"attention": reading.attention, "block_size": reading.block_size} | asdict(reading.settings)
-        journal = Journal(options.out, told | way)
+        described = contents(model, keys) | {"samples": options.samples, "seed": options.seed}
+        described |= {"attention": reading.attention, "block_size": reading.block_size} | asdict(reading.settings)
+        journal = Journal(options.out, described)
 
     rows = []
     for length in lengths:
         done = {} if journal is None else {i: s for (n, i), s in journal.samples.items() if n == length}
         missing = [index for index in range(options.samples) if index not in done]
-        with tokens_read(f"pass keys in {length:,} tokens", length * len(missing)) as progress:
+        with tokens_read(f"passkeys in {length:,} tokens", length * len(missing)) as progress:
             for sample in passkey.run(model, keys, reading, length, missing, options.samples, progress):
                 done[sample.index] = sample
                 if journal is not None:
@@ -114,19 +115,10 @@ def run_passkey(options: PasskeyOptions) -> int:
         if options.json:
             print(json.dumps(rows[-1]), flush=True)
     if not options.json:
-        columns = (
-            "length",
-            "accuracy",
-            "samples",
-            "attention",
-            "retrieve",
-            "local_blocks",
-            "tokens_per_s",
-            "seconds",
-        )
-        print_table(rows, (*columns, "peak_rss_mb", *marks(rows)))
+        columns = ("length", "accuracy", "samples", "attention", "retrieve", "local_blocks", "tokens_per_s", "seconds")
+        print_table(rows, (*columns, "peak_rss_mb", *_marks(rows)))
         for row in rows:
-            spread = ", ".join(f"{place}: {right:.0%}" for place, right in row["by_depth"].items())
+            spread = ", ".join(f"{depth}: {right:.0%}" for depth, right in row["by_depth"].items())
             print(f"{row['length']:,} tokens by depth: {spread}")
     return 0
 
@@ -139,11 +131,13 @@ def run_perplexity(options: PerplexityOptions) -> int:
     from landmark.evaluation.perplexity import parse_setting
     from landmark.hf.tokenizer import encode
 
-    documents = [document for source in options.data for document in read_documents(source)]
+    documents = [document for source in options.texts for document in read_documents(source)]
 
-    def plan(config: Any) -> tuple[list[perplexity.Setting], list[tuple[perplexity.Setting, perplexity.Setting]], int]:
+    def plan(
+        config: "PretrainedConfig",
+    ) -> tuple[list[perplexity.Setting], list[tuple[perplexity.Setting, perplexity.Setting]], int]:
         """The settings to score, the pairs to compare, and the length of a window."""
-        asked = [perplexity.Setting(reading_of(options, config), length) for length in lengths]
+        asked = [perplexity.Setting(_reading_of(options, config), length) for length in lengths]
         pairs = [(one, parse_setting(text, config, one)) for one in asked for text in options.against]
         settings = list(dict.fromkeys([*asked, *(other for _, other in pairs)]))
         for setting in settings:
@@ -170,37 +164,23 @@ def run_perplexity(options: PerplexityOptions) -> int:
         if options.json:
             print(json.dumps(comparisons[-1]), flush=True)
     if not options.json:
-        columns = (
-            "attention",
-            "length",
-            "retrieve",
-            "local_blocks",
-            "chunk_size",
-            "perplexity",
-            "nll",
-            "nll_se",
-            "tokens",
-        )
+        columns = ("attention", "length", "retrieve", "local_blocks", "chunk_size")
+        columns += ("perplexity", "nll", "nll_se", "tokens")
         skipping = ("miss_threshold", "retrievals_skipped") if any("retrievals_skipped" in row for row in rows) else ()
-        print_table(rows, (*columns, *skipping, "attended", "seconds", *marks(rows)))
+        print_table(rows, (*columns, *skipping, "attended", "seconds", *_marks(rows)))
         if comparisons:
             named = ("setting", "against", "difference", "difference_se", "tokens", "windows")
-            print_table(comparisons, (*named, *marks(comparisons)))
+            print_table(comparisons, (*named, *_marks(comparisons)))
     return 0
 
 
-def reading_of(options: ReadingOptions, config: Any) -> "Reading":
-    """How the options say to read."""
+def _reading_of(options: EvalOptions, config: "PretrainedConfig") -> "Reading":
+    """The reading that the options describe."""
     from landmark.evaluation.reading import Reading
 
-    return Reading.of(
-        config,
-        options.attention,
-        window=options.window,
-        **options.reading,
-    )
+    return Reading.of(config, options.attention, window=options.window, **options.reading)
 
 
-def marks(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
-    """A column for what needs to be known of some of the figures, if there are such."""
+def _marks(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """A column for results that look ahead, if there are any."""
     return ("looks_ahead",) if any("looks_ahead" in row for row in rows) else ()

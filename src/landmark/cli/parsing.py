@@ -27,7 +27,7 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m")
 RULE = re.compile(r"─{3,}")
 HINTS = ("Argument helptext", "For full helptext")
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-NO_DEFAULTS = ("None", "False", "")  # of options whose help text says what happens without them
+NO_DEFAULTS = ("None", "False", "")  # of options whose help text describes the default
 
 
 def parse(kind: type, prog: str, arguments: Sequence[str]) -> Any:

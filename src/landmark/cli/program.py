@@ -163,13 +163,13 @@ def versions() -> str:
     """Return the releases of this package and of what it computes with, read from metadata: nothing is imported."""
     from importlib import metadata  # 20 ms that other commands need not wait for
 
-    beside = []
+    releases = []
     for name in ("torch", "transformers"):
         try:
-            beside.append(f"{name} {metadata.version(name)}")
+            releases.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            beside.append(f"no {name}")
-    return f"landmark {__version__} ({', '.join(beside)}, Python {platform.python_version()})"
+            releases.append(f"no {name}")
+    return f"landmark {__version__} ({', '.join(releases)}, Python {platform.python_version()})"
 
 
 def listing(commands: Sequence[Command]) -> str:

@@ -26,7 +26,7 @@ class ReadOptions:
     out: Annotated[Path, OutFolder(makes_parents=False)]
     """Folder of the context. If it exists, reading resumes: documents that it holds are skipped."""
     model: Path | None = None
-    """Folder of a converted model with its tokenizer; the one in the package when left out."""
+    """Folder of a converted model with its tokenizer; default: the one in the package."""
     json: bool = False
     """Print one JSON object instead of text."""
     memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)

@@ -12,19 +12,16 @@ from landmark.training.options import TrainOptions
 
 
 def run(options: TrainOptions) -> int:
-    """Train, and say where the model is."""
+    """Train, and print where the model is."""
     from landmark.data.text import STDIN
 
     if STDIN in (*options.texts, *options.validation):
-        raise ValueError("a training reads its texts again when it goes on: name files, not - for standard input")
+        raise ValueError("a training reads its texts again when it resumes: name files, not - for standard input")
     from landmark.training.run import train  # loads transformers
 
     final = train(options)
     print(f"the trained model is in {final}", file=sys.stderr)
     return 0
-
-
-# `landmark tokenizer train`: train a byte-level BPE tokenizer on texts.
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class TokenizerOptions:
 
 
 def run_tokenizer(options: TokenizerOptions) -> int:
-    """Train the tokenizer, and say where it is."""
+    """Train the tokenizer, and print where it is."""
     from landmark.data.tokenizer import train_tokenizer
 
     train_tokenizer(options.texts, options.vocab_size, options.out, show_progress=sys.stderr.isatty())

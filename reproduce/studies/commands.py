@@ -1,0 +1,121 @@
+"""Commands of the studies: their options, light to import, and what they run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from landmark.limits import FromOne, OutFolder, Range, Seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Convert SmolLM2-135M-Instruct by self-distillation within a given time, and measure the result.
+
+    OUT gets the adapter every minute, a log and results.json.
+    """
+
+    out: Annotated[Path, OutFolder()]
+    """Folder for the adapter, the log and the results."""
+    gguf: Path | None = None
+    """GGUF file of the model; not needed with --smoke."""
+    tokenizer: Path | None = None
+    """Folder with the tokenizer; default: that in the GGUF file."""
+    tokens: Path | None = None
+    """Training text as uint16 ids of that tokenizer, in a file of numpy.save; not needed with --smoke."""
+    book: tuple[Path, ...] = ()
+    """Held-out texts to measure on."""
+    seconds: Annotated[float, Range(1)] = 500
+    """Time for everything, from the start of the process."""
+    measuring: Annotated[float, Range(0)] = 110
+    """Seconds of these that are kept for measurements."""
+    smoke: bool = False
+    """Dry run: train a few steps of every stage on random weights of the same shape, which compiles the kernels and
+    shows speed and memory."""
+    small: bool = False
+    """Use a miniature of the model and of the windows, for a CPU."""
+    seed: Seed = 0
+    """Seed of the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntrainedOptions:
+    """Measure the perplexity of a pretrained model as it is, converted, and converted and read through memory."""
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """An ordinary model: a folder, a name on the Hugging Face hub, or a GGUF file."""
+    text: Annotated[Positional[Path], arg(metavar="TEXT")]
+    """UTF-8 text to measure on."""
+    tokens: FromOne = 6000
+    """Tokens of the text to read."""
+    window: Annotated[int, Range(2)] = 2000
+    """Tokens of a window; each is read from scratch."""
+    threads: FromOne = 1
+    """Threads to compute with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyMarginsOptions:
+    """Measure by how much the block that states a passkey outscores all other blocks, for each head.
+
+    The context is one made by `python -m benchmarks long-context`. For every passkey in it, the digits are asked for
+    one by one, each after the right digits before it, with the blocks of all other passkeys hidden. The margin is the
+    score of the stating block minus the best other score, in nats before the softmax; it is null if the block is not
+    among the best 60. Prints a JSON line for each head that has the block there mostly: the median margin of each
+    digit, the lowest margin, and the share of digits whose stating block is the best. The last line counts the
+    passkeys answered correctly.
+    """
+
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
+    """Folder of the context."""
+    model: Path | None = None
+    """Folder of the model that read it; default: the one in the package."""
+    threads: FromOne = 1
+    """Threads to compute with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupLandmarksOptions:
+    """Measure how well one key for a group of blocks selects the groups that hold a query's best blocks.
+
+    Prints a JSON line for each size of group and kind of key: the share of the best blocks of the test texts that lie
+    in the groups of highest score (mean, lowest and highest over heads).
+    """
+
+    train: tuple[Path, ...]
+    """Texts to train the gates on."""
+    test: tuple[Path, ...]
+    """Held-out texts to measure on."""
+    tokens: FromOne = 262_144
+    """Tokens read before queries are recorded."""
+    threads: FromOne = 1
+    """Threads to compute with."""
+
+
+def run_convert_smollm2(options: ConvertOptions) -> int:
+    """Conversion within a given time."""
+    from reproduce.studies import convert_smollm2
+
+    return convert_smollm2.run(options)
+
+
+def run_untrained_perplexity(options: UntrainedOptions) -> int:
+    """Perplexity right after conversion."""
+    from reproduce.studies import untrained_perplexity
+
+    return untrained_perplexity.run(options)
+
+
+def run_key_margins(options: KeyMarginsOptions) -> int:
+    """Margins of passkeys."""
+    from reproduce.studies import key_margins
+
+    return key_margins.run(options)
+
+
+def run_group_landmarks(options: GroupLandmarksOptions) -> int:
+    """Recall of keys for groups of blocks."""
+    from reproduce.studies import group_landmarks
+
+    return group_landmarks.run(options)
