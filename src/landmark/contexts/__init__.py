@@ -1,1 +1,1 @@
-"""What a model has read, kept on disk: written by one process, opened by many, whole after a crash at any instant."""
+"""Contexts: the KV cache and the texts of what a model has read, on disk. One writer, many readers, crash-safe."""

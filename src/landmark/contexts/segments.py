@@ -1,4 +1,4 @@
-"""Segments: ranges of blocks with their landmark keys, and the documents that were added with them, for reading.
+"""Segment files: a range of blocks with their landmark keys, and the documents added with them, for reading.
 
 A segment is six files (docs/context_format.md). Files only grow, and committed bytes never change.
 """
