@@ -134,5 +134,5 @@ def test_what_cannot_work_is_named(tmp_path):
     plain.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"landmark_memory_layer": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="tells of memory gates and holds none"):
+    with pytest.raises(ValueError, match="names memory gates and holds none"):
         load_with_gates(tmp_path)

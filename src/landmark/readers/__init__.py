@@ -1,1 +1,1 @@
-"""Ways to read in segments that landmark attention is compared or combined with; see `landmark.hf.calls`."""
+"""Attention over segments (`landmark.hf.calls`): baselines of landmark attention, and combinations with them."""

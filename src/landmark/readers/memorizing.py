@@ -1,4 +1,4 @@
-"""Memorizing Transformer: one layer also attends to its nearest keys of everything that was read before."""
+"""Memorizing Transformer: one layer also attends to its nearest keys among all earlier segments."""
 
 from os import PathLike
 from pathlib import Path
@@ -16,24 +16,22 @@ from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 from landmark.readers.recurrent import causal_attention
 
-# Memory begins with a weight of an eighth: little harm to a trained model, and enough gradient to learn from.
+# The initial weight of the memory is an eighth: little harm to a pretrained model, and enough gradient.
 _FIRST_GATE = -2.0
 
 
 class Memorizing(Reader):
-    """Causal attention within segments of `segment` tokens; in one layer, memory of all earlier segments besides.
+    """Causal attention within segments of `segment` tokens, and kNN memory of all earlier segments in one layer.
 
-    In `layer` each head takes the `retrieve` nearest keys of all earlier segments, by exact search, and mixes what it
-    finds there with its local attention: `g * memory + (1 - g) * local`, g the sigmoid of a learned number per head
-    (Wu et al. 2022, section 3). Keys and queries of the memory have no positions, and nothing has a gradient but the
-    queries and g. The first segment knows no memory.
+    In `layer` each head attends to the `retrieve` nearest keys of all earlier segments, found by exact search, and
+    gates the result with its local attention: `g * memory + (1 - g) * local`, g the sigmoid of a learned number per
+    head (Wu et al. 2022, section 3). Keys and queries of the memory have no positions; only the queries and g get
+    gradients. The first segment has no memory.
 
-    Nearest is by inner product, and the scores of the memory are those of the layer, scaled as its own. The paper makes
-    keys and queries of one length, because its memory outlives many updates of the weights that made it. Here it lives
-    for a text, made by one state of the weights, so their lengths mean in it what they mean in the layer.
+    Nearest is by inner product, scaled as in the layer. The paper normalizes keys and queries, because its memory
+    outlives many updates of the parameters. Here it lives for one text and one state of the parameters.
 
-    The model has gates where `add_memory_gates` put them. Raises ValueError for settings that mean nothing, and
-    where the gates of `layer` are missing.
+    The gates are those of `add_memory_gates`. Raises ValueError for invalid settings, and if `layer` has no gates.
     """
 
     def __init__(self, segment: int, retrieve: int, layer: int) -> None:
@@ -72,58 +70,58 @@ class _Memory:
         self._values = like.detach()[:, :, :0]
 
     def extend(self, key: Tensor, value: Tensor) -> None:
-        """Adds key and value `[B,Hkv,T,D]`."""
+        """Adds keys and values `[B,Hkv,T,D]`."""
         for row, own in enumerate(key.detach().to(working_dtype(key))):
             self._index.append(row, own)
-        # Never written to: the graph of an earlier segment may still need what was.
+        # Not in place: the graph of an earlier segment may need the old tensor.
         self._values = torch.cat((self._values, value.detach()), dim=2)
 
     def attend(self, query: Tensor, retrieve: int, s: Scoring) -> Tensor:
-        """Softmax over the nearest keys of `query [B,H,T,D]`, before rotary: the average of their values, like it."""
+        """Attention of `query [B,H,T,D]`, before rotary, to its nearest keys; shaped like it."""
         rows, kv_heads, count, _ = self._values.shape
         scaled = query.to(working_dtype(query)) * s.scale_of(query)
         scores, numbers = self._index.search(scaled.detach(), min(retrieve, count), [count] * rows)
         heads = torch.arange(rows * kv_heads, device=query.device).view(rows, kv_heads, 1, 1, 1)
-        places = (numbers.unflatten(1, (kv_heads, -1)) + heads * count).view(-1, numbers.shape[-1])
-        scores = scores.view(places.shape)
+        found = (numbers.unflatten(1, (kv_heads, -1)) + heads * count).view(-1, numbers.shape[-1])
+        scores = scores.view(found.shape)
         if torch.is_grad_enabled():
             every = torch.arange(count, device=query.device).expand(rows, -1)
-            scores = _FoundScores.apply(scaled, scores, self._index.keys(every).flatten(0, 2), places)
+            scores = _FoundScores.apply(scaled, scores, self._index.keys(every).flatten(0, 2), found)
         weights = torch.nn.functional.dropout(s.cap(scores).softmax(-1), s.dropout)
-        return _averages(weights, self._values.flatten(0, 2).to(weights.dtype), places).view(query.shape)
+        return _averages(weights, self._values.flatten(0, 2).to(weights.dtype), found).view(query.shape)
 
 
 class _FoundScores(torch.autograd.Function):
-    """Scores `[N,k]` that a search found at `places [N,k]` of `keys [S,D]`, as a function of its N queries."""
+    """The scores `[N,k]` of a search, for the keys at `rows [N,k]` of `keys [S,D]`, differentiable in the N queries."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, scores: Tensor, keys: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(keys, places)
+    def forward(ctx: Any, query: Tensor, scores: Tensor, keys: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(keys, rows)
         ctx.shape = query.shape
         return scores.clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        keys, places = ctx.saved_tensors
-        return _averages(grad_outputs[0], keys, places).view(ctx.shape), None, None, None
+        keys, rows = ctx.saved_tensors
+        return _averages(grad_outputs[0], keys, rows).view(ctx.shape), None, None, None
 
 
-def _averages(weights: Tensor, table: Tensor, places: Tensor) -> Tensor:
-    """Sums `[N,D]` of the rows of `table [S,D]` at `places [N,k]` times `weights [N,k]`; copies no row."""
-    return torch.nn.functional.embedding_bag(places, table, per_sample_weights=weights, mode="sum")
+def _averages(weights: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """Weighted sums `[N,D]` of rows of `table [S,D]`, with `rows` and `weights [N,k]`; copies no row."""
+    return torch.nn.functional.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
 
 
 def memory_layer(layers: int) -> int:
-    """Which of so many layers has the memory unless one is named: at three quarters, the paper's ninth of twelve."""
+    """The default layer of the memory: at three quarters of the depth, as the paper's ninth of twelve."""
     return max(1, 3 * layers // 4) - 1
 
 
 def add_memory_gates(model: Any, layer: int | None = None) -> Any:
-    """Gives one layer of a converted `model` the gates of `Memorizing`, a learned number per head; returns the model.
+    """Adds the gates of `Memorizing` to one layer of a converted `model`, a learned number per head; returns the model.
 
-    The parameter `memory_gate [H]` of the layer's attention is saved with the model, and `landmark_memory_layer` of
-    its configuration says where it is. Where it is there already it stays as it is. Raises ValueError for a layer that
-    the model does not have, or when another one has gates.
+    The parameter `memory_gate [H]` of the layer's attention is saved with the model, and `landmark_memory_layer` in its
+    configuration names the layer. Existing gates are kept. Raises ValueError for a layer that the model does not have,
+    or if another layer has gates.
     """
     config: Any = text_config(model.config)
     there = getattr(config, "landmark_memory_layer", None)
@@ -133,7 +131,7 @@ def add_memory_gates(model: Any, layer: int | None = None) -> Any:
         raise ValueError(f"layer {there} of this model has memory gates, and one layer can have them: not {layer} too")
     if not 0 <= layer < config.num_hidden_layers:
         raise ValueError(f"layer is {layer}: this model has layers 0 to {config.num_hidden_layers - 1}")
-    # A decoder layer may carry the number too; its attention lies within it.
+    # A decoder layer may have a layer_idx too; its attention is the innermost module.
     *_, attention = (m for m in model.base_model.modules() if getattr(m, "layer_idx", None) == layer)
     if not hasattr(attention, "memory_gate"):
         like = next(attention.parameters())
@@ -147,7 +145,7 @@ def load_with_gates(path: str | PathLike[str], **options: Any) -> Any:
     """`landmark.from_pretrained`, and the memory gates of a model that was saved with them in the folder `path`.
 
     transformers reports the gates as unexpected, before they are read. Raises ValueError, besides what that does, when
-    the folder lacks the gates that its configuration tells of.
+    the folder lacks the gates that its configuration names.
     """
     model = from_pretrained(path, **options)
     config = text_config(model.config)
@@ -166,4 +164,4 @@ def _saved_gates(folder: Path) -> Tensor:
             for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
                 if name.endswith(".memory_gate"):
                     return tensors.get_tensor(name)
-    raise ValueError(f"{folder} tells of memory gates and holds none: save the model there again, with its gates")
+    raise ValueError(f"{folder} names memory gates and holds none: save the model there again, with its gates")

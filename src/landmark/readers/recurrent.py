@@ -1,4 +1,4 @@
-"""Segments that see the keys and values of the segment before: Transformer-XL, with or without landmarks."""
+"""Segment-level recurrence (Transformer-XL), with or without landmarks."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from landmark.settings import check_block_size
 
 
 class CarriedKeys:
-    """The newest `keep` positions of each layer, keys before rotary; no gradient flows into them."""
+    """KV cache of the newest `keep` positions of each layer: detached, keys before rotary."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B,Hkv,K + T,D]`: what was carried and the `T` new positions; carries the newest of them from now on."""
+        """Cached and new keys and values, `[B,Hkv,K + T,D]`; the newest `keep` positions stay in the cache."""
         if layer in self.layers:
             key, value = (torch.cat(pair, dim=2) for pair in zip(self.layers[layer], (key, value), strict=True))
         if self.keep:
@@ -29,7 +29,7 @@ class CarriedKeys:
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
-    """Plain attention `[B,H,T,D]` of the last T of the keys' positions, all rotated; section 2 without landmarks."""
+    """Causal attention `[B,H,T,D]` of queries at the last T positions of the keys, all after rotary."""
     queries, keys = query.shape[2], key.shape[2]
     scale, softcap, sinks, dropout, _ = scoring
     if softcap is not None or sinks is not None:
@@ -53,10 +53,10 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
 
 
 class Recurrent(Reader):
-    """Plain causal attention over the newest `keep` positions before the segment and the segment itself.
+    """Causal attention over the segment and the newest `keep` positions before it.
 
-    The recurrence of Transformer-XL (Dai et al. 2019, section 3.2): what is carried gets no gradient, and positions are
-    relative, here through rotary. With `keep` 0 it is full attention over windows of `segment` tokens.
+    The segment-level recurrence of Transformer-XL (Dai et al. 2019, section 3.2): cached states get no gradient, and
+    positions are relative, here by rotary. With `keep` 0 it is full attention within windows of `segment` tokens.
     """
 
     def __init__(self, segment: int, keep: int) -> None:
@@ -76,17 +76,17 @@ class Recurrent(Reader):
 
 
 class RecurrentLandmarks(Reader):
-    """Landmark attention over the newest `keep` stream positions before the segment and the segment itself.
+    """Landmark attention over the segment and the newest `keep` stream positions before it.
 
-    Trains what a cache with `local_blocks` reads: the window before is recurrent, blocks are opened by their landmarks
-    in it as in the segment (Mohtashami & Jaggi 2023, section 3.1, over states without gradient).
+    Trains the reading of a cache with `local_blocks`: the previous window is recurrent, and the grouped softmax
+    (Mohtashami & Jaggi 2023, section 3.1) covers its blocks, without gradient, and those of the segment.
     """
 
     def __init__(self, segment: int, keep: int, block_size: int, *, phase: int = 0) -> None:
         super().__init__(segment, phase=phase)
         check_block_size(block_size)
         if keep < 1:
-            raise ValueError(f"keep is {keep}: give at least 1 position to be carried on")
+            raise ValueError(f"keep is {keep}: give 1 position or more")
         self.block_size = block_size
         self._carried = CarriedKeys(keep)
 

@@ -1,4 +1,4 @@
-"""Landmark attention whose segments open blocks of earlier ones, by the rules of reading, with gradients."""
+"""Landmark attention that retrieves blocks of earlier segments, by the rules of reading, with gradients."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +22,14 @@ from landmark.stream import check_phase
 
 
 class RetrievedLandmarks(Reader):
-    """Each query opens its best `retrieve` of the blocks that earlier segments completed; the rest is local.
+    """Each query opens its best `retrieve` blocks of earlier segments; attention to the segment itself is local.
 
-    The rules of a cache with `local_blocks` 0 (Mohtashami & Jaggi 2023, section 3.2), with gradients: they flow into
-    queries and into the segment's own keys and values, but not into what earlier segments left, neither blocks nor
-    tail. So trains a model with the memory that it will read with, which the paper leaves open.
+    The rules of a cache with `local_blocks` 0 (Mohtashami & Jaggi 2023, section 3.2), with gradients for the queries,
+    keys and values of the segment, but not for blocks and tail of earlier segments. So a model trains with the memory
+    that it reads with, which the paper leaves open.
 
-    A text may begin with `phase` tokens of its first block already past: that block is then read as if its first
-    tokens were hidden. Raises ValueError for settings that mean nothing.
+    A text may begin `phase` tokens inside its first block, whose missing tokens are masked. Raises ValueError for
+    invalid settings.
     """
 
     def __init__(self, segment: int, retrieve: int, block_size: int, phase: int = 0) -> None:
@@ -54,14 +54,14 @@ class RetrievedLandmarks(Reader):
         tail = blocks.tail[0].shape[2]
         key, value = (torch.cat(pair, dim=2) for pair in zip(blocks.tail, (key, value), strict=True))
         blocks.tail = key.detach(), value.detach()
-        places = torch.arange(key.shape[2], device=key.device)
+        positions = torch.arange(key.shape[2], device=key.device)
         out, lse = blockwise_attention(
-            rotation.apply(query, places[tail:]),
-            rotation.apply(key, places),
+            rotation.apply(query, positions[tail:]),
+            rotation.apply(key, positions),
             value,
             block_size=self.block_size,
-            query_positions=places[tail:],
-            key_mask=(places >= self._hidden).expand(len(key), -1) if self._hidden and not blocks.count else None,
+            query_positions=positions[tail:],
+            key_mask=(positions >= self._hidden).expand(len(key), -1) if self._hidden and not blocks.count else None,
             scoring=s,
         )
         if not blocks.count:
@@ -97,10 +97,10 @@ class RetrievedLandmarks(Reader):
 
 @dataclass
 class _Blocks:
-    """What earlier segments left in one layer: complete blocks `[B,Hkv,n,stride,D]`, their landmarks, and the tail.
+    """KV cache of earlier segments in one layer: complete blocks `[B,Hkv,n,stride,D]`, their landmarks, and the tail.
 
-    Keys of the blocks are rotated by their offset, those of the tail `[B,Hkv,L,D]` not yet. Nothing has a gradient,
-    and no tensor is written to: the graph of an earlier segment may still need it.
+    Keys of blocks are rotated by their offset, those of the tail `[B,Hkv,L,D]` not yet. All are detached, and never
+    written in place: the graph of an earlier segment may need them.
     """
 
     index: Index
@@ -110,7 +110,7 @@ class _Blocks:
 
     @classmethod
     def before(cls, key: Tensor, layer: int, block_size: int, hidden: int) -> "_Blocks":
-        """Before the first segment, whose keys are `key`: `hidden` positions of the first block have passed."""
+        """Empty, for a first segment with keys like `key`; `hidden` positions of its first block are masked."""
         constant_keys = has_constant_keys(layer)
         index = make_index(IndexOptions("exact"), len(key), None, constant_keys=constant_keys, device=key.device)
         none = key.new_zeros(*key.shape[:2], 0, block_size + 1, key.shape[3])
@@ -122,7 +122,7 @@ class _Blocks:
         return self.keys.shape[2]
 
     def settle(self, rotation: Rotation) -> None:
-        """Moves the complete blocks of the tail to where they are retrieved from."""
+        """Moves the complete blocks of the tail to the blocks that can be retrieved."""
         stride = self.keys.shape[3]
         complete = self.tail[0].shape[2] // stride * stride
         if not complete:

@@ -1,4 +1,4 @@
-"""A sliding window with attention sinks: a text of any length through a model that was trained with full attention."""
+"""Sliding-window attention with attention sinks (StreamingLLM), for models trained with full attention."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from landmark.readers.recurrent import CarriedKeys
 
 
 class Sinks(Reader):
-    """Each query sees the first `sinks` tokens of the text and the newest `window` tokens, itself included.
+    """Each query attends to the first `sinks` tokens of the text and the newest `window` tokens, itself included.
 
-    StreamingLLM (Xiao et al. 2023, section 3.2): positions are those in the cache, where the window follows the first
-    tokens at once, so that no distance reaches `sinks + window`. What a token sees does not depend on how the text is
-    cut: segments of one token (decoding) give the same as long ones. With `sinks` 0 it is a plain sliding window.
+    StreamingLLM (Xiao et al. 2023, section 3.2): positions are those in the KV cache, where the window directly follows
+    the sinks, so that no distance reaches `sinks + window`. The result does not depend on segment boundaries: segments
+    of one token (decoding) give the same as long ones. With `sinks` 0 it is a plain sliding window.
 
-    Raises ValueError for a window without a token, or a negative number of sinks.
+    Raises ValueError for `window` < 1 or `sinks` < 0.
     """
 
     def __init__(self, segment: int, window: int, sinks: int = 4) -> None:
@@ -38,26 +38,26 @@ class Sinks(Reader):
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
         first_key, first_value = self._first_tokens(module.layer_idx, key, value)
         key, value = self._newest.extend(module.layer_idx, key, value)
-        places = torch.arange(key.shape[2], device=key.device)
-        own = places[-query.shape[2] :]
+        positions = torch.arange(key.shape[2], device=key.device)
+        own = positions[-query.shape[2] :]
         position = self.seen + torch.arange(query.shape[2], device=key.device)
         sinks = torch.arange(first_key.shape[2], device=key.device)
-        # Where the window has moved on, its last token stands at sinks + window - 1, and a sink where it always stood.
+        # Once the window slides, its last token is at position sinks + window - 1; sinks keep their positions.
         in_cache = position.clamp(max=self.sinks + self.window - 1)
         scores = torch.cat(
             (
                 _scores(rotation.apply(query, in_cache), rotation.apply(first_key, sinks)),
-                _scores(rotation.apply(query, own), rotation.apply(key, places)),
+                _scores(rotation.apply(query, own), rotation.apply(key, positions)),
             ),
             dim=-1,
         )
-        behind = own[:, None] - places
-        # A sink that is still in the window is seen there.
-        seen = torch.cat((position[:, None] - sinks >= self.window, (behind >= 0) & (behind < self.window)), dim=1)
-        return _attention(scores, seen, torch.cat((first_value, value), dim=2), s)
+        behind = own[:, None] - positions
+        # A sink inside the window is attended to there.
+        visible = torch.cat((position[:, None] - sinks >= self.window, (behind >= 0) & (behind < self.window)), dim=1)
+        return _attention(scores, visible, torch.cat((first_value, value), dim=2), s)
 
     def _first_tokens(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The first tokens of the text, `[B,Hkv,n,D]`, as many as have come and at most `sinks`."""
+        """Keys and values `[B,Hkv,n,D]` of the first tokens of the text: at most `sinks`, fewer at its beginning."""
         missing = max(0, self.sinks - self.seen)
         first = key[:, :, :missing], value[:, :, :missing]
         if layer in self._first:
@@ -73,13 +73,13 @@ def _scores(query: Tensor, key: Tensor) -> Tensor:
     return (grouped @ key.to(working)[:, :, None].transpose(-1, -2)).flatten(1, 2)
 
 
-def _attention(scores: Tensor, seen: Tensor, value: Tensor, s: Scoring) -> Tensor:
-    """Softmax over what is `seen [T,n]`, and the average of `value [B,Hkv,n,D]` in its dtype."""
+def _attention(scores: Tensor, visible: Tensor, value: Tensor, s: Scoring) -> Tensor:
+    """Softmax over the `visible [T,n]` keys, and the average of `value [B,Hkv,n,D]` in its dtype."""
     scores = s.cap(scores * s.scale_of(value))
-    scores = scores.masked_fill(~seen, -torch.inf)
+    scores = scores.masked_fill(~visible, -torch.inf)
     if s.sinks is not None:
         model_sink = s.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat((scores, model_sink), dim=-1)
-    weights = torch.nn.functional.dropout(scores.softmax(-1)[..., : seen.shape[1]], s.dropout)
+    weights = torch.nn.functional.dropout(scores.softmax(-1)[..., : visible.shape[1]], s.dropout)
     grouped = weights.to(value.dtype).unflatten(1, (value.shape[1], -1))
     return (grouped @ value[:, :, None]).flatten(1, 2)
