@@ -123,7 +123,7 @@ def run_index(options: IndexSearchOptions) -> int:
 
 
 def _check_plot(options: ComparisonOptions) -> None:
-    """Raises ValueError, before anything is timed, if a plot is wanted that cannot be drawn."""
+    """Raises ValueError, before anything is timed, if --plot cannot be drawn."""
     if options.plot is None:
         return
     try:

@@ -11,8 +11,8 @@ from benchmarks.roofline import Work
 
 Row = dict[str, Any]
 
-# What says that something cannot be done here. Compilers and PyTorch's kernels raise RuntimeError for it; our own
-# code says so with ValueError, and its other errors are defects.
+# Errors that mean "not possible here". Compilers and PyTorch's kernels raise RuntimeError for it; our own code raises
+# ValueError, and its other errors are defects.
 OWN_REFUSALS = (ValueError, torch.OutOfMemoryError)
 FOREIGN_REFUSALS = (ValueError, RuntimeError, ImportError)
 
@@ -21,7 +21,7 @@ FOREIGN_REFUSALS = (ValueError, RuntimeError, ImportError)
 class Method:
     """One way to do the task.
 
-    `call` does it; None says that it cannot be done, for the reason `missing`. `work` and `kept_bytes` (keys and
+    `call` does it; None if it cannot be done, for the reason `missing`. `work` and `kept_bytes` (keys and
     values held from call to call) are asked after the last call.
     """
 
@@ -110,7 +110,7 @@ def _figures(machine: Machine, task: Task, method: Method, own: list[float], bas
     seen = spread(own)
     peak = peak_extra_bytes(method.call, machine.device)
     work = method.work()
-    floors = work.flops / machine.flops_per_s, work.bytes / machine.bytes_per_s
+    compute, memory = work.flops / machine.flops_per_s, work.bytes / machine.bytes_per_s
     return {
         "rounds": len(own),
         **{f"{name}_s": value for name, value in seen._asdict().items()},
@@ -119,7 +119,7 @@ def _figures(machine: Machine, task: Task, method: Method, own: list[float], bas
         "peak_extra_bytes": peak,
         "kept_bytes": method.kept_bytes(),
         **asdict(work),
-        "compute_bound_s": floors[0],
-        "memory_bound_s": floors[1],
-        "times_roofline": seen.median / max(floors),
+        "compute_bound_s": compute,
+        "memory_bound_s": memory,
+        "times_roofline": seen.median / max(compute, memory),
     }

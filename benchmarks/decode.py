@@ -1,4 +1,4 @@
-"""Decoding: the time of one more token, whatever lies before it."""
+"""Decoding: the time of one more token over contexts of any length."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,7 +31,7 @@ def run(
     batch: int,
     progress: Callable[[int], object],
 ) -> Iterator[Row]:
-    """The rows of one context and batch size; `progress` is told of `rounds + 1` steps."""
+    """The rows of one context and batch size; `progress` gets `rounds + 1` steps."""
     settings = pair.settings
     what = {
         "bench": "decode",

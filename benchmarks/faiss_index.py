@@ -1,7 +1,6 @@
-"""Search by the library faiss, the only module that knows it.
+"""Indexes of the library faiss: flat (exact), IVF and HNSW (approximate). Only this module imports it.
 
-The flat index scores every key. The others are approximate: "ivf" looks into the lists of keys that are closest to the
-query, "hnsw" walks a graph of neighbours. How equal scores rank is up to faiss.
+How equal scores rank is up to faiss.
 """
 
 import math
@@ -63,13 +62,13 @@ class FaissIndex:
         numbers = torch.full(scores.shape, -1)
         for row, parts in enumerate(self._parts):
             # What stands beyond `upto` may crowd out what is asked for, but no more than there is.
-            wanted = min(self._counts[row], k + max(0, self._counts[row] - upto[row]))
-            if not wanted:
+            count = min(self._counts[row], k + max(0, self._counts[row] - upto[row]))
+            if not count:
                 continue
             for head, part in enumerate(parts):
                 some = slice(head * (query.shape[1] // len(parts)), (head + 1) * (query.shape[1] // len(parts)))
                 own = query[row, some].contiguous()
-                found = [torch.from_numpy(x) for x in part.search(own.view(-1, own.shape[-1]).numpy(), wanted)]
+                found = [torch.from_numpy(x) for x in part.search(own.view(-1, own.shape[-1]).numpy(), count)]
                 labels = found[1].masked_fill(found[1] >= upto[row], -1)
                 best = top_newest(found[0], labels, k)
                 scores[row, some], numbers[row, some] = (x.view(*own.shape[:2], k) for x in best)
@@ -133,8 +132,8 @@ class FaissIndex:
     def _bytes_of(self, part: Any) -> int:
         if self._kind == "hnsw":
             return part.ntotal * part.d * 4 + part.hnsw.neighbors.size() * 4
-        beside = 16 if isinstance(part, _library().IndexIVF) else 0  # its number in a list, and its place by number
-        return part.ntotal * (part.d * 4 + beside)
+        ids = 16 if isinstance(part, _library().IndexIVF) else 0  # its number in a list, and its list by number
+        return part.ntotal * (part.d * 4 + ids)
 
 
 def _library() -> Any:

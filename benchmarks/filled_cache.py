@@ -1,4 +1,4 @@
-"""Long pasts, made instead of read: random keys and values put into memory as if a text had been read."""
+"""KV caches of long texts without reading them: random keys and values put into memory."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from landmark.memory import LayerMemory
 from landmark.settings import LandmarkSettings
 from landmark.stream import stream_length
 
-_SPARE = 64  # blocks that buffers have room for beyond the context, so that they need not grow while it is timed
+_SPARE = 64  # blocks of room beyond the context, so that buffers do not grow while they are timed
 
 
 def filled_cache(pair: ModelPair, *, batch: int, tokens: int) -> LandmarkCache:
@@ -62,7 +62,7 @@ def _piece_blocks(settings: LandmarkSettings, reach: int, blocks: int) -> int:
 
 
 def _count(cache: LandmarkCache, batch: int, tokens: int, device: torch.device) -> None:
-    """Makes the cache know how much its layers hold."""
+    """Sets the length of the cache to what its layers hold."""
     cache.resume(cache.tokens(batch, device) + tokens)
     cache.count_columns(None, torch.ones(batch, tokens, dtype=torch.bool, device=device))
 

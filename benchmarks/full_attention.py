@@ -1,9 +1,8 @@
-"""Full attention as the other side of a comparison: made as fast as PyTorch's own operations allow.
+"""Full attention with a preallocated KV cache: the baseline, as fast as PyTorch's own operations allow.
 
-Keys and values lie in buffers made once, with room for all that comes, and are written in place; attention sees the
-part in use as a view, no more and no less. A single query reads each key head once for all query heads of its
-group; a chunk is masked to its lower right corner, by FlashAttention itself on CUDA, and elsewhere by a mask that all
-layers share.
+Keys and values lie in buffers made once and are written in place; attention sees the part in use as a view. A single
+query reads each key head once for all query heads of its group. A chunk is masked to its lower right corner, on CUDA by
+FlashAttention itself and elsewhere by a mask that all layers share.
 """
 
 from collections.abc import Callable
@@ -104,8 +103,8 @@ def dense_landmarks(block_size: int) -> Callable[[Tensor, Tensor, Tensor, float 
     """The grouped softmax over everything, written densely: what decoding without an index comes to."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        places = torch.arange(key.shape[2], device=key.device)
-        is_landmark = (places % (block_size + 1) == block_size)[None]
+        positions = torch.arange(key.shape[2], device=key.device)
+        is_landmark = (positions % (block_size + 1) == block_size)[None]
         return reference_attention(query, key, value, is_landmark=is_landmark, scoring=Scoring(scale))
 
     return attend

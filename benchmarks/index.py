@@ -1,4 +1,4 @@
-"""Search through landmark keys: every index beside exact search."""
+"""Search through landmark keys: every index against exact search."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +74,7 @@ def run(
     rounds: int,
     progress: Callable[[int], object],
 ) -> Iterator[Row]:
-    """The rows of so many blocks; `progress` is told of `rounds + 1` steps for each number of queries."""
+    """The rows of so many blocks; `progress` gets `rounds + 1` steps for each number of queries."""
     generator = torch.Generator().manual_seed(0)
     copies = 1 + sum(blocks <= _LARGEST.get(name, blocks) for name in chosen)
     lack = shortage(4 * landmarks.keys.shape[1] * blocks * copies, machine.device)
@@ -82,9 +82,9 @@ def run(
     built = [_build(name, make, keys, landmarks.queries[None, :, :64], lack) for name, make in chosen.items()]
     del keys
     for count in queries:
-        places = torch.randint(landmarks.queries.shape[1], (count,), generator=generator)
+        sampled = torch.randint(landmarks.queries.shape[1], (count,), generator=generator)
         yield from _search(
-            machine, built, landmarks.queries[None, :, places], landmarks.retrieve, blocks, rounds, progress
+            machine, built, landmarks.queries[None, :, sampled], landmarks.retrieve, blocks, rounds, progress
         )
 
 
@@ -129,8 +129,8 @@ def _search(
     made = [_method(one, query, k, blocks, work) for one in built]
     rows = compare(machine, Task(what, BASELINE, units=count), made, rounds, progress)
     exact = built[0].index
-    wanted = None if exact is None else exact.search(query, k, [blocks])[1]
-    return [row | _found(one, query, wanted, k, blocks) for row, one in zip(rows, built, strict=True)]
+    best = None if exact is None else exact.search(query, k, [blocks])[1]
+    return [row | _found(one, query, best, k, blocks) for row, one in zip(rows, built, strict=True)]
 
 
 def _method(built: Built, query: Tensor, k: int, blocks: int, work: Work) -> Method:
@@ -142,13 +142,13 @@ def _method(built: Built, query: Tensor, k: int, blocks: int, work: Work) -> Met
     )
 
 
-def _found(built: Built, query: Tensor, wanted: Tensor | None, k: int, blocks: int) -> Row:
+def _found(built: Built, query: Tensor, best: Tensor | None, k: int, blocks: int) -> Row:
     """What share of the exact best was found, and what share of the keys was read for it where that is known."""
-    if built.index is None or wanted is None:
+    if built.index is None or best is None:
         return {"recall": None, "read_share": None, "build_s": None}
     found = built.index.search(query, k, [blocks])[1]
     read = None
     if isinstance(built.index, HierarchicalIndex) and built.index.keys_scored is not None:
         read = built.index.keys_scored.double().mean().item() / blocks
-    recall = (wanted[..., None] == found[..., None, :]).any(-1).double().mean().item()
+    recall = (best[..., None] == found[..., None, :]).any(-1).double().mean().item()
     return {"recall": recall, "read_share": read, "build_s": built.seconds}

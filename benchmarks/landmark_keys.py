@@ -1,4 +1,4 @@
-"""Landmark keys and queries as a real text gives them: the package's model reads the package's book."""
+"""Landmark keys and queries of a real text: the package's model reads the package's book."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from landmark.index.base import Index
 from landmark.index.exact import ExactIndex
 from landmark.memory.storage import ProcessStorage
 
-LAYER = 2  # of the model's four; in the first all landmarks are alike
+LAYER = 2  # of the model's four; in layer 0 all landmark keys are equal
 TOKENS = 60_000
 
 

@@ -1,4 +1,4 @@
-"""Attention as an operation: landmark attention beside causal attention, which computes as many pairs."""
+"""Attention as an operation: landmark attention against causal attention, which computes as many pairs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -87,7 +87,7 @@ def methods(options: OpsOptions) -> tuple[str, ...]:
 def run(
     machine: Machine, case: Case, names: tuple[str, ...], rounds: int, progress: Callable[[int], object]
 ) -> Iterator[Row]:
-    """The rows of one case, forward first; `progress` is told of `2 * (rounds + 1)` steps."""
+    """The rows of one case, forward first; `progress` gets `2 * (rounds + 1)` steps."""
     # Every case is a program of its own to the compiler, which gives up after some.
     torch.compiler.reset()
     both = [Task({"bench": "ops", **asdict(case), "pass": name}, BASELINE) for name in PASSES]

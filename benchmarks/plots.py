@@ -1,4 +1,4 @@
-"""Plots of `landmark bench`: one line for each method over length, both axes logarithmic."""
+"""Plots of comparisons: one line for each method over length, both axes logarithmic."""
 
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
@@ -9,28 +9,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-# What all plots begin with: a figure without a window system, and rows sorted into groups.
-
-
 Row = dict[str, Any]
 
+DOTTED = "(dotted: roofline)"
 
-def panels(lines: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(1.5 + 5 * columns, 1 + 4 * lines), layout="constrained")
-    FigureCanvasAgg(figure)  # no window system is ever asked
-    return figure, [list(line) for line in figure.subplots(lines, columns, squeeze=False)]
-
-
-def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
-
-
-DOTTED = "(dotted: floor)"
-
-# Ours stand out; what they are held against is grey.
+# Baselines are grey.
 COLOURS = {
     "blockwise": "tab:blue",
     "fused": "tab:red",
@@ -52,13 +35,28 @@ COLOURS = {
 }
 
 
+def panels(lines: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of `lines` by `columns` axes, drawn without a window system."""
+    figure = Figure(figsize=(1.5 + 5 * columns, 1 + 4 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, [list(line) for line in figure.subplots(lines, columns, squeeze=False)]
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
+    """Rows by key, in their order."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
 def draw(rows: list[Row], path: Path) -> None:
     """Draws the rows of one benchmark (docs/performance.md) into `path`, .png or .svg."""
     bench = rows[0]["bench"]
     plot = {"ops": _draw_ops, "read": _draw_read, "decode": _draw_decode, "index": _draw_index}[bench]
     figure = plot(rows)
     first = rows[0]
-    figure.suptitle(f"landmark bench {bench}: {first['machine']}, threads: {first['threads']}, {first['dtype']}")
+    figure.suptitle(f"benchmarks {bench}: {first['machine']}, threads: {first['threads']}, {first['dtype']}")
     figure.savefig(path, dpi=150)
 
 
@@ -82,8 +80,8 @@ def _draw_read(rows: list[Row]) -> Figure:
     figure, grid = panels(1, 1)
     axes = grid[0][0]
     _lines(axes, rows, "context", lambda row, name: row["tokens_per_s"] * row["median_s"] / row[f"{name}_s"])
-    places = (row["context"] for row in rows)
-    _label(axes, places, "reading a chunk of a long text", "ordinary tokens read before", "tokens/s")
+    contexts = (row["context"] for row in rows)
+    _label(axes, contexts, "reading a chunk of a long text", "ordinary tokens read before", "tokens/s")
     return figure
 
 
@@ -93,8 +91,8 @@ def _draw_decode(rows: list[Row]) -> Figure:
     for axes, (batch, some) in zip(grid[0], batches.items(), strict=True):
         _lines(axes, some, "context", _milliseconds)
         _rooflines(axes, some, "context")
-        places = (row["context"] for row in some)
-        _label(axes, places, f"decoding, batch {batch}", "ordinary tokens in the context", f"ms a step {DOTTED}")
+        contexts = (row["context"] for row in some)
+        _label(axes, contexts, f"decoding, batch {batch}", "ordinary tokens in the context", f"ms a step {DOTTED}")
     return figure
 
 
@@ -131,8 +129,8 @@ def _lines(axes: Axes, rows: list[Row], x: str, y: Callable[[Row, str], float]) 
         below = [value - low for value, (low, _) in zip(middle, ends, strict=True)]
         above = [high - value for value, (_, high) in zip(middle, ends, strict=True)]
         colour = _colour(method)
-        places = [row[x] for row in own]
-        axes.errorbar(places, middle, yerr=[below, above], label=method, color=colour, marker="o", capsize=3)
+        measured = [row[x] for row in own]
+        axes.errorbar(measured, middle, yerr=[below, above], label=method, color=colour, marker="o", capsize=3)
 
 
 def _colour(method: str) -> str:
@@ -143,15 +141,15 @@ def _colour(method: str) -> str:
 def _rooflines(axes: Axes, rows: list[Row], x: str) -> None:
     """What the machine would take for each method's work at full speed, dotted in the method's colour."""
     for method, own in _by_method(rows, x):
-        floors = [max(row["compute_bound_s"], row["memory_bound_s"]) * 1000 for row in own]
-        axes.plot([row[x] for row in own], floors, ":", color=_colour(method))
+        bounds = [max(row["compute_bound_s"], row["memory_bound_s"]) * 1000 for row in own]
+        axes.plot([row[x] for row in own], bounds, ":", color=_colour(method))
 
 
-def _label(axes: Axes, places: Iterable[int], title: str, x: str, y: str) -> None:
-    """Titles, and ticks at the `places` that were measured."""
-    places = sorted(set(places))
+def _label(axes: Axes, measured: Iterable[int], title: str, x: str, y: str) -> None:
+    """Titles, and ticks at the sizes `measured`."""
+    ticks = sorted(set(measured))
     axes.set(title=title, xlabel=x, ylabel=y, xscale="log", yscale="log")
-    axes.set_xticks(places)
+    axes.set_xticks(ticks)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,4 +1,4 @@
-"""Reading: how fast a chunk goes in when a long text already lies in memory."""
+"""Prefill: the throughput of a chunk with a long text in memory."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,7 +38,7 @@ def check(pair: ModelPair, options: ReadOptions, contexts: list[int]) -> None:
 def run(
     machine: Machine, pair: ModelPair, options: ReadOptions, context: int, progress: Callable[[int], object]
 ) -> Iterator[Row]:
-    """The rows of one context; `progress` is told of `rounds + 1` steps."""
+    """The rows of one context; `progress` gets `rounds + 1` steps."""
     settings = pair.settings
     what = {
         "bench": "read",

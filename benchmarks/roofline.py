@@ -1,7 +1,7 @@
-"""Operations and bytes that cannot be done without: what a time is held against (docs/performance.md).
+"""Roofline: lower bounds on FLOPs and memory traffic (docs/performance.md).
 
-FLOP count multiplications and additions of matrix products; exponentials, rotation and norms are left out. Bytes
-are those of main memory, everything read once and written once. So both are below what any program takes.
+FLOPs count multiplications and additions of matrix products; exponentials, rotation and norms are left out. Bytes
+are those of main memory, everything read once and written once.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Work:
-    """What must be done at least, in floating point operations and in bytes moved."""
+    """Least floating point operations, and bytes moved."""
 
     flops: int
     bytes: int
@@ -68,7 +68,7 @@ def attention_work(
 
 
 class Sizes(NamedTuple):
-    """A model as the floors see it: numbers of weights, and the shape of its attention."""
+    """Sizes of a model that rooflines depend on: parameters, and the shape of its attention."""
 
     layers: int
     heads: int
@@ -83,7 +83,7 @@ def full_work(model: Sizes, *, batch: int, tokens: int, past: int, logits: bool)
     """The model before conversion on `tokens` new tokens with keys and values of `past` at hand."""
     pairs = causal_pairs(tokens, past)
     kept = 2 * batch * model.layers * model.kv_heads * model.head_dim * (past + tokens) * model.number_bytes
-    return _weights(model, batch, tokens, logits) + _attention(model, batch, pairs) + Work(0, kept)
+    return _parameters(model, batch, tokens, logits) + _attention(model, batch, pairs) + Work(0, kept)
 
 
 def memory_work(
@@ -100,7 +100,7 @@ def memory_work(
 ) -> Work:
     """`positions` of a stream, landmarks included, read with `blocks` in memory and `window` positions in sight.
 
-    Every layer but the first, whose landmarks are all alike, scores every landmark: its float32 key is read once.
+    Every layer but the first, whose landmark keys are all equal, scores every landmark: its float32 key is read once.
     Each query reads its `retrieve` blocks; `opened` counts different blocks, over layers, rows and key heads: each
     comes from memory once.
     """
@@ -112,7 +112,7 @@ def memory_work(
     pages = 2 * opened * stride * model.head_dim * model.number_bytes
     local = 2 * batch * model.layers * model.kv_heads * model.head_dim * (window + positions) * model.number_bytes
     return (
-        _weights(model, batch, positions, logits)
+        _parameters(model, batch, positions, logits)
         + _attention(model, batch, landmark_pairs(positions, block_size, window))
         + _attention(model, batch, inside)
         + Work(scoring, landmarks + pages + local)
@@ -123,7 +123,7 @@ def _attention(model: Sizes, batch: int, pairs: Pairs) -> Work:
     return Work(2 * model.head_dim * batch * model.heads * model.layers * (pairs.scored + pairs.weighed), 0)
 
 
-def _weights(model: Sizes, batch: int, tokens: int, logits: bool) -> Work:
-    """Every token meets every weight; the weights are read once."""
-    weights = model.layer_parameters + (model.head_parameters if logits else 0)
-    return Work(2 * batch * tokens * weights, weights * model.number_bytes)
+def _parameters(model: Sizes, batch: int, tokens: int, logits: bool) -> Work:
+    """Every token is multiplied by every parameter; parameters are read once."""
+    count = model.layer_parameters + (model.head_parameters if logits else 0)
+    return Work(2 * batch * tokens * count, count * model.number_bytes)

@@ -66,12 +66,12 @@ def _split_text(options: TierReadOptions | TierOverlapOptions) -> tuple[PreTrain
 
 
 def _traffic(name: str, now: Traffic, before: Traffic, tokens: int) -> Row:
-    wanted = now.requested - before.requested
-    if not wanted:
+    requested = now.requested - before.requested
+    if not requested:
         return {}
     return {
-        f"{name}_hits": round((now.cache_hits - before.cache_hits) / wanted, 4),
-        f"{name}_blocks_wanted_per_token": round(wanted / tokens, 2),
+        f"{name}_hits": round((now.cache_hits - before.cache_hits) / requested, 4),
+        f"{name}_blocks_requested_per_token": round(requested / tokens, 2),
         f"{name}_file_kb_per_token": round((now.file_bytes - before.file_bytes) / tokens / 1e3, 2),
     }
 

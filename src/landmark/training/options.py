@@ -44,8 +44,7 @@ class TrainOptions:
     """Folder that keeps the tokenized text, to share it between runs. Default: inside OUT."""
 
     recipe: Path | None = None
-    """TOML file with the stages and the optimizer's settings. Without it, one stage is made of the options --steps to
-    --packing."""
+    """TOML file with stages and optimizer settings, in the place of the options --steps to --packing."""
 
     steps: Annotated[int | None, Range(1, 10**8)] = None
     """Optimizer steps (default 1000, or those of the recipe)."""

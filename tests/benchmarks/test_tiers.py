@@ -1,0 +1,57 @@
+"""Rows of the benchmarks of bounded memory, at a tiny size."""
+
+import json
+
+import pytest
+
+from benchmarks import reliability, tiers
+from benchmarks.__main__ import BENCHMARKS
+from landmark.cli.program import USAGE_ERROR
+
+
+@pytest.fixture
+def text(tmp_path, model_folder):
+    path = tmp_path / "book.txt"
+    path.write_text("it was a calm sea and jim looked at the ships for a long while . " * 40, encoding="utf-8")
+    return ["--model", str(model_folder), "--text", str(path), "--tokens", "300", "--new-tokens", "4"]
+
+
+def rows_of(arguments: list[str], capsys) -> list[dict]:
+    assert BENCHMARKS.main([*arguments, "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_budgets_take_turns_and_change_no_logits(text, capsys, monkeypatch):
+    monkeypatch.setattr(tiers, "TURN", 100)
+    whole, bounded = rows_of(["tiers", "read", *text, "--host-budgets", "12KB"], capsys)
+    assert (whole["host_budget"], bounded["host_budget"]) == (None, "12KB")
+    assert (whole["reading_ratio"], whole["decoding_ratio"]) == (1, 1)
+    assert "decoding_hits" not in whole
+    assert 0 <= bounded["decoding_hits"] <= 1
+    assert bounded["decoding_file_kb_per_token"] > 0
+    assert BENCHMARKS.main(["tiers", "read", *text, "--host-budgets", "12KB"]) == 0
+    assert "host_budget 12KB, " in capsys.readouterr().out
+
+
+def test_overlap_of_opened_blocks(text, capsys):
+    rows = rows_of(["tiers", "overlap", *text], capsys)
+    assert {row["layer"] for row in rows} == {1}
+    assert all(0 <= row["opened_for_the_token_before"] <= 1 for row in rows)
+
+
+def test_a_text_that_is_too_short(text, capsys):
+    assert BENCHMARKS.main(["tiers", "read", *text, "--tokens", "100000"]) == USAGE_ERROR
+    assert "name a longer one with --text" in capsys.readouterr().err
+
+
+def test_rows_of_reliability(tmp_path, capsys, monkeypatch):
+    # The trials themselves are tested with contexts; every call of a session failing in turn takes minutes.
+    monkeypatch.setattr(reliability, "_power_cuts", lambda root, draw: {"cuts": 0})
+    monkeypatch.setattr(reliability, "_refused_calls", lambda root: {"refused": 0})
+    arguments = ["--kills", "1", "--flips", "1", "--seconds", "0.5", "--folder", str(tmp_path), "--seed", "3"]
+    rows = rows_of(["reliability", *arguments], capsys)
+    assert [row["trial"] for row in rows] == ["kills", "readers", "flips", "power_cuts", "refused_calls"]
+    assert all(row["seed"] == 3 and row["trial_seconds"] >= 0 for row in rows)
+    flips = rows[2]
+    assert flips["named_by_verify"] == flips["flips"] == flips["regions"]
+    assert list(tmp_path.iterdir()) == []
