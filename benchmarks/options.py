@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
@@ -70,6 +70,8 @@ class OpsOptions(ComparisonOptions):
       python -m benchmarks ops --lengths 1024,4096,16384 --methods sdpa,blockwise --plot ops.svg
     """
 
+    GROUPS: ClassVar = {"shape": ("lengths", "batch", "heads", "kv_heads", "head_dim", "block_size")}
+
     lengths: str | None = None
     """Positions, landmarks included, separated by commas; 4096 if another shape option is given."""
     batch: MaybeFromOne = None
@@ -95,6 +97,10 @@ class OpsOptions(ComparisonOptions):
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(ComparisonOptions):
     """The model that reads: a Llama of random weights, or a converted model from a folder."""
+
+    GROUPS: ClassVar = {
+        "shape": ("layers", "heads", "kv_heads", "width", "intermediate", "block_size", "retrieve", "local_blocks")
+    }
 
     model: Path | None = None
     """Folder of a converted model to time; default: random weights in the shape of the options below."""

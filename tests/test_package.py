@@ -130,7 +130,7 @@ def test_missing_command_shows_the_choice(arguments: list[str], capsys: pytest.C
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a command that does what it is told."""
+    """Options of a command."""
 
     count: int = 1
     """how many times"""

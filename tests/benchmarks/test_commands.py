@@ -64,9 +64,9 @@ def test_ops_rows(capsys):
     rows = rows_of(TINY_OPS, capsys)
     case = ["bench", "batch", "heads", "kv_heads", "length", "head_dim", "block_size", "pass"]
     assert all(list(row) == [*case, *WHERE, *FIGURES, *AFTER] for row in rows)
-    told = [(row["length"], row["pass"], row["method"]) for row in rows]
+    found = [(row["length"], row["pass"], row["method"]) for row in rows]
     names = ("sdpa", "blockwise", "reference")
-    assert told == [(n, p, name) for n in (12, 24) for p in ("forward", "forward+backward") for name in names]
+    assert found == [(n, p, name) for n in (12, 24) for p in ("forward", "forward+backward") for name in names]
     check_figures(rows)
     landmark, causal = rows[1], rows[0]
     assert landmark["flops"] < causal["flops"]  # no weight for landmarks' values
@@ -77,9 +77,9 @@ def test_read_rows(capsys):
     rows = rows_of(TINY_READ, capsys)
     what = ["bench", "model", "context", "blocks", "chunk", *SETTINGS, *SHAPE]
     assert all(list(row) == [*what, *WHERE, *FIGURES, *AFTER] for row in rows)
-    told = [(row["context"], row["blocks"], row["method"]) for row in rows]
+    found = [(row["context"], row["blocks"], row["method"]) for row in rows]
     names = ("memory", "no memory", "plain", "full")
-    assert told == [(n, n // 5, name) for n in (60, 100) for name in names]
+    assert found == [(n, n // 5, name) for n in (60, 100) for name in names]
     check_figures(rows)
     assert all(row["tokens_per_s"] == pytest.approx(20 / row["median_s"]) for row in rows)
     kept = {row["method"]: row["kept_bytes"] for row in rows[4:]}
@@ -97,9 +97,9 @@ def test_decode_rows(capsys):
     rows = rows_of([*TINY_DECODE, "--dense"], capsys)
     what = ["bench", "model", "context", "batch", "steps", *SETTINGS, *SHAPE]
     assert all(list(row) == [*what, *WHERE, *FIGURES, *AFTER] for row in rows)
-    told = [(row["batch"], row["context"], row["method"]) for row in rows]
+    found = [(row["batch"], row["context"], row["method"]) for row in rows]
     names = ("memory", "no memory", "full", "growing", "dense")
-    assert told == [(b, n, name) for b in (1, 2) for n in (60, 100) for name in names]
+    assert found == [(b, n, name) for b in (1, 2) for n in (60, 100) for name in names]
     check_figures(rows)
     assert all(row["tokens_per_s"] == pytest.approx(row["batch"] / row["median_s"]) for row in rows)
 
@@ -146,7 +146,7 @@ def test_a_plot_of_rows_that_were_all_skipped(monkeypatch, capsys, tmp_path):
 
 
 def test_flex_attention_or_why_not(monkeypatch, capsys):
-    # What compiling takes half a minute to find out is told here at once.
+    # What compiling takes half a minute to find out is raised here at once.
     def refuse(*arguments, **options):
         raise NotImplementedError("no compiler")
 

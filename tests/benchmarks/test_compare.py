@@ -33,7 +33,7 @@ def test_figures(machine, clock):
     assert (fast["median_s"], slow["median_s"]) == (0.5, 2.0)
     assert (fast["ratio"], slow["ratio"], fast["rounds"]) == (0.25, 1.0, 3)
     assert (fast["tokens_per_s"], fast["peak_extra_bytes"], fast["kept_bytes"]) == (20.0, 123, 7)
-    # 100 operations take 0.1 s and 20 bytes 0.2 s: the larger is the floor.
+    # 100 operations take 0.1 s and 20 bytes 0.2 s: the larger is the roofline.
     assert (fast["compute_bound_s"], fast["memory_bound_s"], fast["times_roofline"]) == (0.1, 0.2, 2.5)
 
 
@@ -56,7 +56,7 @@ def test_a_defect_of_ours_is_not_a_skipped_row(machine):
         compare(machine, TASK, [Method("ours", refuse(RuntimeError("a defect")))], 1, lambda n: None)
 
 
-def test_every_contender_warms_up_once_and_is_measured_for_memory_once(machine):
+def test_every_method_warms_up_once_and_is_measured_for_memory_once(machine):
     calls: list[int] = []
     ticks: list[int] = []
     only = Method("slow", lambda: calls.append(1), work=lambda: Work(1, 1))

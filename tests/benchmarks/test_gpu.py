@@ -46,7 +46,7 @@ def test_what_is_missing_has_failed():
     assert not judged([step(8192, 10.0)])["1,048,576 tokens against 8,192"]
 
 
-def test_the_forward_alone_and_other_contenders_have_no_target():
+def test_the_forward_alone_and_other_methods_have_no_target():
     rows = [operation("sdpa", which="forward"), operation("fused", 9.0, which="forward"), operation("sdpa")]
     rows += [operation("fused"), operation("blockwise", 9.0), operation("flex", skipped="no compiler")]
     figures = {verdict.what: (verdict.figure, verdict.met) for verdict in gpu.verdicts(rows)}

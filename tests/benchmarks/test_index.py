@@ -27,8 +27,8 @@ def test_rows(capsys, monkeypatch):
     arguments = ["--blocks", "100,2500", "--methods", ",".join(names[1:]), "--json"]
     assert BENCHMARKS.main([*TINY, *arguments]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    told = [(row["blocks"], row["queries"], row["method"]) for row in rows]
-    assert told == [(blocks, queries, name) for blocks in (100, 2500) for queries in (1, 3) for name in names]
+    found = [(row["blocks"], row["queries"], row["method"]) for row in rows]
+    assert found == [(blocks, queries, name) for blocks in (100, 2500) for queries in (1, 3) for name in names]
     for row in rows:
         if (row["blocks"], row["method"]) == (2500, "faiss_hnsw"):
             assert row["skipped"] == "not built for more than 100 blocks: it takes many minutes"
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_skipped(monkeypatch, capsys):
         ("hierarchical@all", "method 'hierarchical@all': could not convert"),
     ],
 )
-def test_contenders_that_mean_nothing_are_refused(methods, said):
+def test_methods_that_mean_nothing_are_refused(methods, said):
     with pytest.raises(ValueError, match=said):
         index.methods(methods)
 

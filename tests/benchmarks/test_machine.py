@@ -24,7 +24,7 @@ def test_ratios_are_taken_within_rounds():
     assert median_ratio([3.0, 20.0, 8.0], [1.0, 10.0, 2.0]) == 3.0
 
 
-def test_contenders_take_turns_and_every_one_begins():
+def test_methods_take_turns_and_every_one_begins():
     order: list[str] = []
     rounds: list[int] = []
     calls = {name: lambda name=name: order.append(name) for name in "abc"}

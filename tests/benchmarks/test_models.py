@@ -101,13 +101,13 @@ def test_random_keys_spread_the_choice(tiny):
 
 
 def test_opened_blocks_are_counted_once(tiny):
-    class Told:
+    class OneTrace:
         def trace(self):
             # Two query heads share a key head; -1 is none.
             blocks = torch.tensor([[[[0, 1]], [[1, -1]], [[0, 1]], [[0, 1]]]])
             return type("Trace", (), {"blocks": {0: blocks, 1: blocks}})
 
-    assert opened_blocks(Told(), tiny.sizes) == 2 * (2 + 2)
+    assert opened_blocks(OneTrace(), tiny.sizes) == 2 * (2 + 2)
 
 
 def test_what_is_in_sight(tiny):

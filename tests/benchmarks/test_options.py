@@ -55,7 +55,7 @@ def test_cases_are_the_devices_or_those_named():
     ]
 
 
-def test_contenders():
+def test_methods():
     assert ops.methods(OpsOptions()) == ("sdpa", "flex", "blockwise", "reference")
     assert ops.methods(OpsOptions(methods="blockwise")) == ("sdpa", "blockwise")
     assert "fused" in ops.methods(OpsOptions(device="cuda"))

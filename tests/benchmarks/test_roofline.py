@@ -1,4 +1,4 @@
-"""The floors, by cases small enough to count on paper."""
+"""Rooflines, by cases small enough to count on paper."""
 
 import pytest
 import torch

@@ -93,17 +93,17 @@ def test_a_context_keeps_all_blocks(context, capsys):
 
 
 def test_ask_names_where_it_looked(context, files, capsys):
-    told = ask(context, capsys, "--sources", "3")
-    assert told["new_tokens"] == 7
-    assert told["tokens_read"] > 100
-    assert told["traffic"]["requested"] > 0
-    assert len(told["sources"]) == 3
-    for source in told["sources"]:
+    answer = ask(context, capsys, "--sources", "3")
+    assert answer["new_tokens"] == 7
+    assert answer["tokens_read"] > 100
+    assert answer["traffic"]["requested"] > 0
+    assert len(answer["sources"]) == 3
+    for source in answer["sources"]:
         assert source["document"] == files[0]
         assert BOOK[source["first"] : source["last"]] == source["text"] != ""
     assert cli.main(["ask", str(context), "jim looked", "--max-new-tokens", "7"]) == 0
     output = capsys.readouterr()
-    assert output.out.startswith(told["answer"])
+    assert output.out.startswith(answer["answer"])
     assert f"{files[0]}, characters " in output.out
     assert "answered from" in output.err
 

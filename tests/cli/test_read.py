@@ -17,8 +17,8 @@ def test_append_and_read_again_leave_out_what_is_there(context, files, model_fol
     assert json.loads(capsys.readouterr().out)["new_tokens"] == 0
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((NOTE * 2).encode())))
     assert cli.main(["append", str(context), "-", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["documents"], told["new_documents"]) == (3, 1)
+    given = json.loads(capsys.readouterr().out)
+    assert (given["documents"], given["new_documents"]) == (3, 1)
     assert cli.main(["contexts", "info", str(context), "--json"]) == 0
     documents = json.loads(capsys.readouterr().out)["documents"]
     assert [(d["name"], d["characters"]) for d in documents] == [
