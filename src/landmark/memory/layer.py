@@ -85,8 +85,8 @@ class LayerMemory:
         """Attention of one chunk to the window, to retrieved blocks and to itself; appends it to the window.
 
         Args:
-            query [B,H,T,D], key, value [B,Hkv,T,D]: before rotary, landmarks in place by stream position; the
-                first token ever stands at stream position 0 of its row. Rows are right-padded.
+            query [B,H,T,D], key, value [B,Hkv,T,D]: of the stream, landmarks included, before rotary; the first
+                token of each row that was ever read has stream position 0. Rows are right-padded.
             lengths: valid positions of each of the B rows; None if all T are.
             rotation: tables that cover every position in use (the same table, up to length, in every call).
             scoring: scale, softcap and sinks; nothing is dropped.
