@@ -139,7 +139,7 @@ def test_perplexity_reads_as_the_options_say(model_folder, book, capsys):
     [
         (["--miss-threshold", "2"], "miss_threshold is 2"),
         (["--max-blocks", "0"], "max_blocks is 0"),
-        (["--lengths", "12"], "length 12 is too short for a key"),
+        (["--lengths", "12"], "length 12 is too short for a passkey"),
         (["--lengths", "4k"], "lengths is '4k'"),
         (["--lengths", "0"], "numbers of 1 or more"),
         (["--retrieve", "-1"], "retrieve is -1"),

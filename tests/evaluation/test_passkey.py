@@ -1,4 +1,4 @@
-"""Prompts, answers and the log of the pass-key task."""
+"""Passkey retrieval: prompts, answers and the log of samples."""
 
 import copy
 import json
@@ -168,7 +168,7 @@ def test_log_of_something_else(tmp_path):
         Journal(path, SETTINGS | {"seed": 1})
     for text in ("Call me Ishmael.\n", "Call me Ishmael.", "{}\nIshmael", "[1]\n"):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"not a log|does not say with which model"):
+        with pytest.raises(ValueError, match=r"not a log|does not record the model"):
             Journal(path, SETTINGS)
         assert path.read_text() == text
     with pytest.raises(ValueError, match="does not exist"):

@@ -1,1 +1,1 @@
-"""Text in, training windows out: reading, tokenizing, recall tasks and the mixture of both."""
+"""Data: text sources, tokenization, token files and recall tasks."""

@@ -83,12 +83,12 @@ NAMED_ANSWER = "The <n> for <p> is {<v>}."
 SEVERAL_STATEMENTS = ("One of the <n>s for <p> is {<v>}.", "A <n> for <p> is {<v>}.")
 SEVERAL_QUESTIONS = ("What are all the <n>s for <p>?", "List the <n>s for <p> mentioned in the text.")
 VARIABLE_QUESTIONS = ("What is the value of VAR <p>?", "Find the number that is assigned to VAR <p>.")
-PASS_KEY_STATEMENTS = (
+PASSKEY_STATEMENTS = (
     "The pass key is {<v>}. Remember it.",
     "The pass key is {<v>}. Remember it. {<v>} is the pass key.",
     "Do not forget: the pass key is {<v>}.",
 )
-PASS_KEY_QUESTIONS = ("What is the pass key?", "What is the pass key mentioned in the text?", "Tell me the pass key.")
+PASSKEY_QUESTIONS = ("What is the pass key?", "What is the pass key mentioned in the text?", "Tell me the pass key.")
 # Statements about <p>, questions, the answer, and the values to draw from.
 SENTENCES: tuple[tuple[tuple[str, ...], tuple[str, ...], str, Sequence[str]], ...] = (
     (
@@ -190,7 +190,7 @@ class Facts:
         self.rng = rng
         self.new_name = new_name
         self.used: set[str] = set()
-        kinds = (self._named, self._named, self._sentence, self._sentence, self._pass_key, self._many_values)
+        kinds = (self._named, self._named, self._sentence, self._sentence, self._passkey, self._many_values)
         self.kinds = (*kinds, self._many_names, self._variables)
         if rng.random() < 0.5:
             self.kinds = (self._pick(self.kinds),)
@@ -229,11 +229,11 @@ class Facts:
         statement, question = self._pick(statements), self._pick(questions)
         return Fact((_filled(statement, **drawn),), _filled(question, **drawn), _filled(answer, **drawn))
 
-    def _pass_key(self) -> Fact:
+    def _passkey(self) -> Fact:
         if "pass key" in self.used:
             return self._named()
         self.used.add("pass key")
-        return self._of(PASS_KEY_STATEMENTS, PASS_KEY_QUESTIONS, "The pass key is {<v>}.", v=self._value("number"))
+        return self._of(PASSKEY_STATEMENTS, PASSKEY_QUESTIONS, "The pass key is {<v>}.", v=self._value("number"))
 
     def _named(self) -> Fact:
         noun, kind = self._pick(self.nouns)

@@ -1,7 +1,7 @@
-"""The paper's two corpora, read from the files of their data sets on the Hugging Face hub.
+"""The paper's two corpora, PG-19 and arXiv math, from their data sets on the Hugging Face hub.
 
-Both are read at one commit, so `corpus:NAME:SPLIT` is the same text for ever: what was tokenized once needs neither the
-hub nor the files again. Rows come one after the other from the files as they lie on disk; no second copy is made.
+Both are pinned to a commit, so `corpus:NAME:SPLIT` never changes: once tokenized, it needs neither the hub nor the
+files again. Rows are streamed from the downloaded files, without a second copy.
 """
 
 import json
@@ -18,10 +18,10 @@ COLUMN = "text"
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """A data set with a column `text`: for each split, the pattern of its files and how many there are.
+    """A data set with a column `text`: for each split, the pattern and number of its files.
 
-    `columns` names all columns of JSON files, to be read as text: objects in them differ from row to row, which tables
-    cannot. `keep` says which rows belong to the corpus.
+    `columns` names all columns of JSON files, to be read as strings: their objects differ from row to row, which table
+    types do not allow. `keep` selects the rows of the corpus.
     """
 
     dataset: str
@@ -48,7 +48,7 @@ CORPORA = {
             "test": ("data/test-*.parquet", 1),
         },
     ),
-    # Its makers have cleaned the papers: only LaTeX in English, without bibliographies and files of figures.
+    # The data set is cleaned: LaTeX in English only, without bibliographies and figures.
     "arxiv_math": HubCorpus(
         "hoskinson-center/proof-pile",
         "490b980249446f2f3bd2df3a8cf085d0f2de240a",
@@ -65,14 +65,14 @@ CORPORA = {
 
 
 def is_fixed(source: str) -> bool:
-    """Whether `source` is the same text for ever."""
+    """Whether the text of `source` never changes."""
     return source.startswith("corpus:")
 
 
 def corpus_rows(source: str) -> Iterator[tuple[int, str]]:
-    """The texts of `corpus:NAME:SPLIT` and their row numbers, always in the same order; files are downloaded first.
+    """Row numbers and texts of `corpus:NAME:SPLIT`, always in the same order; missing files are downloaded first.
 
-    Raises ValueError, naming the remedy, for a corpus or split that is not known and files that cannot be had.
+    Raises ValueError, naming the remedy, for an unknown corpus or split and files that are not available.
     """
     name, _, split = source.removeprefix("corpus:").partition(":")
     corpus = CORPORA.get(name)
@@ -88,7 +88,7 @@ def corpus_rows(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _files(source: str, corpus: HubCorpus, split: str) -> list[Path]:
-    """The files of a split in the order of their names, downloaded where they are not all here yet."""
+    """The files of a split in the order of their names, downloaded if any is missing."""
     pattern, number = corpus.files[split]
     files = dataset_files(corpus.dataset, corpus.revision, pattern, download=False)
     if len(files) < number:

@@ -1,7 +1,7 @@
-"""Texts as ids: what reading, prompts, training and evaluation all tokenize with.
+"""Tokenization of texts as data, for reading, prompts, training and evaluation.
 
-A text is data. Special tokens that it names stay text, nothing is cut off or filled up whatever a tokenizer.json
-says, and a long text gives the tokens that it would give in one piece.
+Names of special tokens in a text stay text, truncation and padding of a tokenizer.json are ignored, and a long text is
+tokenized in pieces with the same result as in one.
 """
 
 import json
@@ -16,17 +16,17 @@ from tokenizers import AddedToken, Tokenizer
 
 from landmark.data import text as texts
 
-OVERLAP = 1024  # characters; two windows have two to three times as many in common
-AGREEING = 8  # tokens on each side of a place where windows are joined
-# A byte of a character that the vocabulary does not hold: some files call these special too.
+OVERLAP = 1024  # characters; two windows overlap by two to three times as many
+AGREEING = 8  # tokens on each side of a join at which both windows must agree
+# A byte-fallback token: some tokenizer files declare these special too.
 BYTE = re.compile("<0x[0-9A-F]{2}>")
-# What a text may be put behind to see how it goes on: one of them is no part of the text's first token.
+# Characters put before a text to tokenize it as a continuation: one of them does not merge with its first token.
 ANCHORS = ("\n", ".", "a", "0", "\u00b7", "\U0010ffff")
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of a text: `ids [N]` int64, and the characters (first, behind the last) of each, `offsets [N,2]` int64."""
+    """Tokens of a text: `ids [N]` int64, and `offsets [N,2]` int64, the characters (start, stop) of each."""
 
     ids: np.ndarray
     offsets: np.ndarray
@@ -39,9 +39,9 @@ class Tokens:
 
     @cached_property
     def boundaries(self) -> np.ndarray:
-        """Indices of tokens that begin behind all before them and not behind any after: so not within a character.
+        """Indices of tokens at whose start a text can be cut: no token before overlaps any token after.
 
-        What is neither is a byte of a character, or a space whose place the tokenizer trims.
+        Others are bytes of a character, or spaces whose offsets the tokenizer trims.
         """
         first, last = self.offsets[:, 0], self.offsets[:, 1]
         before = np.maximum.accumulate(np.maximum(last, first + 1))[:-1]
@@ -49,7 +49,7 @@ class Tokens:
         return np.flatnonzero((before <= first[1:]) & (first[1:] <= after)) + 1
 
     def boundary(self, character: int) -> int | None:
-        """The boundary at which a token begins with `character`, if there is one."""
+        """The boundary whose token begins at `character`, if any."""
         index = int(np.searchsorted(self.offsets[self.boundaries, 0], character))
         found = int(self.boundaries[index]) if index < len(self.boundaries) else None
         return found if found is not None and self.offsets[found, 0] == character else None
@@ -57,9 +57,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class _Window:
-    """The characters `start:stop` of a text, tokenized by themselves.
+    """The characters `start:stop` of a text, tokenized alone.
 
-    `begins [N]` says which tokens begin a word of the pre-tokenizer.
+    `begins [N]` (bool) marks tokens that begin a word of the pre-tokenizer.
     """
 
     start: int
@@ -74,7 +74,7 @@ class _Window:
         return found[(first >= low) & (first < high)]
 
     def around(self, character: int) -> np.ndarray | None:
-        """All that is known of the tokens on both sides of a boundary at `character`; None if there is none, or few."""
+        """Ids, offsets and word starts of the tokens around a boundary at `character`; None if there are too few."""
         index = self.tokens.boundary(character)
         if index is None or index < AGREEING or index + AGREEING > len(self.tokens):
             return None
@@ -83,10 +83,10 @@ class _Window:
 
 
 class TextEncoder:
-    """Tokenizes texts as `tokenizer` does, which is left as it is; what is changed in that later has no effect here.
+    """Tokenizes texts with a copy of `tokenizer`, whose later changes have no effect.
 
-    With `template`, what it gets is part of a chat template of ours, and no text: special tokens in it are special.
-    Raises ValueError, when a text names it, for a special token that the model of the tokenizer makes out of text.
+    With `template`, its input is part of a chat template, whose special tokens are special. Raises ValueError for a
+    text that the tokenizer's model turns into a special token.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, template: bool = False) -> None:
@@ -98,10 +98,9 @@ class TextEncoder:
         self._tokenizer.encode_special_tokens = not template
 
     def encode(self, text: str, *, continues: bool = False) -> Tokens:
-        """`text` without special tokens: as it begins, or, if it `continues` another text, as it goes on behind it.
+        """The tokens of `text` without special tokens; with `continues`, as the continuation of another text.
 
-        Many tokenizers put a space in front of what begins, or strip one off; in the middle of a text it would be
-        an extra space or a missing one.
+        Many tokenizers add or strip a space at the beginning of a text, which is wrong within one.
         """
         if continues and text and self._changes_beginnings:
             return self._behind(text)
@@ -109,9 +108,9 @@ class TextEncoder:
         return Tokens(np.concatenate([p.ids for p in parts]), np.concatenate([p.offsets for p in parts]))
 
     def pieces(self, text: str) -> Iterator[Tokens]:
-        """The tokens of `text`, those of about `PIECE_CHARACTERS` characters at a time.
+        """The tokens of `text` in pieces of about `PIECE_CHARACTERS` characters.
 
-        Windows that overlap are joined where they agree, and are made larger where they do not.
+        Overlapping windows are joined where they agree, and enlarged where they do not.
         """
         left, first = self._window(text, 0, texts.PIECE_CHARACTERS), 0
         while left.stop < len(text):
@@ -125,12 +124,12 @@ class TextEncoder:
         yield left.tokens[first:]
 
     def _joined(self, text: str, left: _Window) -> tuple[_Window, int, int] | None:
-        """The next window, where `left` ends for it, and where it begins; None if they agree nowhere."""
+        """The next window, the end of `left` and its own start at the join; None if they agree nowhere."""
         start = _beginning(left)
         if start is None:
             return None
         right = self._window(text, start, start + texts.PIECE_CHARACTERS)
-        # What depends on where a window ends, like digits in groups from the right, is another here.
+        # A window with another end: what depends on the end, like digits grouped from the right, differs here.
         control = self._window(text, start, left.stop + 1)
         for cut in left.boundaries(left.stop - 3 * OVERLAP // 2, left.stop - OVERLAP // 2):
             character = int(left.tokens.offsets[cut, 0])
@@ -150,7 +149,7 @@ class TextEncoder:
         return _Window(start, stop, Tokens(ids, offsets), np.diff(words, prepend=-1) != 0)
 
     def _checked(self, text: str) -> Any:
-        """The encoding of `text`, in which no special token stands."""
+        """The encoding of `text`, checked to hold no special token."""
         found = self._tokenizer.encode(text, add_special_tokens=False)
         if not np.isin(found.ids, self._special).any():
             return found
@@ -166,7 +165,7 @@ class TextEncoder:
 
     @cached_property
     def _without_special(self) -> Tokenizer:
-        """For models whose vocabulary holds special tokens as if they were words: there they get impossible names."""
+        """For models whose vocabulary has special tokens as words: these get names that no text holds."""
         model = json.loads(self._original.to_str())["model"]
         added = self._original.get_added_tokens_decoder()
         names = {added[number].content: f"\0 {number} \0" for number in self._special.tolist()}
@@ -195,12 +194,12 @@ class TextEncoder:
             if cut and begins[cut:].all() and tokens.offsets[:cut, 1].max() <= len(anchor):
                 return Tokens(tokens.ids[cut:], tokens.offsets[cut:] - len(anchor))
         raise ValueError(
-            f"the tokenizer joins {text[:20]!r} with whatever stands before it: begin with another character"
+            f"the tokenizer merges {text[:20]!r} with any character before it: begin with another character"
         )
 
 
 def _beginning(window: _Window) -> int | None:
-    """A character near the end of `window` at which another one may begin: a word's first if there is any."""
+    """The character near the end of `window` at which the next one begins: the start of a word if there is any."""
     found = window.boundaries(window.stop - 3 * OVERLAP, window.stop - 2 * OVERLAP)
     for choices in (found[window.begins[found]], found):
         if len(choices):
@@ -209,7 +208,7 @@ def _beginning(window: _Window) -> int | None:
 
 
 def _for_texts(tokenizer: Tokenizer, model: Any, added: dict[int, AddedToken]) -> Tokenizer:
-    """One with the parts of `tokenizer`, but no truncation, no padding, and special tokens that texts cannot name."""
+    """A copy of `tokenizer` without truncation and padding, whose special tokens do not match text."""
     parts = {name: _state(getattr(tokenizer, name)) for name in ("normalizer", "pre_tokenizer", "post_processor")}
     other = Tokenizer.from_str(json.dumps(_bare(parts)))
     other.model = model
@@ -217,20 +216,20 @@ def _for_texts(tokenizer: Tokenizer, model: Any, added: dict[int, AddedToken]) -
     if {number: token.content for number, token in other.get_added_tokens_decoder().items()} != {
         number: token.content for number, token in added.items()
     }:
-        raise ValueError("the tokenizer's added tokens are not numbered one after the other: save and load it again")
+        raise ValueError("the ids of the tokenizer's added tokens are not consecutive: save and load it again")
     other.encode_special_tokens = True
     return other
 
 
 def _bare(parts: dict[str, Any]) -> dict[str, Any]:
-    """What `Tokenizer.from_str` reads, with these parts and a model without words."""
+    """A serialized tokenizer with these parts and an empty vocabulary."""
     empty = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "decoder": None}
     others = {"normalizer": None, "pre_tokenizer": None, "post_processor": None}
     return empty | others | parts | {"model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}
 
 
 def _state(part: Any) -> Any:
-    """A part of a tokenizer as JSON knows it."""
+    """A component of a tokenizer, serialized."""
     return None if part is None else json.loads(part.__getstate__())
 
 
@@ -241,17 +240,17 @@ def _renamed(token: AddedToken, names: dict[str, str]) -> AddedToken:
 
 
 def _unknown(model: Any) -> set[int]:
-    """The ids that a model gives to what it does not know."""
+    """Ids that a model gives to unknown text."""
     named = model.token_to_id(getattr(model, "unk_token", None) or "")
     try:
         given = {token.id for token in model.tokenize("\U0010ffff")}
-    except Exception:  # whatever tokenizers raises where there is no such id
+    except Exception:  # any error of tokenizers if there is no such id
         given = set()
     return given if named is None else given | {named}
 
 
 def _changes_beginnings(state: Any) -> bool:
-    """Whether a normalizer or pre-tokenizer does something else at the beginning of a text than in the middle."""
+    """Whether a normalizer or pre-tokenizer treats the beginning of a text differently."""
     if isinstance(state, list):
         return any(map(_changes_beginnings, state))
     if not isinstance(state, dict):

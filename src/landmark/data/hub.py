@@ -1,20 +1,20 @@
-"""What is asked of the Hugging Face hub and its libraries, and their failures, told in one line and within seconds."""
+"""Access to the Hugging Face hub that fails within seconds, with one-line errors."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import HfApi, is_offline_mode, snapshot_download
 
-# HTTPError is the base of all that a request may raise; the hub's library has it from one of two others.
+# HTTPError is the base class of all request errors, whichever HTTP library the hub uses.
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # pyright: ignore[reportPrivateImportUsage]
 
 TIMEOUT = 5.0  # seconds
 
 
 def check_reachable(name: str, kind: Literal["dataset", "model"]) -> None:
-    """Raise ValueError unless the hub answers for `name` now: its libraries would try for most of a minute.
+    """Raises ValueError unless the hub has `name` and answers now: its libraries would retry for most of a minute.
 
-    A folder needs no hub. In offline mode (HF_HUB_OFFLINE=1) the libraries themselves say at once what is missing.
+    A folder needs no hub, and in offline mode (HF_HUB_OFFLINE=1) the libraries themselves fail at once.
     """
     if is_offline_mode() or Path(name).exists():
         return
@@ -30,7 +30,7 @@ def check_reachable(name: str, kind: Literal["dataset", "model"]) -> None:
 def dataset_files(name: str, revision: str, pattern: str, *, download: bool) -> list[Path]:
     """The files of a data set at one commit that match `pattern`, by name: those on this machine, or after a download.
 
-    Raises ValueError where the download breaks off.
+    Raises ValueError if the download fails.
     """
     try:
         folder = snapshot_download(
@@ -40,13 +40,13 @@ def dataset_files(name: str, revision: str, pattern: str, *, download: bool) -> 
         return []
     except HTTPError as error:
         raise ValueError(
-            f"the download of {name} broke off ({first_line(error)}): run the same command to go on with it"
+            f"the download of {name} failed ({first_line(error)}): run the same command again to resume it"
         ) from error
     return sorted(Path(folder).glob(pattern))
 
 
 def load(source: str, *args: Any, **kwargs: Any) -> Any:
-    """What `datasets.load_dataset` loads; raises ValueError, naming `source` and the reason, where it cannot."""
+    """`datasets.load_dataset`; raises ValueError, naming `source` and the reason, if it fails."""
     try:
         from datasets import load_dataset
         from datasets.exceptions import DatasetGenerationError
@@ -59,11 +59,11 @@ def load(source: str, *args: Any, **kwargs: Any) -> Any:
             f"{source!r} is not on this machine ({first_line(error)}): run the same command with a connection to the "
             "Hugging Face hub and without HF_HUB_OFFLINE"
         ) from error
-    # RuntimeError is what it raises for data sets that are read by a program of their own.
+    # RuntimeError: data sets with loading scripts.
     except (OSError, ValueError, RuntimeError, DatasetGenerationError) as error:
         raise ValueError(f"{source!r} cannot be loaded: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or what it is called."""
+    """The first line of an error's message, or its type."""
     return (str(error) or type(error).__name__).splitlines()[0]

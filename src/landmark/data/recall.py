@@ -223,7 +223,7 @@ class RecallWindows:
         return Piece(tokens.ids, kinds)
 
     def _names(self, rng: np.random.Generator, count: int) -> list[str | None]:
-        """`count` names without repetition; None, the pass key, is one of them in half of the windows."""
+        """`count` names without repetition; None, the passkey, is one of them in half of the windows."""
         names: list[str | None] = [None] if rng.random() < 0.5 else []
         while len(names) < count:
             name = random_name(rng)

@@ -1,4 +1,4 @@
-"""Reading the user's text: plain files, tables on disk and Hugging Face datasets, as named documents."""
+"""Text sources: plain files, tables on disk and Hugging Face data sets, read as named documents."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,20 +11,20 @@ from landmark.data.hub import check_reachable, load
 TABLE_KINDS = ("json", "csv", "parquet")
 STDIN = "-"  # names standard input, where a text file may be named
 DATASET_FORM = "hf:NAME[:CONFIG]:SPLIT:COLUMN"
-# Tokenizing needs some hundred bytes of memory a token, so long documents go through it in pieces (see `encoder`).
+# Tokenization takes some hundred bytes of memory a token, so long documents are tokenized in pieces (see `encoder`).
 PIECE_CHARACTERS = 1 << 18
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text and the name by which messages and manifests call it."""
+    """A text and its name, for messages and manifests."""
 
     name: str
     text: str
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, or of standard input if `path` is "-", exactly as stored (line ends are not changed).
+    """The text of a UTF-8 file, or of standard input if `path` is "-", with its line ends unchanged.
 
     Raises ValueError if the file is missing, a directory, empty, or not UTF-8 (naming the first bad byte).
     """
@@ -62,7 +62,7 @@ def _decoded(name: str, data: bytes) -> str:
 
 
 def check_files(sources: Iterable[str]) -> None:
-    """Raises ValueError for the first of `sources` that names a file which is not there, before any is read."""
+    """Raises ValueError for the first source whose file does not exist, before any is read."""
     for source in sources:
         kind, colon, rest = source.partition(":")
         if colon and kind in TABLE_KINDS:
@@ -114,7 +114,7 @@ def _rows(source: str, column: str, *args: str, **kwargs: str) -> Iterator[Docum
     table = load(source, *args, **kwargs)
     if column not in table.column_names:
         raise ValueError(f"{source!r} has no column {column!r}; it has {', '.join(table.column_names)}")
-    for row, text in enumerate(table[column]):  # read one after the other from the disk
+    for row, text in enumerate(table[column]):  # streamed from disk
         if not isinstance(text, str):
             raise ValueError(f"{source!r}, row {row}: column {column!r} holds {type(text).__name__}, not text")
         if text.strip():

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer trained on the user's text, loadable by transformers' AutoTokenizer."""
+"""Training of a byte-level BPE tokenizer that transformers' AutoTokenizer loads."""
 
 import json
 from collections.abc import Sequence
@@ -17,15 +17,14 @@ SMALLEST_VOCAB = 256 + len(SPECIAL_TOKENS)
 def train_tokenizer(
     sources: Sequence[str], vocab_size: int, out: str | Path, *, show_progress: bool = False
 ) -> Tokenizer:
-    """Train a tokenizer on `sources` (see `read_documents`) and save it in the folder `out`.
+    """Trains a tokenizer on `sources` (see `read_documents`) and saves it in the folder `out`.
 
-    All 256 bytes are tokens, so any text round-trips. Digits are split off one by one *before* anything
-    else: a number is as many tokens as it has digits, and text in front of a number is tokenized the same
-    whether or not the number follows, so a prompt may end right where digits are to come.
-    Landmarks are not tokens: a converted model adds its own embedding row after the tokenizer's ids.
+    All 256 bytes are tokens, so every text round-trips. Digits are split first, one token each: text before a number
+    has the same tokens whether or not the number follows, so a prompt may end right before digits. Landmarks are not
+    tokens: a converted model adds an embedding row behind the tokenizer's ids.
 
-    Raises ValueError if `vocab_size` is too small for the bytes, if the texts cannot fill it, or if `out`
-    already holds a tokenizer.
+    Raises ValueError if `vocab_size` is too small for the bytes, if the texts cannot fill it, or if `out` already holds
+    a tokenizer.
     """
     out = Path(out)
     if vocab_size < SMALLEST_VOCAB:
@@ -58,7 +57,7 @@ def train_tokenizer(
 
 
 def save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
-    """Write `tokenizer.json` and the `tokenizer_config.json` that transformers wants beside it."""
+    """Writes `tokenizer.json` and the `tokenizer_config.json` of transformers."""
     out.mkdir(parents=True, exist_ok=True)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,8 +1,7 @@
-"""Text tokenized once into a memory-mapped file that can be resumed, checked and reopened.
+"""Token files: text tokenized once into a memory-mapped file, resumable and verified by checksums.
 
-A folder holds `tokens.bin` (the ids), `documents.jsonl` (one line for each finished document: the journal
-from which an interrupted run continues, and the table of documents afterwards) and `manifest.json`, which
-is written last: where it stands, the folder is complete.
+A folder holds `tokens.bin` (the ids), `documents.jsonl` (a line for each finished document: the journal of an
+interrupted run, and later the table of documents) and `manifest.json`, written last: with it, the folder is complete.
 """
 
 import hashlib
@@ -22,14 +21,14 @@ from landmark.data.text import Document, read_documents
 from landmark.files import unfinished, written_whole
 
 VERSION = 2
-# What was made before texts were data: the tokens may lack most of a text.
-NOT_AS_DATA = 1
+# Folders of this version may lack most of a text: its tokenizers were allowed to truncate.
+TRUNCATING = 1
 DATA, JOURNAL, MANIFEST = "tokens.bin", "documents.jsonl", "manifest.json"
 
 
 @dataclass(frozen=True)
 class TokenizedDocument:
-    """One finished document: its size and SHA-256 as UTF-8, and the tokens `start:stop` in the file."""
+    """A finished document: its size and SHA-256 as UTF-8, and its tokens `start:stop` in the file."""
 
     name: str
     bytes: int
@@ -40,7 +39,7 @@ class TokenizedDocument:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """Tokenized text: `ids` is a read-only 1-d array (uint16 or uint32) mapped from disk."""
+    """A complete token file: `ids` is a read-only 1-d array (uint16 or uint32) mapped from disk."""
 
     folder: Path
     ids: np.ndarray
@@ -49,16 +48,16 @@ class TokenFile:
 
     @classmethod
     def open(cls, folder: str | Path, *, tokenizer: Tokenizer | None = None, verify: bool = True) -> "TokenFile":
-        """Open a complete folder; `verify` reads the data once and compares its checksum.
+        """Opens a complete folder; `verify` reads the data once and compares its checksum.
 
-        Raises ValueError if the folder is missing or incomplete, if data and manifest differ (naming what
-        differs), or if it was made with another tokenizer than `tokenizer`.
+        Raises ValueError if the folder is missing or incomplete, if the data differ from the manifest (naming the
+        difference), or if they were made with another tokenizer than `tokenizer`.
         """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             raise ValueError(f"{folder} holds no complete tokenized text ({MANIFEST} is missing); tokenize again")
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        _check_read_as_data(folder, manifest)
+        _check_not_truncating(folder, manifest)
         if manifest["version"] != VERSION:
             raise ValueError(f"{folder} has format version {manifest['version']}, this library reads {VERSION}")
         if tokenizer is not None and manifest["tokenizer"] != tokenizer_fingerprint(tokenizer):
@@ -67,7 +66,7 @@ class TokenFile:
         for item, value in found.items():
             if manifest[item] != value:
                 raise ValueError(
-                    f"{folder} is damaged: {item} is {value}, the manifest says {manifest[item]}; "
+                    f"{folder} is damaged: {item} is {value}, the manifest has {manifest[item]}; "
                     "delete the folder and tokenize again"
                 )
         ids = np.memmap(folder / DATA, dtype=manifest["dtype"], mode="r")
@@ -85,12 +84,11 @@ def tokenize(
     eos_id: int | None = None,
     on_document: Callable[[TokenizedDocument], None] | None = None,
 ) -> TokenFile:
-    """Tokenize `sources` (see `read_documents`) into the folder `out`, each document followed by `eos_id`.
+    """Tokenizes `sources` (see `read_documents`) into the folder `out`, each document followed by `eos_id`.
 
-    Documents finished by an earlier call that was interrupted or failed are kept, as far as the sources begin with
-    them; what else it began is in nobody's way. A complete folder is only checked: its sources must still be the same,
-    and those that cannot change are not read again. `on_document` is called after each document that was read, old or
-    new.
+    Resumes an interrupted call: its finished documents are kept as far as the sources begin with them. A complete
+    folder is only verified: its sources must be unchanged, and those that never change are not read again.
+    `on_document` is called after each document, resumed or new.
 
     Raises ValueError if `out` holds other text or was made with another tokenizer, naming the difference.
     """
@@ -124,10 +122,10 @@ def tokenize(
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 over all that decides how raw text becomes ids.
+    """SHA-256 over everything that determines the ids of a text.
 
-    Padding, truncation and the post-processor (which adds special tokens) are left out: tokenized text has
-    none of them, and loaders fill them in differently.
+    Padding, truncation and the post-processor (which adds special tokens) are left out: token files have none of them,
+    and loaders fill them in differently.
     """
     state = json.loads(tokenizer.to_str())
     for item in ("padding", "truncation", "post_processor"):
@@ -147,9 +145,9 @@ def _settings(sources: Sequence[str], tokenizer: Tokenizer, eos_id: int | None) 
 
 
 def _claim(out: Path, settings: dict) -> None:
-    """Write down what `out` is for, or find that it is for something else.
+    """Records the settings of `out`; raises ValueError if it has others.
 
-    An unfinished folder can still be for other sources, and for anything while no document is finished.
+    An incomplete folder may change its sources, and all settings before its first finished document.
     """
     path = out / "settings.json"
     if not path.exists():
@@ -160,7 +158,7 @@ def _claim(out: Path, settings: dict) -> None:
     stored = earlier = json.loads(path.read_text(encoding="utf-8"))
     if not (out / MANIFEST).exists():
         earlier = earlier | {"sources": settings["sources"]} if _read_journal(out) else settings
-    _check_read_as_data(out, earlier)
+    _check_not_truncating(out, earlier)
     for item, value in settings.items():
         if earlier[item] != value:
             what, before, now = f"another {item}", earlier[item], value
@@ -169,7 +167,7 @@ def _claim(out: Path, settings: dict) -> None:
             raise ValueError(
                 f"{out} was made with {what} ({before!r}, now {now!r}); delete it or choose another folder"
             )
-    if stored != settings:  # several processes of a training come here at once, and find that there is nothing to write
+    if stored != settings:  # several processes may get here at once: only changes are written
         _write_json(path, settings)
 
 
@@ -178,8 +176,8 @@ def _write_json(path: Path, fields: dict) -> None:
         partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_read_as_data(folder: Path, settings: dict) -> None:
-    if settings["version"] == NOT_AS_DATA:
+def _check_not_truncating(folder: Path, settings: dict) -> None:
+    if settings["version"] == TRUNCATING:
         raise ValueError(
             f"{folder} was tokenized by an earlier release, which took special tokens named in texts for such, and cut "
             "texts short where a tokenizer.json says so: delete the folder and tokenize again; a training that began "
@@ -188,7 +186,7 @@ def _check_read_as_data(folder: Path, settings: dict) -> None:
 
 
 def _first_difference(before: list[str], now: list[str]) -> tuple[str | None, str | None]:
-    """Of two lists of many sources the first that are not the same; None where one list has ended."""
+    """The first differing pair of two lists of sources; None past the end of the shorter."""
     return next(pair for pair in zip_longest(before, now) if pair[0] != pair[1])
 
 
@@ -220,9 +218,9 @@ def _append(
     encoder = TextEncoder(tokenizer)
     _write_journal(out, finished)
     with open(out / DATA, "ab") as data, open(out / JOURNAL, "a", encoding="utf-8") as journal:
-        # What an interrupted document left behind goes away: the journal names the last whole one.
+        # Drops the tokens of an interrupted document: the journal ends with the last complete one.
         if data.seek(0, 2) < start * dtype.itemsize:
-            raise ValueError(f"{out / DATA} is shorter than {JOURNAL} says; delete {out} and tokenize again")
+            raise ValueError(f"{out / DATA} is shorter than {JOURNAL} records; delete {out} and tokenize again")
         data.truncate(start * dtype.itemsize)
         for document in documents:
             stop = start + _write_document(data, document.text, encoder, dtype, settings["eos_id"])
@@ -255,7 +253,7 @@ def _digest(document: Document) -> tuple[int, str]:
 
 
 def _measure(folder: Path, verify: bool) -> dict[str, int | str]:
-    """What the files in `folder` are now, under the names the manifest uses."""
+    """Size and checksums of the files in `folder`, under their names in the manifest."""
     found: dict[str, int | str] = {"tokens_bytes": (folder / DATA).stat().st_size}
     if verify:
         for item, name in (("tokens_sha256", DATA), ("documents_sha256", JOURNAL)):
@@ -268,12 +266,12 @@ def _read_journal(folder: Path) -> list[TokenizedDocument]:
     if not (folder / JOURNAL).exists():
         return []
     lines = (folder / JOURNAL).read_text(encoding="utf-8").split("\n")
-    # Every whole line ends in a newline, so the last element is empty or a line cut short by an interruption.
+    # Complete lines end in a newline: the last element is empty or an interrupted line.
     return [TokenizedDocument(**json.loads(line)) for line in lines[:-1]]
 
 
 def _write_journal(folder: Path, documents: list[TokenizedDocument]) -> None:
-    """Replace the journal by its whole lines, so that new lines do not follow half of an old one."""
+    """Rewrites the journal without an interrupted line."""
     lines = [json.dumps(asdict(document)) + "\n" for document in documents]
     with written_whole(folder / JOURNAL) as partial:
         partial.write_text("".join(lines), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Measuring converted models: pass keys and perplexity, read through memory, locally, or at once."""
+"""Evaluation of converted models: passkey retrieval and perplexity, through memory, locally or with full attention."""

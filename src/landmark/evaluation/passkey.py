@@ -1,4 +1,4 @@
-"""The pass-key task (section 4.2 of the paper): a key hidden in a long text, asked for at its end."""
+"""Passkey retrieval (section 4.2 of the paper): digits hidden in a long text, asked for at its end."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,16 +21,19 @@ from landmark.hf.reader import answer
 from landmark.hf.tokenizer import bos_tokens, encode
 from landmark.process_memory import PeakMemory
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 DIGITS = 5
 DEPTH_BINS = 10
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text with a key in it and the question at its end: `text [N]`, `question [M]` ordinary tokens.
+    """A text with a passkey and the question after it: `text [N]`, `question [M]` ordinary tokens.
 
-    `depth` is the place of the key, 0 at the start of the text and 1 at its end; `stated` the tokens that
-    state it.
+    `depth` is the position of the passkey `key`, from 0 at the start of the text to 1 at its end; `stated` are the
+    tokens of its statement.
     """
 
     key: str
@@ -42,7 +45,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answered prompt; `seconds` from the first token read to the last digit."""
+    """An answered prompt; `seconds` from the first token of the prefill to the last digit."""
 
     length: int
     index: int
@@ -58,9 +61,9 @@ class Sample:
 
 
 class PasskeyPrompts:
-    """Makes prompts of any length from the ids `haystack [H]`, repeated where they are too few."""
+    """Generates prompts of any length from the filler ids `haystack [H]`, repeated if they are too few."""
 
-    def __init__(self, tokenizer: Any, haystack: Tensor, *, seed: int = 0) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", haystack: Tensor, *, seed: int = 0) -> None:
         if seed < 0:
             raise ValueError(f"seed is {seed}: give 0 or more")
         self.tokenizer = tokenizer
@@ -70,15 +73,17 @@ class PasskeyPrompts:
         self.question = encode(tokenizer, passkey_question(), continues=True).ids
 
     def check_length(self, length: int) -> None:
-        """Raises ValueError when `length` tokens have no room for a key, its question and a token of text."""
-        # The key stands there twice, and each further digit takes at most a token.
+        """Raises ValueError if `length` tokens have no room for a passkey, its question and a token of filler."""
+        # The statement has the passkey twice, and each further digit takes at most a token.
         stated = len(encode(self.tokenizer, passkey_statement("0"), continues=True)) + 2 * (DIGITS - 1)
         least = len(self.opening) + stated + len(self.question) + 1
         if length < least:
-            raise ValueError(f"length {length} is too short for a key and its question: give {least} tokens or more")
+            raise ValueError(
+                f"length {length} is too short for a passkey and its question: give {least} tokens or more"
+            )
 
     def prompt(self, length: int, index: int, samples: int) -> Prompt:
-        """Prompt `index` of `samples`, `length` tokens in all; the same whatever was asked before."""
+        """Prompt `index` of `samples`, `length` tokens in all; depends on nothing but these and the seed."""
         rng = np.random.default_rng([self.seed, length, index])
         key, offset = random_key(rng, DIGITS), int(rng.integers(len(self.haystack)))
         stated = len(encode(self.tokenizer, passkey_statement(key), continues=True))
@@ -88,7 +93,7 @@ class PasskeyPrompts:
         return self.hide(key, filler, depths(samples)[index])
 
     def hide(self, key: str, filler: Tensor, depth: float) -> Prompt:
-        """The prompt that states `key` at `depth` of `filler [F]`."""
+        """The prompt that hides `key` at `depth` of `filler [F]`."""
         statement = encode(self.tokenizer, passkey_statement(key), continues=True).ids
         cut = round(depth * len(filler))
         text = torch.cat((self.opening, filler[:cut], statement, filler[cut:]))
@@ -97,39 +102,39 @@ class PasskeyPrompts:
 
 
 def depths(samples: int) -> list[float]:
-    """Places spread evenly from the start of the text, 0, to its end, 1; the middle for a single sample."""
+    """Depths spread evenly from 0, the start of the text, to 1, its end; the middle for a single sample."""
     if samples < 1:
         raise ValueError(f"samples is {samples}: give 1 or more")
     return [index / (samples - 1) for index in range(samples)] if samples > 1 else [0.5]
 
 
 def answer_tokens(tokenizer: Any, key: str) -> int:
-    """How many tokens of this tokenizer the key takes behind the question, where no space belongs in front of it."""
+    """Number of tokens of the passkey right after the question, without a space in front."""
     return len(encode(tokenizer, key, continues=True))
 
 
 def ask(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     prompt: Prompt,
     cache: LandmarkCache | None,
     *,
     chunk_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> str:
-    """What the model takes the key to be: it reads the text into `cache` and answers the question greedily.
+    """The model's answer: reads the text into `cache`, then decodes `answer_tokens` tokens greedily.
 
-    As many tokens are generated as `answer_tokens` says. Without a cache all is attended to at once, in each step.
+    Without a cache, every step attends to the whole prompt.
     """
     if cache is not None:
         read(model, prompt.text, cache, chunk_size=chunk_size, progress=progress)
     ids = prompt.question if cache is not None else torch.cat((prompt.text, prompt.question))
     digits = answer(model, ids, cache, max_new_tokens=answer_tokens(tokenizer, prompt.key))
-    return tokenizer.decode(digits, skip_special_tokens=True).strip()
+    return str(tokenizer.decode(digits, skip_special_tokens=True)).strip()
 
 
 def run(
-    model: Any,
+    model: "PreTrainedModel",
     keys: PasskeyPrompts,
     reading: Reading,
     length: int,
@@ -137,7 +142,7 @@ def run(
     samples: int,
     progress: Callable[[int], Any] | None = None,
 ) -> Iterable[Sample]:
-    """Asks for the keys `indices` of `samples` at one length, one after the other.
+    """Asks for the passkeys `indices` of `samples` at one length, one after the other.
 
     `progress` is called with numbers of tokens that add up to `length` for each sample.
     """
@@ -145,7 +150,7 @@ def run(
         prompt = keys.prompt(length, index, samples)
         peak, started, unread = PeakMemory(), time.perf_counter(), length
 
-        def look(tokens: int, peak: PeakMemory = peak) -> None:
+        def count(tokens: int, peak: PeakMemory = peak) -> None:
             nonlocal unread
             peak.sample()
             unread -= tokens
@@ -153,14 +158,14 @@ def run(
                 progress(tokens)
 
         chunk = reading.settings.chunk_size
-        said = ask(model, keys.tokenizer, prompt, reading.cache(model.config), chunk_size=chunk, progress=look)
-        look(unread)
+        reply = ask(model, keys.tokenizer, prompt, reading.cache(model.config), chunk_size=chunk, progress=count)
+        count(unread)
         seconds = time.perf_counter() - started
-        yield Sample(length, index, prompt.depth, prompt.key, said, said == prompt.key, seconds, peak.megabytes)
+        yield Sample(length, index, prompt.depth, prompt.key, reply, reply == prompt.key, seconds, peak.megabytes)
 
 
 def summary(reading: Reading, length: int, samples: Sequence[Sample]) -> dict[str, Any]:
-    """What is reported for one length."""
+    """The figures of one length."""
     seconds = sum(sample.seconds for sample in samples)
     figures = {
         "length": length,
@@ -177,28 +182,28 @@ def summary(reading: Reading, length: int, samples: Sequence[Sample]) -> dict[st
 
 
 def accuracy(samples: Sequence[Sample]) -> float:
-    """Share of right answers."""
+    """Share of correct answers."""
     return sum(sample.correct for sample in samples) / len(samples)
 
 
 def by_depth(samples: Sequence[Sample]) -> dict[str, float]:
-    """Accuracy in each tenth of the text that holds keys; `"0.1-0.2"` is from 0.1 to below 0.2."""
+    """Accuracy by tenth of the text that hides the passkey; `"0.1-0.2"` is from 0.1 to below 0.2."""
     bins: dict[int, list[Sample]] = {}
     for sample in samples:
         bins.setdefault(min(int(sample.depth * DEPTH_BINS), DEPTH_BINS - 1), []).append(sample)
-    return {f"{place / DEPTH_BINS:.1f}-{(place + 1) / DEPTH_BINS:.1f}": accuracy(bins[place]) for place in sorted(bins)}
+    return {f"{tenth / DEPTH_BINS:.1f}-{(tenth + 1) / DEPTH_BINS:.1f}": accuracy(bins[tenth]) for tenth in sorted(bins)}
 
 
-def contents(model: Any, keys: PasskeyPrompts) -> dict[str, str]:
-    """What answers come from, by its contents: hashes of the model's weights and configuration, tokenizer and text.
+def contents(model: "PreTrainedModel", keys: PasskeyPrompts) -> dict[str, str]:
+    """Hashes of everything that determines answers: parameters and configuration of the model, tokenizer and text.
 
-    Paths are left out: the same model in another folder gives the same answers, another one in the same folder not.
+    By contents and not by path: a model gives the same answers in another folder.
     """
-    ends = getattr(model.generation_config, "eos_token_id", None)  # an answer ends there
-    tokenizer = tokenizer_fingerprint(keys.tokenizer.backend_tokenizer)
+    eos = getattr(model.generation_config, "eos_token_id", None)  # ends an answer
+    backend: Any = keys.tokenizer.backend_tokenizer
     return {
-        "tokenizer": _sha256([tokenizer, keys.opening.tolist(), keys.question.tolist()]),
-        "model": _sha256([model_fingerprint(model), ends]),
+        "tokenizer": _sha256([tokenizer_fingerprint(backend), keys.opening.tolist(), keys.question.tolist()]),
+        "model": _sha256([model_fingerprint(model), eos]),
         "haystack": _sha256(keys.haystack.tolist()),
     }
 
@@ -208,12 +213,11 @@ def _sha256(what: Any) -> str:
 
 
 class Journal:
-    """The file `path`: a first line with the `settings` of the evaluation, then a line for each sample.
+    """The log of answered samples in the file `path`, so that an interrupted evaluation resumes.
 
-    The settings must name all that decides about an answer, by its contents: see `contents`.
-    A run that was killed while writing leaves a line without an end; its sample is asked again. Raises
-    ValueError when the file holds samples of other settings (naming the difference) or something else, and
-    leaves it as it is.
+    Its first line holds the `settings` of the evaluation, which must determine every answer (see `contents`); each
+    further line holds a sample. An incomplete last line is dropped, and its sample is asked again. Raises ValueError if
+    the file holds samples of other settings (naming the difference) or something else, and leaves it unchanged.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
@@ -223,7 +227,7 @@ class Journal:
             raise ValueError(f"the folder {self.path.parent} does not exist: make it, or choose another file")
         data = self.path.read_bytes() if self.path.exists() else b""
         header = (json.dumps(settings) + "\n").encode()
-        if header.startswith(data):  # new, empty, or cut short in its first line
+        if header.startswith(data):  # new, empty, or incomplete in its first line
             self.path.write_bytes(header)
             return
         finished = data[: data.rfind(b"\n") + 1]
@@ -231,7 +235,7 @@ class Journal:
         for name in {**settings, **first}:
             if name not in first:
                 raise ValueError(
-                    f"{path} does not say with which {name} it was made, as those of earlier releases do not:"
+                    f"{path} does not record the {name} it was made with, like logs of earlier releases:"
                     " choose another file or delete it"
                 )
             if first.get(name) != settings.get(name):
@@ -246,6 +250,7 @@ class Journal:
             self.path.write_bytes(finished)
 
     def add(self, sample: Sample) -> None:
+        """Appends a sample."""
         self.samples[sample.length, sample.index] = sample
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(sample.to_dict()) + "\n")
@@ -254,7 +259,7 @@ class Journal:
         try:
             return Sample(**line)
         except TypeError:
-            raise ValueError(f"{self.path} is not a log of pass keys: choose another file") from None
+            raise ValueError(f"{self.path} is not a log of passkeys: choose another file") from None
 
     def _lines(self, data: bytes) -> list[dict[str, Any]]:
         try:
@@ -262,5 +267,5 @@ class Journal:
         except ValueError:
             lines = []
         if not lines or not all(isinstance(line, dict) for line in lines):
-            raise ValueError(f"{self.path} is not a log of pass keys: choose another file")
+            raise ValueError(f"{self.path} is not a log of passkeys: choose another file")
         return lines

@@ -1,11 +1,11 @@
-"""Perplexity of texts read in windows, and paired differences between two ways to read the same tokens."""
+"""Perplexity of texts in windows, and paired differences between two settings on the same tokens."""
 
 import math
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -17,17 +17,20 @@ from landmark.hf.reader import chunks
 from landmark.memory import Retrievals
 from landmark.settings import ReadingChanges, ReadingSettings
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to read, from scratch, each window of `length` ordinary tokens."""
+    """A reading of windows of `length` ordinary tokens, each from scratch."""
 
     reading: Reading
     length: int
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether tokens are scored with some knowledge of later ones; readers of segments never do that."""
+        """Whether the scores of tokens depend on later ones; those of segment readers never do."""
         return getattr(self.reading, "looks_ahead", False)
 
     @property
@@ -44,9 +47,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Scored:
-    """Negative log-likelihoods in nats, `nll [windows, span]`; NaN where a token was nobody's target.
+    """Negative log-likelihoods in nats, `nll [windows, span]`; NaN where a token was no target.
 
-    `skipped` is the share of retrievals that a `miss_threshold` spared, None without one.
+    `skipped` is the share of retrievals skipped by a `miss_threshold`, None without one.
     """
 
     setting: Setting
@@ -55,7 +58,7 @@ class Scored:
     skipped: float | None = None
 
     def figures(self) -> dict[str, Any]:
-        """What is reported for one setting."""
+        """The figures of one setting."""
         mean, error = mean_and_error(self.nll)
         reading, settings = self.setting.reading, self.setting.reading.settings
         figures = {
@@ -80,7 +83,7 @@ class Scored:
 def cut_windows(documents: Sequence[np.ndarray], span: int, limit: int | None) -> np.ndarray:
     """Consecutive windows `[W, span]` of each document's ids, or `limit` of them spread evenly over all.
 
-    What is left at the end of a document is not read. Raises ValueError when no document fills a window.
+    The rest of a document is dropped. Raises ValueError if no document fills a window.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"windows is {limit}: give 1 or more")
@@ -95,7 +98,7 @@ def cut_windows(documents: Sequence[np.ndarray], span: int, limit: int | None) -
 
 
 def check_lengths(lengths: Sequence[int]) -> int:
-    """The longest of `lengths`; raises ValueError unless the others divide it and so share its windows."""
+    """The longest of `lengths`; raises ValueError unless the others divide it, so that all share its windows."""
     short = [length for length in lengths if length < 2]
     if short:
         raise ValueError(f"length {short[0]} leaves no next token to predict: give 2 or more")
@@ -110,14 +113,14 @@ def check_lengths(lengths: Sequence[int]) -> int:
 
 
 def score(
-    model: Any,
+    model: "PreTrainedModel",
     windows: np.ndarray,
     setting: Setting,
     *,
     batch_size: int = 1,
     progress: Callable[[int], Any] | None = None,
 ) -> Scored:
-    """Scores every next token of `windows [W, span]`, cut into pieces of `setting.length` read from scratch.
+    """Scores every next token of `windows [W, span]`, cut into pieces of `setting.length`, each read from scratch.
 
     The first token of each piece is no target. `progress` is called with the number of tokens read.
     """
@@ -130,14 +133,14 @@ def score(
         if "past_key_values" in options:
             retrievals += options["past_key_values"].retrievals
     nll = torch.cat(scored).view(len(windows), -1).numpy()
-    settings = getattr(setting.reading, "settings", None)  # readers of segments have none
+    settings = getattr(setting.reading, "settings", None)  # segment readers have none
     skipped = retrievals.miss_rate if settings is not None and settings.miss_threshold else None
     return Scored(setting, nll, time.perf_counter() - started, skipped)
 
 
 @torch.inference_mode()
 def token_nll(
-    model: Any,
+    model: "PreTrainedModel",
     ids: Tensor,
     reading: Reading,
     progress: Callable[[int], Any] | None = None,
@@ -145,7 +148,7 @@ def token_nll(
 ) -> Tensor:
     """Negative log-likelihood of each of `ids [B, N]` given those before it, float64; NaN for the first.
 
-    `options` are those of a reading that starts here, made anew if None.
+    `options` are the keyword arguments of `Reading.start`, made here if None.
     """
     nll = torch.full(ids.shape, math.nan, dtype=torch.float64)
     length = ids.shape[1]
@@ -154,7 +157,7 @@ def token_nll(
     for chunk in chunks(ids, reading.chunk_size or length):
         start, stop = stop, stop + chunk.shape[1]
         logits = model(input_ids=chunk.to(model.device), **options).logits
-        # The last token of the text predicts nothing that could be checked.
+        # The last token of the text has no target.
         targets = ids[:, start + 1 : stop + 1].to(logits.device)
         logits = logits[:, : targets.shape[1]].float()
         likelihood = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
@@ -165,10 +168,10 @@ def token_nll(
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
-    """Mean of the finite `values [W, span]`, and its standard error from the scatter of the windows' means.
+    """Mean of the finite `values [W, span]`, and its standard error, clustered by window.
 
-    Tokens of a window are not independent, windows nearly are; every window has equally many finite values.
-    The error is None for a single window.
+    Tokens of a window are correlated, windows nearly independent; every window has equally many finite values. The
+    error is None for a single window.
     """
     finite = np.isfinite(values)
     assert (finite.sum(1) == finite[0].sum()).all(), "windows are all cut the same way"
@@ -178,7 +181,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
 
 
 def paired(one: Scored, other: Scored) -> dict[str, Any]:
-    """The difference `one - other` in nats per token, over the tokens that both predicted."""
+    """The paired difference `one - other` in nats per token, over the tokens that both predict."""
     difference = one.nll - other.nll
     mean, error = mean_and_error(difference)
     both = np.isfinite(difference)
@@ -198,13 +201,13 @@ def paired(one: Scored, other: Scored) -> dict[str, Any]:
 
 
 def _form(hint: Any) -> tuple[str, Callable[[str], Any]]:
-    """What a value of such a type looks like, and what it means."""
+    """The pattern and the parser of a value of this type."""
     if get_origin(hint) is Literal:
         return r"\w+", str
     return (r"\d*\.?\d+", float) if hint is float else (r"\d+", int)
 
 
-# What each option of a setting must look like, and what it means.
+# Pattern and parser of each option of a setting.
 OPTIONS = {name: _form(hint) for name, hint in get_type_hints(ReadingChanges).items()} | {"window": _form(int)}
 
 FORM = (
@@ -213,11 +216,11 @@ FORM = (
 )
 
 
-def parse_setting(text: str, config: Any, compared: Setting) -> Setting:
-    """The setting that `text` names, to be compared with `compared` on a converted model with this `config`.
+def parse_setting(text: str, config: "PretrainedConfig", compared: Setting) -> Setting:
+    """Parses a setting to compare with `compared`, on a converted model with this `config`.
 
-    What a landmark setting leaves out is as in `compared`, when that reads through memory too. A local
-    setting without numbers sees at least as many keys per token as `compared`. Raises ValueError otherwise.
+    A landmark setting inherits what it leaves out from `compared`, if that reads through memory too. A local setting
+    without options attends to at least as many keys per token as `compared`. Raises ValueError for anything else.
     """
     head, *parts = text.split(",")
     attention, at, length_text = head.partition("@")
@@ -230,6 +233,5 @@ def parse_setting(text: str, config: Any, compared: Setting) -> Setting:
     if attention == "local" and not options:
         return Setting(local_like(config, reading, length), length)
     if attention == "landmark" and reading.attention == "landmark":
-        inherited = asdict(reading.settings)
-        options = inherited | options
+        options = asdict(reading.settings) | options
     return Setting(Reading.of(config, attention, **options), length)

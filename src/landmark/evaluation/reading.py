@@ -1,4 +1,4 @@
-"""How a text is read in an evaluation, and how many keys a token attends to that way."""
+"""How an evaluation reads a text, the number of keys that a token attends to, and the cost."""
 
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -20,12 +20,12 @@ NOTHING = ReadingSettings(retrieve=0, local_blocks=0)
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a text.
+    """A way to read a text.
 
     - `landmark`: in chunks through a cache, as `settings` say (section 3.2 of the paper).
     - `local`: the same with `retrieve` 0 and chunks of one block: a window sliding over `local_blocks` blocks.
       With `per_head`, all tokens of a chunk choose together, so that what a token attends to depends on later ones.
-    - `full`: the attention of training over the whole text at once (section 3.1); `settings` mean nothing.
+    - `full`: the attention of training over the whole text at once (section 3.1); `settings` are unused.
     """
 
     attention: str
@@ -151,23 +151,23 @@ def _check_left_out(why: str, given: dict[str, Any]) -> None:
 
 
 def _blocks_in_sight(window: int, block_size: int) -> int:
-    """Blocks behind a chunk of one block, of which a token sees (block_size + 1) / 2 on average."""
+    """Blocks before a chunk of one block, of which a token sees (block_size + 1) / 2 tokens on average."""
     return max(0, int(np.ceil((window - (block_size + 1) / 2) / block_size)))
 
 
-# What full attention over a text would have cost, beside what reading it through memory does.
+# The cost of full attention, and of reading through memory.
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Bytes of keys and values at the end of a text, query-key scores on the way; all layers and heads."""
+    """Size of the KV cache after a text in bytes, and number of query-key scores; all layers and heads."""
 
     kv_bytes: int
     scores: int
 
 
 def full_attention(config: "PretrainedConfig", tokens: int, bytes_per_number: int) -> Costs:
-    """Costs of plain causal attention: token i scores i keys, every key and value stays."""
+    """Costs of causal attention: token i scores i keys, and all keys and values stay in the KV cache."""
     config = text_config(config)
     layers = config.num_hidden_layers
     kv_bytes = 2 * layers * key_value_heads(config) * head_dim(config) * bytes_per_number * tokens
@@ -175,7 +175,7 @@ def full_attention(config: "PretrainedConfig", tokens: int, bytes_per_number: in
 
 
 def reading_scores(config: "PretrainedConfig", reading: Reading, tokens: int) -> int:
-    """Scores computed by reading through memory: all landmarks in memory, and the ordinary keys attended to.
+    """Query-key scores of reading through memory: all landmarks in memory, and the ordinary keys attended to.
 
     Landmarks in the local window are left out, one in `block_size + 1` local keys.
     """
