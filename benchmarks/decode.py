@@ -5,13 +5,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks import full_attention
 from benchmarks.compare import Method, Row, Task, compare
 from benchmarks.filled_cache import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
-from benchmarks.machine import Machine, shortage
-from benchmarks.models import Attend, ModelPair
+from benchmarks.machine import Machine
+from benchmarks.models import Attend, Case, ModelPair, random_ids
 from benchmarks.options import DecodeOptions
 from benchmarks.read import opened_blocks
 from benchmarks.roofline import Work, full_work, memory_work
@@ -32,115 +31,97 @@ def run(
     progress: Callable[[int], object],
 ) -> Iterator[Row]:
     """The rows of one context and batch size; `progress` gets `rounds + 1` steps."""
-    settings = pair.settings
-    what = {
-        "bench": "decode",
-        "model": str(options.model or "random"),
-        "context": context,
-        "batch": batch,
-        "steps": options.steps,
-        "block_size": settings.block_size,
-        "retrieve": settings.reading.retrieve,
-        "local_blocks": settings.reading.local_blocks,
-        **pair.sizes._asdict(),
-    }
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(settings.landmark_id, (batch, 1), generator=generator).to(machine.device)
+    case = Case(machine, pair, options, context, random_ids(pair, machine, batch, 1))
+    what = case.row("decode", batch=batch, steps=options.steps)
     makers = (_memory, _no_memory, _full, _growing, *([_dense] if options.dense else []))
-    methods = [make(machine, pair, options, context, ids) for make in makers]
+    methods = [make(case) for make in makers]
     task = Task(what, BASELINE, units=options.steps, tokens=batch)
     yield from compare(machine, task, methods, options.rounds, progress)
 
 
-def _memory(machine: Machine, pair: ModelPair, options: DecodeOptions, context: int, ids: Tensor) -> Method:
-    lack = shortage(filled_cache_bytes(pair, batch=len(ids), tokens=context), machine.device)
+def _memory(case: Case[DecodeOptions]) -> Method:
+    lack = case.shortage(filled_cache_bytes(case.pair, batch=len(case.ids), tokens=case.context))
     if lack is not None:
         return Method("memory", missing=lack)
-    cache = filled_cache(pair, batch=len(ids), tokens=context)
-    blocks, retrieve = blocks_in_memory(pair.settings, context), pair.settings.reading.retrieve
-    return _through(cache, "memory", pair, options, context, ids, blocks=blocks, retrieve=retrieve)
+    cache = filled_cache(case.pair, batch=len(case.ids), tokens=case.context)
+    blocks, retrieve = blocks_in_memory(case.pair.settings, case.context), case.pair.settings.reading.retrieve
+    return _through(cache, "memory", case, blocks=blocks, retrieve=retrieve)
 
 
-def _no_memory(machine: Machine, pair: ModelPair, options: DecodeOptions, context: int, ids: Tensor) -> Method:
-    cache = LandmarkCache(pair.model.config, retrieve=0)
-    return _through(cache, "no memory", pair, options, context, ids, blocks=0, retrieve=0)
+def _no_memory(case: Case[DecodeOptions]) -> Method:
+    cache = LandmarkCache(case.pair.model.config, retrieve=0)
+    return _through(cache, "no memory", case, blocks=0, retrieve=0)
 
 
 def _through(
     cache: LandmarkCache,
     name: str,
-    pair: ModelPair,
-    options: DecodeOptions,
-    context: int,
-    ids: Tensor,
+    case: Case[DecodeOptions],
     *,
     blocks: int,
     retrieve: int,
 ) -> Method:
     """Steps of the converted model through a cache with so many blocks, of which a query opens `retrieve`."""
 
-    cached = cache_kwargs(pair.model, cache)
+    cached = cache_kwargs(case.pair.model, cache)
 
     @torch.no_grad()
     def steps() -> None:
-        for _ in range(options.steps):
-            pair.model(input_ids=ids, **cached)
+        for _ in range(case.options.steps):
+            case.pair.model(input_ids=case.ids, **cached)
 
     def work() -> Work:
         return memory_work(
-            pair.sizes,
-            batch=len(ids),
+            case.pair.sizes,
+            batch=len(case.ids),
             positions=1,
-            window=positions_in_sight(pair.settings, context),
-            block_size=pair.settings.block_size,
+            window=positions_in_sight(case.pair.settings, case.context),
+            block_size=case.pair.settings.block_size,
             blocks=blocks,
             retrieve=retrieve,
-            opened=opened_blocks(cache, pair.sizes),
+            opened=opened_blocks(cache, case.pair.sizes),
             logits=True,
         )
 
     return Method(name, steps, work=work, kept_bytes=lambda: cache.nbytes)
 
 
-def _full(machine: Machine, pair: ModelPair, options: DecodeOptions, context: int, ids: Tensor) -> Method:
-    return _over_everything("full", full_attention.last_token, machine, pair, options, context, ids)
+def _full(case: Case[DecodeOptions]) -> Method:
+    return _over_everything("full", full_attention.last_token, case, case.context)
 
 
-def _growing(machine: Machine, pair: ModelPair, options: DecodeOptions, context: int, ids: Tensor) -> Method:
-    return _over_everything("growing", full_attention.last_token, machine, pair, options, context, ids, growing=True)
+def _growing(case: Case[DecodeOptions]) -> Method:
+    return _over_everything("growing", full_attention.last_token, case, case.context, growing=True)
 
 
-def _dense(machine: Machine, pair: ModelPair, options: DecodeOptions, context: int, ids: Tensor) -> Method:
-    size = pair.settings.block_size
+def _dense(case: Case[DecodeOptions]) -> Method:
+    size = case.pair.settings.block_size
     attend = full_attention.dense_landmarks(size)
-    return _over_everything("dense", attend, machine, pair, options, stream_length(context, size), ids)
+    return _over_everything("dense", attend, case, stream_length(case.context, size))
 
 
 def _over_everything(
     name: str,
     attend: Attend,
-    machine: Machine,
-    pair: ModelPair,
-    options: DecodeOptions,
+    case: Case[DecodeOptions],
     past: int,
-    ids: Tensor,
     growing: bool = False,
 ) -> Method:
-    batch, room = len(ids), (options.rounds + 2) * options.steps
-    lack = shortage(full_attention.fixed_cache_bytes(pair.sizes, batch=batch, tokens=past + room), machine.device)
+    batch, room = len(case.ids), (case.options.rounds + 2) * case.options.steps
+    lack = case.shortage(full_attention.fixed_cache_bytes(case.pair.sizes, batch=batch, tokens=past + room))
     if lack is not None:
         return Method(name, missing=lack)
-    like = torch.empty(0, dtype=machine.dtype, device=machine.device)
+    like = torch.empty(0, dtype=case.machine.dtype, device=case.machine.device)
     make = full_attention.growing_cache if growing else partial(full_attention.fixed_cache, room=room)
-    cache: Any = make(pair.sizes, batch=batch, past=past, like=like)
+    cache: Any = make(case.pair.sizes, batch=batch, past=past, like=like)
 
-    cached = cache_kwargs(pair.plain, cache)
+    cached = cache_kwargs(case.pair.plain, cache)
 
     @torch.no_grad()
     def steps() -> None:
-        for _ in range(options.steps):
-            pair.plain(input_ids=ids, **cached, bench_attend=attend)
+        for _ in range(case.options.steps):
+            case.pair.plain(input_ids=case.ids, **cached, bench_attend=attend)
 
-    kept = full_attention.fixed_cache_bytes(pair.sizes, batch=batch, tokens=past)
-    work = full_work(pair.sizes, batch=batch, tokens=1, past=past, logits=True)
+    kept = full_attention.fixed_cache_bytes(case.pair.sizes, batch=batch, tokens=past)
+    work = full_work(case.pair.sizes, batch=batch, tokens=1, past=past, logits=True)
     return Method(name, steps, work=lambda: work, kept_bytes=lambda: kept)

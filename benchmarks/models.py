@@ -4,7 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from benchmarks.machine import Machine
+from benchmarks.machine import Machine, shortage
 from benchmarks.options import ModelOptions, TextOptions
 from benchmarks.roofline import Sizes
 from landmark.assets import book_path, model_path
@@ -38,6 +38,7 @@ VOCABULARY = 4096  # tokens of the random model
 _PLAIN = "landmark-bench"
 
 Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
+OptionsT = TypeVar("OptionsT", bound=ModelOptions)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,34 @@ class ModelPair:
     plain: PreTrainedModel
     settings: LandmarkSettings
     sizes: Sizes
+
+
+@dataclass(frozen=True)
+class Case(Generic[OptionsT]):
+    """One comparison of `read` or `decode`: tokens `ids [B,T]` after `context` ordinary tokens in each row."""
+
+    machine: Machine
+    pair: ModelPair
+    options: OptionsT
+    context: int
+    ids: Tensor
+
+    def row(self, bench: str, **figures: object) -> dict[str, Any]:
+        """What all rows of this case have in common; `figures` are those of the benchmark."""
+        settings = self.pair.settings
+        what = {"bench": bench, "model": str(self.options.model or "random"), "context": self.context, **figures}
+        reading = {"retrieve": settings.reading.retrieve, "local_blocks": settings.reading.local_blocks}
+        return what | {"block_size": settings.block_size} | reading | self.pair.sizes._asdict()
+
+    def shortage(self, needed: int) -> str | None:
+        """Why `needed` bytes cannot be had; None if they can."""
+        return shortage(needed, self.machine.device)
+
+
+def random_ids(pair: ModelPair, machine: Machine, rows: int, tokens: int) -> Tensor:
+    """Random ordinary tokens `[rows, tokens]`, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(pair.settings.landmark_id, (rows, tokens), generator=generator).to(machine.device)
 
 
 def model_pair(options: ModelOptions, machine: Machine, layers: int) -> ModelPair:

@@ -9,8 +9,8 @@ from torch import Tensor
 from benchmarks import full_attention
 from benchmarks.compare import Method, Row, Task, compare
 from benchmarks.filled_cache import blocks_in_memory, filled_cache, filled_cache_bytes, positions_in_sight
-from benchmarks.machine import Machine, shortage
-from benchmarks.models import ModelPair
+from benchmarks.machine import Machine
+from benchmarks.models import Case, ModelPair, random_ids
 from benchmarks.options import ReadOptions
 from benchmarks.roofline import Sizes, Work, full_work, memory_work
 from landmark.hf import LandmarkCache
@@ -39,22 +39,9 @@ def run(
     machine: Machine, pair: ModelPair, options: ReadOptions, context: int, progress: Callable[[int], object]
 ) -> Iterator[Row]:
     """The rows of one context; `progress` gets `rounds + 1` steps."""
-    settings = pair.settings
-    what = {
-        "bench": "read",
-        "model": str(options.model or "random"),
-        "context": context,
-        "blocks": blocks_in_memory(settings, context),
-        "chunk": options.chunk_size,
-        "block_size": settings.block_size,
-        "retrieve": settings.reading.retrieve,
-        "local_blocks": settings.reading.local_blocks,
-        **pair.sizes._asdict(),
-    }
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(settings.landmark_id, (1, options.chunk_size), generator=generator).to(machine.device)
-    makers = (_memory, _no_memory, _plain, _full)
-    methods = [make(machine, pair, options, context, ids) for make in makers]
+    case = Case(machine, pair, options, context, random_ids(pair, machine, 1, options.chunk_size))
+    what = case.row("read", blocks=blocks_in_memory(pair.settings, context), chunk=options.chunk_size)
+    methods = [make(case) for make in (_memory, _no_memory, _plain, _full)]
     yield from compare(machine, Task(what, BASELINE, tokens=options.chunk_size), methods, options.rounds, progress)
 
 
@@ -63,47 +50,47 @@ def _read_before(options: ReadOptions) -> int:
     return (1 + (options.rounds - 1) // 2) * options.chunk_size
 
 
-def _memory(machine: Machine, pair: ModelPair, options: ReadOptions, context: int, ids: Tensor) -> Method:
-    start = context - _read_before(options)
-    lack = shortage(filled_cache_bytes(pair, batch=1, tokens=context), machine.device)
+def _memory(case: Case[ReadOptions]) -> Method:
+    start = case.context - _read_before(case.options)
+    lack = case.shortage(filled_cache_bytes(case.pair, batch=1, tokens=case.context))
     if lack is not None:
         return Method("memory", missing=lack)
-    cache = filled_cache(pair, batch=1, tokens=start)
+    cache = filled_cache(case.pair, batch=1, tokens=start)
 
     def work() -> Work:
-        blocks, retrieve = blocks_in_memory(pair.settings, context), pair.settings.reading.retrieve
-        return chunk_work(pair, context, options.chunk_size, blocks, retrieve, opened_blocks(cache, pair.sizes))
+        blocks, retrieve = blocks_in_memory(case.pair.settings, case.context), case.pair.settings.reading.retrieve
+        return _chunk_work(case, blocks, retrieve, opened_blocks(cache, case.pair.sizes))
 
-    return Method("memory", lambda: _into(pair, ids, cache), work=work, kept_bytes=lambda: cache.nbytes)
+    return Method("memory", lambda: _into(case.pair, case.ids, cache), work=work, kept_bytes=lambda: cache.nbytes)
 
 
-def _no_memory(machine: Machine, pair: ModelPair, options: ReadOptions, context: int, ids: Tensor) -> Method:
-    cache = LandmarkCache(pair.model.config, retrieve=0)
+def _no_memory(case: Case[ReadOptions]) -> Method:
+    cache = LandmarkCache(case.pair.model.config, retrieve=0)
     return Method(
         BASELINE,
-        lambda: _into(pair, ids, cache),
-        work=lambda: chunk_work(pair, context, options.chunk_size, 0, 0, 0),
+        lambda: _into(case.pair, case.ids, cache),
+        work=lambda: _chunk_work(case, 0, 0, 0),
         kept_bytes=lambda: cache.nbytes,
     )
 
 
-def _plain(machine: Machine, pair: ModelPair, options: ReadOptions, context: int, ids: Tensor) -> Method:
-    work = full_work(pair.sizes, batch=1, tokens=options.chunk_size, past=0, logits=False)
-    return Method("plain", lambda: _alone(pair, ids), work=lambda: work)
+def _plain(case: Case[ReadOptions]) -> Method:
+    work = full_work(case.pair.sizes, batch=1, tokens=case.options.chunk_size, past=0, logits=False)
+    return Method("plain", lambda: _alone(case.pair, case.ids), work=lambda: work)
 
 
-def _full(machine: Machine, pair: ModelPair, options: ReadOptions, context: int, ids: Tensor) -> Method:
-    if context > options.full_limit:
-        return Method("full", missing=f"the context is longer than full_limit {options.full_limit}")
-    start, room = context - _read_before(options), (options.rounds + 2) * options.chunk_size
-    lack = shortage(full_attention.fixed_cache_bytes(pair.sizes, batch=1, tokens=start + room), machine.device)
+def _full(case: Case[ReadOptions]) -> Method:
+    if case.context > case.options.full_limit:
+        return Method("full", missing=f"the context is longer than full_limit {case.options.full_limit}")
+    start, room = case.context - _read_before(case.options), (case.options.rounds + 2) * case.options.chunk_size
+    lack = case.shortage(full_attention.fixed_cache_bytes(case.pair.sizes, batch=1, tokens=start + room))
     if lack is not None:
         return Method("full", missing=lack)
-    like = torch.empty(0, dtype=machine.dtype, device=machine.device)
-    cache = full_attention.fixed_cache(pair.sizes, batch=1, past=start, room=room, like=like)
-    work = full_work(pair.sizes, batch=1, tokens=options.chunk_size, past=context, logits=False)
-    kept = full_attention.fixed_cache_bytes(pair.sizes, batch=1, tokens=context)
-    return Method("full", lambda: _over(pair, ids, cache), work=lambda: work, kept_bytes=lambda: kept)
+    like = torch.empty(0, dtype=case.machine.dtype, device=case.machine.device)
+    cache = full_attention.fixed_cache(case.pair.sizes, batch=1, past=start, room=room, like=like)
+    work = full_work(case.pair.sizes, batch=1, tokens=case.options.chunk_size, past=case.context, logits=False)
+    kept = full_attention.fixed_cache_bytes(case.pair.sizes, batch=1, tokens=case.context)
+    return Method("full", lambda: _over(case.pair, case.ids, cache), work=lambda: work, kept_bytes=lambda: kept)
 
 
 @torch.no_grad()
@@ -124,14 +111,14 @@ def _over(pair: ModelPair, ids: Tensor, cache: Any) -> None:
     base(input_ids=ids, **cache_kwargs(base, cache), bench_attend=attend)
 
 
-def chunk_work(pair: ModelPair, context: int, tokens: int, blocks: int, retrieve: int, opened: int) -> Work:
-    """Work of `tokens` ordinary tokens and their landmarks that begin `context` tokens into a text."""
-    size = pair.settings.block_size
+def _chunk_work(case: Case[ReadOptions], blocks: int, retrieve: int, opened: int) -> Work:
+    """Work of a chunk and its landmarks behind the context."""
+    pair, size = case.pair, case.pair.settings.block_size
     return memory_work(
         pair.sizes,
         batch=1,
-        positions=stream_length(tokens, size, context % size),
-        window=positions_in_sight(pair.settings, context),
+        positions=stream_length(case.options.chunk_size, size, case.context % size),
+        window=positions_in_sight(pair.settings, case.context),
         block_size=size,
         blocks=blocks,
         retrieve=retrieve,
