@@ -33,3 +33,8 @@ def try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def release_lock(descriptor: int) -> None:
+    """Gives up the lock of a file that stays open."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)

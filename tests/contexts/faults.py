@@ -103,7 +103,7 @@ class FaultyDisk:
             if name == "sync":
                 self._bytes[_inode(arguments[0])] = _content(arguments[0])
             elif name == "sync_folder":
-                self._names[arguments[0]] = self._entries(arguments[0])
+                self._names[arguments[0].path] = self._entries(arguments[0].path)
             else:
                 result = function(*arguments)
                 if isinstance(result, OpenFile):
@@ -124,7 +124,7 @@ class FaultyDisk:
         return {path.name: None if path.is_dir() else self._hold(path) for path in folder.iterdir()}
 
     def _hold(self, path: Path) -> int:
-        file = OpenFile(path)
+        file = OpenFile(path, os.open(path, os.O_RDONLY))
         self._held.setdefault(_inode(file), file)
         return _inode(file)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from landmark.contexts import writer
-from landmark.contexts.manifest import Committed, Layout, extended, publish, read_manifest, segment_file
+from landmark.contexts.manifest import Committed, Layout, extended, publish, read_manifest, segment_name
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.writer import Writer
 from landmark.store.base import BlockShape
@@ -136,11 +136,12 @@ def as_version_1(path: Path) -> None:
     """Rewrites a context of one segment as the first version of the format had it."""
     manifest = read_manifest(path)
     (entry,) = manifest.segments
-    file = segment_file(path, 1, "documents")
+    segments = path / "segments"
+    file = segments / segment_name(1, "documents")
     lines = [json.loads(line) for line in file.read_bytes()[: entry.documents.bytes].splitlines()]
     data = b"".join(json.dumps({k: v for k, v in line.items() if k != "sha256"}).encode() + b"\n" for line in lines)
     file.write_bytes(data)
-    segment_file(path, 1, "parts").unlink()
+    (segments / segment_name(1, "parts")).unlink()
     entry = replace(entry, documents=extended(Committed(), data), parts=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("landmark.contexts.manifest.VERSION", 1)

@@ -8,7 +8,7 @@ from made import HEADER, LAYOUT, Content, as_version_1, commit
 
 from landmark.contexts.disk import OpenFile
 from landmark.contexts.documents import DocumentStore
-from landmark.contexts.manifest import segment_file
+from landmark.contexts.manifest import segment_name
 from landmark.contexts.snapshot import open_reader
 from landmark.contexts.writer import create
 from landmark.hf import Span
@@ -118,7 +118,10 @@ def test_sources_cost_the_same_in_a_hundred_times_the_text(tmp_path, bytes_read,
     large = library_of(tmp_path / "large", [texts[0] * 100] if len(texts) == 1 else texts * 100)
     least = max(cost(small, bytes_read, at) for at in (0, 0.5, 0.9))
     most = max(cost(large, bytes_read, at) for at in (0, 0.5, 0.9))
-    whole = sum(segment_file(tmp_path / "large", 1, kind).stat().st_size for kind in ("tokens", "text", "documents"))
+    whole = sum(
+        (tmp_path / "large" / "segments" / segment_name(1, kind)).stat().st_size
+        for kind in ("tokens", "text", "documents")
+    )
     # A part or two more where a span crosses from one to the next, and the steps of a search.
     assert most <= least + 2 * 1024 * (12 + 3 * 6) + 52 * 2 * 20
     assert most < whole / 20

@@ -150,7 +150,7 @@ def test_after_a_refused_call_nothing_goes_on(path, monkeypatch, call):
 
 
 def test_errors_of_calls_on_open_files_name_the_file(path):
-    file = disk.OpenFile(path / "manifest.json")
+    file = disk.open_file(disk.open_folder(path) / "manifest.json")
     with pytest.raises(OSError, match=r"manifest\.json"):
         disk.write(file, b"x", 0)
     with pytest.raises(OSError, match=r"too early.*manifest\.json"):

@@ -1,20 +1,28 @@
-"""The system calls that change a context, open files, and checksums of records.
+"""Files of a context: folders held by descriptor, what is opened in them, and the calls that change something.
 
-Nothing else in this package writes, so a test that replaces these functions sees every step and can make any of them
+No name inside a context is followed as a link, so that whoever made the folder cannot point at files elsewhere. Nothing
+else in this package opens or writes, so a test that replaces these functions sees every step and can make any of them
 fail. Errors name their file, which those of calls on a descriptor do not.
 """
 
 import errno
 import os
+import stat
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 Progress = Callable[[int, int], object]  # called with the bytes done so far, and the bytes in all
+
+# A FIFO is opened without waiting for its other end, and then refused.
+_CAREFUL = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LINK_ERRORS = (errno.ELOOP, errno.EMLINK)  # what systems say for a link under O_NOFOLLOW
+_NO_REGULAR_FILE = "is not a regular file"
 
 
 class Damage(ValueError):
@@ -26,21 +34,92 @@ class Damage(ValueError):
         self.what = what
 
 
-class OpenFile:
-    """An open file, closed when nothing refers to it any more; threads may share it.
+class Folder:
+    """A folder held by its descriptor: whatever takes its path later, names in it are those of this one.
 
-    Raises OSError if the system does not open it.
+    `path` is for messages. Threads may share it. It is closed when nothing refers to it any more.
     """
 
-    def __init__(self, path: Path, flags: int = os.O_RDONLY) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
-        self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
-        self.close = weakref.finalize(self, os.close, self.descriptor)
+        self.descriptor = descriptor
+        self.close = weakref.finalize(self, os.close, descriptor)
+
+    def __truediv__(self, name: str) -> "Place":
+        return Place(self, name)
+
+    @property
+    def mode(self) -> int:
+        """Permission bits."""
+        return stat.S_IMODE(os.fstat(self.descriptor).st_mode) & 0o777
+
+    def names(self) -> list[str]:
+        """Names of all that is in it, sorted."""
+        with _naming(self.path):
+            return sorted(os.listdir(self.descriptor))
+
+    def is_at(self, path: Path) -> bool:
+        """Whether `path` leads to this folder."""
+        with suppress(OSError):
+            return os.path.samestat(os.stat(path), os.fstat(self.descriptor))
+        return False
+
+
+class Place(NamedTuple):
+    """A name in a folder, whether there is something of that name or not."""
+
+    folder: Folder
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """For messages."""
+        return self.folder.path / self.name
+
+    def stat(self) -> os.stat_result | None:
+        """Of what has the name, a link itself; None if nothing has it."""
+        with suppress(FileNotFoundError), _naming(self.path):
+            return os.stat(self.name, dir_fd=self.folder.descriptor, follow_symlinks=False)
+        return None
+
+    def is_folder(self) -> bool:
+        """Whether a folder has the name."""
+        found = self.stat()
+        return found is not None and stat.S_ISDIR(found.st_mode)
+
+    def is_file(self) -> bool:
+        """Whether a regular file has the name."""
+        found = self.stat()
+        return found is not None and stat.S_ISREG(found.st_mode)
+
+    def holds(self, file: "OpenFile | Folder") -> bool:
+        """Whether this is the name of an open file or folder."""
+        found = self.stat()
+        return found is not None and os.path.samestat(found, os.fstat(file.descriptor))
+
+
+class OpenFile:
+    """An open file, closed when nothing refers to it any more; threads may share it. `path` is for messages."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        self.close = weakref.finalize(self, os.close, descriptor)
 
     @property
     def size(self) -> int:
         """Bytes in the file now."""
         return os.fstat(self.descriptor).st_size
+
+    @property
+    def names(self) -> int:
+        """How many names (hard links) it has."""
+        return os.fstat(self.descriptor).st_nlink
+
+    @property
+    def mode(self) -> int:
+        """Permission bits."""
+        return stat.S_IMODE(os.fstat(self.descriptor).st_mode) & 0o777
 
     def read(self, length: int, offset: int = 0) -> bytearray:
         """Exactly `length` bytes from `offset` on; OSError if the file ends before."""
@@ -57,24 +136,66 @@ class OpenFile:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Puts the file's name into errors of calls that only know its descriptor."""
+    """Puts the path into errors of calls that only know a descriptor, or a name in a folder."""
     try:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+# Opening.
+
+
+def open_folder(path: str | Path) -> Folder:
+    """Opens a folder that the user named, so that a link to one will do; OSError if there is none."""
+    return Folder(Path(path), os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def open_inner(place: Place) -> Folder:
+    """Opens a folder in a folder; Damage if it is missing, a link or something else."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | _CAREFUL
+    try:
+        with _naming(place.path):
+            return Folder(place.path, os.open(place.name, flags, dir_fd=place.folder.descriptor))
+    except FileNotFoundError as error:
+        raise Damage(place.path, "is missing") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, *_LINK_ERRORS):
+            raise
+        raise Damage(place.path, "is not a folder of its own") from error
+
+
+def open_file(place: Place, flags: int = os.O_RDONLY, mode: int = 0o666) -> OpenFile:
+    """Opens a file in a folder; if `flags` make it, with no more permissions than `mode` and the folder have.
+
+    Raises OSError if the system does not open it, and Damage for a link or anything else that is no regular file.
+    """
+    folder = place.folder
+    try:
+        with _naming(place.path):
+            descriptor = os.open(place.name, flags | _CAREFUL, folder.mode & mode & 0o666, dir_fd=folder.descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.ENXIO, *_LINK_ERRORS):
+            raise
+        raise Damage(place.path, _NO_REGULAR_FILE) from error
+    file = OpenFile(place.path, descriptor)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise Damage(place.path, _NO_REGULAR_FILE)
+    return file
+
+
 # System calls that change something.
 
 
-def create(path: Path) -> OpenFile:
+def create(place: Place, mode: int = 0o666) -> OpenFile:
     """Makes a new empty file; FileExistsError if there is one."""
-    return OpenFile(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    return open_file(place, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 
 
-def open_or_create(path: Path) -> OpenFile:
+def open_or_create(place: Place) -> OpenFile:
     """Opens a file for writing, a new one if there is none."""
-    return OpenFile(path, os.O_RDWR | os.O_CREAT)
+    return open_file(place, os.O_RDWR | os.O_CREAT)
 
 
 def write(file: OpenFile, data: bytes | memoryview, offset: int) -> None:
@@ -98,47 +219,55 @@ def sync(file: OpenFile) -> None:
         os.fsync(file.descriptor)
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(folder: Folder) -> None:
     """Returns when the names in a folder are on the device."""
-    folder = OpenFile(path)
-    with _naming(path):
+    with _naming(folder.path):
         os.fsync(folder.descriptor)
 
 
-def make_folder(path: Path) -> None:
+def make_folder(place: Place, mode: int = 0o777) -> None:
     """Makes a folder; FileExistsError if there is one."""
-    path.mkdir()
+    with _naming(place.path):
+        os.mkdir(place.name, mode, dir_fd=place.folder.descriptor)
 
 
-def link(source: Path, target: Path) -> None:
+def link(source: Place, target: Place) -> None:
     """Gives a file a second name (hard link)."""
-    os.link(source, target)
+    folders = {"src_dir_fd": source.folder.descriptor, "dst_dir_fd": target.folder.descriptor}
+    with _naming(source.path):
+        os.link(source.name, target.name, **folders, follow_symlinks=False)
 
 
-def replace(source: Path, target: Path) -> None:
+def replace(source: Place, target: Place) -> None:
     """Renames a file in one step, in place of any file of that name."""
-    os.replace(source, target)
+    folders = {"src_dir_fd": source.folder.descriptor, "dst_dir_fd": target.folder.descriptor}
+    with _naming(target.path):
+        os.replace(source.name, target.name, **folders)
 
 
-def remove(path: Path) -> None:
-    """Removes a file's name."""
-    path.unlink()
+def remove(place: Place) -> None:
+    """Removes a file's name, or a link; never what the link leads to."""
+    with _naming(place.path):
+        os.unlink(place.name, dir_fd=place.folder.descriptor)
 
 
-def remove_folder(path: Path) -> None:
+def remove_folder(place: Place) -> None:
     """Removes an empty folder."""
-    path.rmdir()
+    with _naming(place.path):
+        os.rmdir(place.name, dir_fd=place.folder.descriptor)
 
 
-def publish(file: OpenFile, target: Path) -> None:
+def publish(file: OpenFile, source: Place, target: Place, check: Callable[[], object] = lambda: None) -> None:
     """Durable rename of a finished file: once it returns, no power cut takes its bytes or its new name.
 
-    Files that were made in the same folder before have their names on the device before `target` has its own.
+    Files that were made in the same folder before have their names on the device before `target` has its own. `check`
+    is called at the last moment and may raise.
     """
     sync(file)
-    sync_folder(target.parent)
-    replace(file.path, target)
-    sync_folder(target.parent)
+    sync_folder(target.folder)
+    check()
+    replace(source, target)
+    sync_folder(target.folder)
 
 
 # Records that end with `crc32`, the CRC-32 of all their bytes before it.

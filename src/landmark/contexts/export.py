@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import IO, cast
 
 from landmark.contexts import disk
-from landmark.contexts.disk import OpenFile, Progress
+from landmark.contexts.disk import OpenFile, Place, Progress
+from landmark.contexts.folder import check_outside
 from landmark.contexts.manifest import MANIFEST, SEGMENTS
 from landmark.contexts.snapshot import Snapshot, open_reader
-from landmark.files import unfinished
+from landmark.files import try_lock, unfinished
 
 _COPY_BYTES = 1 << 20
 
@@ -20,32 +21,51 @@ def export(path: str | Path, file: str | Path, progress: Progress | None = None)
     """Writes the newest commit of the context in `path` to `file`: a tar of one folder with the context's name.
 
     `progress` is called with the bytes written so far and those of the whole commit. Until the tar is whole its
-    name ends in .tmp. Raises ValueError if `path` is no sound context or if `file` exists, and OSError if it
-    cannot be written.
+    name ends in .tmp; what a killed export of the same context left there is written anew. The tar and what is in it
+    have no more permissions than the folder. Raises ValueError if `path` is no sound context, or if `file` exists or
+    lies in a context, and OSError if it cannot be written.
     """
-    path, file = Path(path), Path(file)
-    partial = unfinished(file)
-    for taken in (file, partial):
-        if taken.exists():
-            raise ValueError(f"{taken} exists: give another file, or delete it first")
+    file = Path(file)
+    check_outside(file)
+    folder = disk.open_folder(file.parent)
+    place, partial = folder / file.name, folder / unfinished(file).name
+    if place.stat() is not None:
+        raise _taken(place)
     snapshot = open_reader(path)
-    sink = _Sink(disk.create(partial))
+    sink = _Sink(_begin(partial, snapshot))
     try:
         with tarfile.TarFile(fileobj=cast(IO[bytes], sink), mode="w", copybufsize=_COPY_BYTES) as tar:
             _fill(tar, snapshot, progress)
-        disk.publish(sink.file, file)
+        disk.publish(sink.file, partial, place)
     except OSError:
         with suppress(OSError):  # the first error is the one to report
             disk.remove(partial)
         raise
 
 
+def _begin(place: Place, snapshot: Snapshot) -> OpenFile:
+    """The file to write to: a new one, or that of an export of the context which was killed."""
+    try:
+        file = disk.create(place, snapshot.folder.mode)
+    except FileExistsError:
+        file = disk.open_or_create(place)
+        header = _folder_entries(snapshot)[0].tobuf()
+        if file.names > 1 or not header.startswith(file.read(min(file.size, len(header)))):
+            raise _taken(place) from None
+    if not try_lock(file.descriptor):
+        raise ValueError(f"{place.path} is being written by another export: wait until it ends, or give another file")
+    disk.truncate(file, 0)
+    return file
+
+
+def _taken(place: Place) -> ValueError:
+    return ValueError(f"{place.path} exists: give another file, or delete it first")
+
+
 def _fill(tar: tarfile.TarFile, snapshot: Snapshot, progress: Progress | None) -> None:
-    name = snapshot.path.resolve().name
-    segments = tarfile.TarInfo(f"{name}/{SEGMENTS}")
-    segments.type, segments.mode = tarfile.DIRTYPE, 0o755
-    tar.addfile(segments)
-    written = 0
+    for folder in _folder_entries(snapshot):
+        tar.addfile(folder)
+    name, mode, written = _name(snapshot), snapshot.folder.mode, 0
 
     def advance(count: int) -> None:
         nonlocal written
@@ -54,24 +74,36 @@ def _fill(tar: tarfile.TarFile, snapshot: Snapshot, progress: Progress | None) -
             progress(written, snapshot.manifest.committed_bytes)
 
     for part, file, size in _committed(snapshot):
-        tar.addfile(_entry(f"{name}/{part}", size), _Source(file, advance))
+        tar.addfile(_entry(f"{name}/{part}", file.mode & mode, size), _Source(file, advance))
     manifest = snapshot.manifest.to_bytes()
-    tar.addfile(_entry(f"{name}/{MANIFEST}", len(manifest)), io.BytesIO(manifest))
+    tar.addfile(_entry(f"{name}/{MANIFEST}", 0o666 & mode, len(manifest)), io.BytesIO(manifest))
+
+
+def _name(snapshot: Snapshot) -> str:
+    return snapshot.path.resolve().name
+
+
+def _folder_entries(snapshot: Snapshot) -> list[tarfile.TarInfo]:
+    """The context's folder, and the one of its segments."""
+    name = _name(snapshot)
+    entries = [_entry(folder, snapshot.folder.mode) for folder in (name, f"{name}/{SEGMENTS}")]
+    for entry in entries:
+        entry.type = tarfile.DIRTYPE
+    return entries
 
 
 def _committed(snapshot: Snapshot) -> Iterator[tuple[str, OpenFile, int]]:
     """Files with committed bytes: the name in the folder, the file, and the number of bytes."""
     for segment in snapshot.segments:
         for kind, size in segment.entry.sizes(snapshot.layout).items():
-            path = segment.path(kind)
-            yield f"{SEGMENTS}/{path.name}", OpenFile(path), size
+            yield f"{SEGMENTS}/{segment.path(kind).name}", segment.files[kind], size
     if snapshot.state_file is not None and snapshot.manifest.state is not None:
         yield snapshot.manifest.state_name, snapshot.state_file, snapshot.manifest.state.bytes
 
 
-def _entry(name: str, size: int) -> tarfile.TarInfo:
+def _entry(name: str, mode: int, size: int = 0) -> tarfile.TarInfo:
     entry = tarfile.TarInfo(name)
-    entry.size = size
+    entry.mode, entry.size = mode, size
     return entry
 
 

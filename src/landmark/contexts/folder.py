@@ -1,4 +1,4 @@
-"""The folder of a context: its writer's lock, creation, deletion, listing, forks."""
+"""The folder of a context: creation, deletion, listing, forks."""
 
 import errno
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from landmark.contexts import disk
-from landmark.contexts.disk import OpenFile
+from landmark.contexts.disk import Folder, Place
+from landmark.contexts.lock import WriterLock, take_lock
 from landmark.contexts.manifest import (
     KINDS,
     LOCK,
@@ -20,145 +21,175 @@ from landmark.contexts.manifest import (
     Manifest,
     has_manifest,
     publish,
-    segment_file,
+    segment_name,
 )
 from landmark.contexts.snapshot import open_reader, with_state
-from landmark.files import try_lock
 
-_STATE = re.compile(r"state-\d+\.safetensors")
-_SEGMENT_FILE = re.compile(rf"(\d+)\.({'|'.join(KINDS)})")
-
-
-# The lock of a context's one writer.
+_STATE = re.compile(r"state-[0-9]+\.safetensors")
+_SEGMENT_FILE = re.compile(rf"([0-9]+)\.({'|'.join(KINDS)})")
 
 
-def take_lock(folder: Path) -> OpenFile:
-    """Locks the context in `folder` until the file is closed, or the process ends.
+# Names in a context's folder.
 
-    Raises ValueError if another writer holds the lock, or if nothing may be written there.
+
+def stray_files(folder: Folder, manifest: Manifest) -> list[Place]:
+    """Files of crashed commits: those with a context's names that the manifest does not list."""
+    states = [name for name in folder.names() if _STATE.fullmatch(name) and name != manifest.state_name]
+    found = [folder / name for name in (*states, NEW_MANIFEST)]
+    segments = disk.open_inner(folder / SEGMENTS)
+    for name in segments.names():
+        if (match := _SEGMENT_FILE.fullmatch(name)) and int(match[1]) > len(manifest.segments):
+            found.append(segments / name)
+    return [place for place in found if place.stat() is not None and not place.is_folder()]
+
+
+def is_unused(path: Path) -> bool:
+    """Whether a context can be made at `path`: there is nothing, an empty folder, or what a killed creation left."""
+    try:
+        return not os.path.lexists(path) or _is_unused(disk.open_folder(path))
+    except OSError:
+        return False
+
+
+def _is_unused(folder: Folder) -> bool:
+    """Whether a folder is empty, or as a kill before the first manifest leaves it.
+
+    The files of segments then have other names, in the context of which a fork was being made: what is removed here is
+    nowhere the last copy.
     """
-    path = folder / LOCK
-    try:
-        file = disk.open_or_create(path)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise ValueError(
-            f"{path} cannot be written ({error.strerror}): open the context for reading, "
-            f"or fork or export it to a folder that you may change"
-        ) from error
-    try:
-        _hold(file, folder)
-    except BaseException:
-        file.close()
-        raise
-    return file
+    names = folder.names()
+    if MANIFEST in names or _foreign(folder):
+        return False
+    if SEGMENTS not in names:
+        return True
+    if not (folder / SEGMENTS).is_folder():
+        return False
+    segments = disk.open_inner(folder / SEGMENTS)
+    found = [(segments / name).stat() for name in segments.names()]
+    return all(file is not None and file.st_nlink > 1 for file in found)
 
 
-def _hold(file: OpenFile, folder: Path) -> None:
-    if not try_lock(file.descriptor):
-        holder = bytes(file.read(file.size)).decode() or "not known yet"
-        raise ValueError(
-            f"{folder} is being written by another writer (process {holder}): wait until it closes, or fork the context"
-        )
-    if not file.path.exists() or not os.path.samestat(file.path.stat(), os.fstat(file.descriptor)):
-        raise ValueError(f"{folder} was deleted by another process just now: give another context")
-    disk.truncate(file, 0)
-    disk.write(file, str(os.getpid()).encode(), 0)
+def _foreign(folder: Folder) -> list[Path]:
+    """What is in the folder and has no name that a context uses, or is a folder where a context has none."""
+    names = (MANIFEST, NEW_MANIFEST, LOCK, SEGMENTS)
+    known = [name for name in folder.names() if name in names or _STATE.fullmatch(name)]
+    foreign = [folder / name for name in folder.names() if name not in known]
+    foreign += [folder / name for name in known if name != SEGMENTS and (folder / name).is_folder()]
+    if (folder / SEGMENTS).is_folder():
+        segments = disk.open_inner(folder / SEGMENTS)
+        places = [segments / name for name in segments.names()]
+        foreign += [place for place in places if not _SEGMENT_FILE.fullmatch(place.name) or place.is_folder()]
+    return [place.path for place in foreign]
+
+
+def _place_of(path: Path) -> Place:
+    """The name of a folder, in the folder that it is in, which a link may lead to."""
+    path = path.resolve() if path.name in ("", "..") else path
+    return disk.open_folder(path.parent) / path.name
 
 
 # Creation and deletion.
 
 
 @contextmanager
-def creating(path: Path) -> Iterator[OpenFile]:
+def creating(path: str | Path, mode: int = 0o777) -> Iterator[WriterLock]:
     """Wraps the creation of a context in `path` and gives its lock. If the block fails, nothing of the context stays.
 
-    Raises ValueError if there is something at `path` already, except what a crash in here left.
+    The folder gets no more permissions than `mode`. Raises ValueError if there is something at `path` already, except
+    what a crash in here left, and if `path` lies in a context.
     """
-    if not path.exists():
-        disk.make_folder(path)
-    elif not path.is_dir() or not _is_unused(path):
+    path = Path(path)
+    check_outside(path)
+    place = _place_of(path)
+    if not os.path.lexists(path):
+        disk.make_folder(place, mode)
+    if not is_unused(path):
         raise ValueError(f"{path} exists: give a new folder, or delete the context in it first")
-    lock = take_lock(path)
-    if not _is_unused(path):
+    folder = disk.open_folder(path)
+    lock = take_lock(folder)
+    if not _is_unused(folder):
         lock.close()
         raise ValueError(f"{path} was made by another process just now: give a new folder")
     try:
-        if not (path / SEGMENTS).exists():
-            disk.make_folder(path / SEGMENTS)
-        if (path / NEW_MANIFEST).exists():
-            disk.remove(path / NEW_MANIFEST)
+        _remove_files(folder, keep=(LOCK,))
+        disk.make_folder(folder / SEGMENTS, folder.mode)
         yield lock
-        disk.sync_folder(path.parent)
+        disk.sync_folder(place.folder)
     except (OSError, ValueError):
         with suppress(OSError):  # the first error is the one to report
-            _clear(path)
+            _clear(folder, place)
         lock.close()
         raise
+
+
+def check_outside(path: Path) -> None:
+    """Raises ValueError if `path` lies in a context, where only the context's own files may be."""
+    for parent in path.absolute().parent.resolve(), *path.absolute().parent.resolve().parents:
+        if has_manifest(parent):
+            raise ValueError(f"{path} lies in the context {parent}: give a place outside of it")
 
 
 def delete(path: str | Path) -> None:
     """Deletes the context in `path`, or what a crash left of making or deleting one. Forks of it stay whole.
 
-    Raises ValueError, and deletes nothing, if there is no context, if the folder holds other files too, or if a writer
-    has the context open.
+    A damaged context is deleted too. Raises ValueError, and deletes nothing, if there is no context, if `path` is a
+    link, if the folder holds other files too, or if a writer has the context open.
     """
     path = Path(path)
-    foreign = _foreign(path) if path.is_dir() else [path]
-    if foreign or ((path / MANIFEST).exists() and not has_manifest(path)):
-        what = f"{foreign[0]} is not part of one" if path.is_dir() and foreign else "it is no folder with a manifest"
-        raise ValueError(f"{path} cannot be deleted as a context: {what}")
-    lock = take_lock(path)
+    check_deletable(path)
+    place = _place_of(path)
+    folder = disk.open_inner(place)
+    lock_file = folder / LOCK
+    if lock_file.stat() is not None and not lock_file.is_file():
+        disk.remove(lock_file)  # no writer can hold it
+    lock = take_lock(folder)
     try:
-        _clear(path)
+        _clear(folder, place)
     finally:
         lock.close()
 
 
-def stray_files(path: Path, manifest: Manifest) -> list[Path]:
-    """Files of crashed commits: those with a context's names that the manifest does not list."""
-    states = [file for file in path.iterdir() if _STATE.fullmatch(file.name) and file.name != manifest.state_name]
-    new = [path / NEW_MANIFEST] if (path / NEW_MANIFEST).exists() else []
-    segments = [
-        file
-        for file in (path / SEGMENTS).iterdir()
-        if (match := _SEGMENT_FILE.fullmatch(file.name)) and int(match[1]) > len(manifest.segments)
-    ]
-    return sorted([*states, *new, *segments])
+def check_deletable(path: Path) -> None:
+    """Raises ValueError if `path` cannot be deleted as a context."""
+    refusal = f"{path} cannot be deleted as a context"
+    if path.is_symlink():
+        raise ValueError(f"{refusal}: it is a link; give the folder that it leads to")
+    if not path.is_dir():
+        raise ValueError(f"{refusal}: it is no folder with a manifest")
+    folder = disk.open_folder(path)
+    if foreign := _foreign(folder):
+        raise ValueError(f"{refusal}: {foreign[0]} is not part of one")
+    segments = folder / SEGMENTS
+    grown = segments.is_folder() and disk.open_inner(segments).names()
+    if MANIFEST in folder.names() and not has_manifest(folder) and not grown:
+        raise ValueError(f"{refusal}: {path / MANIFEST} is not the manifest of one")
 
 
-def _clear(path: Path) -> None:
-    """Removes the manifest first: from then on there is no context, only remains that can be removed again."""
-    if (path / MANIFEST).exists():
-        disk.remove(path / MANIFEST)
-        disk.sync_folder(path)
-    segments = path / SEGMENTS
-    if segments.exists():
-        for file in sorted(segments.iterdir()):
-            disk.remove(file)
-        disk.remove_folder(segments)
-    for file in sorted(path.iterdir()):
-        disk.remove(file)
-    disk.remove_folder(path)
-    disk.sync_folder(path.parent)
+def _clear(folder: Folder, place: Place) -> None:
+    """Removes the manifest first: from then on there is no context, only remains that can be removed again.
+
+    Another's file that came meanwhile stays, and the folder with it: an OSError.
+    """
+    if (folder / MANIFEST).stat() is not None:
+        disk.remove(folder / MANIFEST)
+        disk.sync_folder(folder)
+    _remove_files(folder, keep=(LOCK,))
+    disk.remove(folder / LOCK)
+    disk.remove_folder(place)
+    disk.sync_folder(place.folder)
 
 
-def _is_unused(path: Path) -> bool:
-    """Whether a folder is empty, or as a crash before the first manifest leaves it."""
-    segments = path / SEGMENTS
-    unused = {LOCK, SEGMENTS, NEW_MANIFEST}
-    return all(file.name in unused for file in path.iterdir()) and not (segments.exists() and any(segments.iterdir()))
-
-
-def _foreign(path: Path) -> list[Path]:
-    """Files in the folder with names that no context uses."""
-    names = (MANIFEST, NEW_MANIFEST, LOCK, SEGMENTS)
-    foreign = [file for file in path.iterdir() if file.name not in names and not _STATE.fullmatch(file.name)]
-    segments = path / SEGMENTS
-    if segments.is_dir():
-        foreign += [file for file in segments.iterdir() if not _SEGMENT_FILE.fullmatch(file.name)]
-    return foreign
+def _remove_files(folder: Folder, keep: tuple[str, ...]) -> None:
+    """Removes all files of a context but those of the names in `keep`, and its folder of segments."""
+    if (folder / SEGMENTS).is_folder():
+        segments = disk.open_inner(folder / SEGMENTS)
+        for name in segments.names():
+            if _SEGMENT_FILE.fullmatch(name):
+                disk.remove(segments / name)
+        disk.remove_folder(folder / SEGMENTS)
+    for name in folder.names():
+        if name not in keep and (name in (MANIFEST, NEW_MANIFEST, SEGMENTS) or _STATE.fullmatch(name)):
+            disk.remove(folder / name)
 
 
 # Listing.
@@ -175,16 +206,21 @@ def find(folder: str | Path) -> list[Path]:
 def info(path: str | Path) -> dict[str, Any]:
     """Counts and sizes of the context in `path`, and its header, as JSON values; raises as `open_reader` does.
 
+    `tokens_not_read` are those of documents that were added and that the model has not read yet.
     `shared_bytes` lie in segments that a fork took over, and may be on disk only once for several contexts.
     """
     snapshot = open_reader(path)
     manifest = snapshot.manifest
     shared = [entry for entry in manifest.segments if not entry.owned]
+    _, state = snapshot.state()
+    tokens_read = state["tokens"][0] if "tokens" in state else 0
     return {
         "path": str(path),
         "generation": manifest.generation,
         "documents": len(snapshot.documents()),
         "tokens": manifest.token_count,
+        "tokens_read": tokens_read,
+        "tokens_not_read": manifest.token_count - tokens_read,
         "text_bytes": sum(entry.text.bytes for entry in manifest.segments),
         "blocks": manifest.blocks,
         "segments": len(manifest.segments),
@@ -201,29 +237,31 @@ def fork(path: str | Path, to: str | Path) -> None:
     """Makes in `to` a context that is what `path` is now. Both may grow and be deleted, whatever the other does.
 
     No block is copied: `to` has hard links to the same files and adds to none of them. A writer may have `path` open.
-    Raises ValueError if `path` is no sound context, if `to` exists, or if the two folders cannot share files.
+    `to` gets no more permissions than the folder of `path`. Raises ValueError if `path` is no sound context, if `to`
+    exists or lies in a context, or if the two folders cannot share files.
     """
-    path, to = Path(path), Path(to)
-    open_reader(path)
-    with creating(to) as lock:
-        manifest, _ = with_state(path, lambda state: _hard_link(state, to / state.name))
+    source = open_reader(path).folder
+    with creating(to, source.mode) as lock:
+        target = lock.folder
+        manifest, _ = with_state(source, lambda state: _hard_link(state, target / state.name))
         # A power cut could take a new manifest back; its writer would then cut files that the fork counts on.
-        disk.sync_folder(path)
+        disk.sync_folder(source)
+        shared, own = disk.open_inner(source / SEGMENTS), disk.open_inner(target / SEGMENTS)
         for number, entry in enumerate(manifest.segments, start=1):
-            for kind in entry.sizes(manifest.layout):
-                _hard_link(segment_file(path, number, kind), segment_file(to, number, kind))
-        disk.sync_folder(segment_file(to, 1, "blocks").parent)
-        publish(to, replace(manifest, segments=tuple(replace(entry, owned=False) for entry in manifest.segments)))
+            for name in (segment_name(number, kind) for kind in entry.sizes(manifest.layout)):
+                _hard_link(shared / name, own / name)
+        disk.sync_folder(own)
+        publish(target, replace(manifest, segments=tuple(replace(entry, owned=False) for entry in manifest.segments)))
     lock.close()
 
 
-def _hard_link(source: Path, target: Path) -> None:
+def _hard_link(source: Place, target: Place) -> None:
     try:
         disk.link(source, target)
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP):
             raise
         raise ValueError(
-            f"{target} cannot share the bytes of {source} ({error.strerror}): fork to a folder of the same "
+            f"{target.path} cannot share the bytes of {source.path} ({error.strerror}): fork to a folder of the same "
             f"file system, or export the context"
         ) from error

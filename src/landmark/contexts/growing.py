@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from landmark.contexts import disk
-from landmark.contexts.disk import OpenFile, record_checksums
-from landmark.contexts.manifest import KINDS, Layout, SegmentEntry, extended, segment_file
+from landmark.contexts.disk import Folder, OpenFile, record_checksums
+from landmark.contexts.manifest import KINDS, Layout, SegmentEntry, extended, segment_name
 from landmark.contexts.segments import ContextBlocks, open_committed
+from landmark.files import release_lock, try_lock
 
 
 class Guard:
@@ -33,13 +34,16 @@ class Guard:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Wraps a change: ValueError if it may not be made; an OSError in it refuses all that follow."""
+        """Wraps a change: ValueError if it may not be made; an error in it refuses all that follow."""
         self.check()
         self._refusal = "an earlier change did not end"
         try:
             yield
         except OSError as error:
             self._refusal = f"an earlier change failed ({error.strerror})"
+            raise
+        except ValueError as error:
+            self._refusal = f"an earlier change was refused ({error})"
             raise
         self._refusal = None
 
@@ -63,29 +67,26 @@ class GrowingBlocks(ContextBlocks):
 
 
 class GrowingSegment:
-    """The last segment of a context, cut to what was committed; a new one where `entry` is not of the manifest."""
+    """The last segment of a context, its `files` open for writing by `new_files` or `grown_files`."""
 
     def __init__(
-        self, folder: Path, number: int, entry: SegmentEntry, layout: Layout, guard: Guard, *, new: bool = False
+        self, number: int, entry: SegmentEntry, layout: Layout, files: Mapping[str, OpenFile], guard: Guard
     ) -> None:
         self.number = number
         self.first = entry.first
+        self.files = files
         self._layout = layout
         self._count = entry.blocks  # committed
         self._committed = entry.committed
-        self._files = {}
-        for kind, size in entry.sizes(layout).items():
-            path = segment_file(folder, number, kind)
-            self._files[kind] = disk.create(path) if new else _cut(path, size)
         self._touched: set[str] = set()
-        self.blocks = GrowingBlocks(self._files["blocks"], layout, guard)
+        self.blocks = GrowingBlocks(files["blocks"], layout, guard)
         self._placed = [entry.blocks] * len(layout.blocks)
         self._keys: list[list[np.ndarray]] = [[] for _ in layout.landmarks]  # [m,Hkv,D] of blocks beyond the commit
 
     def append(self, kind: str, data: bytes) -> int:
         """Appends to the tokens, the text, the documents or their parts; returns the offset in bytes."""
         start = self._committed[kind].bytes
-        disk.write(self._files[kind], data, start)
+        disk.write(self.files[kind], data, start)
         self._committed[kind] = extended(self._committed[kind], data)
         self._touched.add(kind)
         return start
@@ -129,14 +130,18 @@ class GrowingSegment:
         new = self.new_blocks()
         if new:
             records = self._new_records(new)
-            disk.write(self._files["landmarks"], records.view(np.uint8).data, self._count * records.dtype.itemsize)
+            disk.write(self.files["landmarks"], records.view(np.uint8).data, self._count * records.dtype.itemsize)
             self._touched.add("landmarks")
         for kind in KINDS:
             if kind in self._touched:
-                disk.sync(self._files[kind])
+                disk.sync(self.files[kind])
         self._touched.clear()
         self._count += new
         return SegmentEntry(self.first, self._count, True, **self._committed)
+
+    def release(self) -> None:
+        """Lets another writer grow the segment; the files stay open for reading what is referred to."""
+        release_lock(self.files["blocks"].descriptor)
 
     def _new_records(self, new: int) -> np.ndarray:
         records = np.zeros(new, self._layout.landmark_record)
@@ -149,9 +154,24 @@ class GrowingSegment:
         return records
 
 
-def _cut(path: Path, committed: int) -> OpenFile:
-    """Opens a file for writing and cuts what a crash left behind its committed bytes."""
-    file = open_committed(path, committed, os.O_RDWR)
-    if file.size > committed:
-        disk.truncate(file, committed)
-    return file
+def new_files(segments: Folder, number: int, entry: SegmentEntry, layout: Layout) -> dict[str, OpenFile]:
+    """Makes the files of a segment that is not in the manifest yet."""
+    files = {kind: disk.create(segments / segment_name(number, kind)) for kind in entry.sizes(layout)}
+    try_lock(files["blocks"].descriptor)
+    return files
+
+
+def grown_files(segments: Folder, number: int, entry: SegmentEntry, layout: Layout) -> dict[str, OpenFile] | None:
+    """Opens the files of a segment for writing and cuts what a crash left behind the committed bytes.
+
+    None if they must stay as they are: they have other names, as in a copy made of hard links, or a writer whose lock
+    was deleted still has them open. What that one writes would be lost here, or be found in another context.
+    """
+    sizes = entry.sizes(layout)
+    files = {kind: open_committed(segments / segment_name(number, kind), sizes[kind], os.O_RDWR) for kind in sizes}
+    if any(file.names > 1 for file in files.values()) or not try_lock(files["blocks"].descriptor):
+        return None
+    for kind, file in files.items():
+        if file.size > sizes[kind]:
+            disk.truncate(file, sizes[kind])
+    return files

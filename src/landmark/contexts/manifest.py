@@ -3,7 +3,7 @@
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from landmark.contexts import disk
-from landmark.contexts.disk import Damage
+from landmark.contexts.disk import Damage, Folder
 from landmark.settings import current_names
 from landmark.store.base import BlockShape
 
@@ -29,6 +29,7 @@ TOKEN = np.dtype(("<u4", 3))  # id, start and stop character in its document
 KINDS = ("blocks", "landmarks", "tokens", "text", "documents", "parts")
 
 _FIRST_LINE = re.compile(rb'\{"crc32": "([0-9a-f]{8})",\n')
+_BEGINNING = 4096  # bytes in which a manifest names its format
 
 
 @dataclass(frozen=True)
@@ -149,35 +150,58 @@ def state_name(generation: int) -> str:
     return f"state-{generation}.safetensors"
 
 
-def segment_file(folder: Path, number: int, kind: str) -> Path:
-    """One of the files of a segment; segments are numbered from 1."""
-    return folder / SEGMENTS / f"{number:06}.{kind}"
+def segment_name(number: int, kind: str) -> str:
+    """Name of one of the files of a segment; segments are numbered from 1."""
+    return f"{number:06}.{kind}"
 
 
-def read_manifest(folder: Path) -> Manifest:
+def context_folder(path: Folder | str | Path) -> Folder:
+    """The folder of a context, held open; ValueError if there is none."""
+    if isinstance(path, Folder):
+        return path
+    try:
+        return disk.open_folder(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(f"{path} is not a context: it has no {MANIFEST}") from error
+
+
+def read_manifest(folder: Folder | str | Path) -> Manifest:
     """The newest commit of the context in `folder`.
 
     Raises Damage if its manifest is damaged, and ValueError if there is none or if it has another format version.
     """
-    path = folder / MANIFEST
+    place = context_folder(folder) / MANIFEST
+    return _parse(manifest_bytes(place.folder), place.path)
+
+
+def manifest_bytes(folder: Folder) -> bytes:
+    """The file, not parsed; raises as `read_manifest` does where it cannot be read."""
     try:
-        file = disk.OpenFile(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{folder} is not a context: it has no {MANIFEST}") from error
-    return _parse(bytes(file.read(file.size)), path)
+        file = disk.open_file(folder / MANIFEST)
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder.path} is not a context: it has no {MANIFEST}") from error
+    return bytes(file.read(file.size))
 
 
-def publish(folder: Path, manifest: Manifest) -> None:
-    """Makes `manifest` the newest commit, in one step: a reader finds the old one or the new one."""
-    file = disk.create(folder / NEW_MANIFEST)
-    disk.write(file, manifest.to_bytes(), 0)
-    disk.publish(file, folder / MANIFEST)
+def publish(folder: Folder | str | Path, manifest: Manifest, check: Callable[[], object] = lambda: None) -> bytes:
+    """Makes `manifest` the newest commit, in one step: a reader finds the old one or the new one; returns the file.
+
+    `check` is called right before that step and may raise.
+    """
+    new = context_folder(folder) / NEW_MANIFEST
+    file, data = disk.create(new), manifest.to_bytes()
+    disk.write(file, data, 0)
+    disk.publish(file, new, new.folder / MANIFEST, check)
+    return data
 
 
-def has_manifest(folder: Path) -> bool:
+def has_manifest(folder: Folder | str | Path) -> bool:
     """Whether `folder` has the manifest of a context, even a damaged one."""
-    path = folder / MANIFEST
-    return path.is_file() and _is_manifest(path.read_bytes())
+    try:
+        file = disk.open_file(context_folder(folder) / MANIFEST)
+    except (OSError, ValueError):
+        return False
+    return _is_manifest(bytes(file.read(min(file.size, _BEGINNING))))
 
 
 def _is_manifest(data: bytes) -> bool:

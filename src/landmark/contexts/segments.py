@@ -8,15 +8,16 @@ import json
 import os
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
 
-from landmark.contexts.disk import Damage, OpenFile, damaged_records, record_checksums
-from landmark.contexts.manifest import TOKEN, Committed, Layout, SegmentEntry, segment_file
+from landmark.contexts import disk
+from landmark.contexts.disk import Damage, OpenFile, Place, damaged_records, record_checksums
+from landmark.contexts.manifest import TOKEN, Committed, Layout, SegmentEntry
 from landmark.store.files import BlockFile
 
 PART_TOKENS = 1024
@@ -95,23 +96,28 @@ class ContextBlocks(BlockFile):
 
 
 class Segment:
-    """The committed part of a segment. Files are opened when they are needed."""
+    """The committed part of a segment, read from its open `files`, by kind."""
 
     def __init__(
-        self, folder: Path, number: int, entry: SegmentEntry, layout: Layout, blocks: ContextBlocks | None = None
+        self,
+        number: int,
+        entry: SegmentEntry,
+        layout: Layout,
+        files: Mapping[str, OpenFile],
+        blocks: ContextBlocks | None = None,
     ) -> None:
         self.number = number
         self.entry = entry
-        self._folder = folder
+        self.files = files
         self._layout = layout
         self._blocks = blocks
         self._computed_parts: np.ndarray | None = None
 
     @property
     def blocks(self) -> ContextBlocks:
-        """Its blocks; the file stays open from here on."""
+        """Its blocks."""
         if self._blocks is None:
-            self._blocks = ContextBlocks(OpenFile(self.path("blocks")), self._layout)
+            self._blocks = ContextBlocks(self.files["blocks"], self._layout)
         return self._blocks
 
     @property
@@ -125,23 +131,13 @@ class Segment:
         return self.entry.blocks
 
     def path(self, kind: str) -> Path:
-        """Its file of a kind."""
-        return segment_file(self._folder, self.number, kind)
-
-    def missing_files(self) -> list[Damage]:
-        """Files that are missing or cut short."""
-        found = []
-        for kind, size in self.entry.sizes(self._layout).items():
-            try:
-                open_committed(self.path(kind), size)
-            except Damage as damage:
-                found.append(damage)
-        return found
+        """Where its file of a kind was opened."""
+        return self.files[kind].path
 
     def landmark_records(self) -> Iterator[tuple[int, np.ndarray]]:
         """Pieces of the landmark records, unchecked, each with the index of its first record in the segment."""
         dtype = self._layout.landmark_record
-        file = OpenFile(self.path("landmarks"))
+        file = self.files["landmarks"]
         step = max(1, _LOAD_BYTES // dtype.itemsize)
         for start in range(0, self.count, step):
             count = min(step, self.count - start)
@@ -155,7 +151,7 @@ class Segment:
 
     def tokens(self) -> np.ndarray:
         """Id, start and stop character of each token, uint32 `[n,3]`; Damage if they are damaged."""
-        return np.frombuffer(read_committed(OpenFile(self.path("tokens")), self.entry.tokens), TOKEN)
+        return np.frombuffer(read_committed(self.files["tokens"], self.entry.tokens), TOKEN)
 
     def documents(self, index: int, first_token: int) -> list[Document]:
         """Its documents, where it is segment `index` of the context and its tokens begin at `first_token`."""
@@ -169,18 +165,17 @@ class Segment:
 
     def text(self, document: Document) -> str:
         """The text of one of its documents; Damage if it is damaged."""
-        path = self.path("text")
-        data = OpenFile(path).read(document.bytes, document.start)
+        file = self.files["text"]
+        data = file.read(document.bytes, document.start)
         if zlib.crc32(data) != document.crc32:
-            raise Damage(path, f"is damaged in document {document.name!r}")
+            raise Damage(file.path, f"is damaged in document {document.name!r}")
         return data.decode()
 
     def parts(self) -> "Parts":
         """The parts of its documents. A segment of format version 1 has no such file: they are computed once."""
-        kinds = ("tokens", "text", "documents", *(("parts",) if self.entry.parts is not None else ()))
         if self.entry.parts is None and self._computed_parts is None:
             self._computed_parts = self._compute_parts()
-        return Parts(self.entry, {kind: self.path(kind) for kind in kinds}, self._computed_parts)
+        return Parts(self.entry, self.files, self._computed_parts)
 
     def _compute_parts(self) -> np.ndarray:
         tokens, line_start, found = self.tokens(), 0, [np.zeros(0, PART)]
@@ -193,7 +188,7 @@ class Segment:
         return np.concatenate(found)
 
     def _document_lines(self) -> list[bytearray]:
-        return read_committed(OpenFile(self.path("documents")), self.entry.documents).splitlines(keepends=True)
+        return read_committed(self.files["documents"], self.entry.documents).splitlines(keepends=True)
 
 
 # Parts: the index from tokens to documents. A token finds its document and text, and the rest of either is not read.
@@ -233,9 +228,9 @@ class Parts:
     `records` are those of a segment without a parts file.
     """
 
-    def __init__(self, entry: SegmentEntry, files: dict[str, Path], records: np.ndarray | None = None) -> None:
+    def __init__(self, entry: SegmentEntry, files: Mapping[str, OpenFile], records: np.ndarray | None = None) -> None:
         self._entry = entry
-        self._files = {kind: OpenFile(path) for kind, path in files.items()}
+        self._files = files
         self._records = records
 
     def __len__(self) -> int:
@@ -352,12 +347,12 @@ def characters_of(tokens: np.ndarray) -> tuple[int, int]:
 # Committed bytes of a file.
 
 
-def open_committed(path: Path, committed: int, flags: int = os.O_RDONLY) -> OpenFile:
-    """Opens a file; Damage if it is missing or has fewer than `committed` bytes."""
+def open_committed(place: Place, committed: int, flags: int = os.O_RDONLY) -> OpenFile:
+    """Opens a file; Damage if it is missing, no regular file, or has fewer than `committed` bytes."""
     try:
-        file = OpenFile(path, flags)
+        file = disk.open_file(place, flags)
     except FileNotFoundError as error:
-        raise Damage(path, "is missing") from error
+        raise Damage(place.path, "is missing") from error
     _check_size(file, committed)
     return file
 

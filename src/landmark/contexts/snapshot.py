@@ -1,5 +1,6 @@
 """A snapshot: one commit of a context, for reading."""
 
+import errno
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +11,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from landmark.contexts.disk import Damage, OpenFile, damaged_records
-from landmark.contexts.manifest import Layout, Manifest, read_manifest
-from landmark.contexts.segments import Document, Segment, read_committed
+from landmark.contexts import disk
+from landmark.contexts.disk import Damage, Folder, OpenFile, Place, damaged_records
+from landmark.contexts.manifest import (
+    SEGMENTS,
+    Layout,
+    Manifest,
+    context_folder,
+    read_manifest,
+    segment_name,
+)
+from landmark.contexts.segments import Document, Segment, open_committed, read_committed
 
 Taken = TypeVar("Taken")
 
@@ -20,17 +29,27 @@ _METADATA = "metadata"  # the state's one entry in the metadata that safetensors
 
 
 class Snapshot:
-    """A commit of the context in `path`. It does not change, whatever a writer does meanwhile."""
+    """A commit of the context in `folder`. It does not change, whatever a writer does meanwhile.
 
-    def __init__(self, path: Path, manifest: Manifest, state_file: OpenFile | None, segments: list[Segment]) -> None:
-        self.path = path
+    Its files are open as long as it is, so that it can be read to the end where the context is deleted.
+    """
+
+    def __init__(
+        self, folder: Folder, manifest: Manifest, state_file: OpenFile | None, segments: list[Segment]
+    ) -> None:
+        self.folder = folder
         self.manifest = manifest
         self.segments = segments
         self.state_file = state_file
 
     def frozen(self) -> "Snapshot":
         """This commit alone, also where a writer goes on to later ones."""
-        return Snapshot(self.path, self.manifest, self.state_file, list(self.segments))
+        return Snapshot(self.folder, self.manifest, self.state_file, list(self.segments))
+
+    @property
+    def path(self) -> Path:
+        """The folder's path when it was opened."""
+        return self.folder.path
 
     @property
     def header(self) -> dict[str, Any]:
@@ -85,40 +104,52 @@ class Snapshot:
         return decode_state(bytes(read_committed(self.state_file, self.manifest.state)))
 
 
-def open_reader(path: str | Path) -> Snapshot:
+def open_reader(path: Folder | str | Path) -> Snapshot:
     """The newest commit of the context in `path`; needs no lock and changes nothing.
 
-    Raises ValueError if `path` is no context or one of another format version, and Damage, which is a ValueError too,
-    if its manifest is damaged, or a file is missing or cut short.
+    Raises ValueError if `path` is no context or one of another format version, or has more files than the process may
+    open, and Damage, which is a ValueError too, if its manifest is damaged, or a file is missing, cut short or no
+    regular file.
     """
-    path = Path(path)
-    manifest, state = with_state(path, OpenFile)
-    segments = segments_of(path, manifest)
-    for segment in segments:
-        for damage in segment.missing_files():
-            raise damage
-    return Snapshot(path, manifest, state, segments)
+    folder = context_folder(path)
+    try:
+        manifest, state = with_state(folder, disk.open_file)
+        return Snapshot(folder, manifest, state, _open_segments(folder, manifest))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise ValueError(
+            f"{folder.path} has more files than this process may hold open: raise the limit (`ulimit -n`), or close "
+            f"other contexts"
+        ) from error
 
 
-def segments_of(path: Path, manifest: Manifest) -> list[Segment]:
-    """The segments of the context in `path`; no file is opened."""
-    return [Segment(path, number, entry, manifest.layout) for number, entry in enumerate(manifest.segments, start=1)]
+def _open_segments(folder: Folder, manifest: Manifest) -> list[Segment]:
+    """The segments of a context; Damage if a file is missing, cut short or no regular file."""
+    if not manifest.segments:
+        return []
+    segments, found = disk.open_inner(folder / SEGMENTS), []
+    for number, entry in enumerate(manifest.segments, start=1):
+        sizes = entry.sizes(manifest.layout)
+        files = {kind: open_committed(segments / segment_name(number, kind), size) for kind, size in sizes.items()}
+        found.append(Segment(number, entry, manifest.layout, files))
+    return found
 
 
-def with_state(path: Path, take: Callable[[Path], Taken]) -> tuple[Manifest, Taken | None]:
+def with_state(folder: Folder, take: Callable[[Place], Taken]) -> tuple[Manifest, Taken | None]:
     """The newest manifest, and what `take` returns for its state's file (None before the first commit).
 
     A commit removes the state of the one before. So a missing state means a newer manifest, or Damage if there is none.
     """
-    manifest = read_manifest(path)
+    manifest = read_manifest(folder)
     while manifest.state is not None:
-        state = path / manifest.state_name
+        state = folder / manifest.state_name
         try:
             return manifest, take(state)
         except FileNotFoundError as error:
-            newer = read_manifest(path)
+            newer = read_manifest(folder)
             if newer.generation == manifest.generation:
-                raise Damage(state, "is missing") from error
+                raise Damage(state.path, "is missing") from error
             manifest = newer
     return manifest, None
 

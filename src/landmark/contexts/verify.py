@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from landmark.contexts.disk import Damage, OpenFile, Progress, damaged_records
-from landmark.contexts.manifest import Layout, read_manifest
+from landmark.contexts import disk
+from landmark.contexts.disk import Damage, Folder, OpenFile, Progress, damaged_records
+from landmark.contexts.manifest import SEGMENTS, Layout, Manifest, context_folder, read_manifest, segment_name
 from landmark.contexts.segments import Segment, open_committed, read_committed
-from landmark.contexts.snapshot import segments_of, with_state
+from landmark.contexts.snapshot import with_state
 
 
 def verify(path: str | Path, progress: Progress | None = None) -> list[Damage]:
@@ -19,21 +20,34 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Damage]:
     `progress` is called with the bytes checked so far and those of the whole commit. What the system cannot read counts
     as damage. Raises ValueError if `path` is no context, or one of another format version.
     """
-    path = Path(path)
+    folder = context_folder(path)
     try:
-        manifest = read_manifest(path)
+        manifest = read_manifest(folder)
     except Damage as damage:
         return [damage]
     check = _Check(manifest.committed_bytes, progress)
-    with check.of(path / manifest.state_name, 0):
-        manifest, state = with_state(path, OpenFile)
+    with check.of((folder / manifest.state_name).path, 0):
+        manifest, state = with_state(folder, disk.open_file)
         if state is not None and manifest.state is not None:
             with check.of(state.path, manifest.state.bytes):
                 read_committed(state, manifest.state)
-    for segment in segments_of(path, manifest):
-        _check_documents(segment, check)
-        _check_blocks(segment, manifest.layout, check)
+    with check.of((folder / SEGMENTS).path, 0):
+        for segment in _segments(folder, manifest, check):
+            _check_documents(segment, check)
+            _check_blocks(segment, manifest.layout, check)
     return check.found
+
+
+def _segments(folder: Folder, manifest: Manifest, check: "_Check") -> Iterator[Segment]:
+    """The segments one by one, each with the files that can be opened and are long enough."""
+    segments = disk.open_inner(folder / SEGMENTS) if manifest.segments else folder
+    for number, entry in enumerate(manifest.segments, start=1):
+        files = {}
+        for kind, size in entry.sizes(manifest.layout).items():
+            place = segments / segment_name(number, kind)
+            with check.of(place.path, 0):
+                files[kind] = open_committed(place, size)
+        yield Segment(number, entry, manifest.layout, files)
 
 
 class _Check:
@@ -60,22 +74,20 @@ class _Check:
 
 
 def _check_documents(segment: Segment, check: _Check) -> None:
-    files = segment.entry.committed
-    text = files.pop("text")
-    for kind, committed in files.items():
+    for kind, committed in segment.entry.committed.items():
+        if kind not in segment.files:
+            continue
         with check.of(segment.path(kind), committed.bytes):
-            read_committed(open_committed(segment.path(kind), committed.bytes), committed)
-    with check.of(segment.path("text"), text.bytes):
-        try:
-            read_committed(open_committed(segment.path("text"), text.bytes), text)
-        except Damage as whole:
-            check.found += _damaged_documents(segment) or [whole]
+            try:
+                read_committed(segment.files[kind], committed)
+            except Damage as whole:
+                check.found += (_damaged_documents(segment) if kind == "text" else []) or [whole]
 
 
 def _damaged_documents(segment: Segment) -> list[Damage]:
     found = []
     try:
-        for document in segment.documents(0, 0):
+        for document in segment.documents(0, 0) if "documents" in segment.files else []:
             try:
                 segment.text(document)
             except Damage as damage:
@@ -87,12 +99,10 @@ def _damaged_documents(segment: Segment) -> list[Damage]:
 
 def _check_blocks(segment: Segment, layout: Layout, check: _Check) -> None:
     """Checks landmark records, and the blocks of the sound ones, since these hold the checksums of the blocks."""
-    sizes = segment.entry.sizes(layout)
-    with check.of(segment.path("landmarks"), sizes["landmarks"]):
-        open_committed(segment.path("landmarks"), sizes["landmarks"])
-        blocks = None
-        with check.of(segment.path("blocks"), 0):
-            blocks = open_committed(segment.path("blocks"), sizes["blocks"])
+    blocks = segment.files.get("blocks")
+    if "landmarks" not in segment.files:
+        return
+    with check.of(segment.path("landmarks"), segment.entry.sizes(layout)["landmarks"]):
         for start, records in segment.landmark_records():
             damaged = damaged_records(records)
             check.found += [segment.record_damage(start + record) for record in damaged.tolist()]

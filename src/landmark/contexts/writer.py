@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from landmark.contexts import disk
-from landmark.contexts.disk import OpenFile
-from landmark.contexts.folder import creating, stray_files, take_lock
-from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard
+from landmark.contexts.folder import creating, stray_files
+from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard, grown_files, new_files
+from landmark.contexts.lock import WriterLock, not_alone, take_lock
 from landmark.contexts.manifest import (
     SEGMENTS,
     TOKEN,
@@ -23,7 +23,9 @@ from landmark.contexts.manifest import (
     Layout,
     Manifest,
     SegmentEntry,
+    context_folder,
     extended,
+    manifest_bytes,
     publish,
     read_manifest,
     state_name,
@@ -39,7 +41,6 @@ def create(path: str | Path, header: Mapping[str, Any], layout: Layout) -> "Writ
 
     Raises ValueError if `path` exists, if `header` is no JSON, or if `layout` has no layers.
     """
-    path = Path(path)
     if not layout.blocks or len(layout.blocks) != len(layout.landmarks):
         raise ValueError(
             f"a context needs the shapes of blocks and landmark keys of each layer, not of {len(layout.blocks)} and "
@@ -47,8 +48,8 @@ def create(path: str | Path, header: Mapping[str, Any], layout: Layout) -> "Writ
         )
     manifest = Manifest(0, json.loads(to_json(dict(header), "the header")), layout)
     with creating(path) as lock:
-        publish(path, manifest)
-    return Writer(Snapshot(path, manifest, None, []), lock)
+        known = publish(lock.folder, manifest)
+    return Writer(Snapshot(lock.folder, manifest, None, []), lock, known)
 
 
 def open_writer(path: str | Path) -> "Writer":
@@ -56,16 +57,16 @@ def open_writer(path: str | Path) -> "Writer":
 
     Raises ValueError where `open_reader` does, and if another writer has it open or it may not be written.
     """
-    path = Path(path)
-    read_manifest(path)  # before a lock is made where there is no context
-    lock = take_lock(path)
+    folder = context_folder(path)
+    read_manifest(folder)  # before a lock is made where there is no context
+    lock = take_lock(folder)
     try:
         # A rename not yet on the device could be taken back, and the files of the commit before be needed again.
-        disk.sync_folder(path)
-        snapshot = open_reader(path)
-        for file in stray_files(path, snapshot.manifest):
-            disk.remove(file)
-        return Writer(snapshot, lock)
+        disk.sync_folder(folder)
+        known, snapshot = manifest_bytes(folder), open_reader(folder)
+        for stray in stray_files(folder, snapshot.manifest):
+            disk.remove(stray)
+        return Writer(snapshot, lock, known)
     except BaseException:
         lock.close()
         raise
@@ -95,16 +96,20 @@ class Writer(Snapshot):
     as it was committed last. Not for several threads.
     """
 
-    def __init__(self, snapshot: Snapshot, lock: OpenFile) -> None:
-        super().__init__(snapshot.path, snapshot.manifest, snapshot.state_file, snapshot.segments)
+    def __init__(self, snapshot: Snapshot, lock: WriterLock, known: bytes) -> None:
+        super().__init__(snapshot.folder, snapshot.manifest, snapshot.state_file, snapshot.segments)
         self._lock = lock
+        self._known = known  # the manifest's file
+        self._segments_folder = disk.open_inner(self.folder / SEGMENTS)
         self._guard = Guard(self.path)
         self._index_states: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._growing: GrowingSegment | None = None
         if self.segments and self._may_grow(self.segments[-1].entry):
-            last = self.segments[-1]
-            self._growing = GrowingSegment(self.path, last.number, last.entry, self.layout, self._guard)
-            self.segments[-1] = Segment(self.path, last.number, last.entry, self.layout, self._growing.blocks)
+            number, entry = self.segments[-1].number, self.segments[-1].entry
+            files = grown_files(self._segments_folder, number, entry, self.layout)
+            if files is not None:
+                self._growing = GrowingSegment(number, entry, self.layout, files, self._guard)
+                self.segments[-1] = Segment(number, entry, self.layout, files, self._growing.blocks)
 
     def add_document(self, name: str, text: str, ids: ArrayLike, offsets: ArrayLike, source: str | None = None) -> None:
         """Adds a document: the ids of its tokens `[n]` and their start and stop characters in `text`, `[n,2]`.
@@ -141,9 +146,10 @@ class Writer(Snapshot):
     def commit(self, tensors: Mapping[str, Tensor], metadata: Any) -> None:
         """Commits what was added, with this state: once it returns, no crash takes it away.
 
-        Raises ValueError, and changes nothing, if the layers differ in their number of blocks or `metadata` is no JSON.
-        Raises OSError if the system refuses a step: then the commit before still is the newest, unless the refusal came
-        after the new manifest was in place.
+        Raises ValueError, and changes nothing, if the layers differ in their number of blocks, if `metadata` is no
+        JSON, or if this is not the context's one writer any more: its lock or folder was deleted or replaced, or
+        another writer made a commit. Raises OSError if the system refuses a step: then the commit before still is the
+        newest, unless the refusal came after the new manifest was in place.
         """
         self._guard.check()
         if self._growing is not None:
@@ -156,6 +162,8 @@ class Writer(Snapshot):
     def close(self) -> None:
         """Releases the lock. What is not committed is lost; blocks that are still referred to can be read."""
         self._guard.close()
+        if self._growing is not None:
+            self._growing.release()
         self._lock.close()
 
     def __enter__(self) -> "Writer":
@@ -172,28 +180,46 @@ class Writer(Snapshot):
         if self._growing is None:
             number, entry = len(self.segments) + 1, SegmentEntry(self.blocks, 0, owned=True)
             with self._guard.changing():
-                self._growing = GrowingSegment(self.path, number, entry, self.layout, self._guard, new=True)
+                self._check_alone()
+                files = new_files(self._segments_folder, number, entry, self.layout)
+                self._growing = GrowingSegment(number, entry, self.layout, files, self._guard)
         return self._growing
 
+    def _check_alone(self) -> None:
+        """Raises ValueError unless the folder, the lock, the growing files and the newest commit are this writer's."""
+        self._lock.check()
+        if manifest_bytes(self.folder) != self._known:
+            raise not_alone(f"{self.path} got a commit of another writer")
+        places = [(self.folder / SEGMENTS, self._segments_folder)]
+        if self._growing is not None:
+            places += [(self._segments_folder / file.path.name, file) for file in self._growing.files.values()]
+        for place, held in places:
+            if not place.holds(held):
+                raise not_alone(f"{place.path} was moved, replaced or deleted")
+
     def _commit(self, state: bytes) -> None:
+        self._check_alone()
         segments, growing = list(self.segments), self._growing
         if growing is not None:
             entry = growing.commit()
-            disk.sync_folder(self.path / SEGMENTS)
-            segments[growing.number - 1 :] = [Segment(self.path, growing.number, entry, self.layout, growing.blocks)]
-            if self._is_full(entry):
-                self._growing = None
+            disk.sync_folder(self._segments_folder)
+            segments[growing.number - 1 :] = [
+                Segment(growing.number, entry, self.layout, growing.files, growing.blocks)
+            ]
         before = self.manifest
         generation = before.generation + 1
-        state_file = disk.create(self.path / state_name(generation))
+        state_file = disk.create(self.folder / state_name(generation))
         disk.write(state_file, state, 0)
         disk.sync(state_file)
         entries = tuple(segment.entry for segment in segments)
         manifest = replace(before, generation=generation, segments=entries, state=extended(Committed(), state))
-        publish(self.path, manifest)
+        self._known = publish(self.folder, manifest, self._check_alone)
         self.manifest, self.segments, self.state_file = manifest, segments, state_file
+        if growing is not None and self._is_full(segments[-1].entry):
+            growing.release()
+            self._growing = None
         if before.state is not None:
-            disk.remove(self.path / before.state_name)
+            disk.remove(self.folder / before.state_name)
 
     def _may_grow(self, entry: SegmentEntry) -> bool:
         return entry.owned and entry.parts is not None and not self._is_full(entry)
