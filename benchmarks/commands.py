@@ -129,7 +129,7 @@ def _check_plot(options: ComparisonOptions) -> None:
     try:
         import benchmarks.plots  # noqa: F401 - only whether it can be imported is asked
     except ModuleNotFoundError as error:
-        raise ValueError(f"--plot needs {error.name}: pip install 'landmark-attention[plot]'") from error
+        raise ValueError(f"--plot needs {error.name}: pip install 'landmark-attention[benchmarks]'") from error
 
 
 def _emit(options: RowOptions, row: Row) -> None:

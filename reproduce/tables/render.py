@@ -37,7 +37,7 @@ def check_plots() -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError(f"the report needs {error.name}: pip install 'landmark-attention[plot]'") from error
+        raise ValueError(f"the report needs {error.name}: pip install 'landmark-attention[benchmarks]'") from error
 
 
 def render(results: Results, out: str | Path) -> None:
