@@ -141,6 +141,6 @@ def _library() -> Any:
         import faiss
     except ImportError as missing:
         raise ValueError(
-            'this index needs the package faiss-cpu, which is not installed: pip install "landmark-attention[benchmarks]"'
+            "this index needs faiss-cpu, which is not installed: pip install 'landmark-attention[benchmarks]'"
         ) from missing
     return faiss
