@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -189,6 +190,14 @@ def test_python_parses_and_its_imports_work(document: str):
                 assert not node.module.startswith("landmark."), f"{document}: only what landmark exports is for users"
                 for name in node.names:
                     assert resolves(f"{node.module}.{name.name}"), f"{document}: from {node.module} import {name.name}"
+
+
+def test_the_quickstart_lists_the_extras():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = set(
+        re.findall(r"^\| `(\w+)` \|", text_of("docs/quickstart.md").partition("## Ask a book")[0], re.MULTILINE)
+    )
+    assert listed == set(project["optional-dependencies"]) - {"test", "dev"}
 
 
 def test_the_readme_is_read_in_a_minute():
