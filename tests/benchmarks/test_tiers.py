@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import reliability, tiers
+from benchmarks import tiers
 from benchmarks.__main__ import BENCHMARKS
 from landmark.cli.program import USAGE_ERROR
 
@@ -42,16 +42,3 @@ def test_overlap_of_opened_blocks(text, capsys):
 def test_a_text_that_is_too_short(text, capsys):
     assert BENCHMARKS.main(["tiers", "read", *text, "--tokens", "100000"]) == USAGE_ERROR
     assert "name a longer one with --text" in capsys.readouterr().err
-
-
-def test_rows_of_reliability(tmp_path, capsys, monkeypatch):
-    # The trials themselves are tested with contexts; every call of a session failing in turn takes minutes.
-    monkeypatch.setattr(reliability, "_power_cuts", lambda root, draw: {"cuts": 0})
-    monkeypatch.setattr(reliability, "_refused_calls", lambda root: {"refused": 0})
-    arguments = ["--kills", "1", "--flips", "1", "--seconds", "0.5", "--folder", str(tmp_path), "--seed", "3"]
-    rows = rows_of(["reliability", *arguments], capsys)
-    assert [row["trial"] for row in rows] == ["kills", "readers", "flips", "power_cuts", "refused_calls"]
-    assert all(row["seed"] == 3 and row["trial_seconds"] >= 0 for row in rows)
-    flips = rows[2]
-    assert flips["named_by_verify"] == flips["flips"] == flips["regions"]
-    assert list(tmp_path.iterdir()) == []
