@@ -1,13 +1,17 @@
 """Every damaged byte is found and named by `verify`, and raises Damage when it is read."""
 
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from faults import content
 from flips import REGIONS, committed_byte, flipped, read_all
-from made import HEADER, LAYOUT, add, commit, short_segments
+from made import HEADER, LAYOUT, Content, add, commit, short_segments
 
-from landmark.contexts.disk import Damage
+from landmark.contexts.disk import Damage, record_checksums
+from landmark.contexts.folder import fork
+from landmark.contexts.manifest import KINDS, PART, Committed, extended, publish, read_manifest
 from landmark.contexts.snapshot import open_reader
 from landmark.contexts.verify import verify
 from landmark.contexts.writer import create
@@ -138,3 +142,79 @@ def test_the_name_that_a_source_gives_is_checked(path):
 def every_quote(segment):
     list(segment.parts())
     list(segment.parts().passages(0, segment.entry.token_count))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_behind_the_commit_where_none_can_be(path, tmp_path, kind):
+    """A writer extends the last segment alone, and that of a fork's first owner may go on."""
+    fork(path, tmp_path / "fork")
+    file = path / "segments" / f"000001.{kind}"
+    data = file.read_bytes()
+    with file.open("ab") as end:
+        end.write(b"x")
+    assert verify(tmp_path / "fork") == []
+    assert [(damage.file, damage.what) for damage in verify(path)] == [
+        (file, f"has 1 bytes behind the {len(data)} that were committed")
+    ]
+    with pytest.raises(Damage, match="has 1 bytes behind the"):
+        open_reader(path)
+    file.write_bytes(data)
+
+
+def test_a_state_has_no_bytes_behind_the_commit(path):
+    file = path / open_reader(path).manifest.state_name
+    data = file.read_bytes()
+    file.write_bytes(data + b"x")
+    assert len(verify(path)) == 1
+    with pytest.raises(Damage, match="has 1 bytes behind the"):
+        open_reader(path)
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b'{"name": "a", "tokens": 1}', "has no characters"),
+        (b'{"name": 5, "tokens": 1, "characters": 2, "bytes": 3, "crc32": 4}', "name is 5"),
+        (b'{"name": "a", "tokens": -1, "characters": 2, "bytes": 3, "crc32": 4}', "tokens is -1"),
+        (
+            b'{"name": "a", "tokens": 1, "characters": 2, "bytes": 3, "crc32": 4}',
+            "has documents of 1 tokens and 3 bytes",
+        ),
+        (b"[]", "a line is a list"),
+    ],
+)
+def test_lines_that_no_document_has(tmp_path, line, what):
+    """Their checksums are right: another program may have written them."""
+    path, data = tmp_path / "one", line + b"\n"
+    with create(path, HEADER, LAYOUT) as writer:
+        commit(writer, add(writer, Content(), (1,), ()))
+    manifest = read_manifest(path)
+    (entry,) = manifest.segments
+    (path / "segments" / "000001.documents").write_bytes(data)
+    publish(path, replace(manifest, segments=(replace(entry, documents=extended(Committed(), data)),)))
+    with pytest.raises(Damage, match=what):
+        open_reader(path).documents()
+    assert any(what in str(damage) for damage in verify(path))
+
+
+@pytest.mark.parametrize("field", ["token", "byte", "character", "line", "line_bytes"])
+@pytest.mark.parametrize("value", [1, 2**31])
+def test_parts_that_no_document_has(tmp_path, field, value):
+    """A part that says another place is refused, however its checksum fits: no other text is read for its tokens."""
+    path = tmp_path / "one"
+    with create(path, HEADER, LAYOUT) as writer:
+        commit(writer, add(writer, Content(), (1, 2, 3), ()))
+    manifest = read_manifest(path)
+    (entry,) = manifest.segments
+    segment = open_reader(path).segments[0]
+    expected = list(segment.parts().passages(0, entry.token_count))
+    file = segment.path("parts")
+    records = np.frombuffer(file.read_bytes(), PART).copy()
+    records[1][field] += value
+    records["crc32"] = record_checksums(records)
+    file.write_bytes(records.tobytes())
+    publish(path, replace(manifest, segments=(replace(entry, parts=extended(Committed(), records.tobytes())),)))
+    assert verify(path)
+    with pytest.raises(Damage):
+        assert list(open_reader(path).segments[0].parts().passages(0, entry.token_count)) == expected

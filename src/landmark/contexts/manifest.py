@@ -3,7 +3,7 @@
 import json
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from landmark.contexts import disk
+from landmark.contexts import disk, fields
 from landmark.contexts.disk import Damage, Folder
+from landmark.contexts.fields import Malformed
 from landmark.settings import current_names
 from landmark.store.base import BlockShape
 
@@ -21,15 +22,42 @@ FORMAT = "landmark context"
 VERSION = 2
 READABLE = (1, 2)  # documents of version 1 have no SHA-256 and no parts
 
+# Limits of what is parsed, far above what is written: nothing is allocated by what a damaged file says.
+MOST_BYTES = 8 << 20  # of a manifest
+MOST_SEGMENTS = 16_384  # 16 TiB of blocks
+_MOST_LAYERS = 4096
+_MOST_HEADS = 2**16
+_MOST_WIDTH = 2**16  # of a key or value
+_MOST_STRIDE = 2**24
+_MOST_RECORD_BYTES = 64 << 20  # the landmark keys of one block
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 MANIFEST = "manifest.json"
 NEW_MANIFEST = "manifest.json.tmp"
 LOCK = "lock"
 SEGMENTS = "segments"
 TOKEN = np.dtype(("<u4", 3))  # id, start and stop character in its document
+# A part is up to 1,024 tokens of one document, and the text from the first of them to the first of the next part. The
+# record holds where it begins in the files of the segment, and the checksums of what it covers.
+PART = np.dtype(
+    [
+        ("token", "<u8"),  # of the segment
+        ("byte", "<u8"),  # of the segment's text
+        ("character", "<u8"),  # of the document
+        ("line", "<u8"),  # byte where the document's line begins
+        ("line_bytes", "<u4"),
+        ("line_crc32", "<u4"),
+        ("text_crc32", "<u4"),
+        ("tokens_crc32", "<u4"),
+        ("crc32", "<u4"),
+    ]
+)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES}
 KINDS = ("blocks", "landmarks", "tokens", "text", "documents", "parts")
 
 _FIRST_LINE = re.compile(rb'\{"crc32": "([0-9a-f]{8})",\n')
 _BEGINNING = 4096  # bytes in which a manifest names its format
+_FIELDS = ("crc32", "format", "version", "generation", "blocks", "landmarks", "segments", "state", "header")
 
 
 @dataclass(frozen=True)
@@ -127,6 +155,15 @@ class Manifest:
         """Name of the state's file."""
         return state_name(self.generation)
 
+    def grows(self, number: int) -> bool:
+        """Whether the files of a segment may have more bytes than were committed, of a writer that goes on or crashed.
+
+        That is so for the last one, and where another context owns the files. Writers of version 1 left such bytes
+        behind when one of version 2 went on.
+        """
+        entry = self.segments[number - 1]
+        return number == len(self.segments) or not entry.owned or entry.parts is None
+
     def to_bytes(self) -> bytes:
         """The file: a first line with the checksum of the rest; both together are one JSON object."""
         blocks = [[*shape[:-1], str(shape.dtype).removeprefix("torch.")] for shape in self.layout.blocks]
@@ -168,7 +205,8 @@ def context_folder(path: Folder | str | Path) -> Folder:
 def read_manifest(folder: Folder | str | Path) -> Manifest:
     """The newest commit of the context in `folder`.
 
-    Raises Damage if its manifest is damaged, and ValueError if there is none or if it has another format version.
+    Raises Damage if its manifest is damaged, or says what cannot be; ValueError if there is none or if it has another
+    format version.
     """
     place = context_folder(folder) / MANIFEST
     return _parse(manifest_bytes(place.folder), place.path)
@@ -180,6 +218,8 @@ def manifest_bytes(folder: Folder) -> bytes:
         file = disk.open_file(folder / MANIFEST)
     except FileNotFoundError as error:
         raise ValueError(f"{folder.path} is not a context: it has no {MANIFEST}") from error
+    if file.size > MOST_BYTES:
+        raise Damage(file.path, f"has {file.size} bytes, and a manifest has {MOST_BYTES} at most")
     return bytes(file.read(file.size))
 
 
@@ -205,44 +245,142 @@ def has_manifest(folder: Folder | str | Path) -> bool:
 
 
 def _is_manifest(data: bytes) -> bool:
-    return _FIRST_LINE.match(data) is not None or FORMAT.encode() in data
+    return _FIRST_LINE.match(data) is not None or FORMAT.encode() in data[:_BEGINNING]
+
+
+def to_json(value: Any, what: str) -> str:
+    """JSON text of `value`; ValueError that names it as `what` if it has none."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} cannot be written as JSON: {error}") from error
+
+
+# Parsing. A right checksum says that the bytes are those that were written, not who wrote them.
+
+
+def check_header(header: Any) -> None:
+    """Raises ValueError for a header that a manifest cannot hold."""
+    _header(header)
+    if len(json.dumps(header)) > MOST_BYTES // 4:
+        raise Malformed(f"the header is too long: {MOST_BYTES // 4} bytes are allowed")
 
 
 def _parse(data: bytes, path: Path) -> Manifest:
     if not _is_manifest(data):
         raise ValueError(f"{path} is not the manifest of a context; give the folder that a context was saved to")
     first = _FIRST_LINE.match(data)
-    if first is None or int(first[1], 16) != zlib.crc32(data[first.end() :]):
+    if first is None or int(first[1], 16) != zlib.crc32(memoryview(data)[first.end() :]):
         raise Damage(path, "is damaged: its checksum does not fit")
-    fields = json.loads(data)
-    if fields["version"] not in READABLE:
-        age, nearest = ("newer", READABLE[-1]) if fields["version"] > VERSION else ("older", READABLE[0])
-        raise ValueError(
-            f"{path} has format version {fields['version']}, {age} than {nearest}, which this program reads: "
-            f"use the version of the package that wrote it, or read the text again"
-        )
+    try:
+        found = fields.parse(data, "the manifest")
+        version = fields.whole(found.get("version"), "the format version")
+        if version in READABLE:
+            return _manifest(found)
+    except Malformed as error:
+        raise Damage(path, f"is no manifest that can be read: {error}") from error
+    age, nearest = ("newer", READABLE[-1]) if version > VERSION else ("older", READABLE[0])
+    raise ValueError(
+        f"{path} has format version {version}, {age} than {nearest}, which this program reads: "
+        f"use the version of the package that wrote it, or read the text again"
+    )
+
+
+def _manifest(found: dict[str, Any]) -> Manifest:
+    fields.fields(found, "the manifest", _FIELDS)
+    fields.one_of(found["format"], "format", {FORMAT: FORMAT})
+    generation = fields.whole(found["generation"], "generation")
+    if (found["state"] is None) != (generation == 0):
+        raise Malformed(f"generation is {generation}, and state is {fields.shown(found['state'])}")
     return Manifest(
-        generation=fields["generation"],
-        header=_current_header(fields["header"]),
-        layout=Layout(tuple(map(_shape, fields["blocks"])), tuple((h, d) for h, d in fields["landmarks"])),
-        segments=tuple(map(_segment, fields["segments"])),
-        state=fields["state"] and Committed(**fields["state"]),
+        generation=generation,
+        header=_header(found["header"]),
+        layout=_layout(found),
+        segments=_segments(found["segments"]),
+        state=None if found["state"] is None else _committed(found["state"], "state"),
     )
 
 
-def _shape(fields: Sequence[Any]) -> BlockShape:
-    *sizes, dtype = fields
-    return BlockShape(*sizes, dtype=getattr(torch, dtype))
+def _layout(found: dict[str, Any]) -> Layout:
+    layers = fields.items(found["blocks"], "blocks", _MOST_LAYERS, least=1)
+    keys = fields.items(found["landmarks"], "landmarks", len(layers), least=len(layers))
+    layout = Layout(
+        tuple(_shape(shape, f"blocks[{layer}]") for layer, shape in enumerate(layers)),
+        tuple(_landmark_shape(shape, f"landmarks[{layer}]") for layer, shape in enumerate(keys)),
+    )
+    numbers = sum(heads * width for heads, width in layout.landmarks)
+    if 4 * (numbers + len(layers) + 1) > _MOST_RECORD_BYTES:
+        raise Malformed(f"landmarks is too large: a record has {_MOST_RECORD_BYTES} bytes at most")
+    return layout
 
 
-def _segment(fields: dict[str, Any]) -> SegmentEntry:
-    files = {kind: Committed(**fields[kind]) for kind in ("tokens", "text", "documents")}
-    parts = fields.get("parts")
-    return SegmentEntry(
-        fields["first"], fields["blocks"], fields["owned"], **files, parts=None if parts is None else Committed(**parts)
+def _shape(value: Any, what: str) -> BlockShape:
+    heads, stride, key_dim, value_dim, dtype = fields.items(value, what, 5, least=5)
+    return BlockShape(
+        fields.whole(heads, f"{what}: heads", _MOST_HEADS, least=1),
+        fields.whole(stride, f"{what}: stride", _MOST_STRIDE, least=2),
+        fields.whole(key_dim, f"{what}: key_dim", _MOST_WIDTH, least=1),
+        fields.whole(value_dim, f"{what}: value_dim", _MOST_WIDTH, least=1),
+        fields.one_of(dtype, f"{what}: dtype", DTYPES),
     )
 
 
-def _current_header(header: dict[str, Any]) -> dict[str, Any]:
+def _landmark_shape(value: Any, what: str) -> tuple[int, int]:
+    heads, width = fields.items(value, what, 2, least=2)
+    return fields.whole(heads, f"{what}: heads", _MOST_HEADS, 1), fields.whole(width, f"{what}: dim", _MOST_WIDTH, 1)
+
+
+def _segments(value: Any) -> tuple[SegmentEntry, ...]:
+    found: list[SegmentEntry] = []
+    first = 0
+    for index, entry in enumerate(fields.items(value, "segments", MOST_SEGMENTS)):
+        found.append(_segment(entry, first, f"segments[{index}]"))
+        first += found[-1].blocks
+    return tuple(found)
+
+
+def _segment(value: Any, first: int, what: str) -> SegmentEntry:
+    found = fields.fields(value, what, ("first", "blocks", "owned", "tokens", "text", "documents"), ("parts",))
+    if fields.whole(found["first"], f"{what}: first") != first:
+        raise Malformed(f"{what}: first is {found['first']}, and the segments before have {first} blocks")
+    parts = found.get("parts")
+    entry = SegmentEntry(
+        first,
+        fields.whole(found["blocks"], f"{what}: blocks"),
+        fields.boolean(found["owned"], f"{what}: owned"),
+        _committed(found["tokens"], f"{what}: tokens", TOKEN.itemsize),
+        _committed(found["text"], f"{what}: text"),
+        _committed(found["documents"], f"{what}: documents"),
+        None if parts is None else _committed(parts, f"{what}: parts", PART.itemsize),
+    )
+    held = {kind for kind, file in entry.committed.items() if file.bytes}
+    if (held and "documents" not in held) or (entry.parts is not None and "documents" in held and "parts" not in held):
+        raise Malformed(f"{what} has bytes of {', '.join(sorted(held))} alone")
+    return entry
+
+
+def _committed(value: Any, what: str, record: int = 1) -> Committed:
+    """Committed bytes: whole records of so many bytes; no bytes have checksum 0."""
+    found = fields.fields(value, what, ("bytes", "crc32"))
+    size, crc32 = (
+        fields.whole(found["bytes"], f"{what}: bytes"),
+        fields.whole(found["crc32"], f"{what}: crc32", 2**32 - 1),
+    )
+    if size % record:
+        raise Malformed(f"{what}: bytes is {size}, which is no multiple of {record}")
+    if not size and crc32:
+        raise Malformed(f"{what}: crc32 is {crc32}, and no bytes have 0")
+    return Committed(size, crc32)
+
+
+def _header(value: Any) -> dict[str, Any]:
     """A header of this release or an earlier one, its settings under the names of today."""
-    return {name: current_names(value) if name == "settings" else value for name, value in header.items()}
+    fields.check_object(value, "header")
+    found = dict(value)
+    for name in ("landmark", "model"):
+        fields.text(found.get(name, ""), f"header: {name}")
+    for name in ("settings", "fingerprint"):
+        fields.mapping(found.get(name, {}), f"header: {name}")
+    if "settings" in found:
+        found["settings"] = current_names(found["settings"])
+    return found

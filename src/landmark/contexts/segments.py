@@ -6,36 +6,25 @@ A segment is six files (docs/context_format.md). Files only grow, and committed 
 import hashlib
 import json
 import os
+import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from landmark.contexts import disk
+from landmark.contexts import disk, fields
 from landmark.contexts.disk import Damage, OpenFile, Place, damaged_records, record_checksums
-from landmark.contexts.manifest import TOKEN, Committed, Layout, SegmentEntry
+from landmark.contexts.fields import Malformed
+from landmark.contexts.manifest import PART, TOKEN, Committed, Layout, SegmentEntry
 from landmark.store.files import BlockFile
 
 PART_TOKENS = 1024
-# A part is up to 1,024 tokens of one document, and the text from the first of them to the first of the next part. The
-# record holds where it begins in the files of the segment, and the checksums of what it covers.
-PART = np.dtype(
-    [
-        ("token", "<u8"),  # of the segment
-        ("byte", "<u8"),  # of the segment's text
-        ("character", "<u8"),  # of the document
-        ("line", "<u8"),  # byte where the document's line begins
-        ("line_bytes", "<u4"),
-        ("line_crc32", "<u4"),
-        ("text_crc32", "<u4"),
-        ("tokens_crc32", "<u4"),
-        ("crc32", "<u4"),
-    ]
-)
+_LINE = ("name", "tokens", "characters", "bytes", "crc32")  # fields of every document's line
 _LOAD_BYTES = 16 << 20  # landmark records are loaded in pieces, so that a long segment is not in memory twice
 
 
@@ -72,6 +61,15 @@ def document_line(document: Document) -> bytes:
     if document.source is not None:
         fields["source"] = document.source
     return json.dumps(fields).encode() + b"\n"
+
+
+def parse_line(line: bytes | bytearray) -> dict[str, Any]:
+    """The fields of a document's line, `sha256` and `source` None where it has none; Malformed if it is none."""
+    found = fields.fields(fields.parse(line, "a line"), "a line", _LINE, ("sha256", "source"))
+    for name in _LINE:
+        (fields.text if name == "name" else fields.whole)(found[name], name)
+    optional = {name: fields.text(found[name], name) for name in ("sha256", "source") if name in found}
+    return {"sha256": None, "source": None, **found, **optional}
 
 
 def encode_text(name: str, text: str) -> bytes:
@@ -154,13 +152,24 @@ class Segment:
         return np.frombuffer(read_committed(self.files["tokens"], self.entry.tokens), TOKEN)
 
     def documents(self, index: int, first_token: int) -> list[Document]:
-        """Its documents, where it is segment `index` of the context and its tokens begin at `first_token`."""
-        found, start, optional = [], 0, {"source": None, "sha256": None}
+        """Its documents, where it is segment `index` of the context and its tokens begin at `first_token`.
+
+        Raises Damage if their lines are damaged, or count other tokens or bytes than the manifest.
+        """
+        found, start, token = [], 0, first_token
         for line in self._document_lines():
-            fields = optional | json.loads(line)
-            found.append(Document(**fields, first_token=first_token, segment=index, start=start))
-            first_token += found[-1].tokens
-            start += found[-1].bytes
+            try:
+                held = Document(**parse_line(line), first_token=token, segment=index, start=start)
+            except Malformed as error:
+                raise Damage(self.path("documents"), f"does not describe document {len(found)}: {error}") from error
+            found.append(held)
+            token, start = token + held.tokens, start + held.bytes
+        if (token - first_token, start) != (self.entry.token_count, self.entry.text.bytes):
+            raise Damage(
+                self.path("documents"),
+                f"has documents of {token - first_token} tokens and {start} bytes, and the manifest counts "
+                f"{self.entry.token_count} and {self.entry.text.bytes}",
+            )
         return found
 
     def text(self, document: Document) -> str:
@@ -246,8 +255,45 @@ class Parts:
         if index + 1 < len(self):
             after = self._record(index + 1)
             token_stop, byte_stop = int(after["token"]), int(after["byte"])
-        fields = {name: int(record[name]) for name in PART.names or () if name != "crc32"}
-        return Part(**fields, token_stop=token_stop, byte_stop=byte_stop)
+        numbers = {name: int(record[name]) for name in PART.names or () if name != "crc32"}
+        part = Part(**numbers, token_stop=token_stop, byte_stop=byte_stop)
+        self._check(part, index)
+        return part
+
+    def _check(self, part: Part, index: int) -> None:
+        """Raises Damage for a part of what is not there: its record may be another program's."""
+        entry = self._entry
+        within = (
+            part.token <= part.token_stop <= entry.token_count
+            and part.byte <= part.byte_stop <= entry.text.bytes
+            and part.line + part.line_bytes <= entry.documents.bytes
+        )
+        if not within or (index == 0 and (part.token, part.byte, part.character) != (0, 0, 0)):
+            raise self._false(index)
+
+    def _false(self, index: int) -> Damage:
+        """The error for a record that does not fit the others."""
+        file = self._files.get("parts", self._files["documents"])
+        return Damage(file.path, f"is damaged in record {index} of its parts: it does not fit the others")
+
+    def check(self) -> None:
+        """Raises Damage unless all parts cover what they say, and all lines."""
+        lines, character = [], 0
+        for index in range(len(self)):
+            part = self[index]
+            self._tokens(part)
+            text = self._checked("text", part.byte, part.byte_stop, part.text_crc32).decode()
+            if not lines or lines[-1] != part.line:
+                self._name(part)
+                lines.append(part.line)
+                character = 0
+            if part.character != character:
+                raise self._false(index)
+            character += len(text)
+        data = self._files["documents"].read(self._entry.documents.bytes)
+        starts = [0, *(match.end() for match in re.finditer(rb"\n", data))][:-1]
+        if lines != starts:
+            raise Damage(self._files["parts"].path, "is damaged: it does not have the parts of all documents")
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start:stop` of the segment, uint32 `[n,3]`."""
@@ -262,6 +308,8 @@ class Parts:
         while start < stop:
             index = self._containing(start)
             covering = list(takewhile(lambda part: part.token < stop, self._of_document(index)))
+            if not covering or covering[-1].token_stop <= start:
+                raise self._false(index)
             end = min(stop, covering[-1].token_stop)
             first, last = characters_of(self.tokens(start, end))
             yield Passage(self._name(covering[0]), start, end, first, last, self._text(index, first, last))
@@ -286,6 +334,10 @@ class Parts:
             yield part
             index += 1
 
+    def _begins(self, index: int) -> bool:
+        """Whether part `index` is the first of its document."""
+        return index == 0 or self[index - 1].line != self[index].line
+
     def _of_document(self, index: int) -> Iterator[Part]:
         """Part `index` and those that follow it in its document."""
         line = self[index].line
@@ -300,9 +352,11 @@ class Parts:
 
     def _text(self, index: int, first: int, last: int) -> str:
         """Characters `first:last` of a document; they begin in part `index` or near it."""
-        while self[index].character > first:
+        while self[index].character > first and not self._begins(index):
             index -= 1
         begin, text = self[index].character, ""
+        if begin and self._begins(index):
+            raise self._false(index)
         for part in self._of_document(index):
             if part.character >= last and text:
                 break
@@ -311,7 +365,10 @@ class Parts:
 
     def _name(self, part: Part) -> str:
         line = self._checked("documents", part.line, part.line + part.line_bytes, part.line_crc32)
-        return json.loads(line)["name"]
+        try:
+            return parse_line(line)["name"]
+        except Malformed as error:
+            raise Damage(self._files["documents"].path, f"does not describe a document: {error}") from error
 
     def _checked(self, kind: str, start: int, stop: int, crc32: int) -> bytearray:
         file = self._files[kind]
@@ -347,25 +404,32 @@ def characters_of(tokens: np.ndarray) -> tuple[int, int]:
 # Committed bytes of a file.
 
 
-def open_committed(place: Place, committed: int, flags: int = os.O_RDONLY) -> OpenFile:
-    """Opens a file; Damage if it is missing, no regular file, or has fewer than `committed` bytes."""
+def open_committed(place: Place, committed: int, flags: int = os.O_RDONLY, *, grows: bool = True) -> OpenFile:
+    """Opens a file; Damage if it is missing, no regular file, or has another size than was committed.
+
+    With fewer bytes it was cut short; more are allowed where it `grows`.
+    """
     try:
         file = disk.open_file(place, flags)
     except FileNotFoundError as error:
         raise Damage(place.path, "is missing") from error
-    _check_size(file, committed)
+    check_size(file, committed, grows=grows)
     return file
 
 
 def read_committed(file: OpenFile, committed: Committed) -> bytearray:
     """The committed bytes of a file; Damage if they are not what was committed."""
-    _check_size(file, committed.bytes)
+    check_size(file, committed.bytes)
     data = file.read(committed.bytes)
     if zlib.crc32(data) != committed.crc32:
         raise Damage(file.path, "is damaged: its checksum does not fit")
     return data
 
 
-def _check_size(file: OpenFile, committed: int) -> None:
-    if file.size < committed:
-        raise Damage(file.path, f"was cut short: it has {file.size} bytes and {committed} were committed")
+def check_size(file: OpenFile, committed: int, *, grows: bool = True) -> None:
+    """Raises Damage for a file with fewer bytes than were committed, or with more unless it `grows`."""
+    size = file.size
+    if size < committed:
+        raise Damage(file.path, f"was cut short: it has {size} bytes and {committed} were committed")
+    if size > committed and not grows:
+        raise Damage(file.path, f"has {size - committed} bytes behind the {committed} that were committed")

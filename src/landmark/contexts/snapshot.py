@@ -1,18 +1,17 @@
 """A snapshot: one commit of a context, for reading."""
 
 import errno
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from landmark.contexts import disk
 from landmark.contexts.disk import Damage, Folder, OpenFile, Place, damaged_records
+from landmark.contexts.fields import Malformed
 from landmark.contexts.manifest import (
     SEGMENTS,
     Layout,
@@ -21,11 +20,10 @@ from landmark.contexts.manifest import (
     read_manifest,
     segment_name,
 )
-from landmark.contexts.segments import Document, Segment, open_committed, read_committed
+from landmark.contexts.segments import Document, Segment, check_size, open_committed, read_committed
+from landmark.contexts.state import checked_metadata, decode_state
 
 Taken = TypeVar("Taken")
-
-_METADATA = "metadata"  # the state's one entry in the metadata that safetensors allows: JSON
 
 
 class Snapshot:
@@ -98,22 +96,32 @@ class Snapshot:
         return [torch.from_numpy(out) for out in keys]
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        """Tensors and metadata of the commit, empty before the first; Damage if they are damaged."""
+        """Tensors and metadata of the commit, empty before the first.
+
+        Raises Damage if they are damaged, or count other blocks or tokens than the manifest.
+        """
         if self.state_file is None or self.manifest.state is None:
             return {}, {}
-        return decode_state(bytes(read_committed(self.state_file, self.manifest.state)))
+        data = bytes(read_committed(self.state_file, self.manifest.state))
+        try:
+            metadata = checked_metadata(data, self.manifest)
+            return decode_state(data), metadata
+        except Malformed as error:
+            raise Damage(self.state_file.path, f"does not fit the manifest: {error}") from error
 
 
 def open_reader(path: Folder | str | Path) -> Snapshot:
     """The newest commit of the context in `path`; needs no lock and changes nothing.
 
     Raises ValueError if `path` is no context or one of another format version, or has more files than the process may
-    open, and Damage, which is a ValueError too, if its manifest is damaged, or a file is missing, cut short or no
-    regular file.
+    open, and Damage, which is a ValueError too, if its manifest is damaged, or a file is missing, no regular file, or
+    has another size than was committed.
     """
     folder = context_folder(path)
     try:
         manifest, state = with_state(folder, disk.open_file)
+        if state is not None and manifest.state is not None:
+            check_size(state, manifest.state.bytes, grows=False)
         return Snapshot(folder, manifest, state, _open_segments(folder, manifest))
     except OSError as error:
         if error.errno != errno.EMFILE:
@@ -125,13 +133,14 @@ def open_reader(path: Folder | str | Path) -> Snapshot:
 
 
 def _open_segments(folder: Folder, manifest: Manifest) -> list[Segment]:
-    """The segments of a context; Damage if a file is missing, cut short or no regular file."""
+    """The segments of a context; Damage if a file is missing, no regular file, or of another size."""
     if not manifest.segments:
         return []
     segments, found = disk.open_inner(folder / SEGMENTS), []
     for number, entry in enumerate(manifest.segments, start=1):
-        sizes = entry.sizes(manifest.layout)
-        files = {kind: open_committed(segments / segment_name(number, kind), size) for kind, size in sizes.items()}
+        grows, files = manifest.grows(number), {}
+        for kind, size in entry.sizes(manifest.layout).items():
+            files[kind] = open_committed(segments / segment_name(number, kind), size, grows=grows)
         found.append(Segment(number, entry, manifest.layout, files))
     return found
 
@@ -152,27 +161,3 @@ def with_state(folder: Folder, take: Callable[[Place], Taken]) -> tuple[Manifest
                 raise Damage(state.path, "is missing") from error
             manifest = newer
     return manifest, None
-
-
-def encode_state(tensors: Mapping[str, Tensor], metadata: Any) -> bytes:
-    """The file of a state: safetensors. Raises ValueError if `metadata` has no JSON form."""
-    # Copies, because safetensors refuses tensors that share memory.
-    copies = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
-    return safetensors.torch.save(copies, {_METADATA: to_json(metadata, "the state's metadata")})
-
-
-def decode_state(data: bytes) -> tuple[dict[str, Tensor], Any]:
-    """The tensors and metadata of a state's file."""
-    header_bytes = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + header_bytes])
-    return safetensors.torch.load(data), json.loads(header["__metadata__"][_METADATA])
-
-
-def to_json(value: Any, what: str) -> str:
-    """JSON text of `value`; ValueError that names it as `what` if it has none."""
-    try:
-        return json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} cannot be written as JSON: {error}") from error

@@ -1,7 +1,7 @@
 """Checks every committed byte of a context against its checksum."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,9 +9,11 @@ import numpy as np
 
 from landmark.contexts import disk
 from landmark.contexts.disk import Damage, Folder, OpenFile, Progress, damaged_records
+from landmark.contexts.fields import Malformed
 from landmark.contexts.manifest import SEGMENTS, Layout, Manifest, context_folder, read_manifest, segment_name
-from landmark.contexts.segments import Segment, open_committed, read_committed
-from landmark.contexts.snapshot import with_state
+from landmark.contexts.segments import Segment, check_size, open_committed, read_committed
+from landmark.contexts.snapshot import Snapshot, with_state
+from landmark.contexts.state import checked_metadata
 
 
 def verify(path: str | Path, progress: Progress | None = None) -> list[Damage]:
@@ -28,25 +30,36 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Damage]:
     check = _Check(manifest.committed_bytes, progress)
     with check.of((folder / manifest.state_name).path, 0):
         manifest, state = with_state(folder, disk.open_file)
-        if state is not None and manifest.state is not None:
-            with check.of(state.path, manifest.state.bytes):
-                read_committed(state, manifest.state)
+        _check_state(manifest, state, check)
     with check.of((folder / SEGMENTS).path, 0):
-        for segment in _segments(folder, manifest, check):
-            _check_documents(segment, check)
-            _check_blocks(segment, manifest.layout, check)
+        _check_segments(_segments(folder, manifest, check), manifest.layout, check)
     return check.found
 
 
+def check_snapshot(snapshot: Snapshot) -> None:
+    """Raises the first Damage in any committed byte of an open snapshot."""
+    check = _Check(snapshot.manifest.committed_bytes, None)
+    _check_state(snapshot.manifest, snapshot.state_file, check)
+    _check_segments(snapshot.segments, snapshot.layout, check)
+    for damage in check.found:
+        raise damage
+
+
+def _check_segments(segments: Iterable[Segment], layout: Layout, check: "_Check") -> None:
+    for segment in segments:
+        _check_documents(segment, check)
+        _check_blocks(segment, layout, check)
+
+
 def _segments(folder: Folder, manifest: Manifest, check: "_Check") -> Iterator[Segment]:
-    """The segments one by one, each with the files that can be opened and are long enough."""
+    """The segments one by one, each with the files that can be opened and have the right size."""
     segments = disk.open_inner(folder / SEGMENTS) if manifest.segments else folder
     for number, entry in enumerate(manifest.segments, start=1):
         files = {}
         for kind, size in entry.sizes(manifest.layout).items():
             place = segments / segment_name(number, kind)
             with check.of(place.path, 0):
-                files[kind] = open_committed(place, size)
+                files[kind] = open_committed(place, size, grows=manifest.grows(number))
         yield Segment(number, entry, manifest.layout, files)
 
 
@@ -73,7 +86,21 @@ class _Check:
             self._progress(self._done, self._total)
 
 
+def _check_state(manifest: Manifest, state: OpenFile | None, check: _Check) -> None:
+    """Checks the bytes of the state, and that it counts what the manifest counts."""
+    if state is None or manifest.state is None:
+        return
+    with check.of(state.path, manifest.state.bytes):
+        check_size(state, manifest.state.bytes, grows=False)
+        data = read_committed(state, manifest.state)
+        try:
+            checked_metadata(data, manifest)
+        except Malformed as error:
+            raise Damage(state.path, f"does not fit the manifest: {error}") from error
+
+
 def _check_documents(segment: Segment, check: _Check) -> None:
+    before = len(check.found)
     for kind, committed in segment.entry.committed.items():
         if kind not in segment.files:
             continue
@@ -82,6 +109,17 @@ def _check_documents(segment: Segment, check: _Check) -> None:
                 read_committed(segment.files[kind], committed)
             except Damage as whole:
                 check.found += (_damaged_documents(segment) if kind == "text" else []) or [whole]
+    if len(check.found) == before and segment.entry.committed.keys() <= segment.files.keys():
+        _check_fit(segment, check)
+
+
+def _check_fit(segment: Segment, check: _Check) -> None:
+    """Checks files that are sound by themselves: documents, and parts of them, are those of the tokens and the text."""
+    with check.of(segment.path("documents"), 0):
+        segment.documents(0, 0)
+    if segment.entry.parts is not None:
+        with check.of(segment.path("parts"), 0):
+            segment.parts().check()
 
 
 def _damaged_documents(segment: Segment) -> list[Damage]:

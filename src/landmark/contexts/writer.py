@@ -17,21 +17,25 @@ from landmark.contexts.folder import creating, stray_files
 from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard, grown_files, new_files
 from landmark.contexts.lock import WriterLock, not_alone, take_lock
 from landmark.contexts.manifest import (
+    MOST_SEGMENTS,
     SEGMENTS,
     TOKEN,
     Committed,
     Layout,
     Manifest,
     SegmentEntry,
+    check_header,
     context_folder,
     extended,
     manifest_bytes,
     publish,
     read_manifest,
     state_name,
+    to_json,
 )
 from landmark.contexts.segments import Document, Segment, document_line, parts_of
-from landmark.contexts.snapshot import Snapshot, encode_state, open_reader, to_json
+from landmark.contexts.snapshot import Snapshot, open_reader
+from landmark.contexts.state import encode_state
 
 SEGMENT_BYTES = 1 << 30  # of blocks; the commit that reaches it closes the segment
 
@@ -39,14 +43,16 @@ SEGMENT_BYTES = 1 << 30  # of blocks; the commit that reaches it closes the segm
 def create(path: str | Path, header: Mapping[str, Any], layout: Layout) -> "Writer":
     """Makes an empty context in `path` for blocks of this `layout`; `header` is any JSON object of the caller.
 
-    Raises ValueError if `path` exists, if `header` is no JSON, or if `layout` has no layers.
+    Raises ValueError if `path` exists, if `header` is no JSON that a manifest can hold, or if `layout` has no layers.
     """
     if not layout.blocks or len(layout.blocks) != len(layout.landmarks):
         raise ValueError(
             f"a context needs the shapes of blocks and landmark keys of each layer, not of {len(layout.blocks)} and "
             f"{len(layout.landmarks)} layers"
         )
-    manifest = Manifest(0, json.loads(to_json(dict(header), "the header")), layout)
+    kept = json.loads(to_json(dict(header), "the header"))
+    check_header(kept)
+    manifest = Manifest(0, kept, layout)
     with creating(path) as lock:
         known = publish(lock.folder, manifest)
     return Writer(Snapshot(lock.folder, manifest, None, []), lock, known)
@@ -178,6 +184,10 @@ class Writer(Snapshot):
         """The segment that is appended to, a new one if need be; ValueError if nothing may be added any more."""
         self._guard.check()
         if self._growing is None:
+            if len(self.segments) == MOST_SEGMENTS:
+                raise ValueError(
+                    f"{self.path} has {MOST_SEGMENTS} segments, the most there can be: make another context"
+                )
             number, entry = len(self.segments) + 1, SegmentEntry(self.blocks, 0, owned=True)
             with self._guard.changing():
                 self._check_alone()

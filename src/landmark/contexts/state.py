@@ -1,0 +1,85 @@
+"""The state of a commit: one file of safetensors, and what its metadata says about the other files."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from landmark.contexts import fields
+from landmark.contexts.fields import Malformed
+from landmark.contexts.manifest import Manifest, to_json
+
+_METADATA = "metadata"  # the state's one entry in the metadata that safetensors allows: JSON
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_LENGTH = 8  # bytes in front of the header, with its length
+
+
+def encode_state(tensors: Mapping[str, Tensor], metadata: Any) -> bytes:
+    """The file of a state: safetensors. Raises ValueError if `metadata` has no JSON form."""
+    # Copies, because safetensors refuses tensors that share memory.
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    return safetensors.torch.save(copies, {_METADATA: to_json(metadata, "the state's metadata")})
+
+
+def decode_state(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a state's file; Malformed if it is none."""
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, KeyError, RuntimeError) as error:  # KeyError: a dtype that torch does not have
+        raise Malformed(f"the state is no safetensors: {str(error)[:160]}") from error
+
+
+def checked_metadata(data: bytes | bytearray, manifest: Manifest) -> dict[str, Any]:
+    """The metadata of a state's file.
+
+    Raises Malformed if it is none, or does not go with the blocks and tokens that the manifest counts.
+    """
+    header = _header(data)
+    entry = fields.mapping(header.pop("__metadata__", None), "the state's metadata").get(_METADATA)
+    metadata = fields.parse(fields.text(entry, "the state's metadata").encode(), "the state's metadata")
+    if not metadata and manifest.blocks:
+        raise Malformed(f"the manifest counts {manifest.blocks} blocks, and the state is of a cache that read nothing")
+    if "layers" in metadata:  # a KV cache (`landmark.hf.serialization.cache_state`); another program's is its own
+        _check_cache(metadata, header, manifest)
+    return metadata
+
+
+def _header(data: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object with which safetensors begin: dtype and shape of each tensor."""
+    length = int.from_bytes(data[:_LENGTH], "little")
+    if len(data) < _LENGTH or length > len(data) - _LENGTH:
+        raise Malformed("the state is no safetensors: its header does not end")
+    return fields.parse(data[_LENGTH : _LENGTH + length], "the state's header")
+
+
+def _check_cache(metadata: dict[str, Any], tensors: dict[str, Any], manifest: Manifest) -> None:
+    layers, shapes = fields.mapping(metadata["layers"], "layers"), manifest.layout.blocks
+    if len(layers) != len(shapes):
+        raise Malformed(f"the manifest counts {len(shapes)} layers with blocks, and the state {len(layers)}")
+    for (layer, value), shape in zip(layers.items(), shapes, strict=True):
+        saved = fields.fields(value, f"layer {layer}", ("lengths", "seen"))
+        seen, length = (_only(saved[name], f"layer {layer}: {name}") for name in ("seen", "lengths"))
+        if seen - length != manifest.blocks * shape.stride:
+            raise Malformed(
+                f"the manifest counts {manifest.blocks} blocks, and layer {layer} of the state {seen - length} "
+                f"positions of {shape.stride} a block"
+            )
+        for name, width in (("keys", shape.key_dim), ("values", shape.value_dim)):
+            tensor = fields.mapping(tensors.get(f"{layer}.{name}"), f"layer {layer}: {name}")
+            found, expected = (tensor.get("dtype"), tensor.get("shape")), [1, shape.heads, length, width]
+            if found != (_DTYPES[shape.dtype], expected):
+                raise Malformed(f"the manifest has {shape}, and layer {layer} of the state {name} {list(found)}"[:300])
+    tokens = _only(metadata.get("tokens"), "tokens")
+    if tokens > manifest.token_count:
+        raise Malformed(f"the manifest counts {manifest.token_count} tokens, and the state's cache read {tokens}")
+
+
+def _only(value: Any, what: str) -> int:
+    """The number of the one row that a context has."""
+    (number,) = fields.items(value, what, 1, least=1)
+    return fields.whole(number, what)
