@@ -1,4 +1,4 @@
-"""What `landmark train` can be told. Light to import: the command line needs it before all else."""
+"""Options of `landmark train`. Light to import, for a fast command line."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -10,9 +10,9 @@ from landmark.limits import SEEDS, LearningRate, MaybeFromOne, MaybeFromZero, Ou
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Train a model to read with landmarks: from scratch (--config) or from an existing model (--model).
+    """Train a model with landmarks, from scratch (--config) or from a pretrained model (--model).
 
-    Run the same command again to resume an interrupted training; it continues exactly where it stopped.
+    Run the same command again to resume an interrupted training exactly.
     """
 
     GROUPS: ClassVar = {
@@ -32,16 +32,16 @@ class TrainOptions:
     """Model to start from: a folder, a GGUF file (dequantized) or a name on the Hugging Face hub."""
 
     config: Path | None = None
-    """Start from scratch with this transformers configuration, a JSON file with a model_type."""
+    """Start from scratch with this transformers config, a JSON file with a model_type."""
 
     tokenizer: str | None = None
-    """Tokenizer: a folder or a name on the hub. Default: the one that comes with --model."""
+    """Tokenizer: a folder or a name on the hub. Default: that of --model."""
 
     validation: tuple[str, ...] = ()
-    """Texts to measure the loss on; the same forms as --texts."""
+    """Held-out texts to measure the loss on; the same forms as --texts."""
 
     tokens: Annotated[Path | None, OutFolder()] = None
-    """Folder that keeps the tokenized text, to share it between runs. Default: inside OUT."""
+    """Folder for the tokenized text, to share it between runs. Default: inside OUT."""
 
     recipe: Path | None = None
     """TOML file with stages and optimizer settings, in the place of the options --steps to --packing."""
@@ -56,48 +56,48 @@ class TrainOptions:
     """Windows in a micro-batch (default 8)."""
 
     micro_batches: MaybeFromOne = None
-    """Micro-batches whose gradients make one step (default 1); processes of torchrun share them evenly."""
+    """Micro-batches per optimizer step: gradient accumulation (default 1), shared evenly by processes of torchrun."""
 
     learning_rate: LearningRate = None
-    """Highest learning rate (default 0.0003)."""
+    """Peak learning rate (default 0.0003)."""
 
     packing: bool = False
-    """Keep the documents of a window apart: no token sees another document than its own."""
+    """Mask attention between the documents packed in a window."""
 
     adapter: Literal["lora"] | None = None
-    """Train low-rank adapters and the landmark's embedding, and no other weight of --model. The finished model has
-    them merged; OUT/adapter has them alone."""
+    """Train LoRA adapters and the landmark's embedding, and no other parameter of --model. The final model has them
+    merged; OUT/adapter holds them alone."""
 
     lora_rank: Annotated[int | None, Range(1, 10**5)] = None
     """Rank of the adapters (default 16)."""
 
     lora_alpha: MaybeFromOne = None
-    """What adapters add is scaled by alpha / rank (default: twice the rank)."""
+    """LoRA alpha: adapters are scaled by alpha / rank (default: twice the rank)."""
 
     lora_targets: tuple[str, ...] = ()
     """Names of the linear modules that get adapters, such as q_proj. Default: all but the head."""
 
     distill: bool = False
-    """Teach landmarks and nothing else: on text the loss is the divergence from --model as it was, with full attention
-    over the same window; answers of recall tasks keep their own. Adapters need no second copy of the weights for it."""
+    """Self-distillation: on text, the loss is the KL divergence from --model before conversion, with full attention in
+    the same window; answers of recall tasks keep cross entropy. With adapters it needs no second copy of the model."""
 
     load_in: Literal["4bit"] | None = None
-    """Keep the weights of --model in 4 bits while adapters are trained (QLoRA); needs bitsandbytes."""
+    """Load --model in 4 bits while adapters are trained (QLoRA); needs bitsandbytes."""
 
     gradient_checkpointing: bool = False
-    """Compute activations a second time instead of keeping them: less memory, a third more time."""
+    """Recompute activations in the backward pass: less memory, a third more time."""
 
     block_size: MaybeFromOne = None
-    """Ordinary tokens in a block. Default: the model's own if it has landmarks already, else 63."""
+    """Ordinary tokens per block. Default: the model's own if it has landmarks, else 63."""
 
     retrieve: MaybeFromZero = None
-    """Blocks that the finished model opens at once. Default: the model's own, else 4."""
+    """Blocks opened per query by the final model. Default: the model's own, else 4."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """Arithmetic of the forward pass; auto (the default) is bfloat16 or float16 on GPUs that have it, else float32."""
+    """Dtype of the forward pass; auto (the default) is bfloat16 or float16 on GPUs that have it, else float32."""
 
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Number format of the finished model's weights (default float32)."""
+    """Dtype of the saved model (default float32)."""
 
     log_every: MaybeFromOne = None
     """Steps between log lines (default 10)."""
@@ -113,12 +113,11 @@ class TrainOptions:
     any."""
 
     seed: Annotated[int | None, SEEDS] = None
-    """Decides the initial weights and every window (default 0)."""
+    """Seed of the initial parameters and of the windows (default 0)."""
 
     parallel: Literal["ddp", "fsdp", "sequence"] | None = None
-    """How the processes of torchrun train together. ddp (the default): each has the whole model and takes some of a
-    step's micro-batches. fsdp: the same with weights, gradients and optimizer shared out among them. sequence: as fsdp,
-    but all take part in every window, for windows too long for one."""
+    """Parallelism of the processes of torchrun: ddp (the default), data parallel; fsdp, the same with parameters,
+    gradients and optimizer states sharded; sequence, as fsdp, but all share every window, for very long windows."""
 
     threads: Threads = None
     """Threads to compute with. Default: one for each core."""
@@ -127,10 +126,10 @@ class TrainOptions:
     """Write each log event as a line of JSON to this file, or to standard output if it is -."""
 
     def given(self) -> dict[str, Any]:
-        """What differs from its default, by name."""
+        """The options that differ from their defaults, by name."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
 
 
 def flags(names: Iterable[str]) -> str:
-    """Options as they are written on the command line."""
+    """Names of options as written on the command line."""
     return ", ".join("--" + name.replace("_", "-") for name in names)
