@@ -177,7 +177,7 @@ def test_wrong_combinations_are_named(adapting, changes, message):
 
 
 def test_adapters_need_a_model_that_knows_something(options):
-    with pytest.raises(ValueError, match="give --model, not --config"):
+    with pytest.raises(ValueError, match="use --model, not --config"):
         train(options(adapter="lora"))
 
 
