@@ -87,7 +87,7 @@ class GroupLandmarksOptions:
     """Texts to train the gates on."""
     test: tuple[Path, ...]
     """Held-out texts to measure on."""
-    tokens: FromOne = 262_144
+    tokens: Annotated[int, Range(16_384)] = 262_144
     """Tokens read before queries are recorded."""
     threads: FromOne = 1
     """Threads to compute with."""
