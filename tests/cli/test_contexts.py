@@ -1,10 +1,13 @@
 """`landmark contexts`."""
 
 import json
+import shutil
 import tarfile
 
-from cli_texts import ask
+import pytest
+from cli_texts import NOTE, ask
 
+import landmark
 from landmark.cli import main as cli
 
 
@@ -38,3 +41,60 @@ def test_contexts_are_listed_checked_exported_and_deleted(context, tmp_path, cap
     assert context.exists()
     assert cli.main(["contexts", "delete", str(context), "--yes"]) == 0
     assert not context.exists()
+
+
+def test_a_damaged_context_is_marked_and_the_rest_listed(context, tmp_path, capsys):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(context, damaged)
+    next((damaged / "segments").glob("*.text")).unlink()
+    assert cli.main(["contexts", "ls", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{damaged}: DAMAGED: ")
+    assert lines[1].startswith(f"{context}: ")
+    assert cli.main(["contexts", "ls", str(tmp_path), "--json"]) == 0
+    marked, sound = map(json.loads, capsys.readouterr().out.splitlines())
+    assert "is missing" in marked["damage"]
+    assert "damage" not in sound
+    assert cli.main(["contexts", "delete", str(damaged), "--yes"]) == 0
+    assert not damaged.exists()
+
+
+def test_what_was_added_and_not_read_is_told_apart(context, model_folder, capsys):
+    with landmark.Context.open(context, landmark.from_pretrained(model_folder), write=True) as opened:
+        read = opened.tokens_read
+        opened.add([("note", NOTE)])
+        added = opened.tokens - read
+    assert cli.main(["contexts", "info", str(context), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tokens"], found["tokens_read"], found["tokens_not_read"]) == (read + added, read, added)
+    assert cli.main(["contexts", "info", str(context)]) == 0
+    assert f"tokens_not_read: {added}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("left", [[], ["lock"], ["segments/"], ["lock", "state-1.safetensors", "segments/000001.text"]])
+def test_what_is_left_of_a_deletion_is_deleted(tmp_path, left, capsys):
+    path = tmp_path / "library"
+    make(path, left)
+    assert cli.main(["contexts", "delete", str(path)]) == 2
+    assert "give --yes" in capsys.readouterr().err
+    assert cli.main(["contexts", "delete", str(path), "--yes"]) == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("left", [[], ["lock"], ["lock", "segments/"], ["lock", "segments/", "manifest.json.tmp"]])
+def test_a_killed_creation_is_read_into(tmp_path, files, model_folder, left):
+    path = tmp_path / "library"
+    make(path, left)
+    assert cli.main(["read", "--model", str(model_folder), "--out", str(path), files[1]]) == 0
+    assert cli.main(["contexts", "verify", str(path)]) == 0
+
+
+def make(folder, names):
+    folder.mkdir()
+    for name in names:
+        place = folder / name
+        place.parent.mkdir(exist_ok=True)
+        if name.endswith("/"):
+            place.mkdir()
+        else:
+            place.write_bytes(b"1")

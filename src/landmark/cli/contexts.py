@@ -55,11 +55,17 @@ class ExportOptions:
 
 
 def run_ls(options: ListOptions) -> int:
-    """One line for each context."""
+    """One line for each context; one that cannot be opened is marked."""
     from landmark.contexts.folder import find, info
 
     for path in find(options.folder):
-        found = info(path)
+        try:
+            found = info(path)
+        except (OSError, ValueError) as error:
+            print(
+                json.dumps({"path": str(path), "damage": str(error)}) if options.json else f"{path}: DAMAGED: {error}"
+            )
+            continue
         if options.json:
             print(json.dumps(found))
         else:
@@ -104,21 +110,30 @@ def run_verify(options: ContextOptions) -> int:
 
 def run_delete(options: DeleteOptions) -> int:
     """Ask on a terminal, and delete."""
-    from landmark.contexts.folder import delete, info
+    from landmark.contexts.folder import check_deletable, delete
 
-    found = info(options.context)
+    check_deletable(options.context)
     if not options.yes:
         if sys.stdin is None or not sys.stdin.isatty():
             raise ValueError(f"{options.context} is not deleted: give --yes where there is no terminal to ask on")
-        print(
-            f"delete {options.context}: {found['documents']} documents, {found['bytes'] / 1e6:,.1f} MB? [y/N] ", end=""
-        )
+        print(f"delete {options.context}: {_contents(options.context)}? [y/N] ", end="")
         if input().strip().lower() not in ("y", "yes"):
             print("kept")
             return 0
     delete(options.context)
     print(f"{options.context} is deleted")
     return 0
+
+
+def _contents(context: Path) -> str:
+    """What would be deleted, in a few words."""
+    from landmark.contexts.folder import info
+
+    try:
+        found = info(context)
+    except (OSError, ValueError):
+        return "a context that cannot be opened, or what is left of one"
+    return f"{found['documents']} documents, {found['bytes'] / 1e6:,.1f} MB"
 
 
 def run_export(options: ExportOptions) -> int:

@@ -50,15 +50,16 @@ class AppendOptions:
 
 def run_read(options: ReadOptions) -> int:
     """Make or open the context, add what it lacks, read."""
-    if not options.files and not options.out.exists():
-        raise ValueError("there is nothing to read: name at least one file, or - for standard input")
     from landmark.contexts.documents import distinct
+    from landmark.contexts.folder import is_unused
 
+    known = None if is_unused(options.out) else options.out
+    if not options.files and known is None:
+        raise ValueError("there is nothing to read: name at least one file, or - for standard input")
     documents = distinct(_named_texts(options.files))
     from landmark.contexts.context import Context
     from landmark.contexts.manifest import read_manifest
 
-    known = options.out if options.out.exists() else None
     if known is not None:
         read_manifest(known)  # raises if it is no context, before a model is loaded
     model, tokenizer = load(options.model, lambda config: options.memory.check(config, known))

@@ -3,7 +3,7 @@
 import io
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, cast
 
@@ -32,29 +32,30 @@ def export(path: str | Path, file: str | Path, progress: Progress | None = None)
     if place.stat() is not None:
         raise _taken(place)
     snapshot = open_reader(path)
-    sink = _Sink(_begin(partial, snapshot))
-    try:
-        with tarfile.TarFile(fileobj=cast(IO[bytes], sink), mode="w", copybufsize=_COPY_BYTES) as tar:
-            _fill(tar, snapshot, progress)
-        disk.publish(sink.file, partial, place)
-    except OSError:
-        with suppress(OSError):  # the first error is the one to report
-            disk.remove(partial)
-        raise
+    with closing(_opened(partial, snapshot)) as target:
+        if not try_lock(target.descriptor):
+            raise ValueError(f"{partial.path} is being written by another export: wait for it, or give another file")
+        try:
+            disk.truncate(target, 0)
+            sink = cast(IO[bytes], _Sink(target))
+            with tarfile.TarFile(fileobj=sink, mode="w", copybufsize=_COPY_BYTES) as tar:
+                _fill(tar, snapshot, progress)
+            disk.publish(target, partial, place)
+        except OSError:
+            with suppress(OSError):  # the first error is the one to report
+                disk.remove(partial)
+            raise
 
 
-def _begin(place: Place, snapshot: Snapshot) -> OpenFile:
+def _opened(place: Place, snapshot: Snapshot) -> OpenFile:
     """The file to write to: a new one, or that of an export of the context which was killed."""
     try:
-        file = disk.create(place, snapshot.folder.mode)
+        return disk.create(place, snapshot.folder.mode)
     except FileExistsError:
         file = disk.open_or_create(place)
-        header = _folder_entries(snapshot)[0].tobuf()
-        if file.names > 1 or not header.startswith(file.read(min(file.size, len(header)))):
-            raise _taken(place) from None
-    if not try_lock(file.descriptor):
-        raise ValueError(f"{place.path} is being written by another export: wait until it ends, or give another file")
-    disk.truncate(file, 0)
+    header = _folder_entries(snapshot)[0].tobuf()
+    if file.names > 1 or not header.startswith(file.read(min(file.size, len(header)))):
+        raise _taken(place)
     return file
 
 

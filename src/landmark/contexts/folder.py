@@ -4,7 +4,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,20 +106,21 @@ def creating(path: str | Path, mode: int = 0o777) -> Iterator[WriterLock]:
     if not is_unused(path):
         raise ValueError(f"{path} exists: give a new folder, or delete the context in it first")
     folder = disk.open_folder(path)
-    lock = take_lock(folder)
-    if not _is_unused(folder):
-        lock.close()
-        raise ValueError(f"{path} was made by another process just now: give a new folder")
-    try:
-        _remove_files(folder, keep=(LOCK,))
-        disk.make_folder(folder / SEGMENTS, folder.mode)
-        yield lock
-        disk.sync_folder(place.folder)
-    except (OSError, ValueError):
-        with suppress(OSError):  # the first error is the one to report
-            _clear(folder, place)
-        lock.close()
-        raise
+    with ExitStack() as held:
+        lock = take_lock(folder)
+        held.callback(lock.close)
+        if not _is_unused(folder):
+            raise ValueError(f"{path} was made by another process just now: give a new folder")
+        try:
+            _remove_files(folder, keep=(LOCK,))
+            disk.make_folder(folder / SEGMENTS, folder.mode)
+            yield lock
+            disk.sync_folder(place.folder)
+        except (OSError, ValueError):
+            with suppress(OSError):  # the first error is the one to report
+                _clear(folder, place)
+            raise
+        held.pop_all()
 
 
 def check_outside(path: Path) -> None:
@@ -157,7 +158,10 @@ def check_deletable(path: Path) -> None:
     if not path.is_dir():
         raise ValueError(f"{refusal}: it is no folder with a manifest")
     folder = disk.open_folder(path)
-    if foreign := _foreign(folder):
+    foreign = _foreign(folder)
+    if foreign and MANIFEST not in folder.names():
+        raise ValueError(f"{refusal}: it is not a context, since it has no {MANIFEST}")
+    if foreign:
         raise ValueError(f"{refusal}: {foreign[0]} is not part of one")
     segments = folder / SEGMENTS
     grown = segments.is_folder() and disk.open_inner(segments).names()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import ExitStack
 
 from landmark.contexts import disk
 from landmark.contexts.disk import Folder, OpenFile, Place
@@ -53,16 +54,18 @@ def take_lock(folder: Folder) -> WriterLock:
             f"{place.path} cannot be written ({error.strerror}): open the context for reading, "
             f"or fork or export it to a folder that you may change"
         ) from error
-    try:
+    with ExitStack() as held:
+        held.callback(file.close)
         _hold(file, place)
-        # In a copy of the folder made of hard links, this is the lock of the other context too.
-        own = _unshared(file, place) if file.names > 1 else file
-    except BaseException:
-        file.close()
-        raise
-    disk.truncate(own, 0)
-    disk.write(own, str(os.getpid()).encode(), 0)
-    return WriterLock(folder, own)
+        if file.names > 1:  # in a copy of the folder made of hard links: the lock of the other context too
+            disk.remove(place)
+            file = disk.create(place)
+            held.callback(file.close)
+            _hold(file, place)
+        disk.truncate(file, 0)
+        disk.write(file, str(os.getpid()).encode(), 0)
+        held.pop_all()
+    return WriterLock(folder, file)
 
 
 def _hold(file: OpenFile, place: Place) -> None:
@@ -75,15 +78,6 @@ def _hold(file: OpenFile, place: Place) -> None:
         )
     if not place.holds(file):
         raise _deleted(place.folder)
-
-
-def _unshared(file: OpenFile, place: Place) -> OpenFile:
-    """A lock of this folder alone in place of `file`, which is held until the new one is."""
-    disk.remove(place)
-    own = disk.create(place)
-    _hold(own, place)
-    file.close()
-    return own
 
 
 def _deleted(folder: Folder) -> ValueError:

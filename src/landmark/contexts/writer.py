@@ -113,7 +113,9 @@ class Writer(Snapshot):
         if self.segments and self._may_grow(self.segments[-1].entry):
             number, entry = self.segments[-1].number, self.segments[-1].entry
             files = grown_files(self._segments_folder, number, entry, self.layout)
-            if files is not None:
+            if files is None:
+                self.segments[-1] = Segment(number, replace(entry, owned=False), self.layout, self.segments[-1].files)
+            else:
                 self._growing = GrowingSegment(number, entry, self.layout, files, self._guard)
                 self.segments[-1] = Segment(number, entry, self.layout, files, self._growing.blocks)
 
