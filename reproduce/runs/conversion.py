@@ -13,15 +13,14 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from landmark.data.recall import RecallTask
-from landmark.hf.loading import to_default_device
-from landmark.hf.convert import convert
+from landmark.hf.convert import convert, save_plain
+from landmark.hf.loading import read_tokenizer, read_weights, to_default_device
 from landmark.readers.memorizing import Memorizing
 from landmark.readers.recurrent import Recurrent
 from landmark.readers.sinks import Sinks
 from landmark.training.recipe import Recipe
 from landmark.training.run import train
 from landmark.training.stages import Stage
-from reproduce.plain_model import load_plain, save_plain
 from reproduce.runs import passkeys, perplexities
 from reproduce.runs.passkeys import Measured
 from reproduce.runs.perplexities import Row, SegmentReading, TestWindows
@@ -75,7 +74,8 @@ def converted(setup: Setup, steps: int) -> tuple[PreTrainedModel, PreTrainedToke
     """The base model, converted and fine-tuned with landmarks for `steps` (0: converted only), and its tokenizer."""
     model = plain_model(setup)
     if steps == 0:
-        untrained, tokenizer = load_plain(model)
+        untrained = read_weights(model, dtype="float32", attn_implementation="sdpa")
+        tokenizer = read_tokenizer(model)
         return to_default_device(convert(untrained, block_size=BLOCK_SIZE, retrieve=2)).eval(), tokenizer
     out = setup.out / "trainings" / f"conversion-{steps}"
     plan = small(setup.corpora["books"], out, tokenizer_of(setup, "books"), steps=steps, size=setup.scale.size)

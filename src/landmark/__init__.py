@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from landmark.contexts.segments import Document
     from landmark.data.recall import RecallTask
     from landmark.hf.cache import LandmarkCache
-    from landmark.hf.convert import convert, from_pretrained
+    from landmark.hf.convert import convert, from_pretrained, save_plain
     from landmark.hf.reader import read
     from landmark.hf.sequence_parallel import WindowSlice
     from landmark.hf.serialization import load_adapter
@@ -62,6 +62,7 @@ __all__ = [
     "load_adapter",
     "model_path",
     "read",
+    "save_plain",
     "train",
 ]
 
@@ -94,6 +95,7 @@ _MODULES = {
     "load_adapter": "landmark.hf.serialization",
     "model_path": "landmark.assets",
     "read": "landmark.hf.reader",
+    "save_plain": "landmark.hf.convert",
     "train": "landmark.training.run",
 }
 

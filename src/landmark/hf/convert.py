@@ -8,8 +8,9 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from landmark.files import written_whole
 from landmark.hf import attention
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import cache_kwargs
@@ -22,8 +23,8 @@ from landmark.hf.config import (
     trained_positions,
 )
 from landmark.hf.hooks import attention_pre_hook, base_hook, base_pre_hook
-from landmark.hf.loading import gguf_model, is_gguf, read_config, read_weights
-from landmark.hf.model import install_mixin, saved_rows, store_settings
+from landmark.hf.loading import gguf_model, is_gguf, read_config, read_tokenizer, read_weights
+from landmark.hf.model import install_mixin, ordinary_tokens, saved_rows, store_settings
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
 from landmark.hf.rope import evaluating, find_ropes, rotation
 from landmark.settings import DEFAULT_BLOCK_SIZE, LandmarkSettings, ReadingChanges
@@ -115,6 +116,29 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
         options["config"] = deepcopy(config)
         text_config(options["config"]).vocab_size = options.pop("vocab_size")
     return convert(read_weights(path, attn_implementation="eager", **options))
+
+
+def save_plain(path: str | PathLike[str], out: str | PathLike[str]) -> None:
+    """Saves the converted model in the folder `path`, with its tokenizer, to `out` as a model without landmarks.
+
+    Its weights are the same but for the landmark's row, which goes. Raises ValueError where that is not the last row
+    of the vocabulary, and so a token of the model's own.
+    """
+    model = from_pretrained(path)
+    landmark_id, ordinary = landmark_settings(model.config).landmark_id, ordinary_tokens(model)
+    if landmark_id != ordinary:
+        raise ValueError(
+            f"the landmark of {path} is row {landmark_id} of {ordinary}, a token of the model: leave it there"
+        )
+    config = read_config(path)
+    delattr(config, "landmark")
+    config.vocab_size = ordinary
+    plain = AutoModelForCausalLM.from_config(config)
+    state = model.state_dict()
+    plain.load_state_dict({name: state[name][: len(weight)] for name, weight in plain.state_dict().items()})
+    with written_whole(Path(out)) as partial:
+        plain.save_pretrained(partial)
+        read_tokenizer(path).save_pretrained(partial)
 
 
 def _settings(config: PretrainedConfig, rows: int, given: dict[str, int]) -> LandmarkSettings:

@@ -100,7 +100,7 @@ class LandmarkMixin:
         if any(name != NAME for name in names):
             raise ValueError(
                 f"the attention of a converted model is {NAME!r}, not {attn_implementation!r}: load the model again and"
-                " leave landmark.convert out, or write one without landmarks by reproduce.plain_model.save_plain"
+                " leave landmark.convert out, or write one without landmarks by landmark.save_plain"
             )
         super().set_attn_implementation(attn_implementation, *args, **options)  # type: ignore[misc]
 

@@ -4,7 +4,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, PreTrainedTokenizerFast
 
 import landmark
-from reproduce.plain_model import load_plain, save_plain
+from landmark import save_plain
 
 IDS = torch.arange(2, 20)[None]
 
@@ -26,7 +26,7 @@ def converted(tmp_path):
 def test_a_plain_model_is_what_was_converted(converted, tmp_path):
     folder, before = converted
     save_plain(folder, tmp_path / "plain")
-    model, _ = load_plain(tmp_path / "plain")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype="float32")
     assert not hasattr(model.config, "landmark")
     assert model.get_input_embeddings().num_embeddings == 30
     assert torch.equal(model(input_ids=IDS).logits, before)
@@ -36,7 +36,7 @@ def test_a_plain_model_is_what_was_converted(converted, tmp_path):
 def test_a_landmark_that_is_a_token_of_the_model_stays(converted, tmp_path):
     folder, _ = converted
     save_plain(folder, tmp_path / "untouched")
-    model, _ = load_plain(tmp_path / "untouched")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "untouched", dtype="float32")
     landmark.convert(model, block_size=7, landmark_id=3).save_pretrained(folder)
     with pytest.raises(ValueError, match="row 3 of 30"):
         save_plain(folder, tmp_path / "plain")
