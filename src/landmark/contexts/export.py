@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from landmark.contexts import disk
-from landmark.contexts.disk import OpenFile, Place, Progress
+from landmark.contexts.disk import Damage, OpenFile, Place, Progress
 from landmark.contexts.folder import check_outside
 from landmark.contexts.manifest import MANIFEST, SEGMENTS
 from landmark.contexts.snapshot import Snapshot, open_reader
@@ -52,7 +52,11 @@ def _opened(place: Place, snapshot: Snapshot) -> OpenFile:
     try:
         return disk.create(place, snapshot.folder.mode)
     except FileExistsError:
+        pass
+    try:
         file = disk.open_or_create(place)
+    except Damage as error:
+        raise _taken(place) from error
     header = _folder_entries(snapshot)[0].tobuf()
     if file.names > 1 or not header.startswith(file.read(min(file.size, len(header)))):
         raise _taken(place)

@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +70,10 @@ def _is_unused(folder: Folder) -> bool:
 
 
 def _foreign(folder: Folder) -> list[Path]:
-    """What is in the folder and has no name that a context uses, or is a folder where a context has none."""
+    """What is in the folder and has no name that a context uses, or is a folder where a context has none.
+
+    Without a manifest beside them, files of common names count only with the content that a context's have.
+    """
     names = (MANIFEST, NEW_MANIFEST, LOCK, SEGMENTS)
     known = [name for name in folder.names() if name in names or _STATE.fullmatch(name)]
     foreign = [folder / name for name in folder.names() if name not in known]
@@ -79,7 +82,24 @@ def _foreign(folder: Folder) -> list[Path]:
         segments = disk.open_inner(folder / SEGMENTS)
         places = [segments / name for name in segments.names()]
         foreign += [place for place in places if not _SEGMENT_FILE.fullmatch(place.name) or place.is_folder()]
+    if MANIFEST not in known:
+        foreign += [folder / name for name, begins in _CONTENT.items() if name in known and not begins(folder / name)]
     return [place.path for place in foreign]
+
+
+def _beginning(place: Place) -> bytes:
+    """Some bytes; those of no context for what cannot be read."""
+    try:
+        file = disk.open_file(place)
+        return bytes(file.read(min(file.size, 64)))
+    except (OSError, ValueError):
+        return b"?"
+
+
+_CONTENT: dict[str, Callable[[Place], bool]] = {
+    LOCK: lambda place: re.fullmatch(rb"[0-9]{0,20}", _beginning(place)) is not None,
+    NEW_MANIFEST: lambda place: b'{"crc32": "'.startswith(_beginning(place)[:11]),
+}
 
 
 def _place_of(path: Path) -> Place:
