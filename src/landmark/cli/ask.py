@@ -92,7 +92,9 @@ def _ask_context(options: AskOptions, write: Callable[[str], object] | None) -> 
     from landmark.contexts.context import Context
 
     folder = model_of(options.source, options.model)
-    model, tokenizer = load(folder, lambda config: options.memory.check(config, options.source, **options.reading))
+    model, tokenizer = load(
+        folder, lambda config: options.memory.check(config, options.source, **options.reading), options.source
+    )
     context = Context.open(options.source, model, tokenizer, **options.reading, **options.memory.keywords())
     torch.manual_seed(options.seed)
     started = time.perf_counter()

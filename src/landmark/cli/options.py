@@ -65,14 +65,18 @@ def whole_numbers(name: str, text: str, most: int = LARGEST) -> list[int]:
 
 
 def load(
-    path: Path | None, check: Callable[["PretrainedConfig"], object] = lambda config: None
+    path: Path | None,
+    check: Callable[["PretrainedConfig"], object] = lambda config: None,
+    context: Path | None = None,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """A converted model and its tokenizer from a folder, that of the package if None; on a GPU if there is one.
 
     `check` gets the configuration before the weights are read, and raises ValueError for options that do not go with
-    it. Raises ValueError where a file is missing or damaged.
+    it. A `context` must have been read with this configuration and tokenizer, which is checked before the weights are
+    read, and with these weights, which opening it checks. Raises ValueError where a file is missing or damaged.
     """
     from landmark.assets import model_path
+    from landmark.contexts.compatibility import check_model
     from landmark.hf import from_pretrained
     from landmark.hf.config import landmark_settings
     from landmark.hf.loading import read_config, read_tokenizer, to_default_device
@@ -85,17 +89,45 @@ def load(
     config = read_config(folder)
     landmark_settings(config)
     check(config)
-    read_tokenizer(folder)  # before the weights, which may take minutes
+    tokenizer = read_tokenizer(folder)  # before the weights, which may take minutes
+    if context is not None:
+        check_model(context, config, tokenizer)
     model = to_default_device(from_pretrained(folder))
     return model, load_tokenizer(folder, model)
 
 
 def model_of(context: Path, model: Path | None) -> Path | None:
-    """The folder of the model that read a context, if it is still there; None is the model in the package.
+    """The folder of the model for a context: `model`, or the one that its manifest names; None is the package's.
 
-    Opening the context checks that it is the right one.
+    Whoever made the context chose that name, so it is never one inside the context, nor one to download. Where there is
+    no such folder, the package's model serves if its configuration and tokenizer fit. Raises ValueError, asking for
+    --model, otherwise. `load` and opening the context check that it is the model that read it.
     """
+    from landmark.assets import model_path
+    from landmark.contexts.compatibility import check_model
     from landmark.contexts.manifest import read_manifest
+    from landmark.hf.loading import read_config, read_tokenizer
 
-    recorded = read_manifest(context).header["model"]
-    return model or (Path(recorded) if recorded and Path(recorded).is_dir() else None)
+    recorded = read_manifest(context).header.get("model")
+    if model is not None:
+        return model
+    if recorded and Path(recorded).is_dir():
+        _check_outside(Path(recorded), context)
+        return Path(recorded)
+    try:
+        check_model(context, read_config(model_path()), read_tokenizer(model_path()))
+    except ValueError as error:
+        named = f"{recorded}, and there is no such folder" if recorded else "a model that it does not name"
+        raise ValueError(f"{context} was read by {named}: give --model, the folder of that model") from error
+    return None
+
+
+def _check_outside(model: Path, context: Path) -> None:
+    """Raises ValueError if the folder of a model, or a file in it, is part of a context, after resolving links."""
+    inside = context.resolve()
+    for path in (model, *model.iterdir()):
+        if path.resolve().is_relative_to(inside):
+            raise ValueError(
+                f"{context} names a model inside itself, {path}, which is not loaded: give --model, the folder of the"
+                " model that read it"
+            )

@@ -62,7 +62,7 @@ def run_read(options: ReadOptions) -> int:
 
     if known is not None:
         read_manifest(known)  # raises if it is no context, before a model is loaded
-    model, tokenizer = load(options.model, lambda config: options.memory.check(config, known))
+    model, tokenizer = load(options.model, lambda config: options.memory.check(config, known), known)
     keywords = options.memory.keywords()
     if known is not None:
         context = Context.open(options.out, model, tokenizer, write=True, **keywords)
@@ -79,7 +79,7 @@ def run_append(options: AppendOptions) -> int:
     from landmark.contexts.context import Context
 
     folder = model_of(options.context, options.model)
-    model, tokenizer = load(folder, lambda config: options.memory.check(config, options.context))
+    model, tokenizer = load(folder, lambda config: options.memory.check(config, options.context), options.context)
     context = Context.open(options.context, model, tokenizer, write=True, **options.memory.keywords())
     return _grow(context, documents, as_json=options.json)
 

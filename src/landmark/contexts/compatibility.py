@@ -1,19 +1,20 @@
 """Compatibility of a context with a model and tokenizer, and a KV cache over the context."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from torch import Tensor
 
 import landmark
-from landmark.contexts.manifest import Layout
+from landmark.contexts.manifest import Layout, read_manifest
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.storage import ContextStorage, index_prefix
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
 from landmark.hf.config import landmark_settings, layer_budgets, layer_kinds, text_config
-from landmark.hf.fingerprint import differences, fingerprint_like, model_fingerprint
+from landmark.hf.fingerprint import config_fingerprint_like, differences, fingerprint_like, model_fingerprint
 from landmark.hf.serialization import resume_cache
 from landmark.hf.tokenizer import bos_tokens, load_tokenizer, text_encoder
 from landmark.index.options import IndexKind, IndexOptions
@@ -47,13 +48,32 @@ def header(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> di
 
 def check_header(snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises ValueError, naming the difference, if the context was read by another model or tokenizer."""
-    kept = snapshot.header["fingerprint"]
-    now = fingerprint_like(kept, model) | _fingerprint_of_tokenizer(tokenizer)
+    kept = _entry(snapshot.header, "fingerprint")
+    _compare(snapshot.path, snapshot.header, kept, fingerprint_like(kept, model) | _fingerprint_of_tokenizer(tokenizer))
+
+
+def check_model(path: Path, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raises ValueError as `check_header` does, for what config and tokenizer decide: before weights are read."""
+    header = read_manifest(path).header
+    kept = _entry(header, "fingerprint")
+    now = config_fingerprint_like(kept, config) | _fingerprint_of_tokenizer(tokenizer)
+    _compare(path, header, {name: kept.get(name) for name in now}, now)
+
+
+def _compare(path: Path, header: dict[str, Any], kept: dict[str, Any], now: dict[str, Any]) -> None:
     for name, before, after in differences(kept, now):
         raise ValueError(
-            f"{snapshot.path} was read with other {name}: {before}, now {after}; open it with the model and "
-            f"the tokenizer that read it ({snapshot.header['model'] or 'not named'}), or read the text again"
+            f"{path} was read with other {name}: {before}, now {after}; open it with the model and "
+            f"the tokenizer that read it ({header.get('model') or 'not named'}), or read the text again"
         )
+
+
+def _entry(header: dict[str, Any], name: str) -> dict[str, Any]:
+    """An entry that every header has; ValueError for one that some other program made without it."""
+    found = header.get(name)
+    if not isinstance(found, dict):
+        raise ValueError(f"the context's manifest has no {name} of the model that read it: read the text again")
+    return found
 
 
 def _fingerprint_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
@@ -131,7 +151,7 @@ def check_memory(
 
 def _settings(header: dict[str, Any], config: "PretrainedConfig", reading: ReadingChanges) -> LandmarkSettings:
     """The settings with which the context was read, changed by `reading`; ValueError for what cannot change."""
-    kept = LandmarkSettings.from_dict(header["settings"]).reading
+    kept = LandmarkSettings.from_dict(_entry(header, "settings")).reading
     changed = kept.changed(**reading)
     if changed.positions != kept.positions:
         raise ValueError(

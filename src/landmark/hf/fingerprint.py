@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from landmark.hf.compat import config_fields
 from landmark.hf.config import landmark_settings, text_config
@@ -26,23 +26,41 @@ def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
 
     Raises ValueError for a model whose weights have no data (meta device, or offloaded).
     """
-    config = text_config(model.config)
-    settings = landmark_settings(config)
     state: dict[str, Any] = model.state_dict(keep_vars=True)
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     adapters = Adapters(model)
     own, adapted = adapters.split(hashes(tensors))
     lines = "\n".join(f"{name}: {value}" for name, value in sorted(own.items()))
+    return config_fingerprint(model.config) | {
+        "number type": _number_type(model),
+        "adapters": adapters.fingerprint(adapted),
+        "weights": hashlib.sha256(lines.encode()).hexdigest(),
+    }
+
+
+def config_fingerprint(config: PretrainedConfig) -> dict[str, Any]:
+    """The part of a fingerprint that the config of a converted model decides, known before weights are read."""
+    config = text_config(config)
+    return _landmark_fields(config) | {"config": config_fields(config)}
+
+
+def config_fingerprint_like(saved: Mapping[str, Any], config: PretrainedConfig) -> dict[str, Any]:
+    """The same, sampled if `saved` is, for comparison with it."""
+    return _sampled_fields(text_config(config)) if is_sampled(saved) else config_fingerprint(config)
+
+
+def _landmark_fields(config: PretrainedConfig) -> dict[str, Any]:
+    settings = landmark_settings(config)
     return {
         "model type": config.model_type,
-        "number type": str(model.dtype).removeprefix("torch."),
         "block_size": settings.block_size,
         "landmark_id": settings.landmark_id,
         "landmark positions": settings.reading.positions,
-        "adapters": adapters.fingerprint(adapted),
-        "weights": hashlib.sha256(lines.encode()).hexdigest(),
-        "config": config_fields(config),
     }
+
+
+def _number_type(model: PreTrainedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def fingerprint_like(saved: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
@@ -238,20 +256,14 @@ def is_sampled(fingerprint: Mapping[str, Any]) -> bool:
 
 def sampled_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     """The sampled fingerprint of a model: about 1,024 numbers of each weight, and three fields of the config."""
-    config = text_config(model.config)
-    settings = landmark_settings(config)
+    return _sampled_fields(text_config(model.config)) | {"number type": _number_type(model), "weights": _weights(model)}
+
+
+def _sampled_fields(config: PretrainedConfig) -> dict[str, Any]:
     positions = {
         name: getattr(config, name, None) for name in ("rope_parameters", "max_position_embeddings", "sliding_window")
     }
-    return {
-        "model type": config.model_type,
-        "number type": str(model.dtype).removeprefix("torch."),
-        "positions": json.dumps(positions, sort_keys=True, default=str),
-        "block_size": settings.block_size,
-        "landmark_id": settings.landmark_id,
-        "landmark positions": settings.reading.positions,
-        "weights": _weights(model),
-    }
+    return _landmark_fields(config) | {"positions": json.dumps(positions, sort_keys=True, default=str)}
 
 
 def _weights(model: PreTrainedModel) -> str:

@@ -1,0 +1,76 @@
+"""The model for a context: the one that its manifest names, checked before anything depends on it."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from transformers import AutoTokenizer
+
+from landmark.cli import main as cli
+from landmark.contexts.manifest import read_manifest
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fails where weights would be read."""
+
+    def read(*arguments, **options):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("landmark.hf.from_pretrained", read)
+
+
+def name_model(context, name):
+    manifest = read_manifest(context)
+    (context / "manifest.json").write_bytes(replace(manifest, header=manifest.header | {"model": name}).to_bytes())
+
+
+def refused(context, said, capsys, *options):
+    for command in (["ask", str(context), "jim"], ["append", str(context)]):
+        assert cli.main([*command, *options]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["inside", "linked", "file linked"])
+def test_a_model_inside_the_context_is_not_loaded(context, model_folder, no_weights, tmp_path, place, capsys):
+    inside = shutil.copytree(model_folder, context / "model")
+    other = tmp_path / "other"
+    if place == "linked":
+        other.symlink_to(inside)
+    elif place == "file linked":
+        shutil.copytree(model_folder, other)
+        (other / "config.json").unlink()
+        (other / "config.json").symlink_to(inside / "config.json")
+    name_model(context, str(inside if place == "inside" else other))
+    refused(context, "names a model inside itself", capsys)
+
+
+@pytest.mark.parametrize("name", ["HuggingFaceTB/SmolLM2-135M", "/nonexistent/model", ""])
+def test_a_model_that_is_not_here_must_be_given(context, model_folder, no_weights, name, capsys, monkeypatch):
+    name_model(context, name)
+    refused(context, "give --model, the folder of that model", capsys)
+    monkeypatch.undo()
+    assert cli.main(["ask", str(context), "jim", "--model", str(model_folder), "--json"]) == 0
+
+
+def test_the_model_of_the_package_serves_wherever_it_was(context, model_folder, monkeypatch, capsys):
+    name_model(context, "/another/installation/model")
+    monkeypatch.setattr("landmark.assets.model_path", lambda: model_folder)
+    assert cli.main(["ask", str(context), "jim", "--json"]) == 0
+
+
+def test_configuration_and_tokenizer_are_compared_before_weights_are_read(
+    context, model_folder, no_weights, tmp_path, capsys
+):
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    refused(context, "was read with other rms_norm_eps", capsys, "--model", str(other))
+    (other / "config.json").write_text(json.dumps(config))
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["brandnew"])
+    tokenizer.save_pretrained(other)
+    refused(context, "was read with other tokenizer", capsys, "--model", str(other))
