@@ -41,6 +41,8 @@ class ReadingChanges(TypedDict, total=False):
     """Open no blocks where they would get less than this share of a query's attention, from 0 to below 1."""
     positions: Positions
     """Rotary positions of opened blocks: stingy, within the trained range, or true."""
+    allow_nonfinite: bool
+    """Read and answer also where the model computes NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class ReadingSettings:
     - `miss_threshold`: a query whose blocks would get a smaller share of its attention together opens none (the context
       miss of appendix D).
     - `positions`: rotary positions of opened blocks, see `Positions`.
+    - `allow_nonfinite`: reads on where the model computes NaN or infinity, which is an error otherwise.
 
     Raises ValueError, naming the value and the remedy, for settings that mean nothing.
     """
@@ -68,12 +71,15 @@ class ReadingSettings:
     selection: Selection = "per_token_and_head"
     miss_threshold: float = 0.0
     positions: Positions = "stingy"
+    allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
         _check_count("retrieve", self.retrieve, 0, "0 or more (0 means local attention only)")
         _check_count("local_blocks", self.local_blocks, 0, "0 or more (0 is the paper's rule)")
         _check_choice("selection", self.selection, SELECTIONS)
         _check_choice("positions", self.positions, get_args(Positions))
+        if not isinstance(self.allow_nonfinite, bool):
+            raise ValueError(f"allow_nonfinite is {self.allow_nonfinite!r}: give True or False")
         if self.max_blocks is not None:
             _check_count("max_blocks", self.max_blocks, 1, "1 or more, or None to keep all")
         if self.chunk_size is not None:

@@ -58,6 +58,43 @@ def test_the_same_logits_from_memory_from_disk_and_from_another_process(path, fo
     assert torch.equal(torch.load(out), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("index", ["exact", "hierarchical"])
+def test_models_of_every_dtype(dtype, index, tmp_path, folder):
+    model = landmark.from_pretrained(folder, dtype=dtype)
+    with Context.create(tmp_path / "context", model, index=index) as context:
+        context.append(BOOK, "book")
+        assert torch.equal(logits(context), in_memory(model, BOOK))
+    with Context.open(tmp_path / "context", model, write=True, index=index) as context:
+        assert torch.equal(logits(context), in_memory(model, BOOK))
+        context.append(NOTE, "note")
+        fork = context.fork()
+    expected = in_memory(model, BOOK, NOTE)
+    assert torch.equal(logits(fork), expected)
+    assert torch.equal(logits(Context.open(tmp_path / "context", model, index=index, host_budget="20KB")), expected)
+    other = torch.float32 if dtype != torch.float32 else torch.float64
+    with pytest.raises(ValueError, match="number type"):
+        Context.open(tmp_path / "context", landmark.from_pretrained(folder, dtype=other))
+
+
+def test_numbers_that_are_not_finite_are_not_committed(path, folder):
+    model = landmark.from_pretrained(folder)
+    context = Context.open(path, model, write=True)
+    tokens = context.tokens_read
+    with torch.no_grad():
+        model.model.layers[1].self_attn.v_proj.weight[0, 0] = torch.nan
+    context._mark = landmark.hf.fingerprint.model_mark(model)  # as if the weights had been so when it was opened
+    with pytest.raises(ValueError, match="keys or values of layer 1"):
+        context.append(NOTE, "note")
+    context.close()
+    reopened = Context.open(path, landmark.from_pretrained(folder))
+    assert (reopened.tokens_read, reopened.tokens > tokens) == (tokens, True)
+    with Context.create(path.with_name("other"), model, allow_nonfinite=True) as context:
+        context.append(NOTE, "note")
+    with pytest.raises(ValueError, match="not finite"):
+        Context.open(path.with_name("other"), model).generate(PROMPT)
+
+
 def test_asking_changes_nothing(path, model):
     context = Context.open(path, model)
     first, before = logits(context), context.tokens_read

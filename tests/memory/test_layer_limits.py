@@ -22,7 +22,7 @@ def test_only_the_newest_blocks_are_kept():
     for length in (40, 43, 1):
         read(memory, length)
     # Keys and values of four blocks, their landmark keys, and a tail of three with the position just read.
-    assert memory.nbytes == 2 * (2 * 4 * 4 + 4 + 2 * 4) * DIM * 8
+    assert memory.nbytes == 2 * ((2 * 4 * 4 + 2 * 4) * DIM * 8 + 4 * DIM * 4)
     full = memory.nbytes
     for length in (39, 1):
         read(memory, length)

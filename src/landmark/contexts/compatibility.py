@@ -87,7 +87,7 @@ def layout(model: "PreTrainedModel") -> Layout:
     Raises ValueError if the model keeps no blocks.
     """
     token = int(landmark_settings(model.config).landmark_id == 0)  # any but the landmark
-    cache = read(model, [token], LandmarkCache(model.config))
+    cache = read(model, [token], LandmarkCache(model.config, allow_nonfinite=True))  # numbers do not matter here
     stride, blocks = cache.settings.stride, []
     if not cache.settings.reading.retrieve:
         raise ValueError("retrieve is 0: no blocks are kept, so that there is nothing to save; convert with 1 or more")

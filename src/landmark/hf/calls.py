@@ -66,8 +66,8 @@ class StreamCall:
         """Hidden states of the whole input, from `last [B, T, C]` of this stream and those of the `earlier` parts."""
         return torch.cat([*earlier, self.stream.strip(last)], 1)
 
-    def finish(self) -> None:
-        """Counts the tokens as read, once every layer has attended."""
+    def finish(self, hidden: Tensor) -> None:
+        """Counts the tokens as read, once every layer has attended; `hidden [B,T,C]` is what the last one gave."""
 
 
 # The whole input at once: training.
@@ -231,5 +231,5 @@ class SegmentCall(StreamCall):
     def outputs(self) -> list[Any]:
         return self.earlier
 
-    def finish(self) -> None:
+    def finish(self, hidden: Tensor) -> None:
         self.reader.seen += self.stream.positions.shape[1]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.calls import StreamCall
+from landmark.hf.finite import FiniteCheck
 from landmark.hf.inputs import Inputs
 from landmark.hf.sliding import SlidingWindow
 from landmark.ops.scoring import Scoring
@@ -63,13 +64,14 @@ class ChunkCall(StreamCall):
     """Attention of one chunk through a cache: local window, memory and retrieval (section 3.2 of the paper).
 
     `chunk` is None where the whole input is one chunk. `earlier` are (chunk, output) of the chunks before the last one
-    of an input, and None for those themselves.
+    of an input, and None for those themselves. `finite` is None where numbers may be anything.
     """
 
     cache: LandmarkCache
     inputs: Inputs
     chunk: Chunk | None
     earlier: list[tuple[Chunk, Any]] | None
+    finite: FiniteCheck | None
 
     @property
     def start(self) -> Tensor:
@@ -89,7 +91,10 @@ class ChunkCall(StreamCall):
             chunk.put(states, whole)
         return _fill_padding(whole, self.inputs.real) if self.inputs.padded else whole
 
-    def finish(self) -> None:
+    def finish(self, hidden: Tensor) -> None:
+        if self.finite is not None:
+            self.finite.watch("the output of the last layer", hidden.detach()[:, None])
+            self.finite.check()  # before the chunk counts as read
         self.cache.advance(self.stream)
         if self.earlier is not None:
             tokens = self.inputs.tokens
@@ -104,6 +109,8 @@ class ChunkCall(StreamCall):
         memory = self.cache.memories[layer]
         # Otherwise the cache would keep the autograd graph of every forward alive.
         heads = query.detach(), key.detach(), value.detach()
+        if self.finite is not None:
+            self.finite.watch(f"the keys or values of layer {layer}", *heads[1:])
         if isinstance(memory, SlidingWindow):
             out = memory.attend(*heads, self.stream.lengths, scoring)
         else:

@@ -16,6 +16,7 @@ from landmark.hf.calls import Reader, SegmentCall, StreamCall, WholeCall, docume
 from landmark.hf.chunks import Chunk, ChunkCall, cut_chunks
 from landmark.hf.compat import cache_kwargs
 from landmark.hf.config import landmark_settings, layer_kinds, text_config, trained_positions
+from landmark.hf.finite import FiniteCheck
 from landmark.hf.inputs import Inputs
 from landmark.hf.model import check_tokens, warn_untrained
 from landmark.hf.rope import Rope, identity, rotation
@@ -150,8 +151,9 @@ def _chunk_call(
     rotations = cache.rotations(needed, lambda reach: _rotations(base, reach, cache.trained_positions, tokens))
     ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
     kinds = layer_kinds(base.config)  # type: ignore[arg-type]
+    finite = None if cache.settings.reading.allow_nonfinite else FiniteCheck(stream)
     cache.begin()
-    return ChunkCall(stream, ropes, rotations, kinds, cache, inputs, chunk, earlier), tokens
+    return ChunkCall(stream, ropes, rotations, kinds, cache, inputs, chunk, earlier, finite), tokens
 
 
 def _read_segments(base: nn.Module, reader: Reader, inputs: Inputs) -> dict[str, Any]:
@@ -183,9 +185,9 @@ def base_hook(base: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any)
     if not isinstance(call, StreamCall):
         return output
     call.check()
-    call.finish()
     # Tuples and named outputs alike; the parts of one forward have the same fields.
     parts = [list(out) if isinstance(out, tuple) else list(out.values()) for out in (output, *call.outputs)]
+    call.finish(parts[0][0])
     joined = [_joined(call, *same) for same in zip(*parts, strict=True)]
     if isinstance(output, tuple):
         return tuple(joined)

@@ -21,6 +21,7 @@ from landmark.hf.attention import NAME
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import UnsupportedRelease, cache_argument, rename_cache_argument, require
 from landmark.hf.config import is_converted, landmark_settings, text_config
+from landmark.hf.finite import FiniteCheck
 from landmark.hf.refusals import check_rows_can_be_added
 from landmark.settings import LandmarkSettings
 
@@ -58,6 +59,8 @@ class LandmarkMixin:
             if not one.was_read():
                 name = type(model).__name__
                 raise UnsupportedRelease(f"{name} read nothing through the cache it was given, or more than once")
+            if not one.settings.reading.allow_nonfinite:
+                _check_logits(output)
         return _finite_losses(model, output)
 
     def resize_token_embeddings(
@@ -307,6 +310,14 @@ def _wrong_head(given: int, rows: int) -> str:
 # Distance in nats of the landmark's logit below all others together: exp(-100) is less than the resolution of float32,
 # and losses that average over the vocabulary stay finite and close to those of ordinary tokens.
 _FAR_BELOW = 100.0
+
+
+def _check_logits(output: Any) -> None:
+    """Raises ValueError for logits that are not finite."""
+    logits = next(x for x in output if x.dim()) if isinstance(output, tuple) else output.logits
+    finite = FiniteCheck()
+    finite.watch("the logits", logits.detach())
+    finite.check()
 
 
 def _finite_losses(model: PreTrainedModel, output: Any) -> Any:

@@ -60,7 +60,7 @@ class BlockMemory:
         """Appends blocks `[Hkv, m * stride, D]` of one row, keys before rotary; they are stored rotated by offset."""
         blocks = keys.unflatten(1, (-1, self._stride))
         offsets = torch.arange(self._stride, device=keys.device)
-        landmarks = blocks[:, :, -1].to(working_dtype(keys))
+        landmarks = blocks[:, :, -1].float()
         positions = offsets[-1:]
         if self._settings.positions == "true":
             numbers = self.counts[row] + torch.arange(blocks.shape[1], device=keys.device)
@@ -81,7 +81,7 @@ class BlockMemory:
         """Opens blocks for `query [B,H,T,D]`, before rotary, and joins them to the `local` output and its lse."""
         retrieval = Retrieval(self._index, past, rotation, scoring)
         real = real_tokens(past.valid, past.width, past.device)
-        wide = query.to(working_dtype(query))
+        wide = query.float()
         choice = retrieval.choose(wide, self._settings.selection, real)
         blocks, distance = choice.blocks.expand(*query.shape[:3], -1), choice.distance
         queries = query.shape[1] * past.asking
@@ -92,7 +92,7 @@ class BlockMemory:
             self.retrievals += Retrievals(context_misses=queries - opening)
             blocks, distance = blocks.masked_fill(miss[..., None], -1), distance.expand_as(blocks)
             if not opening:
-                return local[0], _opened(past, real, blocks, torch.zeros_like(blocks, dtype=wide.dtype))
+                return local[0], _opened(past, real, blocks, torch.zeros_like(blocks, dtype=working_dtype(query)))
             pieces = self._opened_pages(choice.blocks, miss)
         else:
             pieces = self._store.pages(choice.blocks)
