@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from landmark.contexts.manifest import MANIFEST
+from landmark.contexts.segments import Segment
 from landmark.contexts.snapshot import Snapshot, open_reader
 
 # The bytes of a landmark record hold three kinds of things.
@@ -60,7 +61,7 @@ def flipped(file: Path, offset: int, bit: int) -> Iterator[None]:
 
 
 def read_all(path: Path) -> None:
-    """Reads what is checked when it is read: all but the blocks."""
+    """Reads everything with the checks of opening and reading; blocks head by head."""
     snapshot = open_reader(path)
     snapshot.landmarks()
     snapshot.tokens()
@@ -69,3 +70,13 @@ def read_all(path: Path) -> None:
         snapshot.text(document)
     for segment in snapshot.segments:
         list(segment.parts())
+        read_blocks(segment)
+
+
+def read_blocks(segment: Segment) -> None:
+    """Reads every block of a segment, the last head first."""
+    for record in range(segment.count):
+        for layer, shape in enumerate(segment.blocks.shapes):
+            for head in reversed(range(shape.heads)):
+                keys, values = bytearray(shape.key_bytes), bytearray(shape.piece_bytes - shape.key_bytes)
+                segment.blocks.read(layer, head, record, memoryview(keys), memoryview(values))

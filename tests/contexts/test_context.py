@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 import landmark
 from landmark import Context
+from landmark.contexts.disk import Damage
 from landmark.contexts.manifest import publish, read_manifest
 from landmark.hf.fingerprint import sampled_fingerprint
 from landmark.hf.tokenizer import encode
@@ -407,3 +408,31 @@ def test_a_context_with_a_sampled_fingerprint_opens_with_its_model(path, folder,
         changed.get_input_embeddings().weight.add_(1e-3)
     with pytest.raises(ValueError, match="other weights"):
         Context.open(path, changed)
+
+
+def flip(path, kind, offset):
+    file = path / "segments" / f"000001.{kind}"
+    data = bytearray(file.read_bytes())
+    data[offset] ^= 4
+    file.write_bytes(data)
+
+
+def test_tokens_that_were_added_are_checked_before_they_are_read(tmp_path, model):
+    for kind in ("tokens", "parts"):
+        path = tmp_path / kind
+        with Context.create(path, model) as context:
+            context.add([("book", BOOK)])
+        flip(path, kind, 40)
+        with Context.open(path, model, write=True) as context, pytest.raises(Damage, match=f"000001.{kind} is damaged"):
+            context.read()
+        assert read_manifest(path).blocks == 0
+
+
+def test_blocks_are_checked_before_they_are_attended_to(path, model):
+    size = (path / "segments" / "000001.blocks").stat().st_size
+    layout = read_manifest(path).layout
+    for record in range(size // layout.block_bytes):
+        flip(path, "blocks", record * layout.block_bytes + 7)
+    context = Context.open(path, model)
+    with pytest.raises(Damage, match=r"000001\.blocks is damaged in block \d+, layer 0"):
+        context.generate(PROMPT, max_new_tokens=1)

@@ -36,11 +36,8 @@ def test_every_flipped_bit_is_named(path, region):
         with flipped(file, offset, draw.randrange(8)):
             damages = verify(path)
             assert [damage.file for damage in damages] == [file]
-            if region == "blocks":
+            with pytest.raises(Damage, match=file.name.replace("landmarks", "(landmarks|blocks)")):
                 read_all(path)
-            else:
-                with pytest.raises(Damage, match=file.name):
-                    read_all(path)
     assert verify(path) == []
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from landmark.contexts import disk
+from landmark.contexts.blocks import ContextBlocks
 from landmark.contexts.disk import Folder, OpenFile, record_checksums
 from landmark.contexts.manifest import KINDS, Layout, SegmentEntry, extended, segment_name
-from landmark.contexts.segments import ContextBlocks, open_committed
+from landmark.contexts.segments import open_committed
 from landmark.files import release_lock, try_lock
 
 
@@ -51,8 +52,8 @@ class Guard:
 class GrowingBlocks(ContextBlocks):
     """Blocks that can be appended to; keeps the checksum of each layer of each new block, in the order of writing."""
 
-    def __init__(self, file: OpenFile, layout: Layout, guard: Guard) -> None:
-        super().__init__(file, layout)
+    def __init__(self, files: Mapping[str, OpenFile], layout: Layout, entry: SegmentEntry, guard: Guard) -> None:
+        super().__init__(files["blocks"], layout, files["landmarks"], entry.first, entry.blocks)
         self.checksums: list[list[int]] = [[] for _ in layout.blocks]
         self._guard = guard
 
@@ -79,7 +80,7 @@ class GrowingSegment:
         self._count = entry.blocks  # committed
         self._committed = entry.committed
         self._touched: set[str] = set()
-        self.blocks = GrowingBlocks(files["blocks"], layout, guard)
+        self.blocks = GrowingBlocks(files, layout, entry, guard)
         self._placed = [entry.blocks] * len(layout.blocks)
         self._keys: list[list[np.ndarray]] = [[] for _ in layout.landmarks]  # [m,Hkv,D] of blocks beyond the commit
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from landmark.contexts import disk, fields
+from landmark.contexts.blocks import ContextBlocks
 from landmark.contexts.disk import Damage, OpenFile, Place, damaged_records, record_checksums
 from landmark.contexts.fields import Malformed
 from landmark.contexts.manifest import PART, TOKEN, Committed, Layout, SegmentEntry
-from landmark.store.files import BlockFile
 
 PART_TOKENS = 1024
 _LINE = ("name", "tokens", "characters", "bytes", "crc32")  # fields of every document's line
@@ -85,14 +85,6 @@ def text_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-class ContextBlocks(BlockFile):
-    """The blocks of a segment; the file stays open as long as something refers to this."""
-
-    def __init__(self, file: OpenFile, layout: Layout) -> None:
-        super().__init__(file.descriptor, layout.blocks, str(file.path))
-        self.file = file
-
-
 class Segment:
     """The committed part of a segment, read from its open `files`, by kind."""
 
@@ -115,7 +107,8 @@ class Segment:
     def blocks(self) -> ContextBlocks:
         """Its blocks."""
         if self._blocks is None:
-            self._blocks = ContextBlocks(self.files["blocks"], self._layout)
+            files = self.files
+            self._blocks = ContextBlocks(files["blocks"], self._layout, files["landmarks"], self.first, self.count)
         return self._blocks
 
     @property

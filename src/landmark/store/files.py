@@ -56,17 +56,23 @@ class BlockFile:
 
         Raises OSError, with the file's name, if the system cannot read or the file ends too early.
         """
+        self._read_into([keys, values], layer, record, self._start(layer, head, record))
+
+    def _read_into(self, parts: Sequence[memoryview | bytearray], layer: int, record: int, offset: int) -> None:
+        """Fills `parts` from `offset` on, which lies in a layer of a record."""
         try:
-            done = os.preadv(self.descriptor, [keys, values], self._start(layer, head, record))
+            done = os.preadv(self.descriptor, parts, offset)
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.name) from error
-        if done != self.shapes[layer].piece_bytes:
+        if done != sum(map(len, parts)):
             raise OSError(f"{self.name} ends inside block record {record}, layer {layer}: it was cut short")
 
     def prefetch(self, layer: int, head: int, record: int) -> None:
         """Asks the system to fetch a piece in the background, for a later `read`."""
+        self._announce(self._start(layer, head, record), self.shapes[layer].piece_bytes)
+
+    def _announce(self, start: int, length: int) -> None:
         if hasattr(os, "posix_fadvise"):  # macOS has none
-            start, length = self._start(layer, head, record), self.shapes[layer].piece_bytes
             os.posix_fadvise(self.descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
     def _start(self, layer: int, head: int, record: int) -> int:
