@@ -18,6 +18,10 @@ SELECTIONS: tuple[str, ...] = get_args(Selection)
 # Rotary positions of opened blocks: within the trained range, close to the query, or where they stood.
 Positions = Literal["stingy", "true"]
 
+# What of a context is checked when it is opened, each with what stands before it: the manifest with the sizes of files;
+# all landmark keys; every committed byte. Everything else is checked when it is first read.
+Verification = Literal["manifest", "landmarks", "all"]
+
 # With its landmark a block fills a tile of 64.
 DEFAULT_BLOCK_SIZE = 63
 
@@ -122,6 +126,9 @@ class LandmarkSettings:
         of_reading = {name: saved.pop(name) for name in _names(ReadingSettings) if name in saved}
         if unknown := sorted(saved.keys() - _names(cls)):
             raise ValueError(f"unknown landmark settings {unknown}: the model was saved by a newer version of landmark")
+        for name in ("block_size", "landmark_id"):
+            if name not in saved:
+                raise ValueError(f"the landmark settings have no {name}: they are not those of a converted model")
         return cls(reading=ReadingSettings(**of_reading), **saved)
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,6 +161,11 @@ def check_block_size(block_size: int) -> None:
     """Raises ValueError unless `block_size` is a positive int."""
     if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
         raise ValueError(f"block_size is {block_size!r}: give a whole number of ordinary tokens per block, 1 or more")
+
+
+def check_verification(verify: str) -> None:
+    """Raises ValueError for a `Verification` that there is not."""
+    _check_choice("verify", verify, get_args(Verification))
 
 
 def current_names(saved: Mapping[str, Any]) -> dict[str, Any]:

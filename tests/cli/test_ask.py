@@ -114,3 +114,13 @@ def test_the_same_answer_within_any_budget_and_with_any_exact_index(context, cap
         for options in ([], ["--host-budget", "12KB"], ["--index", "exact"], ["--index", "hierarchical"])
     ]
     assert len({answer["answer"] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("command", ["ask", "append"])
+def test_a_damaged_block_is_found_before_the_context_opens(context, files, command, capsys):
+    blocks = next((context / "segments").glob("*.blocks"))
+    data = bytearray(blocks.read_bytes())
+    data[100] ^= 4
+    blocks.write_bytes(data)
+    rest = ["jim"] if command == "ask" else []
+    refused([command, str(context), *rest, "--verify", "all"], f"{blocks.name} is damaged in block 0, layer 0", capsys)

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 import landmark
 from landmark import Context
 from landmark.contexts.disk import Damage
-from landmark.contexts.manifest import publish, read_manifest
+from landmark.contexts.manifest import Layout, publish, read_manifest
 from landmark.hf.fingerprint import sampled_fingerprint
 from landmark.hf.tokenizer import encode
 from landmark.index.options import IndexOptions
@@ -436,3 +436,47 @@ def test_blocks_are_checked_before_they_are_attended_to(path, model):
     context = Context.open(path, model)
     with pytest.raises(Damage, match=r"000001\.blocks is damaged in block \d+, layer 0"):
         context.generate(PROMPT, max_new_tokens=1)
+
+
+def test_what_is_checked_before_a_context_opens(path, model):
+    layout = read_manifest(path).layout
+    at = 3 * layout.block_bytes
+    flip(path, "blocks", at)
+    Context.open(path, model)
+    with pytest.raises(Damage, match=r"000001\.blocks is damaged in block 3, layer 0"):
+        Context.open(path, model, verify="all")
+    with pytest.raises(Damage, match="in block 3"):
+        Context.open(path, model, verify="all", write=True)
+    flip(path, "blocks", at)
+    Context.open(path, model, verify="all", write=True).close()
+    expected = logits(Context.open(path, model))
+    flip(path, "landmarks", 1)
+    with pytest.raises(Damage, match=r"000001\.landmarks is damaged in record 0"):
+        Context.open(path, model)
+    Context.open(path, model, verify="manifest")
+    flip(path, "landmarks", 1)
+    assert torch.equal(logits(Context.open(path, model, verify="manifest")), expected)
+    with pytest.raises(ValueError, match="verify is 'most': choose one of manifest, landmarks, all"):
+        Context.open(path, model, verify="most")
+
+
+@pytest.mark.parametrize("stride", [True, False])
+def test_a_context_without_blocks_has_those_of_its_model(tmp_path, model, stride):
+    """There is nothing yet that they could be compared with, but the model."""
+    path = tmp_path / "context"
+    Context.create(path, model).close()
+    manifest = read_manifest(path)
+    blocks, landmarks = manifest.layout.blocks, manifest.layout.landmarks
+    blocks, count = (tuple(shape._replace(stride=9) for shape in blocks), 2) if stride else (blocks[:1], 1)
+    publish(path, replace(manifest, layout=Layout(blocks, landmarks[:count])))
+    with pytest.raises(Damage, match="positions a block, and its model 2 of 6"):
+        Context.open(path, model)
+
+
+@pytest.mark.parametrize("name", ["block_size", "landmark_id"])
+def test_settings_that_no_model_has(path, model, name):
+    manifest = read_manifest(path)
+    del manifest.header["settings"][name]
+    publish(path, manifest)
+    with pytest.raises(ValueError, match=f"have no {name}"):
+        Context.open(path, model)

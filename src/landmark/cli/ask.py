@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from landmark.cli.options import MemoryOptions, load, model_of
 from landmark.cli.output import tokens_read
 from landmark.limits import FromOne, FromZero, Seed, Temperature
-from landmark.settings import ReadingChanges
+from landmark.settings import ReadingChanges, Verification
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -45,6 +45,8 @@ class AskOptions:
     """Opened blocks to show, the most read first."""
     json: bool = False
     """Print one JSON object instead of text."""
+    verify: Verification = "landmarks"
+    """What of a context is checked before it opens: docs/contexts.md."""
     reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
     """Default: as when the context was read; for a text, the model's own settings."""
     memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
@@ -95,7 +97,9 @@ def _ask_context(options: AskOptions, write: Callable[[str], object] | None) -> 
     model, tokenizer = load(
         folder, lambda config: options.memory.check(config, options.source, **options.reading), options.source
     )
-    context = Context.open(options.source, model, tokenizer, **options.reading, **options.memory.keywords())
+    context = Context.open(
+        options.source, model, tokenizer, verify=options.verify, **options.reading, **options.memory.keywords()
+    )
     torch.manual_seed(options.seed)
     started = time.perf_counter()
     answer = context.generate(

@@ -84,7 +84,7 @@ def run_info(options: ContextOptions) -> int:
         print(json.dumps({**found, "documents": documents}))
         return 0
     header, _ = found.pop("header"), found.pop("documents")
-    facts = found | {"model": header["model"]} | header["settings"] | header["fingerprint"]
+    facts = found | {"model": header.get("model")} | header.get("settings", {}) | header.get("fingerprint", {})
     for name, value in facts.items():
         print(f"{name}: {value}")
     print(f"documents: {len(documents)}")

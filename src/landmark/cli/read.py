@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from landmark.cli.options import MemoryOptions, load, model_of
 from landmark.cli.output import tokens_read
 from landmark.limits import OutFolder
+from landmark.settings import Verification
 
 if TYPE_CHECKING:
     from landmark.contexts.context import Context
@@ -29,6 +30,8 @@ class ReadOptions:
     """Folder of a converted model with its tokenizer; default: the one in the package."""
     json: bool = False
     """Print one JSON object instead of text."""
+    verify: Verification = "landmarks"
+    """What of a context is checked before it opens: docs/contexts.md."""
     memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
 
 
@@ -45,6 +48,8 @@ class AppendOptions:
     """Folder of the model that read the context; default: where it was then."""
     json: bool = False
     """Print one JSON object instead of text."""
+    verify: Verification = "landmarks"
+    """What of a context is checked before it opens: docs/contexts.md."""
     memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
 
 
@@ -65,7 +70,7 @@ def run_read(options: ReadOptions) -> int:
     model, tokenizer = load(options.model, lambda config: options.memory.check(config, known), known)
     keywords = options.memory.keywords()
     if known is not None:
-        context = Context.open(options.out, model, tokenizer, write=True, **keywords)
+        context = Context.open(options.out, model, tokenizer, write=True, verify=options.verify, **keywords)
     else:
         context = Context.create(options.out, model, tokenizer, **keywords)
     return _grow(context, documents, as_json=options.json)
@@ -80,7 +85,9 @@ def run_append(options: AppendOptions) -> int:
 
     folder = model_of(options.context, options.model)
     model, tokenizer = load(folder, lambda config: options.memory.check(config, options.context), options.context)
-    context = Context.open(options.context, model, tokenizer, write=True, **options.memory.keywords())
+    context = Context.open(
+        options.context, model, tokenizer, write=True, verify=options.verify, **options.memory.keywords()
+    )
     return _grow(context, documents, as_json=options.json)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 import landmark
+from landmark.contexts.disk import Damage
 from landmark.contexts.manifest import Layout, read_manifest
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.storage import ContextStorage, index_prefix
@@ -113,6 +114,7 @@ def cache_of(
     config = text_config(model.config)
     settings = _settings(snapshot.header, config, reading)
     layers = [layer for layer, kind in enumerate(layer_kinds(config)) if kind == "landmark"]
+    _check_layout(snapshot, len(layers), settings.stride)
     budgets = _budgets(config, settings, host_budget, device_budget)
     keys = snapshot.landmarks()
     tensors, metadata = snapshot.state()
@@ -127,6 +129,14 @@ def cache_of(
     if metadata:
         resume_cache(cache, tensors, metadata, snapshot.blocks, model.device)
     return cache
+
+
+def _check_layout(snapshot: Snapshot, layers: int, stride: int) -> None:
+    """Raises Damage if the manifest has blocks of other layers, or of another length, than the model that read it."""
+    shapes = snapshot.layout.blocks
+    if len(shapes) != layers or any(shape.stride != stride for shape in shapes):
+        found = f"{len(shapes)} layers of {sorted({shape.stride for shape in shapes})} positions a block"
+        raise Damage(snapshot.path, f"has {found}, and its model {layers} of {stride}")
 
 
 def check_memory(

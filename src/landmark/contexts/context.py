@@ -14,6 +14,7 @@ from landmark.contexts.documents import DocumentStore, Source, distinct
 from landmark.contexts.folder import fork
 from landmark.contexts.segments import Document
 from landmark.contexts.snapshot import Snapshot, open_reader
+from landmark.contexts.verify import check_snapshot
 from landmark.contexts.writer import Writer, create, open_writer
 from landmark.hf import LandmarkCache, read
 from landmark.hf.cache import CacheOptions
@@ -22,6 +23,7 @@ from landmark.hf.reader import TextTo, answer
 from landmark.hf.serialization import cache_state
 from landmark.hf.tokenizer import encode
 from landmark.process_memory import return_freed_pages
+from landmark.settings import Verification, check_verification
 from landmark.store.base import Traffic
 
 if TYPE_CHECKING:
@@ -99,9 +101,15 @@ class Context:
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         *,
         write: bool = False,
+        verify: Verification = "landmarks",
         **options: Unpack[CacheOptions],
     ) -> "Context":
         """Opens the context in the folder `path` at its newest commit; with `write` it can grow.
+
+        `verify` is what is checked before it opens: the "manifest" and the sizes of all files; also all "landmarks",
+        the keys that every query is compared with; or "all" committed bytes, as `landmark contexts verify` does.
+        Tokens, texts and blocks are checked in any case when they are first read: `generate` or `read` raise ValueError
+        where they meet damage, naming the file, and the block and layer where it is in one.
 
         `options` are keywords of `LandmarkCache`: `host_budget` and `device_budget` bound the bytes of blocks in memory
         ("256MB"; host_budget is 256 MB by default), `index` is the search of landmark keys, `retrieve`, `selection` and
@@ -110,10 +118,14 @@ class Context:
         Raises ValueError if this is no context, if another process writes to it, if it was read by another model,
         other adapters or scaling of them, another tokenizer or block size (naming the difference), or if it is damaged.
         """
+        check_verification(verify)
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
         snapshot = open_writer(Path(path)) if write else open_reader(Path(path))
         try:
             compatibility.check_header(snapshot, model, tokenizer)
+            snapshot.checks_landmarks = verify != "manifest"
+            if verify == "all":
+                check_snapshot(snapshot)
             return cls._opened(snapshot, model, tokenizer, options)
         except BaseException:
             if isinstance(snapshot, Writer):
