@@ -147,7 +147,7 @@ def _random(options: ModelOptions, layers: int) -> PreTrainedModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     convert(model, block_size=block_size, landmark_id=VOCABULARY - 1, retrieve=retrieve, local_blocks=local_blocks)
     text_config(model.config).landmark["trained_tokens"] = None  # unknown: it was never trained
     return model

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 import landmark
 from landmark.data.text import read_text
 from landmark.hf.compat import cache_kwargs
-from landmark.hf.loading import gguf_model, is_gguf, read_tokenizer
+from landmark.hf.loading import gguf_model, is_gguf, read_tokenizer, read_weights
 from landmark.hf.tokenizer import encode
 from reproduce.studies.commands import UntrainedOptions
 
@@ -20,7 +20,7 @@ def run(options: UntrainedOptions) -> int:
     """Prints the three perplexities."""
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # that the model was not trained with landmarks is what is measured here
-    load = gguf_model if is_gguf(options.model) else AutoModelForCausalLM.from_pretrained
+    load = gguf_model if is_gguf(options.model) else read_weights
     model, tokenizer = load(options.model, dtype=torch.float32), read_tokenizer(options.model)
     ids = encode(tokenizer, read_text(options.text)).ids[: options.tokens]
     windows = list(ids[None].split(options.window, 1))

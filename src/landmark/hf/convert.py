@@ -23,23 +23,11 @@ from landmark.hf.config import (
     trained_positions,
 )
 from landmark.hf.hooks import attention_pre_hook, base_hook, base_pre_hook
-from landmark.hf.loading import gguf_model, is_gguf, read_config, read_tokenizer, read_weights
+from landmark.hf.loading import gguf_model, hub_options, is_gguf, read_config, read_tokenizer, read_weights
 from landmark.hf.model import install_mixin, ordinary_tokens, saved_rows, store_settings
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
 from landmark.hf.rope import evaluating, find_ropes, rotation
 from landmark.settings import DEFAULT_BLOCK_SIZE, LandmarkSettings, ReadingChanges
-
-# Options of `from_pretrained` that locate a config, on the hub or in a local copy of it.
-_HUB = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-    "trust_remote_code",
-)
 
 
 def convert(
@@ -100,8 +88,9 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
     """Loads a converted model that was saved with `save_pretrained`, in float32 by default.
 
     `path` is a folder or a hub id; `options` go to `AutoModelForCausalLM.from_pretrained`. A GGUF file gives the
-    ordinary model in it, dequantized and not converted yet. Raises ValueError where `path` has no landmark settings,
-    and where files are missing, damaged or do not belong together.
+    ordinary model in it, dequantized and not converted yet. Code that comes with a model is not run unless
+    `trust_remote_code=True`, and pickled weights are not read unless `use_safetensors=False`. Raises ValueError where
+    `path` has no landmark settings, and where files are missing, damaged or do not belong together.
     """
     if is_gguf(path):
         return gguf_model(path, **{"dtype": torch.float32} | options)
@@ -109,7 +98,7 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
         raise ValueError(f"no model at {path}: give the directory that save_pretrained wrote, or a hub name")
     if "attn_implementation" in options:
         raise ValueError(f"the attention of a converted model is {attention.NAME!r}: leave attn_implementation out")
-    config = options.get("config") or read_config(path, **{n: options[n] for n in _HUB if n in options})
+    config = options.get("config") or read_config(path, **hub_options(options))
     landmark_settings(config)
     options = {"dtype": torch.float32, "vocab_size": saved_rows(text_config(config))} | options
     if "config" in options:  # a config that is passed takes no changes by keyword
@@ -133,7 +122,7 @@ def save_plain(path: str | PathLike[str], out: str | PathLike[str]) -> None:
     config = read_config(path)
     delattr(config, "landmark")
     config.vocab_size = ordinary
-    plain = AutoModelForCausalLM.from_config(config)
+    plain = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     state = model.state_dict()
     plain.load_state_dict({name: state[name][: len(weight)] for name, weight in plain.state_dict().items()})
     with written_whole(Path(out)) as partial:

@@ -2,9 +2,13 @@
 
 A damaged file can raise any exception in transformers, and missing weights none at all, for they are initialized at
 random. Here both are a ValueError that names the folder.
+
+A model is data (docs/security.md): code that comes with one is not run, and pickled weights, which are programs, are
+not read. `trust_remote_code=True` and `use_safetensors=False` allow them to who loads a model from Python.
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from os import PathLike
@@ -23,8 +27,33 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from landmark.hf.config import text_config
+
 _SHOWN = 3  # names of weights in a message
 _LONGEST = 300  # characters quoted of an error
+_NO_CODE = {"trust_remote_code": False}  # left out, transformers would ask on the terminal
+_LOCAL_ATTENTION = (None, "eager", "sdpa", "flex_attention", "landmark")  # transformers downloads others as kernels
+_ADAPTER = "adapter_config.json"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_INDEX = ".safetensors.index.json"
+
+
+# Options of transformers that locate a config, on the hub or in a local copy of it.
+_HUB = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+
+
+def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `options` of a model that apply to its config too."""
+    return {name: options[name] for name in _HUB if name in options}
 
 
 def read_config(path: str | PathLike[str], **options: Any) -> PretrainedConfig:
@@ -32,7 +61,14 @@ def read_config(path: str | PathLike[str], **options: Any) -> PretrainedConfig:
     if is_gguf(path):
         return gguf_config(path)
     with _one_line_error(f"no model can be loaded from {path}"):
-        return AutoConfig.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(path, **_NO_CODE | options)
+    named = text_config(config)._attn_implementation
+    if named not in _LOCAL_ATTENTION:
+        raise ValueError(
+            f"the configuration at {path} names {named!r} as its attention, which may be code to download: remove"
+            " attn_implementation from config.json"
+        )
+    return config
 
 
 def read_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerBase:
@@ -40,14 +76,18 @@ def read_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerBase:
     if is_gguf(path):
         return gguf_tokenizer(path)
     with _one_line_error(f"the tokenizer at {path} cannot be loaded"):
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, **_NO_CODE)
 
 
 def read_weights(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
     """The model in a folder or on the hub with all of its weights; `options` go to transformers.
 
-    Raises ValueError where files are damaged or do not belong together, and where weights are missing.
+    Raises ValueError where files are damaged or do not belong together, where weights are missing or pickled, and for
+    an adapter, which names another model to load.
     """
+    options = _NO_CODE | {"use_safetensors": True} | options
+    if options["use_safetensors"]:
+        _check_safetensors(Path(path, options.get("subfolder", "")))
     # Weights that do not fit raise below; transformers would print a table.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _one_line_error(f"the model at {path} cannot be loaded"), _silence():
@@ -79,9 +119,42 @@ def _one_line_error(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{what}: it needs code of its own, which is never run by itself; take a model of a family that"
+                " transformers has, or read that code and pass trust_remote_code=True to landmark.from_pretrained"
+            ) from error
         reason = " ".join(str(error).split())[:_LONGEST] or "no reason given"
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{what} ({kind}{reason}): give a whole one, as save_pretrained writes it") from error
+
+
+def _check_safetensors(folder: Path) -> None:
+    """Raises ValueError for a folder of pickled weights, or of an adapter; others, and names on the hub, pass."""
+    if not folder.is_dir():
+        return
+    names = sorted(path.name for path in folder.iterdir())
+    if _ADAPTER in names:
+        raise ValueError(
+            f"{folder} holds an adapter ({_ADAPTER}), which names another model to load: give that and the adapter"
+            " to landmark.load_adapter, or save the merged model in a folder of its own"
+        )
+    shards = [shard for name in names if name.endswith(_INDEX) for shard in _shards(folder / name)]
+    whole = [name for name in names if name.endswith(".safetensors")]
+    pickled = [name for name in (*shards, *(() if whole else names)) if name.endswith(_PICKLED)]
+    if pickled:
+        raise ValueError(
+            f"the weights at {folder} are pickled ({pickled[0]}), and a pickle can run any program: take the model's"
+            " safetensors files, or, if you trust it, load it with use_safetensors=False in Python and save it again"
+        )
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index of weights names; none if it is damaged, which transformers finds."""
+    try:
+        return [str(name) for name in json.loads(index.read_bytes())["weight_map"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 @contextmanager
@@ -145,7 +218,7 @@ def _read(load: Callable[..., _Loaded], file: str | PathLike[str], **options: An
     if not path.is_file():
         raise ValueError(f"{path} does not exist or is not a file")
     try:
-        return load(str(path.parent), gguf_file=path.name, **options)
+        return load(str(path.parent), gguf_file=path.name, **_NO_CODE | options)
     # A damaged or unknown file can raise anything.
     except Exception as error:
         detail = str(error).strip().splitlines()

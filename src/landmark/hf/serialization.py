@@ -18,13 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import config_fields
 from landmark.hf.config import is_converted, text_config
 from landmark.hf.convert import convert
-from landmark.hf.loading import gguf_model, is_gguf
+from landmark.hf.loading import gguf_model, hub_options, is_gguf, read_config, read_weights
 from landmark.hf.sliding import SlidingWindow
 from landmark.memory import LayerMemory
 from landmark.memory.window import WindowState
@@ -101,10 +101,8 @@ def _load(base: str | PathLike[str], options: dict[str, Any]) -> PreTrainedModel
     options = {"dtype": torch.float32} | options
     if is_gguf(base):
         return gguf_model(base, **options)
-    try:
-        return AutoModelForCausalLM.from_pretrained(base, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no model can be loaded from {base}: {str(error).strip().splitlines()[0]}") from error
+    read_config(base, **hub_options(options))  # for what it refuses
+    return read_weights(base, **options)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -101,7 +101,7 @@ def _from_scratch(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedM
     config = read_config(plan)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, getattr(tokenizer, name))
-    return AutoModelForCausalLM.from_config(config)
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _existing(plan: Plan) -> PreTrainedModel:
