@@ -238,10 +238,16 @@ def run_growth(options: GrowthOptions) -> int:
 
 
 def run_reliability(options: ReliabilityOptions) -> int:
-    """Kills, refused calls, power cuts, flipped bits and readers."""
+    """Kills, hostile folders, flipped bits, forks, refused calls, power cuts and readers; 1 if anything fails."""
     from benchmarks import reliability
 
-    return _print_rows(options, reliability.run(options))
+    parts = reliability.chosen(options.parts)
+    _set_threads(options)
+    failures = 0
+    for row in reliability.run(options, parts):
+        _print_row(options, row)
+        failures += len(row["failures"])
+    return int(failures > 0)
 
 
 def run_parallel(options: ParallelOptions) -> int:

@@ -341,23 +341,35 @@ class GrowthOptions(TextOptions, SearchOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ReliabilityOptions(RowOptions):
-    """What contexts on disk survive: kills, refused calls, power cuts, flipped bits, readers beside a writer.
+    """What contexts on disk survive, part by part: `--parts` names some of them.
 
-    Kills a writer at random instants; lets every call that changes the disk fail in turn, as an error and as a power
-    cut with each kind of loss; flips random bits of each region; reads snapshots beside a writer. Stops with an
-    AssertionError at the first result that is not what was committed. docs/reliability.md has what was found.
+    commands: kills read, append, fork, delete and export before each call that changes the disk, and at random
+    instants, and runs the same command again. answers: flips random bits of each region, then opens, asks and reads on.
+    forks: random sequences with forks in memory. hostile: folders made to do harm, and eight commands in each.
+
+    kills: kills a writer at random instants. readers: snapshots beside a writer. flips: bits of each region, found by
+    verify. power_cuts, refused_calls: every call that changes the disk in turn, with each kind of loss or error.
+
+    Exit code 1 if anything committed was lost, wrong, read silently, or touched outside of the context; a part whose
+    trials build on each other stops at the first. docs/reliability.md has what was found.
     """
 
+    parts: str | None = None
+    """Parts to run, separated by commas; default: all."""
     kills: FromOne = 300
-    """Kills of a writer."""
+    """Kills at random instants, of the writer and of commands."""
     flips: FromOne = 200
     """Bits flipped in each region."""
+    forks: FromOne = 500
+    """Random sequences with forks in memory."""
+    hostile: FromOne = 100
+    """Hostile folders, drawn at random from all that there are."""
     seconds: Annotated[float, Range(0.1, 10**6)] = 20.0
     """Seconds of reading beside a writer."""
     folder: Annotated[Path | None, OutFolder()] = None
     """Folder on the file system to try; default: the system's temporary one."""
     seed: Seed = 0
-    """Seed of instants and bits."""
+    """Seed of instants, bits, sequences and folders."""
     threads: Threads = 1
     """Threads torch may use on the CPU."""
 
