@@ -67,6 +67,19 @@ except SystemExit as end:
     assert heavy_modules_after(asking) == ""
 
 
+def test_everything_public_is_there_without_any_extra():
+    code = """
+import sys
+for extra in ("triton", "peft", "bitsandbytes", "gguf", "datasets", "matplotlib", "faiss", "psutil"):
+    sys.modules[extra] = None
+import landmark
+for name in landmark.__all__:
+    getattr(landmark, name)
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("name", landmark.__all__)
 def test_public_names_exist(name: str):
     assert getattr(landmark, name) is getattr(landmark, name)

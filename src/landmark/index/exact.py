@@ -10,7 +10,6 @@ from landmark.index.base import Index, ResidentKeys
 from landmark.index.branch import ForkedIndex
 from landmark.index.keys import KeyBuffer, KeyFormat, inner_products, masked_inner_products, rounding_error, slot_tiles
 from landmark.index.topk import Rescoring, top_newest
-from landmark.ops.topk_triton import search_landmarks
 from landmark.ops.triton_support import unsupported_reason
 from landmark.store.block_buffer import numbers_below, oldest_numbers
 
@@ -39,6 +38,8 @@ class ExactIndex:
         numbers = self._numbers_below(upto, query.device)
         data, few = self._blocks.data, query.shape[2] <= _FEW_QUERIES
         if data is not None and few and query.device.type == "cuda" and unsupported_reason(query, data) is None:
+            from landmark.ops.topk_triton import search_landmarks  # needs the package triton
+
             return search_landmarks(query, data, numbers, k)
         limit = _TILE_SCORES if query.device.type == "cpu" else _TILE_SCORES_ACCELERATOR
         rows = query.shape[0] * query.shape[1]
