@@ -1,7 +1,6 @@
 """`landmark ask`: continue a prompt after a context or a text, and show where the model looked."""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.options import MemoryOptions, load, model_of
-from landmark.cli.output import tokens_read
+from landmark.cli.output import say, tokens_read
 from landmark.limits import FromOne, FromZero, Seed, Temperature
 from landmark.settings import ReadingChanges, Verification
 
@@ -67,23 +66,23 @@ def run(options: AskOptions) -> int:
         raise ValueError("the prompt is empty: give the text that is to be continued")
     if not options.source.exists():
         raise ValueError(f"{options.source} does not exist: it is not a context, nor a text; name one of them")
-    write = None if options.json else lambda piece: print(piece, end="", flush=True)
+    write = None if options.json else lambda piece: say(piece, end="", lines=True)
     result = (_ask_context if options.source.is_dir() else _ask_text)(options, write)
     figures = result.figures
     if options.json:
         print(json.dumps({"answer": result.answer, **figures, "sources": result.sources}))
         return 0
-    print(flush=True)
+    say("")
     if figures["read_seconds"]:
-        print(f"{figures['tokens_read']:,} tokens read in {figures['read_seconds']:.1f} s", file=sys.stderr)
-    print(f"answered from {figures['tokens_read']:,} tokens in {figures['seconds']:.2f} s", file=sys.stderr)
+        say(f"{figures['tokens_read']:,} tokens read in {figures['read_seconds']:.1f} s", to_stderr=True)
+    say(f"answered from {figures['tokens_read']:,} tokens in {figures['seconds']:.2f} s", to_stderr=True)
     if result.unread:
-        print(f"{result.unread:,} tokens more are not read yet: run landmark append {options.source}", file=sys.stderr)
+        say(f"{result.unread:,} tokens more are not read yet: run landmark append {options.source}", to_stderr=True)
     for source in result.sources:
-        print(
-            f"\n{source['document']}, characters {source['first']}:{source['last']}, block {source['block']},"
-            f" weight {source['weight']:.3f}\n  {' '.join(source['text'].split())[:SNIPPET]}"
-        )
+        place = f"characters {source['first']}:{source['last']}, block {source['block']}"
+        say("")
+        say(f"{source['document']}, {place}, weight {source['weight']:.3f}")
+        say(f"  {' '.join(source['text'].split())[:SNIPPET]}")
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from landmark.cli.output import bytes_done
+from landmark.cli.output import bytes_done, say
 from landmark.limits import OutFile
 
 DAMAGED = 1
@@ -62,14 +62,15 @@ def run_ls(options: ListOptions) -> int:
         try:
             found = info(path)
         except (OSError, ValueError) as error:
-            print(
-                json.dumps({"path": str(path), "damage": str(error)}) if options.json else f"{path}: DAMAGED: {error}"
-            )
+            if options.json:
+                print(json.dumps({"path": str(path), "damage": str(error)}))
+            else:
+                say(f"{path}: DAMAGED: {error}")
             continue
         if options.json:
             print(json.dumps(found))
         else:
-            print(f"{path}: {found['tokens']:,} tokens, {found['bytes'] / 1e6:,.1f} MB")
+            say(f"{path}: {found['tokens']:,} tokens, {found['bytes'] / 1e6:,.1f} MB")
     return 0
 
 
@@ -86,10 +87,10 @@ def run_info(options: ContextOptions) -> int:
     header, _ = found.pop("header"), found.pop("documents")
     facts = found | {"model": header.get("model")} | header.get("settings", {}) | header.get("fingerprint", {})
     for name, value in facts.items():
-        print(f"{name}: {value}")
-    print(f"documents: {len(documents)}")
+        say(f"{name}: {value}")
+    say(f"documents: {len(documents)}")
     for document in documents:
-        print(f"  {document['name']}: {document['characters']:,} characters, {document['tokens']:,} tokens")
+        say(f"  {document['name']}: {document['characters']:,} characters, {document['tokens']:,} tokens")
     return 0
 
 
@@ -102,9 +103,10 @@ def run_verify(options: ContextOptions) -> int:
     if options.json:
         print(json.dumps({"context": str(options.context), "damages": [str(damage) for damage in damages]}))
     elif damages:
-        print("\n".join(map(str, damages)))
+        for damage in damages:
+            say(str(damage))
     else:
-        print(f"{options.context}: every committed byte is as it was written")
+        say(f"{options.context}: every committed byte is as it was written")
     return DAMAGED if damages else 0
 
 
@@ -116,12 +118,12 @@ def run_delete(options: DeleteOptions) -> int:
     if not options.yes:
         if sys.stdin is None or not sys.stdin.isatty():
             raise ValueError(f"{options.context} is not deleted: give --yes where there is no terminal to ask on")
-        print(f"delete {options.context}: {_contents(options.context)}? [y/N] ", end="")
+        say(f"delete {options.context}: {_contents(options.context)}? [y/N] ", end="")
         if input().strip().lower() not in ("y", "yes"):
-            print("kept")
+            say("kept")
             return 0
     delete(options.context)
-    print(f"{options.context} is deleted")
+    say(f"{options.context} is deleted")
     return 0
 
 
@@ -142,5 +144,5 @@ def run_export(options: ExportOptions) -> int:
 
     with bytes_done(f"exporting {options.context}") as progress:
         export(options.context, options.out, progress)
-    print(f"{options.out}: {options.out.stat().st_size / 1e6:,.1f} MB")
+    say(f"{options.out}: {options.out.stat().st_size / 1e6:,.1f} MB")
     return 0

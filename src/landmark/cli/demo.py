@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from landmark.cli.options import load
 from landmark.cli.output import console as stdout_console
-from landmark.cli.output import tokens_read
+from landmark.cli.output import printable, tokens_read
 from landmark.limits import Depth, Seed
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def run(options: DemoOptions) -> int:
     seconds = time.perf_counter() - started
     peak.sample()
     right = answered == key
-    console.print(f"{passkey_question().strip()} {answered}", markup=False, style="bold")
+    console.print(printable(f"{passkey_question().strip()} {answered}"), markup=False, style="bold")
     console.print("right\n" if right else f"wrong, it is {key}\n", style="green" if right else "red")
     _show_opened(console, tokenizer, prompt, cache)
     console.print(f"read {len(prompt.text):,} tokens and answered in {seconds:.1f} s,", end=" ")
@@ -98,7 +98,8 @@ def _show_opened(
         states = span.start < prompt.stated.stop and prompt.stated.start < span.stop
         mark = "  <- the passkey" if states else ""
         console.print(f"  block {span.block}, tokens {span.start:,} to {span.stop:,}, weight {span.weight:.3f}{mark}")
-        text = Text(" ".join(str(tokenizer.decode(prompt.text[span.start : span.stop])).split()), style="dim")
+        words = str(tokenizer.decode(prompt.text[span.start : span.stop])).split()
+        text = Text(printable(" ".join(words)), style="dim")
         text.highlight_words([prompt.key], style="bold green not dim")
         console.print(Padding(text, (0, 0, 0, 4)))
     console.print()

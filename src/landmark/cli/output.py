@@ -1,7 +1,12 @@
-"""Standard streams as the shell left them (closed, full, narrow); tables and progress bars."""
+"""Standard streams as the shell left them (closed, full, narrow); lines, tables and progress bars.
+
+Names, paths, messages and texts come from files that anyone may have written. All that commands print of them goes
+through `printable`: a terminal obeys control characters.
+"""
 
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
 
 NARROWEST, WIDEST = 60, 200  # columns that text is laid out for, whatever the terminal or COLUMNS say
 NO_TERMINAL = 200  # columns of files and pipes
+# Control characters (C0, C1), line and paragraph separators, those that turn the direction of text, halves of pairs.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def prepare() -> None:
@@ -28,7 +35,7 @@ def prepare() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
     if sys.stdout is None:
         raise ValueError("standard output is closed: redirect the result to a file, or to /dev/null")
-    warnings.formatwarning = lambda message, *_: f"landmark: warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"landmark: warning: {printable(str(message))}\n"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an answer may have letters that the locale has not
@@ -68,16 +75,31 @@ def _raise_again() -> None:
     raise
 
 
+# Text.
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text` with control characters escaped as in Python; with `lines`, line ends and tabs stay."""
+    kept = "\n\t" if lines else ""
+    return CONTROL.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
+
+
+def say(text: str, *, lines: bool = False, to_stderr: bool = False, end: str = "\n") -> None:
+    """Prints `printable` text at once, one line unless `lines` may be in it."""
+    print(printable(text, lines=lines), end=end, flush=True, file=sys.stderr if to_stderr else sys.stdout)
+
+
 # Tables.
 
 
 def print_table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Prints `rows` as a table on stdout."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(figure_text(row[column]) if column in row else "" for column in columns))
+        table.add_row(*(Text(printable(figure_text(row[column])) if column in row else "") for column in columns))
     console().print(table)
 
 
@@ -113,8 +135,8 @@ def bytes_done(description: str) -> Iterator[Callable[[int, int], None]]:
 def _bar(description: str, total: int | None, count: "ProgressColumn") -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeRemainingColumn())
     shown = sys.stderr.isatty()
     with Progress(*columns, console=console(stderr=True), transient=True, disable=not shown) as progress:
-        task = progress.add_task(description, total=total)
+        task = progress.add_task(printable(description), total=total)
         yield lambda **changes: progress.update(task, **changes)
