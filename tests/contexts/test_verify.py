@@ -9,10 +9,10 @@ from faults import content
 from flips import REGIONS, committed_byte, flipped, read_all
 from made import HEADER, LAYOUT, Content, add, commit, short_segments
 
-from landmark.contexts.disk import Damage, record_checksums
+from landmark.contexts.disk import Damage, OpenFile, record_checksums
 from landmark.contexts.folder import fork
 from landmark.contexts.manifest import KINDS, PART, Committed, extended, publish, read_manifest
-from landmark.contexts.snapshot import open_reader
+from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.contexts.verify import verify
 from landmark.contexts.writer import create
 
@@ -215,3 +215,37 @@ def test_parts_that_no_document_has(tmp_path, field, value):
     assert verify(path)
     with pytest.raises(Damage):
         assert list(open_reader(path).segments[0].parts().passages(0, entry.token_count)) == expected
+
+
+def test_many_bytes_are_checked_before_they_are_taken_into_memory(tmp_path, monkeypatch):
+    """A file with a hole has any size: none of it is read at once."""
+    path = tmp_path / "one"
+    with create(path, HEADER, LAYOUT) as writer:
+        commit(writer, add(writer, Content(), (1, 2, 3), (1, 2)))
+    manifest = read_manifest(path)
+    (entry,) = manifest.segments
+    size = 96 << 20
+    reads, usual = [], OpenFile.read
+    monkeypatch.setattr(OpenFile, "read", lambda file, n, at=0: reads.append(n) or usual(file, n, at))
+    uses = {"text": Snapshot.documents, "tokens": Snapshot.tokens, "documents": Snapshot.documents}
+    for kind, use in uses.items():
+        with (path / "segments" / f"000001.{kind}").open("r+b") as file:
+            file.truncate(size)
+        changed = replace(entry, **{kind: Committed(size, 1)})
+        publish(path, replace(manifest, segments=(changed,)))
+        assert any("checksum does not fit" in damage.what for damage in verify(path))
+        with pytest.raises(Damage):
+            use(open_reader(path))
+    assert max(reads) < 16 << 20
+
+
+def test_very_much_damage_is_not_listed_to_the_end(path, monkeypatch):
+    monkeypatch.setattr("landmark.contexts.verify.MOST_DAMAGES", 2)
+    kept = {file: file.read_bytes() for file in (path / "segments").glob("*.landmarks")}
+    try:
+        for file, data in kept.items():
+            file.write_bytes(b"x" * len(data))
+        assert 2 <= len(verify(path)) <= 5
+    finally:
+        for file, data in kept.items():
+            file.write_bytes(data)

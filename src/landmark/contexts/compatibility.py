@@ -116,8 +116,8 @@ def cache_of(
     layers = [layer for layer, kind in enumerate(layer_kinds(config)) if kind == "landmark"]
     _check_layout(snapshot, len(layers), settings.stride)
     budgets = _budgets(config, settings, host_budget, device_budget)
+    tensors, metadata = snapshot.state()  # says how many blocks there are, before memory is taken for them
     keys = snapshot.landmarks()
-    tensors, metadata = snapshot.state()
     storages = {
         layer: ContextStorage(
             snapshot, column, keys[column], _under(tensors, index_prefix(column)), options=options, budgets=budgets

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from landmark.contexts import disk
 from landmark.contexts.blocks import ContextBlocks
+from landmark.contexts.committed import open_committed
 from landmark.contexts.disk import Folder, OpenFile, record_checksums
 from landmark.contexts.manifest import KINDS, Layout, SegmentEntry, extended, segment_name
-from landmark.contexts.segments import open_committed
 from landmark.files import release_lock, try_lock
 
 

@@ -5,7 +5,6 @@ A segment is six files (docs/context_format.md). Files only grow, and committed 
 
 import hashlib
 import json
-import os
 import re
 import zlib
 from bisect import bisect_right
@@ -17,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from landmark.contexts import disk, fields
+from landmark.contexts import fields
 from landmark.contexts.blocks import ContextBlocks
-from landmark.contexts.disk import Damage, OpenFile, Place, damaged_records, record_checksums
+from landmark.contexts.committed import decoded, read_checked, read_committed
+from landmark.contexts.disk import Damage, OpenFile, damaged_records, record_checksums
 from landmark.contexts.fields import Malformed
-from landmark.contexts.manifest import PART, TOKEN, Committed, Layout, SegmentEntry
+from landmark.contexts.manifest import PART, TOKEN, Layout, SegmentEntry
 
 PART_TOKENS = 1024
 _LINE = ("name", "tokens", "characters", "bytes", "crc32")  # fields of every document's line
@@ -168,10 +168,8 @@ class Segment:
     def text(self, document: Document) -> str:
         """The text of one of its documents; Damage if it is damaged."""
         file = self.files["text"]
-        data = file.read(document.bytes, document.start)
-        if zlib.crc32(data) != document.crc32:
-            raise Damage(file.path, f"is damaged in document {document.name!r}")
-        return data.decode()
+        what = f"is damaged in document {document.name!r}"
+        return decoded(file, read_checked(file, document.start, document.bytes, document.crc32, what))
 
     def parts(self) -> "Parts":
         """The parts of its documents. A segment of format version 1 has no such file: they are computed once."""
@@ -257,7 +255,7 @@ class Parts:
         """Raises Damage for a part of what is not there: its record may be another program's."""
         entry = self._entry
         within = (
-            part.token <= part.token_stop <= entry.token_count
+            part.token <= part.token_stop <= min(part.token + PART_TOKENS, entry.token_count)
             and part.byte <= part.byte_stop <= entry.text.bytes
             and part.line + part.line_bytes <= entry.documents.bytes
         )
@@ -275,7 +273,7 @@ class Parts:
         for index in range(len(self)):
             part = self[index]
             self._tokens(part)
-            text = self._checked("text", part.byte, part.byte_stop, part.text_crc32).decode()
+            text = self._text_of(part)
             if not lines or lines[-1] != part.line:
                 self._name(part)
                 lines.append(part.line)
@@ -353,8 +351,11 @@ class Parts:
         for part in self._of_document(index):
             if part.character >= last and text:
                 break
-            text += self._checked("text", part.byte, part.byte_stop, part.text_crc32).decode()
+            text += self._text_of(part)
         return text[first - begin : last - begin]
+
+    def _text_of(self, part: Part) -> str:
+        return decoded(self._files["text"], self._checked("text", part.byte, part.byte_stop, part.text_crc32))
 
     def _name(self, part: Part) -> str:
         line = self._checked("documents", part.line, part.line + part.line_bytes, part.line_crc32)
@@ -364,11 +365,8 @@ class Parts:
             raise Damage(self._files["documents"].path, f"does not describe a document: {error}") from error
 
     def _checked(self, kind: str, start: int, stop: int, crc32: int) -> bytearray:
-        file = self._files[kind]
-        data = file.read(stop - start, start)
-        if zlib.crc32(data) != crc32:
-            raise Damage(file.path, f"is damaged between bytes {start} and {stop}")
-        return data
+        what = f"is damaged between bytes {start} and {stop}"
+        return read_checked(self._files[kind], start, stop - start, crc32, what)
 
 
 def parts_of(text: str, tokens: np.ndarray, line: bytes, *, token: int, byte: int, line_start: int) -> np.ndarray:
@@ -392,37 +390,3 @@ def characters_of(tokens: np.ndarray) -> tuple[int, int]:
     """The characters `first:last` of their document that tokens `[n,3]`, n >= 1, cover."""
     first = int(tokens[0, 1])
     return first, max(first, int(tokens[-1, 2]))
-
-
-# Committed bytes of a file.
-
-
-def open_committed(place: Place, committed: int, flags: int = os.O_RDONLY, *, grows: bool = True) -> OpenFile:
-    """Opens a file; Damage if it is missing, no regular file, or has another size than was committed.
-
-    With fewer bytes it was cut short; more are allowed where it `grows`.
-    """
-    try:
-        file = disk.open_file(place, flags)
-    except FileNotFoundError as error:
-        raise Damage(place.path, "is missing") from error
-    check_size(file, committed, grows=grows)
-    return file
-
-
-def read_committed(file: OpenFile, committed: Committed) -> bytearray:
-    """The committed bytes of a file; Damage if they are not what was committed."""
-    check_size(file, committed.bytes)
-    data = file.read(committed.bytes)
-    if zlib.crc32(data) != committed.crc32:
-        raise Damage(file.path, "is damaged: its checksum does not fit")
-    return data
-
-
-def check_size(file: OpenFile, committed: int, *, grows: bool = True) -> None:
-    """Raises Damage for a file with fewer bytes than were committed, or with more unless it `grows`."""
-    size = file.size
-    if size < committed:
-        raise Damage(file.path, f"was cut short: it has {size} bytes and {committed} were committed")
-    if size > committed and not grows:
-        raise Damage(file.path, f"has {size - committed} bytes behind the {committed} that were committed")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from landmark.contexts import disk
+from landmark.contexts.committed import check_size, open_committed, read_committed
 from landmark.contexts.disk import Damage, Folder, OpenFile, Place, damaged_records
 from landmark.contexts.fields import Malformed
 from landmark.contexts.manifest import (
@@ -20,7 +21,7 @@ from landmark.contexts.manifest import (
     read_manifest,
     segment_name,
 )
-from landmark.contexts.segments import Document, Segment, check_size, open_committed, read_committed
+from landmark.contexts.segments import Document, Segment
 from landmark.contexts.state import checked_metadata, decode_state
 
 Taken = TypeVar("Taken")

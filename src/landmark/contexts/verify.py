@@ -8,16 +8,21 @@ from pathlib import Path
 import numpy as np
 
 from landmark.contexts import disk
+from landmark.contexts.committed import check_committed, check_size, open_committed, read_committed
 from landmark.contexts.disk import Damage, Folder, OpenFile, Progress, damaged_records
 from landmark.contexts.fields import Malformed
 from landmark.contexts.manifest import SEGMENTS, Layout, Manifest, context_folder, read_manifest, segment_name
-from landmark.contexts.segments import Segment, check_size, open_committed, read_committed
+from landmark.contexts.segments import Segment
 from landmark.contexts.snapshot import Snapshot, with_state
 from landmark.contexts.state import checked_metadata
+
+MOST_DAMAGES = 1000  # then the rest is not looked at
 
 
 def verify(path: str | Path, progress: Progress | None = None) -> list[Damage]:
     """All damage in the newest commit of the context in `path`; what is not committed is not read.
+
+    Where there is very much, it ends after the first thousand and what was found with them.
 
     `progress` is called with the bytes checked so far and those of the whole commit. What the system cannot read counts
     as damage. Raises ValueError if `path` is no context, or one of another format version.
@@ -47,6 +52,8 @@ def check_snapshot(snapshot: Snapshot) -> None:
 
 def _check_segments(segments: Iterable[Segment], layout: Layout, check: "_Check") -> None:
     for segment in segments:
+        if check.is_full:
+            return
         _check_documents(segment, check)
         _check_blocks(segment, layout, check)
 
@@ -71,6 +78,11 @@ class _Check:
         self._done = 0
         self._total = total
         self._progress = progress
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much was found that the rest need not be looked at."""
+        return len(self.found) >= MOST_DAMAGES
 
     @contextmanager
     def of(self, path: Path, count: int) -> Iterator[None]:
@@ -106,7 +118,7 @@ def _check_documents(segment: Segment, check: _Check) -> None:
             continue
         with check.of(segment.path(kind), committed.bytes):
             try:
-                read_committed(segment.files[kind], committed)
+                check_committed(segment.files[kind], committed)
             except Damage as whole:
                 check.found += (_damaged_documents(segment) if kind == "text" else []) or [whole]
     if len(check.found) == before and segment.entry.committed.keys() <= segment.files.keys():
@@ -142,6 +154,8 @@ def _check_blocks(segment: Segment, layout: Layout, check: _Check) -> None:
         return
     with check.of(segment.path("landmarks"), segment.entry.sizes(layout)["landmarks"]):
         for start, records in segment.landmark_records():
+            if check.is_full:
+                return
             damaged = damaged_records(records)
             check.found += [segment.record_damage(start + record) for record in damaged.tolist()]
             if blocks is not None:
