@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 import landmark
 from landmark import Context
 from landmark.contexts.disk import Damage
+from landmark.contexts.folder import delete
 from landmark.contexts.manifest import Layout, publish, read_manifest
 from landmark.hf.fingerprint import sampled_fingerprint
 from landmark.hf.tokenizer import encode
@@ -57,6 +58,18 @@ def test_the_same_logits_from_memory_from_disk_and_from_another_process(path, fo
     out = path.parent / "logits.pt"
     subprocess.run([sys.executable, "-c", script, str(folder), str(path), PROMPT, str(out)], check=True)
     assert torch.equal(torch.load(out), expected)
+
+
+def test_a_context_that_is_deleted_goes_on_answering(path, model):
+    with Context.open(path, model, host_budget="12KB") as context:
+        expected = context.generate(PROMPT, max_new_tokens=5)
+        again = Context.open(path, model, host_budget="12KB")
+        delete(path)
+        assert again.generate(PROMPT, max_new_tokens=5) == expected
+        assert again.text(again.documents[0]) == BOOK
+        branch = again.fork()
+        branch.append(NOTE)
+        assert torch.equal(logits(branch), in_memory(model, BOOK, NOTE))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

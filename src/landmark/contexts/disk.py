@@ -175,7 +175,7 @@ def open_file(place: Place, flags: int = os.O_RDONLY, mode: int = 0o666) -> Open
         with _naming(place.path):
             descriptor = os.open(place.name, flags | _CAREFUL, folder.mode & mode & 0o666, dir_fd=folder.descriptor)
     except OSError as error:
-        if error.errno not in (errno.EISDIR, errno.ENXIO, *_LINK_ERRORS):
+        if error.errno not in (errno.EISDIR, errno.ENXIO, errno.EOPNOTSUPP, *_LINK_ERRORS):
             raise
         raise Damage(place.path, _NO_REGULAR_FILE) from error
     file = OpenFile(place.path, descriptor)

@@ -43,8 +43,8 @@ class Guard:
         except OSError as error:
             self._refusal = f"an earlier change failed ({error.strerror})"
             raise
-        except ValueError as error:
-            self._refusal = f"an earlier change was refused ({error})"
+        except ValueError:
+            self._refusal = "an earlier change was refused"
             raise
         self._refusal = None
 

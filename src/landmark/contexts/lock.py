@@ -5,7 +5,7 @@ import os
 from contextlib import ExitStack
 
 from landmark.contexts import disk
-from landmark.contexts.disk import Folder, OpenFile, Place
+from landmark.contexts.disk import Damage, Folder, OpenFile, Place
 from landmark.contexts.manifest import LOCK
 from landmark.files import try_lock
 
@@ -47,6 +47,8 @@ def take_lock(folder: Folder) -> WriterLock:
         file = disk.open_or_create(place)
     except FileNotFoundError as error:
         raise _deleted(folder) from error
+    except Damage as error:
+        raise ValueError(f"{place.path} {error.what}: remove it, or take the context from a copy") from error
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise

@@ -200,7 +200,11 @@ class Writer(Snapshot):
     def _check_alone(self) -> None:
         """Raises ValueError unless the folder, the lock, the growing files and the newest commit are this writer's."""
         self._lock.check()
-        if manifest_bytes(self.folder) != self._known:
+        try:
+            newest = manifest_bytes(self.folder)
+        except ValueError as error:
+            raise not_alone(f"{self.path} lost its manifest") from error
+        if newest != self._known:
             raise not_alone(f"{self.path} got a commit of another writer")
         places = [(self.folder / SEGMENTS, self._segments_folder)]
         if self._growing is not None:
