@@ -109,6 +109,47 @@ def test_numbers_that_are_not_finite_are_not_committed(path, folder):
         Context.open(path.with_name("other"), model).generate(PROMPT)
 
 
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": "a \ud800 b"}, "cannot be written as UTF-8"),
+        ({"prompt": 5}, "give a str"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 1e-30}, "temperature is 1e-30"),
+        ({"sources": -1}, "sources is -1"),
+        ({"sources": 1.5}, "sources is 1.5"),
+    ],
+)
+def test_questions_that_mean_nothing(path, model, question, said):
+    with pytest.raises(ValueError, match=said):
+        Context.open(path, model).generate(**{"prompt": PROMPT} | question)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (5, NOTE, "name of a document is 5: give a str"),
+        (["a"], NOTE, "name of a document is"),
+        ("\udcff", NOTE, "name of document .* rename it"),
+        ("note", None, "text of a document is None"),
+        ("note", "a \ud800 b", "text of document 'note' cannot be written as UTF-8"),
+        ("note", " \n", "is empty"),
+    ],
+)
+def test_documents_that_are_none(path, model, name, text, said):
+    with Context.open(path, model, write=True) as context:
+        before = context.tokens
+        with pytest.raises(ValueError, match=said):
+            context.add([("good", NOTE), (name, text)])
+        assert context.tokens == before
+        context.append(NOTE, "a\nb\0c")
+    assert Context.open(path, model).documents[-1].name == "a\nb\0c"
+
+
 def test_asking_changes_nothing(path, model):
     context = Context.open(path, model)
     first, before = logits(context), context.tokens_read

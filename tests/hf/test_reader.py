@@ -228,3 +228,18 @@ def test_greedy_decoding_is_that_of_generate():
         model(input_ids=IDS[:, :-1], **cache_kwargs(model, cache))
         found = decode_greedily(model, IDS[:, -1:], 6, **cache_kwargs(model, cache))
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([5, -1], "ids below 0"),
+        (torch.rand(1, 20), r"input_ids are torch.float32 \[1, 20\]: give whole numbers"),
+        (torch.zeros(1, 2, 3, dtype=torch.long), "give whole numbers"),
+        (5, "give whole numbers"),
+    ],
+)
+def test_ids_that_are_none(ids, said):
+    model = landmark.convert(family("llama"), block_size=5, retrieve=2)
+    with pytest.raises(ValueError, match=said):
+        landmark.read(model, ids)

@@ -12,7 +12,7 @@ import torch
 from landmark.contexts import compatibility
 from landmark.contexts.documents import DocumentStore, Source, distinct
 from landmark.contexts.folder import fork
-from landmark.contexts.segments import Document
+from landmark.contexts.segments import Document, encode_text
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.contexts.verify import check_snapshot
 from landmark.contexts.writer import Writer, create, open_writer
@@ -210,10 +210,10 @@ class Context:
         name, before anything is added.
         """
         self._check_growing()
-        documents, empty = distinct(documents), self._documents.tokens == 0
+        documents = list(documents)
         for name, text in documents:
-            if not text.strip():
-                raise ValueError(f"document {name!r} is empty: there is nothing to read in it")
+            _check_document(name, text)
+        documents, empty = distinct(documents), self._documents.tokens == 0
         for number, (name, text) in enumerate(documents):
             tokens = compatibility.tokenized(self.tokenizer, text, first=empty and number == 0)
             self._documents.add(name, text, tokens)
@@ -274,11 +274,14 @@ class Context:
         """Decodes a continuation of `prompt`, literally, after all documents; the context does not change.
 
         Greedy, or sampled at a `temperature` above 0; `write` gets the text word by word. The answer lists passages of
-        the `sources` blocks with the highest weight. Raises ValueError for an empty prompt, a negative temperature,
-        less than one token to generate, and a model that changed since it was opened.
+        the `sources` blocks with the highest weight. Raises ValueError for a prompt that is empty or no text, a
+        temperature other than 0 or 0.001 to 1000, less than one token to generate, and a model that changed since it
+        was opened.
         """
         self._check_whole()
         self._check_model()
+        if not isinstance(sources, int) or isinstance(sources, bool) or sources < 0:
+            raise ValueError(f"sources is {sources!r}: give the number of passages to name, 0 or more")
         ids = encode(self.tokenizer, prompt, continues=self.tokens > 0).ids
         if not len(ids):
             raise ValueError("the prompt is empty: give the text to continue")
@@ -314,3 +317,17 @@ class Context:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_document(name: Any, text: Any) -> None:
+    """Raises ValueError for a name or a text that is none, or that UTF-8 cannot encode, and for an empty text."""
+    for what, value in (("name", name), ("text", text)):
+        if not isinstance(value, str):
+            raise ValueError(f"the {what} of a document is {value!r:.40}: give a str")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name of document {name!r} cannot be written as UTF-8: rename it") from error
+    encode_text(name, text)
+    if not text.strip():
+        raise ValueError(f"document {name!r} is empty: there is nothing to read in it")

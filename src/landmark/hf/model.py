@@ -343,11 +343,12 @@ def _finite_losses(model: PreTrainedModel, output: Any) -> Any:
 
 
 def check_tokens(config: PretrainedConfig, ids: Tensor, real: Tensor) -> None:
-    """Raises ValueError for `ids [B,T]` that contain the landmark, or a row after it, as an ordinary token.
+    """Raises ValueError for `ids [B,T]` that contain the landmark, or a row after it, as an ordinary token, or none.
 
     Padding, where `real [B,T]` is False, may be anything. On a GPU the kernel fails instead (`compat.require`).
     """
     landmark_id = config.landmark["landmark_id"]
+    require((ids >= 0) | ~real, "token ids below 0: give the ids that the model's tokenizer makes")
     foreign = (ids >= landmark_id if behind_vocabulary(config) else ids == landmark_id) & real
     require(
         ~foreign,

@@ -11,6 +11,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import cache_argument, cache_kwargs
 
+_COLDEST, _HOTTEST = 0.001, 1000  # logits are divided by a temperature: below, they exceed what numbers can hold
+
 
 @torch.no_grad()
 def read(
@@ -34,7 +36,7 @@ def read(
             made to fit it.
         progress: called with the number of tokens of each chunk.
 
-    Raises ValueError for a `chunk_size` that does not fit.
+    Raises ValueError for a `chunk_size` that does not fit, and for `input_ids` that are no whole numbers `[1, N]`.
     """
     if cache is None:
         cache = LandmarkCache(model.config)
@@ -42,6 +44,10 @@ def read(
             cache = LandmarkCache(model.config, chunk_size=chunk_size)
     ids = torch.as_tensor(input_ids)
     ids = ids[None] if ids.dim() == 1 else ids
+    if not ids.numel():
+        return cache
+    if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"input_ids are {ids.dtype} {list(ids.shape)}: give whole numbers [1, N], one text")
     longest = cache.chunk_tokens if chunk_size is None else chunk_size
     if not 1 <= longest <= cache.chunk_tokens:
         raise ValueError(
@@ -88,10 +94,12 @@ def answer(
     `cache` None every step computes the attention of training over all tokens. Raises ValueError for a negative
     temperature and for `max_new_tokens` below 1.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}: give 0 for the most likely tokens, or more to sample")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: give 1 or more")
+    if not (temperature == 0 or _COLDEST <= temperature <= _HOTTEST):  # NaN is neither
+        raise ValueError(
+            f"temperature is {temperature}: give 0 for the most likely tokens, or {_COLDEST} to {_HOTTEST} to sample"
+        )
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens!r}: give 1 or more, a whole number")
     stored = model.generation_config
     end = stored.eos_token_id if stored is not None else None
     ends = end if isinstance(end, list) else [end]

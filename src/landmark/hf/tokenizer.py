@@ -88,8 +88,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, continues: bool = F
     """Encodes `text` without special tokens, even where it contains their names.
 
     A text that `continues` another, like a prompt after a document, gets no space in front, even where the tokenizer
-    puts one in front of every text.
+    puts one in front of every text. Raises ValueError for what is no text, or none that UTF-8 can encode.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"the text is {text!r:.40}: give a str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text cannot be written as UTF-8 ({error}): leave that character out") from error
     tokens = text_encoder(tokenizer).encode(text, continues=continues)
     return EncodedText(text, torch.from_numpy(tokens.ids), [(first, last) for first, last in tokens.offsets.tolist()])
 
