@@ -8,6 +8,7 @@ import pytest
 from faults import FaultyDisk, PowerCut
 from made import HEADER, HELD, LAYOUT, Content, check, names
 
+from landmark.contexts import disk
 from landmark.contexts.export import export
 from landmark.contexts.folder import delete, fork, is_unused
 from landmark.contexts.manifest import has_manifest
@@ -125,6 +126,19 @@ def test_a_reader_outlives_the_context(path):
     delete(path)
     check(snapshot, HELD)
     assert [part.token for part in snapshot.segments[0].parts()]
+
+
+def test_a_context_that_is_deleted_while_it_is_opened_is_not_damaged(path, monkeypatch):
+    usual = disk.open_inner
+
+    def after_deletion(place):
+        monkeypatch.setattr(disk, "open_inner", usual)
+        delete(path)
+        return usual(place)
+
+    monkeypatch.setattr(disk, "open_inner", after_deletion)
+    with pytest.raises(ValueError, match="was deleted while it was opened"):
+        open_reader(path)
 
 
 def test_too_many_files_for_the_process(path):

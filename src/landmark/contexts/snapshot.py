@@ -14,6 +14,7 @@ from landmark.contexts.committed import check_size, open_committed, read_committ
 from landmark.contexts.disk import Damage, Folder, OpenFile, Place, damaged_records
 from landmark.contexts.fields import Malformed
 from landmark.contexts.manifest import (
+    MANIFEST,
     SEGMENTS,
     Layout,
     Manifest,
@@ -126,6 +127,10 @@ def open_reader(path: Folder | str | Path) -> Snapshot:
         if state is not None and manifest.state is not None:
             check_size(state, manifest.state.bytes, grows=False)
         return Snapshot(folder, manifest, state, _open_segments(folder, manifest))
+    except Damage:
+        if (folder / MANIFEST).stat() is None:
+            raise ValueError(f"{folder.path} was deleted while it was opened: give another context") from None
+        raise
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
