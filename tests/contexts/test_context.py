@@ -18,7 +18,9 @@ import landmark
 from landmark import Context
 from landmark.contexts.disk import Damage
 from landmark.contexts.folder import delete
-from landmark.contexts.manifest import Layout, publish, read_manifest
+from landmark.contexts.manifest import Committed, Layout, extended, publish, read_manifest
+from landmark.contexts.snapshot import open_reader
+from landmark.contexts.state import encode_state
 from landmark.hf.fingerprint import sampled_fingerprint
 from landmark.hf.tokenizer import encode
 from landmark.index.options import IndexOptions
@@ -533,4 +535,36 @@ def test_settings_that_no_model_has(path, model, name):
     del manifest.header["settings"][name]
     publish(path, manifest)
     with pytest.raises(ValueError, match=f"have no {name}"):
+        Context.open(path, model)
+
+
+def rewrite_state(path, change):
+    """Another state with the checksums that belong to it, made by `change` of tensors and metadata."""
+    manifest = read_manifest(path)
+    file = path / manifest.state_name
+    tensors, metadata = open_reader(path).state()
+    change(tensors, metadata)
+    data = encode_state(tensors, metadata)
+    file.write_bytes(data)
+    publish(path, replace(manifest, state=extended(Committed(), data)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, metadata: tensors.pop("1.turned"),
+        lambda tensors, metadata: tensors.update({"0.turned": tensors["0.turned"][0]}),
+        lambda tensors, metadata: tensors.update({"0.values": tensors["0.values"].double()}),
+        lambda tensors, metadata: metadata.pop("layers"),
+        lambda tensors, metadata: metadata["layers"].pop("0"),
+        lambda tensors, metadata: metadata["layers"]["0"].pop("seen"),
+        lambda tensors, metadata: metadata["layers"]["0"].update(seen=[True]),
+        lambda tensors, metadata: metadata.update(tokens=[metadata["tokens"][0] - 1]),
+        lambda tensors, metadata: metadata.update(tokens=[]),
+        lambda tensors, metadata: metadata.clear(),
+    ],
+)
+def test_a_state_that_this_cache_cannot_have_saved(path, model, change):
+    rewrite_state(path, change)
+    with pytest.raises(Damage):
         Context.open(path, model)

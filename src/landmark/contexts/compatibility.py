@@ -127,8 +127,19 @@ def cache_of(
     del keys
     cache = LandmarkCache(model.config, storage=storages, **asdict(settings.reading))
     if metadata:
-        resume_cache(cache, tensors, metadata, snapshot.blocks, model.device)
+        _resume(cache, tensors, metadata, snapshot, model.device)
     return cache
+
+
+def _resume(
+    cache: LandmarkCache, tensors: dict[str, Tensor], metadata: dict[str, Any], snapshot: Snapshot, device: Any
+) -> None:
+    """Restores the state of the cache; Damage if it is that of another program."""
+    try:
+        resume_cache(cache, tensors, metadata, snapshot.blocks, device)
+    except (LookupError, TypeError, RuntimeError) as error:
+        what = f"has a state that this model cannot go on from ({type(error).__name__}: {str(error)[:80]!r})"
+        raise Damage(snapshot.path, what) from error
 
 
 def _check_layout(snapshot: Snapshot, layers: int, stride: int) -> None:

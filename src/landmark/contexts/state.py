@@ -61,6 +61,7 @@ def _check_cache(metadata: dict[str, Any], tensors: dict[str, Any], manifest: Ma
     layers, shapes = fields.mapping(metadata["layers"], "layers"), manifest.layout.blocks
     if len(layers) != len(shapes):
         raise Malformed(f"the manifest counts {len(shapes)} layers with blocks, and the state {len(layers)}")
+    tokens = _only(metadata.get("tokens"), "tokens")
     for (layer, value), shape in zip(layers.items(), shapes, strict=True):
         saved = fields.fields(value, f"layer {layer}", ("lengths", "seen"))
         seen, length = (_only(saved[name], f"layer {layer}: {name}") for name in ("seen", "lengths"))
@@ -69,12 +70,13 @@ def _check_cache(metadata: dict[str, Any], tensors: dict[str, Any], manifest: Ma
                 f"the manifest counts {manifest.blocks} blocks, and layer {layer} of the state {seen - length} "
                 f"positions of {shape.stride} a block"
             )
-        for name, width in (("keys", shape.key_dim), ("values", shape.value_dim)):
+        for name, width in (("keys", shape.key_dim), ("turned", shape.key_dim), ("values", shape.value_dim)):
             tensor = fields.mapping(tensors.get(f"{layer}.{name}"), f"layer {layer}: {name}")
             found, expected = (tensor.get("dtype"), tensor.get("shape")), [1, shape.heads, length, width]
             if found != (_DTYPES[shape.dtype], expected):
                 raise Malformed(f"the manifest has {shape}, and layer {layer} of the state {name} {list(found)}"[:300])
-    tokens = _only(metadata.get("tokens"), "tokens")
+        if tokens != seen - seen // shape.stride:  # without landmarks
+            raise Malformed(f"the state's cache read {tokens} tokens, and layer {layer} {seen} positions")
     if tokens > manifest.token_count:
         raise Malformed(f"the manifest counts {manifest.token_count} tokens, and the state's cache read {tokens}")
 
