@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from landmark.cli import main as cli
-from landmark.cli.output import prepare, print_table, printable, say
+from landmark.cli.output import prepare, print_escaped, print_table, printable
 
 EVIL = "\x1b]0;owned\x07\x1b[2Jbook\r\n\u202etxt\u2066\x9b31m\udcff"
 SAFE = r"\x1b]0;owned\x07\x1b[2Jbook\r\n\u202etxt\u2066\x9b31m\udcff"
@@ -20,7 +20,7 @@ def test_control_characters_are_escaped():
 
 
 def test_lines_warnings_and_tables(capsys):
-    say(EVIL)
+    print_escaped(EVIL)
     prepare()
     assert warnings.formatwarning(EVIL, UserWarning, "file", 1) == f"landmark: warning: {SAFE}\n"
     print_table([{"name": "[bold]" + EVIL[:4]}], ("name",))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.options import MemoryOptions, load, model_of
-from landmark.cli.output import say, tokens_read
+from landmark.cli.output import print_escaped, tokens_read
 from landmark.limits import FromOne, FromZero, Seed, Temperature
 from landmark.settings import ReadingChanges, Verification
 
@@ -66,23 +66,25 @@ def run(options: AskOptions) -> int:
         raise ValueError("the prompt is empty: give the text that is to be continued")
     if not options.source.exists():
         raise ValueError(f"{options.source} does not exist: it is not a context, nor a text; name one of them")
-    write = None if options.json else lambda piece: say(piece, end="", lines=True)
+    write = None if options.json else lambda piece: print_escaped(piece, end="", lines=True)
     result = (_ask_context if options.source.is_dir() else _ask_text)(options, write)
     figures = result.figures
     if options.json:
         print(json.dumps({"answer": result.answer, **figures, "sources": result.sources}))
         return 0
-    say("")
+    print_escaped("")
     if figures["read_seconds"]:
-        say(f"{figures['tokens_read']:,} tokens read in {figures['read_seconds']:.1f} s", to_stderr=True)
-    say(f"answered from {figures['tokens_read']:,} tokens in {figures['seconds']:.2f} s", to_stderr=True)
+        print_escaped(f"{figures['tokens_read']:,} tokens read in {figures['read_seconds']:.1f} s", to_stderr=True)
+    print_escaped(f"answered from {figures['tokens_read']:,} tokens in {figures['seconds']:.2f} s", to_stderr=True)
     if result.unread:
-        say(f"{result.unread:,} tokens more are not read yet: run landmark append {options.source}", to_stderr=True)
+        print_escaped(
+            f"{result.unread:,} tokens more are not read yet: run landmark append {options.source}", to_stderr=True
+        )
     for source in result.sources:
         place = f"characters {source['first']}:{source['last']}, block {source['block']}"
-        say("")
-        say(f"{source['document']}, {place}, weight {source['weight']:.3f}")
-        say(f"  {' '.join(source['text'].split())[:SNIPPET]}")
+        print_escaped("")
+        print_escaped(f"{source['document']}, {place}, weight {source['weight']:.3f}")
+        print_escaped(f"  {' '.join(source['text'].split())[:SNIPPET]}")
     return 0
 
 

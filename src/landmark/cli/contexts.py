@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from landmark.cli.output import bytes_done, say
+from landmark.cli.output import bytes_done, print_escaped
 from landmark.limits import OutFile
 
 DAMAGED = 1
@@ -65,12 +65,12 @@ def run_ls(options: ListOptions) -> int:
             if options.json:
                 print(json.dumps({"path": str(path), "damage": str(error)}))
             else:
-                say(f"{path}: DAMAGED: {error}")
+                print_escaped(f"{path}: DAMAGED: {error}")
             continue
         if options.json:
             print(json.dumps(found))
         else:
-            say(f"{path}: {found['tokens']:,} tokens, {found['bytes'] / 1e6:,.1f} MB")
+            print_escaped(f"{path}: {found['tokens']:,} tokens, {found['bytes'] / 1e6:,.1f} MB")
     return 0
 
 
@@ -87,10 +87,10 @@ def run_info(options: ContextOptions) -> int:
     header, _ = found.pop("header"), found.pop("documents")
     facts = found | {"model": header.get("model")} | header.get("settings", {}) | header.get("fingerprint", {})
     for name, value in facts.items():
-        say(f"{name}: {value}")
-    say(f"documents: {len(documents)}")
+        print_escaped(f"{name}: {value}")
+    print_escaped(f"documents: {len(documents)}")
     for document in documents:
-        say(f"  {document['name']}: {document['characters']:,} characters, {document['tokens']:,} tokens")
+        print_escaped(f"  {document['name']}: {document['characters']:,} characters, {document['tokens']:,} tokens")
     return 0
 
 
@@ -104,9 +104,9 @@ def run_verify(options: ContextOptions) -> int:
         print(json.dumps({"context": str(options.context), "damages": [str(damage) for damage in damages]}))
     elif damages:
         for damage in damages:
-            say(str(damage))
+            print_escaped(str(damage))
     else:
-        say(f"{options.context}: every committed byte is as it was written")
+        print_escaped(f"{options.context}: every committed byte is as it was written")
     return DAMAGED if damages else 0
 
 
@@ -118,12 +118,12 @@ def run_delete(options: DeleteOptions) -> int:
     if not options.yes:
         if sys.stdin is None or not sys.stdin.isatty():
             raise ValueError(f"{options.context} is not deleted: give --yes where there is no terminal to ask on")
-        say(f"delete {options.context}: {_contents(options.context)}? [y/N] ", end="")
+        print_escaped(f"delete {options.context}: {_contents(options.context)}? [y/N] ", end="")
         if input().strip().lower() not in ("y", "yes"):
-            say("kept")
+            print_escaped("kept")
             return 0
     delete(options.context)
-    say(f"{options.context} is deleted")
+    print_escaped(f"{options.context} is deleted")
     return 0
 
 
@@ -144,5 +144,5 @@ def run_export(options: ExportOptions) -> int:
 
     with bytes_done(f"exporting {options.context}") as progress:
         export(options.context, options.out, progress)
-    say(f"{options.out}: {options.out.stat().st_size / 1e6:,.1f} MB")
+    print_escaped(f"{options.out}: {options.out.stat().st_size / 1e6:,.1f} MB")
     return 0

@@ -84,7 +84,7 @@ def printable(text: str, *, lines: bool = False) -> str:
     return CONTROL.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
 
 
-def say(text: str, *, lines: bool = False, to_stderr: bool = False, end: str = "\n") -> None:
+def print_escaped(text: str, *, lines: bool = False, to_stderr: bool = False, end: str = "\n") -> None:
     """Prints `printable` text at once, one line unless `lines` may be in it."""
     print(printable(text, lines=lines), end=end, flush=True, file=sys.stderr if to_stderr else sys.stdout)
 

@@ -181,5 +181,5 @@ def listing(commands: Sequence[Command]) -> str:
 def fail(message: str) -> int:
     """Print ``message`` on one line of stderr, whatever line breaks it has; return the exit code."""
     with suppress(OSError):  # if stderr is gone, the exit code remains
-        output.say(f"landmark: error: {' '.join(message.split())}", to_stderr=True)
+        output.print_escaped(f"landmark: error: {' '.join(message.split())}", to_stderr=True)
     return USAGE_ERROR

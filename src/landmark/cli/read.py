@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.options import MemoryOptions, load, model_of
-from landmark.cli.output import say, tokens_read
+from landmark.cli.output import print_escaped, tokens_read
 from landmark.limits import OutFolder
 from landmark.settings import Verification
 
@@ -125,7 +125,7 @@ def _grow(context: "Context", documents: list[tuple[str, str]], *, as_json: bool
         if as_json:
             print(json.dumps({"context": str(context.path), **figures}))
         else:
-            say(
+            print_escaped(
                 f"{context.path}: {figures['new_tokens']:,} tokens read in {seconds:.1f} s;"
                 f" {figures['documents']} documents, {figures['tokens']:,} tokens in all"
             )

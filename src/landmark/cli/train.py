@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from landmark.cli.output import say
+from landmark.cli.output import print_escaped
 from landmark.limits import OutFolder, Range
 from landmark.training.options import TrainOptions
 
@@ -21,7 +21,7 @@ def run(options: TrainOptions) -> int:
     from landmark.training.run import train  # loads transformers
 
     final = train(options)
-    say(f"the trained model is in {final}", to_stderr=True)
+    print_escaped(f"the trained model is in {final}", to_stderr=True)
     return 0
 
 
@@ -44,5 +44,5 @@ def run_tokenizer(options: TokenizerOptions) -> int:
     from landmark.data.tokenizer import train_tokenizer
 
     train_tokenizer(options.texts, options.vocab_size, options.out, show_progress=sys.stderr.isatty())
-    say(f"a tokenizer of {options.vocab_size} tokens is in {options.out}", to_stderr=True)
+    print_escaped(f"a tokenizer of {options.vocab_size} tokens is in {options.out}", to_stderr=True)
     return 0
