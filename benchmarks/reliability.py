@@ -144,10 +144,11 @@ def _hostile(root: Path, options: ReliabilityOptions, draw: random.Random) -> It
             found = [attack for attack in tried if attack is not None]
             codes = Counter(attack.ran.code for attack in found)
             failures = [f"{attack.case}: {attack.wrong}" for attack in found if attack.wrong]
-            failures += [f"{attack.case}: {attack.ran.seconds:.1f} s" for attack in found if attack.slow]
+            failures += [f"{attack.case}: {attack.ran.cpu_seconds:.1f} s" for attack in found if attack.slow]
             figures = {"folders": len(found), "done": codes[0], "refused": codes[2], "found_damage": codes[1]}
-            slowest = round(max(attack.ran.seconds for attack in found), 3)
-            yield {"command": name, **figures, "slowest_s": slowest, "failures": failures}
+            figures["slowest_s"] = round(max(attack.ran.seconds for attack in found), 3)
+            figures["slowest_cpu_s"] = round(max(attack.ran.cpu_seconds for attack in found), 3)
+            yield {"command": name, **figures, "failures": failures}
 
 
 def _loaded_model(root: Path) -> Any:

@@ -39,6 +39,7 @@ class Ran(NamedTuple):
     out: str
     error: str
     seconds: float
+    cpu_seconds: float
     disk_calls: int
     peak_bytes: int  # of memory, at most
 
@@ -77,9 +78,10 @@ def run(
         process = os.fork()
         if not process:
             _be_the_child(call, out, error, calls, kill_at)
-        code, peak = _wait(process, LIMIT if kill_after is None else kill_after)
-        seconds = time.perf_counter() - started
-        return Ran(code, _text(out), _text(error), seconds, int.from_bytes(calls[:8], "little"), peak)
+        code, used = _wait(process, LIMIT if kill_after is None else kill_after)
+        seconds, cpu_seconds = time.perf_counter() - started, used.ru_utime + used.ru_stime
+        number, peak = int.from_bytes(calls[:8], "little"), used.ru_maxrss * 1024
+        return Ran(code, _text(out), _text(error), seconds, cpu_seconds, number, peak)
 
 
 def _be_the_child(call: Callable[[], object], out: IO[bytes], error: IO[bytes], calls: mmap.mmap, kill_at: int | None):
@@ -124,8 +126,8 @@ def _count(calls: mmap.mmap, kill_at: int | None) -> None:
         setattr(disk, name, watched(getattr(disk, name)))
 
 
-def _wait(process: int, seconds: float) -> tuple[int, int]:
-    """The exit code, and the most memory, of a process that gets so many seconds."""
+def _wait(process: int, seconds: float) -> tuple[int, resource.struct_rusage]:
+    """The exit code of a process that gets so many seconds, and what it used."""
     until, found = time.perf_counter() + seconds, 0
     while not found and time.perf_counter() < until:
         found, status, used = os.wait4(process, os.WNOHANG)
@@ -134,7 +136,7 @@ def _wait(process: int, seconds: float) -> tuple[int, int]:
     if not found:
         os.kill(process, signal.SIGKILL)
         _, status, used = os.wait4(process, 0)
-    return os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024
+    return os.waitstatus_to_exitcode(status), used
 
 
 def _text(file: IO[bytes]) -> str:
