@@ -61,9 +61,11 @@ class Trial:
         self._scratch.mkdir()
         self._files = write_texts(root / "texts", 2, words)
         self._base.mkdir()
+        with Context.create(root / "context", model) as context:
+            context.append(self._files[0].read_text(encoding="utf-8"), str(self._files[0]))
+        self._held(root / "context")  # processes that are forked from here need not compile anything
         if name != "read":
-            with Context.create(self._base / "context", model) as context:
-                context.append(self._files[0].read_text(encoding="utf-8"), str(self._files[0]))
+            (root / "context").rename(self._base / "context")
         self._begin()
         self.undisturbed = self._run()
         assert self.undisturbed.code == 0, self.undisturbed.error
