@@ -32,3 +32,43 @@ def test_one_index_codes_and_branches_find_the_same_bits(dim, form, tile, monkey
         found = scores.gather(-1, order), numbers.gather(-1, order), index.scores(query, [299])
         wanted = found if wanted is None else wanted
         assert all(map(torch.equal, found, wanted))
+
+
+@pytest.mark.usefixtures("codes_at_once")
+@pytest.mark.parametrize("recall", [None, 1.0, 0.9])
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("taint", [0.0, torch.nan])
+def test_keys_that_are_taken_over_are_found_as_those_that_are_copied(form, recall, taint):
+    torch.manual_seed(0)
+    keys, query = torch.randn(HEADS, 900, 32), torch.randn(1, HEADS * GROUP, 9, 32)
+    keys[1, 5] += taint
+    room = torch.zeros(HEADS, 400, 32)
+    room[:, :300] = keys[:, :300]
+    found = []
+    for way in ("append", "adopt"):
+        index = ExactIndex(1, keys=form) if recall is None else HierarchicalIndex(1, keys=form, recall=recall)
+        if way == "append":
+            index.append(0, keys[:, :300])
+        else:
+            index.adopt(room, 300)
+        found.append([index.search(query, 3, [300])])
+        for start, stop in ((300, 390), (390, 900)):  # within the room, and beyond it
+            index.append(0, keys[:, start:stop])
+            found[-1].append((*index.search(query, 3, [stop]), index.scores(query, [stop])))
+    assert all(torch.equal(x, y) for pair in zip(*found, strict=True) for x, y in zip(*pair, strict=True))
+    kept = form == "float32" and taint == 0.0
+    assert torch.equal(room[:, 300:390], keys[:, 300:390]) == kept
+
+
+def test_codes_of_a_few_more_keys_fit_the_arrays_that_were_resumed():
+    keys, query = torch.randn(HEADS, 3000, 32) * torch.logspace(0, -3, 32), torch.randn(1, HEADS * GROUP, 9, 32)
+    before, after = HierarchicalIndex(1), HierarchicalIndex(1)
+    before.append(0, keys[:, :2816])
+    before.search(query, 3, [2816])
+    tensors = before.tensors()
+    after.append(0, keys)
+    after.resume(tensors)
+    (codes,) = (tensor for name, tensor in tensors.items() if name.endswith("codes"))
+    assert after.keys_scored is None
+    after.search(query, 3, [3000])
+    assert after._codes._arrays.codes.ctypes.data == codes.data_ptr()

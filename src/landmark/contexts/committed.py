@@ -1,5 +1,6 @@
 """Committed bytes of a file: opened with the size that they have, and read with their checksum."""
 
+import mmap
 import os
 import zlib
 
@@ -46,6 +47,17 @@ def read_committed(file: OpenFile, committed: Committed) -> bytearray:
     """The committed bytes of a file; Damage if they are not what was committed."""
     check_size(file, committed.bytes)
     return read_checked(file, 0, committed.bytes, committed.crc32, _UNFIT)
+
+
+def map_committed(file: OpenFile, committed: Committed) -> mmap.mmap | bytearray:
+    """The same, in pages that processes share where they may: checked once, now. What is written to it is private."""
+    check_size(file, committed.bytes)
+    data = disk.mapped(file, committed.bytes)
+    if data is None:
+        return read_committed(file, committed)
+    if zlib.crc32(data) != committed.crc32:
+        raise Damage(file.path, _UNFIT)
+    return data
 
 
 def read_checked(file: OpenFile, start: int, size: int, crc32: int, what: str) -> bytearray:

@@ -117,7 +117,7 @@ def cache_of(
     _check_layout(snapshot, len(layers), settings.stride)
     budgets = _budgets(config, settings, host_budget, device_budget)
     tensors, metadata = snapshot.state()  # says how many blocks there are, before memory is taken for them
-    keys = snapshot.landmarks()
+    keys = snapshot.landmark_buffers()
     storages = {
         layer: ContextStorage(
             snapshot, column, keys[column], _under(tensors, index_prefix(column)), options=options, budgets=budgets

@@ -6,6 +6,7 @@ fail. Errors name their file, which those of calls on a descriptor do not.
 """
 
 import errno
+import mmap
 import os
 import stat
 import weakref
@@ -183,6 +184,24 @@ def open_file(place: Place, flags: int = os.O_RDONLY, mode: int = 0o666) -> Open
         file.close()
         raise Damage(place.path, _NO_REGULAR_FILE)
     return file
+
+
+ROOT = 0
+OTHERS_READ = 0o644  # mode of files that may be mapped
+
+
+def mapped(file: OpenFile, size: int) -> mmap.mmap | None:
+    """The first `size` bytes of a file, in memory that processes share; pages that are written to become private.
+
+    None for a file that somebody else but root may change: bytes could change after they were checked, and reading
+    where a file was cut short ends the process (SIGBUS).
+    """
+    status = os.fstat(file.descriptor)
+    if not size or status.st_uid not in (ROOT, os.geteuid()) or status.st_mode & 0o022:
+        return None
+    with suppress(OSError):  # a file system that cannot, or too large a file
+        return mmap.mmap(file.descriptor, size, access=mmap.ACCESS_COPY)
+    return None
 
 
 # System calls that change something.

@@ -10,7 +10,8 @@ from typing import IO, cast
 from landmark.contexts import disk
 from landmark.contexts.disk import Damage, OpenFile, Place, Progress
 from landmark.contexts.folder import check_outside
-from landmark.contexts.manifest import MANIFEST, SEGMENTS
+from landmark.contexts.key_file import open_keys
+from landmark.contexts.manifest import KEYS, MANIFEST, SEGMENTS
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.files import try_lock, unfinished
 
@@ -80,6 +81,9 @@ def _fill(tar: tarfile.TarFile, snapshot: Snapshot, progress: Progress | None) -
 
     for part, file, size in _committed(snapshot):
         tar.addfile(_entry(f"{name}/{part}", file.mode & mode, size), _Source(file, advance))
+    keys = open_keys(snapshot.folder, snapshot.layout, snapshot.blocks)
+    if keys is not None:
+        tar.addfile(_entry(f"{name}/{KEYS}", keys.mode & mode, keys.size), _Source(keys, lambda count: None))
     manifest = snapshot.manifest.to_bytes()
     tar.addfile(_entry(f"{name}/{MANIFEST}", 0o666 & mode, len(manifest)), io.BytesIO(manifest))
 

@@ -13,9 +13,11 @@ from landmark.contexts import disk
 from landmark.contexts.disk import Folder, Place
 from landmark.contexts.lock import WriterLock, take_lock
 from landmark.contexts.manifest import (
+    KEYS,
     KINDS,
     LOCK,
     MANIFEST,
+    NEW_KEYS,
     NEW_MANIFEST,
     SEGMENTS,
     Manifest,
@@ -35,7 +37,7 @@ _SEGMENT_FILE = re.compile(rf"([0-9]+)\.({'|'.join(KINDS)})")
 def stray_files(folder: Folder, manifest: Manifest) -> list[Place]:
     """Files of crashed commits: those with a context's names that the manifest does not list."""
     states = [name for name in folder.names() if _STATE.fullmatch(name) and name != manifest.state_name]
-    found = [folder / name for name in (*states, NEW_MANIFEST)]
+    found = [folder / name for name in (*states, NEW_MANIFEST, NEW_KEYS)]
     segments = disk.open_inner(folder / SEGMENTS)
     for name in segments.names():
         if (match := _SEGMENT_FILE.fullmatch(name)) and int(match[1]) > len(manifest.segments):
@@ -74,7 +76,7 @@ def _foreign(folder: Folder) -> list[Path]:
 
     Without a manifest beside them, files of common names count only with the content that a context's have.
     """
-    names = (MANIFEST, NEW_MANIFEST, LOCK, SEGMENTS)
+    names = (MANIFEST, NEW_MANIFEST, KEYS, NEW_KEYS, LOCK, SEGMENTS)
     known = [name for name in folder.names() if name in names or _STATE.fullmatch(name)]
     foreign = [folder / name for name in folder.names() if name not in known]
     foreign += [folder / name for name in known if name != SEGMENTS and (folder / name).is_folder()]
@@ -212,7 +214,8 @@ def _remove_files(folder: Folder, keep: tuple[str, ...]) -> None:
                 disk.remove(segments / name)
         disk.remove_folder(folder / SEGMENTS)
     for name in folder.names():
-        if name not in keep and (name in (MANIFEST, NEW_MANIFEST, SEGMENTS) or _STATE.fullmatch(name)):
+        known = name in (MANIFEST, NEW_MANIFEST, KEYS, NEW_KEYS, SEGMENTS) or _STATE.fullmatch(name)
+        if known and name not in keep:
             disk.remove(folder / name)
 
 
@@ -274,6 +277,8 @@ def fork(path: str | Path, to: str | Path) -> None:
         for number, entry in enumerate(manifest.segments, start=1):
             for name in (segment_name(number, kind) for kind in entry.sizes(manifest.layout)):
                 _hard_link(shared / name, own / name)
+        with suppress(OSError):  # derived data: a fork without it is whole
+            disk.link(source / KEYS, target / KEYS)
         disk.sync_folder(own)
         publish(target, replace(manifest, segments=tuple(replace(entry, owned=False) for entry in manifest.segments)))
     lock.close()

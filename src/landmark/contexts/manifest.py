@@ -36,6 +36,8 @@ MANIFEST = "manifest.json"
 NEW_MANIFEST = "manifest.json.tmp"
 LOCK = "lock"
 SEGMENTS = "segments"
+KEYS = "landmark-keys.f32"  # see `key_file`
+NEW_KEYS = "landmark-keys.tmp"
 TOKEN = np.dtype(("<u4", 3))  # id, start and stop character in its document
 # A part is up to 1,024 tokens of one document, and the text from the first of them to the first of the next part. The
 # record holds where it begins in the files of the segment, and the checksums of what it covers.

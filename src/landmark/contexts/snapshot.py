@@ -1,7 +1,7 @@
 """A snapshot: one commit of a context, for reading."""
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from landmark.contexts import disk
-from landmark.contexts.committed import check_size, open_committed, read_committed
+from landmark.contexts.committed import check_size, map_committed, open_committed
 from landmark.contexts.disk import Damage, Folder, OpenFile, Place, damaged_records
 from landmark.contexts.fields import Malformed
+from landmark.contexts.key_file import mapped_keys
 from landmark.contexts.manifest import (
     MANIFEST,
     SEGMENTS,
@@ -84,29 +85,45 @@ class Snapshot:
         return self.segments[document.segment].text(document)
 
     def landmarks(self) -> list[Tensor]:
-        """Landmark keys of every layer, float32 `[Hkv,n,D]`.
+        """Landmark keys of every layer, float32 `[Hkv,n,D]`; see `landmark_buffers`."""
+        return [keys[:, : self.blocks] for keys in self.landmark_buffers()]
 
-        All layers at once, since a record holds them all. Raises Damage if a record is damaged, unless that is not
-        to be checked.
+    def landmark_buffers(self) -> list[Tensor]:
+        """Landmark keys of every layer, float32 `[Hkv,capacity,D]`: of all blocks, and room for more of them.
+
+        Pages of the key file that processes share, as far as it has the same keys, until something is written to them:
+        then they are private. All layers at once, since a record holds them all. Raises Damage if a record is damaged,
+        unless that is not to be checked.
         """
-        keys = [np.empty((heads, self.blocks, width), np.float32) for heads, width in self.layout.landmarks]
+        keys = mapped_keys(self.folder, self.layout, self.blocks)
+        if keys is None:
+            keys = [np.empty((heads, self.blocks, width), np.float32) for heads, width in self.layout.landmarks]
+            for first, records in self.landmark_records():
+                for layer, out in enumerate(keys):
+                    out[:, first : first + len(records)] = records[str(layer)].swapaxes(0, 1)
+        else:
+            for first, records in self.landmark_records():
+                for layer, out in enumerate(keys):
+                    _make_equal(out[:, first : first + len(records)], records[str(layer)].swapaxes(0, 1))
+        with torch.inference_mode(False):  # so that they stay writable
+            return [torch.from_numpy(out) for out in keys]
+
+    def landmark_records(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Pieces of all landmark records, checked, with the number of the first block of each; raises Damage."""
         for segment in self.segments:
             for start, records in segment.landmark_records():
                 for record in damaged_records(records).tolist() if self.checks_landmarks else ():
                     raise segment.record_damage(start + record)
-                begin = segment.first + start
-                for layer, out in enumerate(keys):
-                    out[:, begin : begin + len(records)] = records[str(layer)].swapaxes(0, 1)
-        return [torch.from_numpy(out) for out in keys]
+                yield segment.first + start, records
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        """Tensors and metadata of the commit, empty before the first.
+        """Tensors and metadata of the commit, empty before the first. Processes share what is not written to.
 
         Raises Damage if they are damaged, or count other blocks or tokens than the manifest.
         """
         if self.state_file is None or self.manifest.state is None:
             return {}, {}
-        data = bytes(read_committed(self.state_file, self.manifest.state))
+        data = map_committed(self.state_file, self.manifest.state)
         try:
             metadata = checked_metadata(data, self.manifest)
             return decode_state(data), metadata
@@ -169,3 +186,10 @@ def with_state(folder: Folder, take: Callable[[Place], Taken]) -> tuple[Manifest
                 raise Damage(state.path, "is missing") from error
             manifest = newer
     return manifest, None
+
+
+def _make_equal(keys: np.ndarray, wanted: np.ndarray) -> None:
+    """Makes mapped `keys [Hkv,m,D]` the `wanted` ones, bit for bit; a page of equal keys is not written to."""
+    differ = (keys.view(np.uint32) != wanted.view(np.uint32)).any(-1)
+    if differ.any():
+        keys[differ] = wanted[differ]

@@ -1,11 +1,12 @@
 """The state of a commit: one file of safetensors, and what its metadata says about the other files."""
 
+import math
+import mmap
 from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from landmark.contexts import fields
@@ -13,7 +14,10 @@ from landmark.contexts.fields import Malformed
 from landmark.contexts.manifest import Manifest, to_json
 
 _METADATA = "metadata"  # the state's one entry in the metadata that safetensors allows: JSON
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_TYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+_TYPES |= {"U8": torch.uint8, "BOOL": torch.bool}
+_DTYPES = {dtype: name for name, dtype in _TYPES.items()}
 _LENGTH = 8  # bytes in front of the header, with its length
 
 
@@ -26,15 +30,33 @@ def encode_state(tensors: Mapping[str, Tensor], metadata: Any) -> bytes:
     return safetensors.torch.save(copies, {_METADATA: to_json(metadata, "the state's metadata")})
 
 
-def decode_state(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a state's file; Malformed if it is none."""
-    try:
-        return safetensors.torch.load(data)
-    except (SafetensorError, KeyError, RuntimeError) as error:  # KeyError: a dtype that torch does not have
-        raise Malformed(f"the state is no safetensors: {str(error)[:160]}") from error
+def decode_state(data: mmap.mmap | bytearray) -> dict[str, Tensor]:
+    """The tensors of a state's file, which lie in `data` itself; Malformed if it is none."""
+    header, first = _header(data), _LENGTH + int.from_bytes(data[:_LENGTH], "little")
+    header.pop("__metadata__", None)
+    with torch.inference_mode(False):  # so that they stay writable
+        return {name: _tensor(data, first, value, name) for name, value in header.items()}
 
 
-def checked_metadata(data: bytes | bytearray, manifest: Manifest) -> dict[str, Any]:
+def _tensor(data: mmap.mmap | bytearray, first: int, value: Any, name: str) -> Tensor:
+    entry = fields.fields(value, name, ("dtype", "shape", "data_offsets"))
+    dtype = _TYPES.get(fields.text(entry["dtype"], f"{name}: dtype"))
+    if dtype is None:
+        raise Malformed(f"{name} has the dtype {entry['dtype']!r}, and a state has {', '.join(_TYPES)}"[:300])
+    shape = [fields.whole(size, f"{name}: shape") for size in fields.items(entry["shape"], f"{name}: shape", 64)]
+    start, stop = (fields.whole(at, name) for at in fields.items(entry["data_offsets"], name, 2, least=2))
+    huge = math.prod(max(size, 1) for size in shape) > fields.LARGEST  # beside a size of 0
+    if huge or stop - start != math.prod(shape) * dtype.itemsize or first + stop > len(data):
+        raise Malformed(f"{name} has bytes {start} to {stop} of the state, which do not hold {shape} of {dtype}"[:300])
+    if start == stop:
+        return torch.empty(shape, dtype=dtype)
+    begin = first + start
+    if begin % dtype.itemsize:
+        return torch.frombuffer(bytearray(data[begin : first + stop]), dtype=dtype).view(shape)
+    return torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=begin).view(shape)
+
+
+def checked_metadata(data: mmap.mmap | bytearray, manifest: Manifest) -> dict[str, Any]:
     """The metadata of a state's file.
 
     Raises Malformed if it is none, or does not go with the blocks and tokens that the manifest counts.
@@ -49,7 +71,7 @@ def checked_metadata(data: bytes | bytearray, manifest: Manifest) -> dict[str, A
     return metadata
 
 
-def _header(data: bytes | bytearray) -> dict[str, Any]:
+def _header(data: mmap.mmap | bytearray) -> dict[str, Any]:
     """The JSON object with which safetensors begin: dtype and shape of each tensor."""
     length = int.from_bytes(data[:_LENGTH], "little")
     if len(data) < _LENGTH or length > len(data) - _LENGTH:

@@ -1,4 +1,4 @@
-"""Storage of a KV cache in a context: landmark keys are loaded, keys and values stay on disk."""
+"""Storage of a KV cache in a context: landmark keys are mapped or loaded, keys and values stay on disk."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ from torch import Tensor
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.writer import Writer
 from landmark.index.base import Index
+from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
 from landmark.index.options import IndexOptions, make_index
 from landmark.memory.storage import Budgets
@@ -21,9 +22,10 @@ from landmark.store.files import Extent, ExtentMap, FileStore
 class ContextStorage:
     """Storage of one landmark layer, the `layer`-th of the context's; implements `landmark.memory.storage.Storage`.
 
-    With a `Writer` new blocks go into the context, otherwise into a temporary file. `landmarks [Hkv,n,D]` are the
-    landmark keys of the blocks there, and `index_state` is what an index computed of them (codes, lists); both are
-    released here once the index has them. That state is written with every commit, so that opening need not compute it.
+    With a `Writer` new blocks go into the context, otherwise into a temporary file. `landmarks [Hkv,capacity,D]` are
+    the landmark keys of the blocks there, which the index takes over, and `index_state` is what an index computed of
+    them (codes, lists); both are released here once the index has them. That state is written with every commit, so
+    that opening need not compute it.
     """
 
     def __init__(
@@ -49,8 +51,12 @@ class ContextStorage:
             raise ValueError(f"the cache of a context cannot be reset: open {self._snapshot.path} again")
         self._used = True
         index = make_index(self._options, rows, max_blocks, constant_keys=constant_keys, device=device)
-        if self._landmarks is not None and self._landmarks.shape[1]:
-            index.append(0, self._landmarks.to(device))
+        blocks = self._snapshot.blocks
+        if self._landmarks is not None and blocks:
+            if isinstance(index, ExactIndex) and rows == 1 and device.type == "cpu":
+                index.adopt(self._landmarks, blocks)
+            else:
+                index.append(0, self._landmarks[:, :blocks].to(device))
         if isinstance(index, HierarchicalIndex):
             index.resume(self._index_state)
         self._landmarks, self._index_state = None, {}

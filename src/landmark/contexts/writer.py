@@ -15,6 +15,7 @@ from torch import Tensor
 from landmark.contexts import disk
 from landmark.contexts.folder import creating, stray_files
 from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard, grown_files, new_files
+from landmark.contexts.key_file import update_keys
 from landmark.contexts.lock import WriterLock, not_alone, take_lock
 from landmark.contexts.manifest import (
     MOST_SEGMENTS,
@@ -224,7 +225,7 @@ class Writer(Snapshot):
             ]
         before = self.manifest
         generation = before.generation + 1
-        state_file = disk.create(self.folder / state_name(generation))
+        state_file = disk.create(self.folder / state_name(generation), disk.OTHERS_READ)
         disk.write(state_file, state, 0)
         disk.sync(state_file)
         entries = tuple(segment.entry for segment in segments)
@@ -236,6 +237,7 @@ class Writer(Snapshot):
             self._growing = None
         if before.state is not None:
             disk.remove(self.folder / before.state_name)
+        update_keys(self.folder, self.layout, self.blocks, self.landmark_records())
 
     def _may_grow(self, entry: SegmentEntry) -> bool:
         return entry.owned and entry.parts is not None and not self._is_full(entry)

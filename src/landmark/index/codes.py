@@ -155,7 +155,7 @@ class QuantizedCodes:
         """The whole state by name, for `resume`."""
         if self._arrays is None:
             return {}
-        tiles = -(-max(self._encoded) // LANES)
+        tiles = -(-max(self._encoded) // LANES) + 1  # so that a few more blocks need no larger arrays
         used = self._arrays._replace(
             codes=self._arrays.codes[:, :, :tiles], residual_norms=self._arrays.residual_norms[:, :, :tiles]
         )
@@ -197,11 +197,11 @@ class QuantizedCodes:
 
 
 def _with_capacity(arrays: _Arrays | None, keys: KeyBuffer, dtype: np.dtype[Any]) -> _Arrays:
-    """The arrays with tiles for all slots of the buffer."""
+    """The arrays with tiles for all slots in use; where they are too few, for all slots of the buffer."""
     assert keys.blocks.data is not None, "an empty buffer has no keys to encode"
     rows, heads, slots, dim = keys.blocks.data.shape
     tiles, before = -(-slots // LANES), 0 if arrays is None else arrays.codes.shape[2]
-    if arrays is not None and tiles <= before:
+    if arrays is not None and keys.blocks.used() <= before * LANES:
         return arrays
     codes = np.zeros((rows, heads, tiles, CODES, LANES), np.int8)
     residual_norms = np.zeros((rows, heads, tiles, LANES), dtype)

@@ -34,6 +34,13 @@ class ExactIndex:
     def append(self, row: int, keys: Tensor) -> None:
         self._keys.append(row, keys)
 
+    def adopt(self, keys: Tensor, count: int) -> None:
+        """Appends the first `count` of `keys [Hkv,capacity,D]` on a CPU to an empty index of one row.
+
+        It takes them over where it can: then they are not copied, and later keys are written behind them.
+        """
+        self._keys.adopt(keys, count)
+
     def search(self, query: Tensor, k: int, upto: list[int]) -> tuple[Tensor, Tensor]:
         numbers = self._numbers_below(upto, query.device)
         data, few = self._blocks.data, query.shape[2] <= _FEW_QUERIES

@@ -40,8 +40,7 @@ class KeyBuffer:
         """
         keys = keys.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         if keys.device.type == "cpu" and keys.numel():
-            # Rounding raises an entry by less than one percent of the largest.
-            self.max_norm = max(self.max_norm, 1.01 * math.sqrt(keys.shape[2]) * float(keys.abs().max()))
+            self.max_norm = max(self.max_norm, _norm_bound(float(keys.abs().max()), keys.shape[2]))
         if self.format == "bfloat16":
             keys = keys.bfloat16()
         elif self.format == "int8":
@@ -49,6 +48,19 @@ class KeyBuffer:
             self._scales.append(row, scales)
             keys = (keys / scales.where(scales > 0, 1)[..., None]).round().to(torch.int8)
         self.blocks.append(row, keys)
+
+    def adopt(self, keys: Tensor, count: int) -> None:
+        """`append` of the first `count` of `keys [Hkv,capacity,D]` to an empty buffer of one row, on a CPU.
+
+        They are not copied where they can stay as they are: finite and not rounded.
+        """
+        used = keys[:, :count]
+        low, high = map(float, used.aminmax())
+        if self.format != "float32" or not math.isfinite(high - low):
+            self.append(0, used)
+            return
+        self.max_norm = _norm_bound(max(-low, high), keys.shape[2])
+        self.blocks.adopt(keys, count)
 
     def span(self, slots: slice, dtype: torch.dtype) -> Tensor:
         """Keys `[B,Hkv,n,D]` at a slice of slots; not a copy if they are stored in `dtype`."""
@@ -87,6 +99,11 @@ class KeyBuffer:
         assert self.blocks.data is not None, "an empty buffer has no keys"
         keys = self.blocks.data.view(torch.uint16) if self.format == "bfloat16" else self.blocks.data
         return keys.numpy(), None if self.scales is None else self.scales.numpy()
+
+
+def _norm_bound(largest: float, dim: int) -> float:
+    # Rounding raises an entry by less than one percent of the largest.
+    return 1.01 * math.sqrt(dim) * largest
 
 
 # Compiled loops over the arrays of a `KeyBuffer`

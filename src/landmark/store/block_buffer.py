@@ -29,6 +29,15 @@ class BlockBuffer:
         data[row].index_copy_(1, self.slots(numbers), entries)
         self.counts[row] = end
 
+    def adopt(self, entries: Tensor, count: int) -> None:
+        """Makes `entries [Hkv,capacity,*entry]` the buffer itself, without a copy, with `count` blocks of the one row.
+
+        For an empty buffer that is no ring. What is appended is written to them.
+        """
+        assert self.counts == [0], "only an empty buffer of one row adopts"
+        assert self.max_blocks is None, "a ring does not adopt"
+        self.data, self.counts = entries[None], [count]
+
     def _with_room(self, blocks: int, like: Tensor) -> Tensor:
         needed = kept_of(blocks, self.max_blocks)
         capacity = 0 if self.data is None else self.data.shape[2]
