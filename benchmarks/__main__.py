@@ -10,6 +10,7 @@ COMMANDS = (
     Command("tiers read", "benchmarks.commands:run_tiers_read", "reading and decoding within budgets of memory"),
     Command("tiers disk", "benchmarks.commands:run_tiers_disk", "random reads of blocks from disk"),
     Command("tiers overlap", "benchmarks.commands:run_tiers_overlap", "whether opened blocks can be predicted"),
+    Command("tiers readers", "benchmarks.commands:run_tiers_readers", "memory of processes that share a context"),
     Command("long-context read", "benchmarks.commands:run_long_read", "read millions of tokens into a context"),
     Command("long-context ask", "benchmarks.commands:run_long_ask", "passkeys and latency in such a context"),
     Command("long-context decode", "benchmarks.commands:run_long_decode", "bytes read per decoded token"),

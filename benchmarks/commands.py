@@ -20,6 +20,7 @@ from benchmarks.options import (
     RowOptions,
     TierDiskOptions,
     TierOverlapOptions,
+    TierReadersOptions,
     TierReadOptions,
 )
 from landmark.cli.options import whole_numbers
@@ -205,6 +206,13 @@ def run_tiers_overlap(options: TierOverlapOptions) -> int:
     from benchmarks import tiers
 
     return _print_rows(options, tiers.overlap(options))
+
+
+def run_tiers_readers(options: TierReadersOptions) -> int:
+    """Memory of many readers."""
+    from benchmarks import shared_readers
+
+    return _print_rows(options, shared_readers.run(options))
 
 
 def run_long_read(options: LongReadOptions) -> int:

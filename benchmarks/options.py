@@ -269,6 +269,29 @@ class TierOverlapOptions(TextOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TierReadersOptions(RowOptions):
+    """Memory of processes that have one context open and have asked it: of their own, and shared (Pss). Linux only.
+
+    Once with the landmark keys that the context keeps for mapping, and once without, where each process loads them.
+    """
+
+    context: Path | None = None
+    """Folder of a context; default: the package's book, read again and again."""
+    tokens: FromOne = 200_000
+    """Ordinary tokens to read where no context is given, at least."""
+    model: Path | None = None
+    """Folder of a converted model with its tokenizer; default: the one in the package."""
+    readers: FromOne = 10
+    """Processes."""
+    host_budget: Annotated[str, Bytes()] = "256MB"
+    """Most bytes of keys and values that each keeps in main memory."""
+    folder: Annotated[Path | None, OutFolder()] = None
+    """Folder to work in; default: the system's temporary one."""
+    threads: Threads = 1
+    """Threads torch may use on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContextOptions(RowOptions, SearchOptions):
     """A context on disk, and the model that reads it."""
 

@@ -1,6 +1,7 @@
 """Rows of the benchmarks of bounded memory, at a tiny size."""
 
 import json
+import sys
 
 import pytest
 
@@ -42,3 +43,16 @@ def test_overlap_of_opened_blocks(text, capsys):
 def test_a_text_that_is_too_short(text, capsys):
     assert BENCHMARKS.main(["tiers", "read", *text, "--tokens", "100000"]) == USAGE_ERROR
     assert "name a longer one with --text" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/PID/smaps_rollup")
+def test_rows_of_readers(tmp_path, model_folder, capsys):
+    arguments = ["--model", str(model_folder), "--tokens", "300", "--readers", "2", "--folder", str(tmp_path)]
+    rows = rows_of(["tiers", "readers", *arguments, "--host-budget", "12KB"], capsys)
+    assert [(row["keys"], row["readers"]) for row in rows] == [
+        ("mapped", 1),
+        ("mapped", 2),
+        ("private", 1),
+        ("private", 2),
+    ]
+    assert all(0 < row["pss_mb"] <= row["pss_mb_of_all"] for row in rows)
