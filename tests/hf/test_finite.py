@@ -79,6 +79,20 @@ def test_large_numbers_are_finite():
     check.check()
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_damaged_weights_are_named_at_conversion(number):
+    plain = family("llama")
+    with torch.no_grad():
+        plain.model.layers[1].self_attn.k_proj.weight[0, 0] = number
+    with pytest.raises(ValueError, match=r"not finite: model.layers.1.self_attn.k_proj.weight has NaN or infinity"):
+        landmark.convert(plain, block_size=5)
+    with torch.no_grad():
+        plain.model.layers[1].self_attn.k_proj.weight[0, 0] = 0.0
+        plain.model.norm.weight[:] = torch.finfo(torch.float32).max
+    with pytest.raises(ValueError, match=r"overflows torch\.float32"):
+        landmark.convert(plain, block_size=5)
+
+
 def test_the_switch_is_true_or_false():
     model = landmark.convert(family("llama"), block_size=5, retrieve=2)
     with pytest.raises(ValueError, match="allow_nonfinite is 'yes': give True or False"):

@@ -163,6 +163,7 @@ def _attach(model: PreTrainedModel, kinds: list[str], *, add_row: bool) -> None:
         model.set_attn_implementation("eager")
     before: Any = config._attn_implementation
     untouched = hidden_states(base, use_cache=False)
+    _check_finite(model, untouched)
     handles: list[Any] = []
     try:
         model.set_attn_implementation(attention.NAME)
@@ -184,6 +185,15 @@ def _attach(model: PreTrainedModel, kinds: list[str], *, add_row: bool) -> None:
         raise
     if add_row:
         _add_mean_row(model)
+
+
+def _check_finite(model: PreTrainedModel, hidden: Tensor) -> None:
+    """Raises ValueError, naming a weight, where a model computes NaN or infinity: it cannot be compared with itself."""
+    if hidden.isfinite().all():
+        return
+    damaged = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
+    reason = f"{damaged} has NaN or infinity" if damaged else f"it overflows {model.dtype}: load it in float32"
+    raise ValueError(f"{type(model).__name__} computes numbers that are not finite: {reason}; load a sound copy of it")
 
 
 def _attentions(base: nn.Module) -> list[nn.Module]:
