@@ -4,7 +4,7 @@ Keys are projected onto a basis that concentrates inner-product energy in the le
 to int8, and of the others the norm is kept: by Cauchy-Schwarz it bounds their part of the score.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -91,9 +91,42 @@ def to_tensors(record: Any) -> dict[str, Tensor]:
     return {_saved_name(field): torch.from_numpy(array) for field, array in record._asdict().items()}
 
 
-def from_tensors(kind: type[_Record], tensors: Mapping[str, Tensor]) -> _Record:
-    """The named tuple `kind` of the arrays that `to_tensors` gave."""
-    return kind(*(tensors[_saved_name(field)].numpy() for field in kind._fields))  # type: ignore[attr-defined]
+def from_tensors(kind: type[_Record], tensors: Mapping[str, Tensor], shapes: Sequence[Sequence[int]]) -> _Record:
+    """The named tuple `kind` of the arrays that `to_tensors` gave.
+
+    Raises ValueError unless they have these `shapes`, in which -1 is any length, and the dtype that their kind has.
+    Compiled loops check no bounds: what they get must fit.
+    """
+    fields: tuple[str, ...] = kind._fields  # type: ignore[attr-defined]
+    return kind(*(_checked(tensors, field, shape) for field, shape in zip(fields, shapes, strict=True)))
+
+
+def _checked(tensors: Mapping[str, Tensor], field: str, shape: Sequence[int]) -> Array:
+    found = tensors.get(_saved_name(field))
+    if found is None:
+        raise ValueError(f"the saved state of the index has no {field}")
+    dtypes = _WHOLE.get(field, (torch.float32, torch.float64))
+    if found.dtype not in dtypes or len(found.shape) != len(shape):
+        raise ValueError(f"the saved state of the index has {field} as {found.dtype} {list(found.shape)}")
+    if any(wanted not in (-1, length) for wanted, length in zip(shape, found.shape, strict=True)):
+        raise ValueError(f"the saved state of the index has {field} {list(found.shape)}, not {list(shape)}")
+    return found.numpy()
+
+
+def counts_of(tensors: Mapping[str, Tensor], shape: Sequence[int], most: int) -> list[Any]:
+    """The `counts` of a saved state as whole numbers; ValueError unless they have this shape and are 0 to `most`."""
+    found = tensors.get("counts", torch.empty(0))
+    if (
+        found.dtype != torch.int64
+        or list(found.shape) != list(shape)
+        or not bool(((found >= 0) & (found <= most)).all())
+    ):
+        raise ValueError(f"the saved state of the index has counts that do not fit {most} blocks")
+    return found.tolist()
+
+
+# Of fields that hold no real numbers.
+_WHOLE = {"codes": (torch.int8,), "numbers": (torch.int32,), "starts": (torch.int64,)}
 
 
 def _saved_name(field: str) -> str:
@@ -161,10 +194,16 @@ class QuantizedCodes:
         )
         return to_tensors(used) | {"counts": torch.tensor([self._fitted, self._encoded])}
 
-    def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores the state of codes of some of the first blocks, for as many rows."""
-        self._arrays = from_tensors(_Arrays, tensors)
-        self._fitted, self._encoded = tensors["counts"].tolist()
+    def resume(self, tensors: Mapping[str, Tensor], keys: KeyBuffer) -> None:
+        """Restores the state of codes of some of the first of `keys`; ValueError if it has none for them."""
+        rows, heads, dim = keys.shape
+        each = (dim,), (dim, dim), (dim, dim), (CODES,), (2,), (-1, CODES, LANES), (-1, LANES)
+        arrays = from_tensors(_Arrays, tensors, [(rows, heads, *shape) for shape in each])
+        fitted, encoded = counts_of(tensors, (2, rows), min(keys.blocks.counts))
+        tiles = arrays.codes.shape[2]
+        if arrays.residual_norms.shape[2] != tiles or max(encoded) > tiles * LANES:
+            raise ValueError(f"the saved state of the index has {tiles} tiles of codes for {max(encoded)} blocks")
+        self._arrays, self._fitted, self._encoded = arrays, fitted, encoded
 
     @property
     def nbytes(self) -> int:

@@ -84,11 +84,12 @@ class HierarchicalIndex(ExactIndex):
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores the state of an index over some of the first of these keys, in this format.
 
-        State of an index with another recall or format of keys is ignored.
+        State of an index with another recall or format of keys is ignored. Raises ValueError for state that is not of
+        such keys: whoever saved it, nothing is read beyond its arrays.
         """
         own = {name.removeprefix(self._prefix): x for name, x in tensors.items() if name.startswith(self._prefix)}
         if own:
-            self._codes.resume(own)
+            self._codes.resume(own, self._keys)
 
     @property
     def _prefix(self) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.index.codes import Quantizer, fit_quantizer, from_tensors, to_tensors
+from landmark.index.codes import Quantizer, counts_of, fit_quantizer, from_tensors, to_tensors
 from landmark.index.codes_numba import CODES, encode
 from landmark.index.ivf_numba import LANES, InvertedLists, probe_lists
 from landmark.index.keys import Array, KeyBuffer
@@ -127,6 +127,15 @@ def _write(lists: InvertedLists, lanes: Array, blocks: _EncodedBlocks) -> None:
     lists.codes.swapaxes(1, 2)[at] = blocks.codes
 
 
+def _check_lists(lists: InvertedLists, listed: int, end: int) -> None:
+    """Raises ValueError for saved lists that lead beyond their tiles. Their blocks are compared when they are read."""
+    tiles, starts = len(lists.numbers), lists.starts
+    if not len(lists.codes) == len(lists.residual_norms) == tiles or len(starts) < 3 or not listed <= end:
+        raise ValueError("the saved state of the index has lists of different lengths")
+    if starts[0] < 0 or (np.diff(starts) < 0).any() or starts[-1] > tiles:
+        raise ValueError(f"the saved state of the index has lists that lead beyond its {tiles} tiles")
+
+
 # The index of one row and head
 
 
@@ -205,11 +214,17 @@ class _HeadIVF:
         return index
 
     @classmethod
-    def resume(cls, recall: float, tensors: Mapping[str, Tensor]) -> "_HeadIVF":
-        """Restores the state that `tensors` gave."""
-        built, listed, end = tensors["counts"].tolist()
-        layout = _Layout(from_tensors(InvertedLists, tensors), listed, end)
-        return cls(recall, built, tensors["weighed"], from_tensors(Quantizer, tensors), layout)
+    def resume(cls, recall: float, tensors: Mapping[str, Tensor], dim: int, blocks: int) -> "_HeadIVF":
+        """Restores the state that `tensors` gave, of keys of `dim` and at most so many blocks; raises ValueError."""
+        built, listed, end = counts_of(tensors, (3,), blocks)
+        shapes = (-1, LANES), (-1, CODES, LANES), (-1, LANES), (-1,)
+        lists = from_tensors(InvertedLists, tensors, shapes)
+        _check_lists(lists, listed, end)
+        weighed = tensors.get("weighed", torch.empty(0))
+        if list(weighed.shape) != [len(lists.starts) - 2, dim + 1] or not weighed.is_floating_point():
+            raise ValueError(f"the saved state of the index has centroids {list(weighed.shape)}")
+        quantizer = from_tensors(Quantizer, tensors, ((dim,), (dim, dim), (dim, dim), (CODES,), (2,)))
+        return cls(recall, built, weighed, quantizer, _Layout(lists, listed, end))
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state by name, for `resume`."""
@@ -391,15 +406,19 @@ class IVF:
             for name, tensor in (index.tensors() | self._calibration(row, head).tensors()).items()
         }
 
-    def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores the state of an index of some of the first blocks, for as many rows."""
-        heads: dict[tuple[int, int], dict[str, Tensor]] = {}
+    def resume(self, tensors: Mapping[str, Tensor], keys: KeyBuffer) -> None:
+        """Restores the state of an index of some of the first of `keys`; ValueError if it has none for them."""
+        rows, count, dim = keys.shape
+        heads: dict[str, dict[str, Tensor]] = {f"{row}.{head}": {} for row in range(rows) for head in range(count)}
         for name, tensor in tensors.items():
-            row, head, own = name.split(".")
-            heads.setdefault((int(row), int(head)), {})[own] = tensor
-        for row, head in sorted(heads):
-            self._heads[row].append(_HeadIVF.resume(self._recall, heads[row, head]))
-            self._calibrations[row].append(Calibration.resume(heads[row, head]))
+            place, _, own = name.rpartition(".")
+            if place not in heads:
+                raise ValueError(f"the saved state of the index has {name!r}, and there are {count} heads")
+            heads[place][own] = tensor
+        for place, own in heads.items():
+            row = int(place.split(".")[0])
+            self._heads[row].append(_HeadIVF.resume(self._recall, own, dim, keys.blocks.counts[row]))
+            self._calibrations[row].append(Calibration.resume(own))
 
     @property
     def nbytes(self) -> int:

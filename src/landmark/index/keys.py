@@ -62,6 +62,14 @@ class KeyBuffer:
         self.max_norm = _norm_bound(max(-low, high), keys.shape[2])
         self.blocks.adopt(keys, count)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, heads and dimensions of the keys; no heads before the first key."""
+        if self.blocks.data is None:
+            return len(self.blocks.counts), 0, 0
+        rows, heads, _, dim = self.blocks.data.shape
+        return rows, heads, dim
+
     def span(self, slots: slice, dtype: torch.dtype) -> Tensor:
         """Keys `[B,Hkv,n,D]` at a slice of slots; not a copy if they are stored in `dtype`."""
         assert self.blocks.data is not None, "an empty buffer has no keys"

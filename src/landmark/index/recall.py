@@ -85,7 +85,12 @@ class Calibration:
 
     @classmethod
     def resume(cls, tensors: Mapping[str, Tensor]) -> "Calibration":
-        """Restores the state that `tensors` gave."""
+        """Restores the state that `tensors` gave; ValueError if it is not that of a calibration."""
+        numbers = [tensors.get(name, torch.empty(0)) for name in ("ranks", "cosines", "watch")]
+        ranks, _, watch = map(list, (x.shape for x in numbers))
+        finite = all(not x.is_complex() and bool(x.isfinite().all()) for x in numbers)
+        if not finite or list(numbers[1].shape) != ranks or len(ranks) != 1 or watch not in ([0], [6]):
+            raise ValueError("the saved state of the index has a calibration that cannot be")
         calibration = cls()
         calibration.add(tensors["ranks"].tolist(), tensors["cosines"].tolist())
         if "watch" in tensors:  # contexts of earlier releases have none, and are calibrated anew
