@@ -96,4 +96,4 @@ def test_damaged_weights_are_named_at_conversion(number):
 def test_the_switch_is_true_or_false():
     model = landmark.convert(family("llama"), block_size=5, retrieve=2)
     with pytest.raises(ValueError, match="allow_nonfinite is 'yes': give True or False"):
-        landmark.LandmarkCache(model.config, allow_nonfinite="yes")
+        landmark.LandmarkCache(model.config, allow_nonfinite="yes")  # type: ignore[arg-type]
