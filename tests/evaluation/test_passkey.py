@@ -136,6 +136,7 @@ def test_summary_by_hand():
         "selection": "per_token_and_head",
         "miss_threshold": 0.0,
         "positions": "stingy",
+        "allow_nonfinite": False,
         "tokens_per_s": 50.0,
         "seconds": 4.0,
         "peak_rss_mb": 20.0,
