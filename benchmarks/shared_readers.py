@@ -24,7 +24,7 @@ def run(options: TierReadersOptions) -> Iterator[Row]:
         without = Path(folder) / "without"
         shutil.copytree(path, without, ignore=shutil.ignore_patterns(KEYS), copy_function=_linked)
         for keys, place in (("mapped", path), ("private", without)):
-            for readers in (1, options.readers):
+            for readers in sorted({1, options.readers}):
                 yield {"keys": keys, "readers": readers, **_measured(options, place, readers)}
 
 
