@@ -285,7 +285,7 @@ def shell(script: str, **environment: str) -> subprocess.CompletedProcess[bytes]
         ("landmark ask --help > /dev/full", "No space left on device"),
         ("landmark tokenizer train - --out /dev/null/x <&-", "out is /dev/null/x"),
         ("landmark tokenizer train - --out $TARGET/new <&-", "standard input is closed"),
-        ("landmark contexts delete $TARGET <&-", "not a context"),
+        ("landmark contexts delete $TARGET <&-", "is not deleted: give --yes"),
         (r"printf 'a \xff b' | landmark tokenizer train - --out $TARGET/new", "standard input is not UTF-8: byte 0xff"),
         (r"printf 'a \xff b' | landmark read - --out $TARGET/new", "standard input is not UTF-8: byte 0xff"),
         (r"landmark ask $TARGET $'x\xff'", "is not UTF-8"),

@@ -105,6 +105,6 @@ def test_rendering_again_gives_the_same(results: Results, tmp_path: Path):
 def test_without_matplotlib_nothing_is_written(results: Results, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for call in (check_plots, lambda: render(results, tmp_path / "out")):
-        with pytest.raises(ValueError, match=r"the report needs matplotlib: pip install 'landmark-attention\[plot\]'"):
+        with pytest.raises(ValueError, match=r"needs matplotlib: pip install 'landmark-attention\[benchmarks\]'"):
             call()
     assert not (tmp_path / "out").exists()
