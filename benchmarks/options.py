@@ -278,7 +278,7 @@ class TierReadersOptions(RowOptions):
     context: Path | None = None
     """Folder of a context; default: the package's book, read again and again."""
     tokens: FromOne = 200_000
-    """Ordinary tokens to read where no context is given, at least."""
+    """Ordinary tokens to read where no context is given, approximately."""
     model: Path | None = None
     """Folder of a converted model with its tokenizer; default: the one in the package."""
     readers: FromOne = 10

@@ -29,7 +29,7 @@ def run(options: TierReadersOptions) -> Iterator[Row]:
 
 
 def _read(options: TierReadersOptions, path: Path) -> Path:
-    """A context of the package's book, again and again until there are enough tokens."""
+    """A context of the package's book, again and again until there are about as many tokens as asked for."""
     from benchmarks.models import model_and_tokenizer
     from landmark import Context
     from landmark.assets import book_path
@@ -38,10 +38,10 @@ def _read(options: TierReadersOptions, path: Path) -> Path:
 
     model, tokenizer = model_and_tokenizer(options.model)
     text = read_text(book_path())
-    rounds = -(-options.tokens // encode(tokenizer, text).ids.numel())
+    sample = text[:10_000]
+    characters = options.tokens * len(sample) // encode(tokenizer, sample).ids.numel()
     with Context.create(path, model, tokenizer) as context:
-        context.add((f"round {number}", text) for number in range(rounds))
-        context.read()
+        context.append((text * (1 + characters // len(text)))[:characters], "book")
     return path
 
 
@@ -58,6 +58,7 @@ def _measured(options: TierReadersOptions, path: Path, readers: int) -> Row:
         arguments = (theirs, path, options.model, options.host_budget)
         processes.append(spawn.Process(target=_reader, args=arguments, daemon=True))
         processes[-1].start()
+        theirs.close()  # so that a reader that fails is an EOFError here
         ends.append(mine)
         mine.recv()
     before = [_rollup(process.pid) for process in processes]
