@@ -76,5 +76,5 @@ def test_bad_input_is_refused(kind):
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ValueError, match=r"landmark-attention\[faiss\]"):
+    with pytest.raises(ValueError, match=r"landmark-attention\[benchmarks\]"):
         FaissIndex(1, kind="flat")

@@ -55,7 +55,7 @@ def test_the_loss_refuses_and_gives_its_gradient_once():
         gradient.square().sum().backward()
     loss, _ = weighted_cross_entropy(leaf * 1, labels, torch.ones(1, 5))
     (2 * loss).backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="anew"):  # it lies in the logits, and was scaled there
+    with pytest.raises(RuntimeError, match="again"):  # it lies in the logits, and was scaled there
         (2 * loss).backward()
 
 
