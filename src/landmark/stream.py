@@ -5,6 +5,7 @@ stream (Mohtashami & Jaggi 2023, section 3). A landmark is inserted as soon as t
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -47,6 +48,11 @@ class Stream:
     lengths: Tensor
     tokens: Tensor
     width: int
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """`lengths` as numbers: a device is waited for once."""
+        return self.lengths.tolist()
 
     @classmethod
     def lay_out(cls, real: Tensor, seen: Tensor, block_size: int) -> "Stream":

@@ -115,12 +115,12 @@ class LandmarkCache(Cache):
         self._whole_blocks = chunk_size is not None and chunk_size % self.settings.block_size == 0
         self.trained_positions = trained_positions(config)
         self._identity = _identity(config)
-        self._kinds = layer_kinds(config)
+        self.kinds = layer_kinds(config)
         self._window = getattr(config, "sliding_window", None)
         if storage is None:
             options = IndexOptions(index) if isinstance(index, str) else index
             shared = ProcessStorage(options, layer_budgets(self.settings, config, host_budget, device_budget))
-            storage = dict.fromkeys(range(len(self._kinds)), shared)
+            storage = dict.fromkeys(range(len(self.kinds)), shared)
         self._storage = storage
         super().__init__(layers=[*self._fresh_layers()])
         self._columns = Columns(self.chunk_tokens + (self.settings.reading.local_blocks + 1) * self.settings.block_size)
@@ -131,7 +131,7 @@ class LandmarkCache(Cache):
         self._rotations: tuple[int, dict[Rope, Rotation]] | None = None
 
     def _fresh_layers(self) -> list[CacheLayerMixin]:
-        return [LandmarkLayer(self._fresh_memory(index, kind)) for index, kind in enumerate(self._kinds)]
+        return [LandmarkLayer(self._fresh_memory(index, kind)) for index, kind in enumerate(self.kinds)]
 
     def _fresh_memory(self, index: int, kind: str) -> LayerMemory | SlidingWindow:
         if kind == "sliding":

@@ -4,7 +4,6 @@ Padded rows are cut so that each is read as if it were alone: padding changes no
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -100,10 +99,6 @@ class ChunkCall(StreamCall):
             tokens = self.inputs.tokens
             self.cache.count_columns(tokens if tokens.dim() == 2 else None, self.inputs.real)
 
-    @cached_property
-    def _lengths(self) -> list[int]:
-        return self.stream.lengths.tolist()
-
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         layer: int = module.layer_idx  # type: ignore[assignment]
         memory = self.cache.memories[layer]
@@ -116,7 +111,7 @@ class ChunkCall(StreamCall):
         else:
             out = memory.attend(
                 *heads,
-                lengths=self._lengths,
+                lengths=self.stream.rows,
                 rotation=self.rotations[self.ropes[layer]],
                 scoring=scoring,
             )

@@ -1,5 +1,8 @@
 """Properties read from a model's config: landmark settings, kinds of layers, trained range, chunk size, budgets."""
 
+from functools import lru_cache
+from typing import Any
+
 from transformers import PretrainedConfig
 
 from landmark.memory.storage import Budgets
@@ -18,15 +21,25 @@ def is_converted(config: PretrainedConfig) -> bool:
 def landmark_settings(config: PretrainedConfig) -> LandmarkSettings:
     """Landmark settings of a converted model; raises ValueError where `config` has none."""
     config = text_config(config)
-    if not is_converted(config):
+    stored = getattr(config, "landmark", None)
+    if stored is None:
         raise ValueError(
             f"this {config.model_type} configuration has no landmark settings: call landmark.convert(model) first"
         )
-    stored = config.landmark
     if not isinstance(stored, dict) or not {"block_size", "landmark_id"} <= set(stored):
         raise ValueError(f"the configuration's landmark settings are damaged: {stored!r}; convert the model again")
     # `rows` is of the embeddings as they were saved: see `model.saved_rows`.
-    return LandmarkSettings.from_dict({name: value for name, value in stored.items() if name != "rows"})
+    saved = {name: value for name, value in stored.items() if name != "rows"}
+    try:
+        # Every forward asks. The types are part of the key, because True equals 1 and is no count.
+        return _settings_of(tuple((name, type(value), value) for name, value in saved.items()))
+    except TypeError:  # a value that has no hash
+        return LandmarkSettings.from_dict(saved)
+
+
+@lru_cache(maxsize=64)
+def _settings_of(saved: tuple[tuple[str, type, Any], ...]) -> LandmarkSettings:
+    return LandmarkSettings.from_dict({name: value for name, _, value in saved})
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:

@@ -150,10 +150,9 @@ def _chunk_call(
     needed = cache.positions_needed(stream)
     rotations = cache.rotations(needed, lambda reach: _rotations(base, reach, cache.trained_positions, tokens))
     ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
-    kinds = layer_kinds(base.config)  # type: ignore[arg-type]
     finite = None if cache.settings.reading.allow_nonfinite else FiniteCheck(stream)
     cache.begin()
-    return ChunkCall(stream, ropes, rotations, kinds, cache, inputs, chunk, earlier, finite), tokens
+    return ChunkCall(stream, ropes, rotations, cache.kinds, cache, inputs, chunk, earlier, finite), tokens
 
 
 def _read_segments(base: nn.Module, reader: Reader, inputs: Inputs) -> dict[str, Any]:

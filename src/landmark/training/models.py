@@ -21,7 +21,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from landmark.data.hub import check_reachable
 from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import convert, loading
-from landmark.hf.config import layer_kinds, text_config
+from landmark.hf.config import is_converted, layer_kinds, text_config
 from landmark.hf.loading import gguf_model, is_gguf
 from landmark.hf.model import ordinary_tokens
 from landmark.readers.memorizing import add_memory_gates, load_with_gates
@@ -184,7 +184,7 @@ def load_teacher(plan: Plan, model: PreTrainedModel) -> Teacher | None:
     """
     if not plan.distill:
         return None
-    if getattr(read_config(plan), "landmark", None) is not None:
+    if is_converted(read_config(plan)):
         raise ValueError(f"--distill compares with the model before conversion, and {plan.model} has landmarks already")
     if plan.adapter is not None and "sliding" not in layer_kinds(model.config):
         return AdaptersOff()
