@@ -1,7 +1,6 @@
 """Random sequences of what can be done with a context and its forks in memory, each compared with fresh contexts."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,12 +113,3 @@ class Trial:
                     context.read()
                 self.fresh[groups] = logits(context)
         return self.fresh[groups]
-
-
-def trials(seeds: range, model: Any, root: Path) -> Iterator[int]:
-    """Runs one sequence for each seed, in a folder of its own, and gives the seed when it has held."""
-    for seed in seeds:
-        folder = root / str(seed)
-        folder.mkdir()
-        Trial(seed, model, folder).run()
-        yield seed

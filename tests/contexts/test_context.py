@@ -568,3 +568,26 @@ def test_a_state_that_this_cache_cannot_have_saved(path, model, change):
     rewrite_state(path, change)
     with pytest.raises(Damage):
         Context.open(path, model)
+
+
+def test_a_writer_must_keep_blocks(path, model):
+    with pytest.raises(ValueError, match="retrieve is 0: no blocks are kept"):
+        Context.create(path.with_name("other"), model, retrieve=0)
+    assert not path.with_name("other").exists()
+    with pytest.raises(ValueError, match="retrieve is 0: no blocks are kept"):
+        Context.open(path, model, write=True, retrieve=0)
+    with Context.open(path, model, write=True) as context:  # the lock is free again
+        context.append(NOTE, "note")
+    assert torch.equal(logits(Context.open(path, model)), in_memory(model, BOOK, NOTE))
+    assert Context.open(path, model, retrieve=0).generate(PROMPT, max_new_tokens=3).ids
+
+
+@pytest.mark.parametrize("settings", [{"local_blocks": 3}, {"local_blocks": 0, "retrieve": 3}, {"positions": "true"}])
+def test_a_context_is_reopened_with_the_settings_it_was_read_with(settings, tmp_path, model):
+    text = NOTE[:150]  # within the trained range, for true positions
+    with Context.create(tmp_path / "context", model, **settings) as context:
+        context.append(text, "note")
+        expected = logits(context)
+    again = Context.open(tmp_path / "context", model)
+    assert {name: getattr(again.cache.settings.reading, name) for name in settings} == settings
+    assert torch.equal(logits(again), expected)

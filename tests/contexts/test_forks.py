@@ -52,3 +52,13 @@ def test_the_cache_of_a_context_cannot_be_reset(model, tmp_path):
         cache.reset()
         with pytest.raises(ValueError, match="cannot be reset: open"):
             landmark.read(model, [3, 4, 5], cache)
+
+
+def test_a_fork_in_memory_has_no_files_to_fork(model, tmp_path):
+    with Context.create(tmp_path / "context", model) as context:
+        context.append(ONE, "one")
+        fork = context.fork()
+        fork.append(OTHER, "of the fork")
+        with pytest.raises(ValueError, match="in memory, with no files of its own"):
+            fork.fork(tmp_path / "fork")
+    assert not (tmp_path / "fork").exists()

@@ -12,6 +12,7 @@ from landmark.contexts.disk import Damage
 from landmark.contexts.manifest import Layout, read_manifest
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.storage import ContextStorage, index_prefix
+from landmark.contexts.writer import Writer
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
 from landmark.hf.config import landmark_settings, layer_budgets, layer_kinds, text_config
@@ -37,12 +38,17 @@ def tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase":
     return load_tokenizer(model.name_or_path, model)
 
 
-def header(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """The header of a context: settings and fingerprint of the model and tokenizer that read it."""
+def header(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", settings: LandmarkSettings
+) -> dict[str, Any]:
+    """The header of a context: the settings it is read with, and the fingerprint of its model and tokenizer.
+
+    Who allows numbers that are not finite does so each time.
+    """
     return {
         "landmark": landmark.__version__,
         "model": model.name_or_path,
-        "settings": landmark_settings(model.config).to_dict(),
+        "settings": settings.to_dict() | {"allow_nonfinite": False},
         "fingerprint": model_fingerprint(model) | _fingerprint_of_tokenizer(tokenizer),
     }
 
@@ -82,16 +88,17 @@ def _fingerprint_of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str,
     return {"tokenizer": tokenizer_fingerprint(text_to_ids)}
 
 
-def layout(model: "PreTrainedModel") -> Layout:
-    """Shapes of the blocks and landmark keys of every landmark layer, taken from a forward of one token.
+def check_keeps(settings: LandmarkSettings) -> None:
+    """Raises ValueError for settings of a writer under which no blocks are kept, and the context would lack them."""
+    if not settings.reading.retrieve:
+        raise ValueError("retrieve is 0: no blocks are kept, so that there is nothing to save; write with 1 or more")
 
-    Raises ValueError if the model keeps no blocks.
-    """
+
+def layout(model: "PreTrainedModel") -> Layout:
+    """Shapes of the blocks and landmark keys of every landmark layer, taken from a forward of one token."""
     token = int(landmark_settings(model.config).landmark_id == 0)  # any but the landmark
     cache = read(model, [token], LandmarkCache(model.config, allow_nonfinite=True))  # numbers do not matter here
     stride, blocks = cache.settings.stride, []
-    if not cache.settings.reading.retrieve:
-        raise ValueError("retrieve is 0: no blocks are kept, so that there is nothing to save; convert with 1 or more")
     for memory in cache.memories:
         if isinstance(memory, LayerMemory):
             window, _ = memory.state()
@@ -113,6 +120,8 @@ def cache_of(
     options = IndexOptions(index) if isinstance(index, str) else index
     config = text_config(model.config)
     settings = _settings(snapshot.header, config, reading)
+    if isinstance(snapshot, Writer):
+        check_keeps(settings)
     layers = [layer for layer, kind in enumerate(layer_kinds(config)) if kind == "landmark"]
     _check_layout(snapshot, len(layers), settings.stride)
     budgets = _budgets(config, settings, host_budget, device_budget)

@@ -87,8 +87,9 @@ class Context:
         Raises ValueError if `path` exists, or for settings under which nothing would be kept.
         """
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
-        LandmarkCache(model.config, **options)  # rejects bad settings before anything is made
-        header, layout = compatibility.header(model, tokenizer), compatibility.layout(model)
+        settings = LandmarkCache(model.config, **options).settings  # rejects bad ones before anything is made
+        compatibility.check_keeps(settings)
+        header, layout = compatibility.header(model, tokenizer, settings), compatibility.layout(model)
         compatibility.check_memory(header, layout, model.config, **options)
         writer = create(Path(path), header, layout)
         return cls._opened(writer, model, tokenizer, options)
@@ -300,6 +301,8 @@ class Context:
         `path` exists, or lies on another file system.
         """
         if path is not None:
+            if self._growing and self._documents.writer is None:
+                raise ValueError("this fork is in memory, with no files of its own: fork the context to a path instead")
             fork(self.path, Path(path))
             return Context.open(path, self.model, self.tokenizer, write=True, **self._options)
         self._check_whole()

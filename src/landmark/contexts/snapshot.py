@@ -96,15 +96,12 @@ class Snapshot:
         unless that is not to be checked.
         """
         keys = mapped_keys(self.folder, self.layout, self.blocks)
+        write = np.copyto if keys is None else _make_equal
         if keys is None:
             keys = [np.empty((heads, self.blocks, width), np.float32) for heads, width in self.layout.landmarks]
-            for first, records in self.landmark_records():
-                for layer, out in enumerate(keys):
-                    out[:, first : first + len(records)] = records[str(layer)].swapaxes(0, 1)
-        else:
-            for first, records in self.landmark_records():
-                for layer, out in enumerate(keys):
-                    _make_equal(out[:, first : first + len(records)], records[str(layer)].swapaxes(0, 1))
+        for first, records in self.landmark_records():
+            for layer, out in enumerate(keys):
+                write(out[:, first : first + len(records)], records[str(layer)].swapaxes(0, 1))
         with torch.inference_mode(False):  # so that they stay writable
             return [torch.from_numpy(out) for out in keys]
 
