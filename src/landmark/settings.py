@@ -116,6 +116,7 @@ class LandmarkSettings:
 
     def __post_init__(self) -> None:
         check_block_size(self.block_size)
+        _check_count("landmark_id", self.landmark_id, 0, "0 or more: a row of the vocabulary")
         if self.trained_tokens is not None:
             _check_count("trained_tokens", self.trained_tokens, 0, "0 or more: a number of tokens")
 
@@ -124,7 +125,7 @@ class LandmarkSettings:
         """The settings that `to_dict` gave, of this release or an earlier one; raises ValueError for unknown ones."""
         saved = current_names(saved)
         of_reading = {name: saved.pop(name) for name in _names(ReadingSettings) if name in saved}
-        if unknown := sorted(saved.keys() - _names(cls)):
+        if unknown := sorted(saved.keys() - (_names(cls) - {"reading"})):
             raise ValueError(f"unknown landmark settings {unknown}: the model was saved by a newer version of landmark")
         for name in ("block_size", "landmark_id"):
             if name not in saved:

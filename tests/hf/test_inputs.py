@@ -29,6 +29,7 @@ def read(model):
         ({"cu_seq_lens_q": torch.tensor([0, 20, 40])}, "without position_ids"),
         ({"attention_mask": torch.ones(1, 1, 40, 40)}, r"takes \[batch, tokens\]"),
         ({"input_ids": IDS[:, :0]}, "at least one token"),
+        ({"landmark_retreive": 4}, "landmark_retreive: unknown to a converted model, which takes landmark_"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(options, said):

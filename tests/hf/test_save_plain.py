@@ -40,3 +40,18 @@ def test_a_landmark_that_is_a_token_of_the_model_stays(converted, tmp_path):
     landmark.convert(model, block_size=7, landmark_id=3).save_pretrained(folder)
     with pytest.raises(ValueError, match="row 3 of 30"):
         save_plain(folder, tmp_path / "plain")
+
+
+def test_nothing_is_written_over(converted, tmp_path):
+    folder, _ = converted
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(ValueError, match="plain exists: give a new folder"):
+        save_plain(folder, tmp_path / "plain")
+
+
+def test_a_landmark_that_became_a_token_stays(converted, tmp_path):
+    folder, _ = converted
+    words = Tokenizer(models.WordLevel({f"word{number}": number for number in range(31)}, "word0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    with pytest.raises(ValueError, match="row 30 of 30"):
+        save_plain(folder, tmp_path / "plain")

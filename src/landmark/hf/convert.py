@@ -110,12 +110,15 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
 def save_plain(path: str | PathLike[str], out: str | PathLike[str]) -> None:
     """Saves the converted model in the folder `path`, with its tokenizer, to `out` as a model without landmarks.
 
-    Its weights are the same but for the landmark's row, which goes. Raises ValueError where that is not the last row
-    of the vocabulary, and so a token of the model's own.
+    Its weights are the same but for the landmark's row, which goes. Raises ValueError if `out` exists, and where that
+    row is not the last of the vocabulary, or has a token: then it is the model's own.
     """
+    if Path(out).exists():
+        raise ValueError(f"{out} exists: give a new folder")
+    tokenizer = read_tokenizer(path)
     model = from_pretrained(path)
     landmark_id, ordinary = landmark_settings(model.config).landmark_id, ordinary_tokens(model)
-    if landmark_id != ordinary:
+    if landmark_id != ordinary or len(tokenizer) > landmark_id:
         raise ValueError(
             f"the landmark of {path} is row {landmark_id} of {ordinary}, a token of the model: leave it there"
         )
@@ -125,9 +128,10 @@ def save_plain(path: str | PathLike[str], out: str | PathLike[str]) -> None:
     plain = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     state = model.state_dict()
     plain.load_state_dict({name: state[name][: len(weight)] for name, weight in plain.state_dict().items()})
+    plain.generation_config = model.generation_config
     with written_whole(Path(out)) as partial:
         plain.save_pretrained(partial)
-        read_tokenizer(path).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
 
 
 def _settings(config: PretrainedConfig, rows: int, given: dict[str, int]) -> LandmarkSettings:

@@ -53,6 +53,9 @@ class Inputs:
             name: options.pop("landmark_" + name) for name in TRAINING_ARGUMENTS if "landmark_" + name in options
         }
         reader, window_slice = options.pop("landmark_reader", None), options.pop("landmark_slice", None)
+        if unknown := sorted(name for name in options if name.startswith("landmark_")):
+            known = ", ".join("landmark_" + name for name in (*TRAINING_ARGUMENTS, "reader", "slice"))
+            raise ValueError(f"{', '.join(unknown)}: unknown to a converted model, which takes {known}")
         past, use_cache = options.pop(cache_argument(base), None), bool(options.pop("use_cache", None))
         ids, embeddings = options.pop("input_ids", None), options.pop("inputs_embeds", None)
         mask, positions = options.pop("attention_mask", None), options.pop("position_ids", None)
