@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -158,7 +158,9 @@ def _ask_text(options: AskOptions, write: Callable[[str], object] | None) -> Res
     )
     seconds = time.perf_counter() - started
     figures = _figures(len(before), len(new), read_seconds, seconds, cache.traffic)
-    opened = passages(cache.trace().spans(), whole, options.sources)
+    spans = (span for span in cache.trace().spans() if span.start < len(before))  # those of the prompt are left out
+    spans = (replace(span, stop=min(span.stop, len(before))) for span in spans)
+    opened = passages(spans, before, options.sources)
     sources = [{"document": str(options.source), **asdict(passage)} for passage in opened]
     return Result(str(tokenizer.decode(new, skip_special_tokens=True)), figures, sources)
 

@@ -100,7 +100,7 @@ def run_passkey(options: PasskeyOptions) -> int:
     if options.out is not None:
         described = contents(model, keys) | {"samples": options.samples, "seed": options.seed}
         described |= {"attention": reading.attention, "block_size": reading.block_size} | asdict(reading.settings)
-        del described["allow_nonfinite"]  # changes no answer, and earlier logs lack it
+        del described["allow_nonfinite"]  # changes no answer
         journal = Journal(options.out, described)
 
     rows = []
