@@ -10,6 +10,7 @@ from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import Span
 from landmark.hf.tokenizer import EncodedText, encode
 from landmark.hf.trace import passages
+from landmark.ops.retrieved import join_retrieved, retrieved_attention
 
 IDS = torch.randint(3, 61, (2, 90), generator=torch.Generator().manual_seed(7))
 
@@ -74,8 +75,72 @@ def test_forwards_without_memory_do_not_count(model):
         for start in (10, 40):
             model(input_ids=IDS[:, start : start + 30], past_key_values=cache)
     trace = cache.trace()
-    assert trace.blocks[0].shape[2] == 2 * 36
+    assert trace.positions.tolist() == [list(range(12 + 2 * 36))] * 2
+    assert (trace.blocks[0][:, :, :12] == -1).all()
+    assert (trace.local[0][:, :, :12] == 1).all()
+    assert trace.blocks[0].shape[2] == 12 + 2 * 36
     assert trace.asking[0].tolist() == [2 * 36, 2 * 36]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3])
+def test_gates_and_local_weights_of_every_query_sum_to_one(model, threshold):
+    mask = torch.ones_like(IDS)
+    mask[0, :13] = 0
+    trace = traced(model, threshold, mask)
+    for layer, gates in trace.gates.items():
+        total = gates.sum(-1) + trace.local[layer]
+        real = (trace.positions >= 0)[:, None].expand_as(total)
+        assert (total[real] - 1).abs().max() < 1e-5
+        assert (total[~real] == 0).all()
+        assert (trace.local[layer][real] < 1 - 1e-5).any()
+
+
+def test_gates_and_local_weights_are_those_of_one_softmax(model, monkeypatch):
+    """Against the scores themselves: of the local window by its logsumexp, of blocks by their landmarks' logits."""
+    seen = []
+
+    def join(out, lse, query, pieces, distance, **options):
+        ((part, pages),) = pieces
+        logits = retrieved_attention(query, pages, distance, **options)[1]
+        seen.append(torch.cat((logits, lse[..., None]), -1).double().softmax(-1))
+        return join_retrieved(out, lse, query, [(part, pages)], distance, **options)
+
+    monkeypatch.setattr("landmark.memory.blocks.join_retrieved", join)
+    cache = landmark.LandmarkCache(model.config)
+    with torch.no_grad():
+        for start, stop in ((0, 40), (40, 70), (70, 71)):
+            model(input_ids=IDS[:, start:stop], past_key_values=cache)
+            if stop == 40:
+                seen.clear()
+                cache.start_trace()
+    trace = cache.trace()
+    layers = len(trace.blocks)
+    assert len(seen) == 2 * layers
+    for layer in trace.blocks:
+        expected = torch.cat((seen[layer], seen[layers + layer]), 2)
+        found = torch.cat((trace.gates[layer], trace.local[layer][..., None]), -1)
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_queries_of_tokens(model):
+    trace = traced(model, 0.0)
+    places = trace.queries([40, 44, 45, 89], row=1)
+    assert places == [0, 4, 6, 58]  # landmarks lie between them
+    with pytest.raises(ValueError, match=r"token 39 was not recorded: call cache.start_trace\(\)"):
+        trace.queries([39])
+    with pytest.raises(ValueError, match="token 0 was not recorded"):
+        landmark.LandmarkCache(model.config).trace().queries([0])
+
+
+def test_a_token_that_was_read_again_is_its_last_query(model):
+    cache = landmark.LandmarkCache(model.config)
+    with torch.no_grad():
+        model(input_ids=IDS[:, :40], past_key_values=cache)
+        cache.start_trace()
+        model(input_ids=IDS[:, 40:43], past_key_values=cache)
+        cache.crop(-1)
+        model(input_ids=IDS[:, 50:51], past_key_values=cache)
+    assert cache.trace().queries([41, 42]) == [1, 3]
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ def test_named_backends_never_fall_back():
 def test_merge_is_one_softmax_over_both_sides():
     local_scores, gates = torch.randn(1, 1, 5, 4).double(), torch.randn(1, 1, 5, 3).double()
     local_values, inside = torch.randn(4, DIM).double(), torch.randn(1, 1, 5, 3, DIM).double()
-    out, weights = merge(
+    out, weights, own = merge(
         local_scores.softmax(-1) @ local_values,
         local_scores.logsumexp(-1),
         inside,
@@ -189,6 +189,7 @@ def test_merge_is_one_softmax_over_both_sides():
     expected = joint[..., :4] @ local_values + (joint[..., None, 4:] @ inside).squeeze(-2)
     torch.testing.assert_close(out, expected, atol=1e-14, rtol=0)
     torch.testing.assert_close(weights, joint[..., 4:], atol=1e-14, rtol=0)
+    torch.testing.assert_close(own, joint[..., :4].sum(-1), atol=1e-14, rtol=0)
 
 
 def test_merge_reads_any_layout():
@@ -204,8 +205,8 @@ def test_merge_reads_any_layout():
 def test_merge_rounds_once(dtype):
     out, inside, gates = torch.randn(1, 2, 5, DIM), torch.randn(1, 2, 5, 3, DIM), torch.randn(1, 2, 5, 3)
     lse = torch.randn(1, 2, 5)
-    exact, _ = merge(out.to(dtype).double(), lse.double(), inside.double(), gates.double())
-    joined, weights = merge(out.to(dtype), lse, inside, gates)
+    exact, *_ = merge(out.to(dtype).double(), lse.double(), inside.double(), gates.double())
+    joined, weights, _ = merge(out.to(dtype), lse, inside, gates)
     assert joined.dtype == dtype
     assert weights.dtype == torch.float32
     torch.testing.assert_close(joined.double(), exact, atol=1e-6, rtol=torch.finfo(dtype).eps)
@@ -217,9 +218,10 @@ def test_merge_where_one_side_or_both_are_empty():
     gates = torch.stack((nothing, torch.tensor(0.1), nothing)).view(1, 1, 3, 1)
     local, inside = torch.ones(1, 1, 3, 2), torch.full((1, 1, 3, 1, 2), 2.0)
     local[:, :, 1:], inside[:, :, ::2] = 0.0, 0.0
-    out, weights = merge(local, lse, inside, gates)
+    out, weights, own = merge(local, lse, inside, gates)
     assert out[0, 0].tolist() == [[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]]
     assert weights.flatten().tolist() == [0.0, 1.0, 0.0]
+    assert own.flatten().tolist() == [1.0, 0.0, 0.0]
 
 
 def test_scores_of_halves_are_computed_in_float32():

@@ -21,7 +21,7 @@ from landmark.hf.config import (
 )
 from landmark.hf.rope import Rope
 from landmark.hf.sliding import SlidingWindow
-from landmark.hf.trace import Recording, Trace
+from landmark.hf.trace import Forward, Recording, Trace
 from landmark.index.constant import has_constant_keys
 from landmark.index.options import IndexKind, IndexOptions
 from landmark.memory import LayerMemory, Retrievals
@@ -237,13 +237,13 @@ class LandmarkCache(Cache):
         """Counts a chunk that all layers have read, and records the blocks that they opened."""
         assert self._tokens is not None
         self._in_chunk = False
-        self._tokens = self._tokens + stream.tokens
+        before, self._tokens = self._tokens, self._tokens + stream.tokens
         opened = {}
         for index, memory in enumerate(self.memories):
             last = memory.last if isinstance(memory, LayerMemory) else None
             if last is not None:
                 opened[index] = last
-        self._recording = self._recording.followed_by(opened)
+        self._recording = self._recording.followed_by(Forward(before, stream.lengths, stream.width, opened))
 
     def count_columns(self, ids: Tensor | None, real: Tensor) -> None:
         """Counts an input that was read whole: `ids [B, S]`, None for embeddings; `real [B, S]` is False at padding."""
@@ -313,7 +313,7 @@ class LandmarkCache(Cache):
         self._recording = Recording(keep_all=True)
 
     def trace(self) -> Trace:
-        """The blocks opened in the last forward, or in all since `start_trace()`."""
+        """What the queries of the last forward, or of all since `start_trace()`, attended to."""
         return self._recording.trace(self.settings.block_size)
 
     def settle(self, ropes: list[Rope]) -> None:

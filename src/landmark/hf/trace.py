@@ -1,4 +1,4 @@
-"""Traces: the blocks that queries opened, and their gates."""
+"""Traces: the blocks that queries opened, their gates, and what local attention got."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,19 +30,41 @@ class Span:
 
 @dataclass
 class Trace:
-    """Blocks opened in the recorded forwards.
+    """What the queries of the recorded forwards attended to.
 
-    For each layer that retrieved anything, `blocks[layer] [B, H, T, k]`, long, has the numbers of the blocks (0 is the
-    first of the text) that each head opened at each stream position, -1 where it opened fewer than k. `gates[layer]`,
-    of the same shape, is the weight of the block's landmark in the joint softmax (section 3.1 of the paper). Forwards
-    are concatenated along T, queries of landmarks included; forwards with empty memory, and native sliding layers, are
-    left out. `asking[layer] [B]`, long, counts the queries of each head that had blocks in memory.
+    Forwards are concatenated along T, queries of landmarks included. `positions [B, T]`, long, is the stream position
+    of each query, landmarks counted, and -1 at padding; `queries` finds those of ordinary tokens.
+
+    For each layer that retrieved anything (native sliding layers never do), `blocks[layer] [B, H, T, k]`, long, has the
+    numbers of the blocks (0 is the first of the text) that each head opened for each query, -1 where it opened fewer
+    than k. `gates[layer]`, of the same shape, is the weight of the block's landmark in the joint softmax (section 3.1
+    of the paper), and `local[layer] [B, H, T]` the weight of everything else: the local window, the chunk, attention
+    sinks. They sum to 1 for every query; at padding all are 0. `asking[layer] [B]`, long, counts the queries of each
+    head that had blocks in memory.
     """
 
     block_size: int
+    positions: Tensor
     blocks: dict[int, Tensor] = field(default_factory=dict)
     gates: dict[int, Tensor] = field(default_factory=dict)
+    local: dict[int, Tensor] = field(default_factory=dict)
     asking: dict[int, Tensor] = field(default_factory=dict)
+
+    def queries(self, tokens: Iterable[int], row: int = 0) -> list[int]:
+        """The places along T of the queries of ordinary `tokens` of one row, counted from the start of its text.
+
+        Of a token that was read twice, as in assisted decoding, the last. Raises ValueError for a token that was not
+        recorded.
+        """
+        positions = self.positions[row].tolist() if len(self.positions) else []
+        where = {position: place for place, position in enumerate(positions)}
+        found = []
+        for token in tokens:
+            place = where.get(token + token // self.block_size)
+            if place is None:
+                raise ValueError(f"token {token} was not recorded: call cache.start_trace() before it is read")
+            found.append(place)
+        return found
 
     def spans(self, row: int = 0) -> list[Span]:
         """The opened blocks of one row of the batch, by falling weight."""
@@ -64,20 +86,54 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Recording:
-    """Blocks opened in the last forward, or with `keep_all` in every one so far, by forward and layer."""
+class Forward:
+    """A forward of `width` stream positions: the blocks that its layers opened, by layer.
 
-    forwards: tuple[dict[int, Opened], ...] = ()
+    Its rows, `lengths [B]` positions of which are no padding, followed `before [B]` ordinary tokens.
+    """
+
+    before: Tensor
+    lengths: Tensor
+    width: int
+    opened: dict[int, Opened]
+
+    def of_rows(self, rows: Tensor) -> "Forward":
+        """The forward with row i taken from row `rows[i]`."""
+        opened = {layer: _of_rows(one, rows) for layer, one in self.opened.items()}
+        return Forward(*(x[rows.to(x.device)] for x in (self.before, self.lengths)), self.width, opened)
+
+    def positions(self, block_size: int) -> Tensor:
+        """Stream positions `[B, width]`, -1 at padding."""
+        steps = torch.arange(self.width, device=self.before.device)
+        positions = (self.before + self.before // block_size)[:, None] + steps
+        return positions.masked_fill(steps >= self.lengths[:, None], -1)
+
+    def opened_like(self, layer: int, other: Opened) -> Opened:
+        """What a layer opened, in tensors like those of another forward; nothing where it had no blocks in memory."""
+        if layer in self.opened:
+            return self.opened[layer]
+        rows, heads, _, k = other.blocks.shape
+        real = torch.arange(self.width, device=self.lengths.device) < self.lengths[:, None]
+        local = real[:, None].expand(-1, heads, -1).to(other.local)
+        shape = rows, heads, self.width, k
+        asking = torch.zeros_like(other.asking)
+        return Opened(other.blocks.new_full(shape, -1), other.gates.new_zeros(shape), local, asking)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The last forward, or with `keep_all` every one so far."""
+
+    forwards: tuple[Forward, ...] = ()
     keep_all: bool = False
 
-    def followed_by(self, opened: dict[int, Opened]) -> "Recording":
+    def followed_by(self, forward: Forward) -> "Recording":
         """The recording after one more forward."""
-        return Recording((*self.forwards, opened) if self.keep_all else (opened,), self.keep_all)
+        return Recording((*self.forwards, forward) if self.keep_all else (forward,), self.keep_all)
 
     def of_rows(self, rows: Tensor) -> "Recording":
         """The recording with row i taken from row `rows[i]`."""
-        taken = [{layer: _of_rows(one, rows) for layer, one in opened.items()} for opened in self.forwards]
-        return Recording(tuple(taken), self.keep_all)
+        return Recording(tuple(forward.of_rows(rows) for forward in self.forwards), self.keep_all)
 
     def cleared(self) -> "Recording":
         """An empty recording with the same `keep_all`."""
@@ -85,15 +141,18 @@ class Recording:
 
     def trace(self, block_size: int) -> Trace:
         """The recorded forwards as one trace."""
-        trace = Trace(block_size)
-        for layer in sorted({layer for opened in self.forwards for layer in opened}):
-            whole = _concatenated([opened[layer] for opened in self.forwards if layer in opened])
-            trace.blocks[layer], trace.gates[layer], trace.asking[layer] = whole.blocks, whole.gates, whole.asking
+        positions = [forward.positions(block_size) for forward in self.forwards]
+        trace = Trace(block_size, torch.cat(positions, 1) if positions else torch.empty(0, 0, dtype=torch.long))
+        for layer in sorted({layer for forward in self.forwards for layer in forward.opened}):
+            known = next(forward.opened[layer] for forward in self.forwards if layer in forward.opened)
+            whole = _concatenated([forward.opened_like(layer, known) for forward in self.forwards])
+            trace.blocks[layer], trace.gates[layer] = whole.blocks, whole.gates
+            trace.local[layer], trace.asking[layer] = whole.local, whole.asking
         return trace
 
 
 def _of_rows(opened: Opened, rows: Tensor) -> Opened:
-    tensors = opened.blocks, opened.gates, opened.asking
+    tensors = opened.blocks, opened.gates, opened.local, opened.asking
     return Opened(*(x[rows.to(x.device)] for x in tensors))
 
 
@@ -103,7 +162,7 @@ def _concatenated(pieces: Sequence[Opened]) -> Opened:
     blocks = [torch.nn.functional.pad(x.blocks, (0, width - x.blocks.shape[-1]), value=-1) for x in pieces]
     gates = [torch.nn.functional.pad(x.gates, (0, width - x.gates.shape[-1])) for x in pieces]
     asking = torch.stack([x.asking for x in pieces]).sum(0)
-    return Opened(torch.cat(blocks, 2), torch.cat(gates, 2), asking)
+    return Opened(torch.cat(blocks, 2), torch.cat(gates, 2), torch.cat([x.local for x in pieces], 2), asking)
 
 
 @dataclass(frozen=True)

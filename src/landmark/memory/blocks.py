@@ -25,11 +25,13 @@ class Opened:
     Attributes:
         blocks: long [B,H,T,k], absolute block numbers by age, -1 for none; padding opens none.
         gates: [B,H,T,k], the weight of each block's landmark in the joint softmax, 0 for none.
+        local: [B,H,T], the weight of local attention in it, attention sinks included; 0 at padding.
         asking: long [B], the queries of each head for which blocks lay in memory.
     """
 
     blocks: Tensor
     gates: Tensor
+    local: Tensor
     asking: Tensor
 
 
@@ -92,12 +94,13 @@ class BlockMemory:
             self.retrievals += Retrievals(context_misses=queries - opening)
             blocks, distance = blocks.masked_fill(miss[..., None], -1), distance.expand_as(blocks)
             if not opening:
-                return local[0], _opened(past, real, blocks, torch.zeros_like(blocks, dtype=working_dtype(query)))
+                weights = torch.zeros_like(blocks, dtype=working_dtype(query))
+                return local[0], _opened(past, real, blocks, weights, torch.ones_like(weights[..., 0]))
             pieces = self._opened_pages(choice.blocks, miss)
         else:
             pieces = self._store.pages(choice.blocks)
-        out, weights = join_retrieved(*local, query, pieces, distance, rotation=rotation, scoring=scoring)
-        return out, _opened(past, real, blocks, weights)
+        out, weights, own = join_retrieved(*local, query, pieces, distance, rotation=rotation, scoring=scoring)
+        return out, _opened(past, real, blocks, weights, own)
 
     def _opened_pages(self, blocks: Tensor, miss: Tensor) -> Iterator[tuple[slice, Pages]]:
         """Pages of the chosen `blocks`, without those of queries with a context miss, `miss [B,H,T]`.
@@ -134,10 +137,11 @@ class BlockMemory:
         return self._index.nbytes + self._store.nbytes
 
 
-def _opened(past: Past, real: Tensor, blocks: Tensor, gates: Tensor) -> Opened:
+def _opened(past: Past, real: Tensor, blocks: Tensor, gates: Tensor, local: Tensor) -> Opened:
     """The blocks opened; `real [B,T]` is False at padding, which opens none."""
     if min(past.valid) < past.width:
         padding = ~real[:, None, :, None]
         blocks, gates = blocks.masked_fill(padding, -1), gates.masked_fill(padding, 0.0)
+        local = local.masked_fill(~real[:, None], 0.0)
     asking = [valid if kept else 0 for valid, kept in zip(past.valid, past.kept, strict=True)]
-    return Opened(blocks, gates, torch.tensor(asking))
+    return Opened(blocks, gates, local, torch.tensor(asking))

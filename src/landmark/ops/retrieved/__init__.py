@@ -87,7 +87,7 @@ def join_retrieved(
     *,
     rotation: Rotation,
     scoring: Scoring,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`merge` of a local `out` and `lse` with `retrieved_attention`; for few queries on a CPU in a single pass.
 
     `pieces` yields the pages of some queries [B,H,t] at a time, in order; a piece is read before the next is taken.
@@ -105,29 +105,29 @@ def join_retrieved(
     return _concatenated(joined) if joined else merge(out, lse, *_concatenated(apart))
 
 
-def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Joins local attention and retrieved blocks under one softmax.
 
     `out [B,H,T,Dv]` is the local output and `lse [B,H,T]` the logarithm of its denominator; `inside [B,H,T,k,Dv]` and
-    `gates [B,H,T,k]` are those of `retrieved_attention`. Returns the output in out's dtype and the weight of each gate
-    [B,H,T,k]. All four inputs have gradients.
+    `gates [B,H,T,k]` are those of `retrieved_attention`. Returns the output in out's dtype, the weight of each gate
+    [B,H,T,k] and that of local attention, sinks included, [B,H,T]: together 1, or 0 for a query that sees nothing. All
+    four inputs have gradients.
     """
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (out, lse, inside, gates))
     if out.device.type == "cpu" and out.dtype == gates.dtype and not wanted:
         return numba_merge(out, lse, inside, gates)
     total = torch.logaddexp(lse, gates.logsumexp(-1))
     total = total.masked_fill(total == -torch.inf, 0.0)[..., None]
-    weights = torch.exp(gates - total)
-    joined = (weights[..., None] * inside).sum(-2) + out * torch.exp(lse[..., None] - total)
-    return joined.to(out.dtype), weights
+    weights, own = torch.exp(gates - total), torch.exp(lse[..., None] - total)
+    joined = (weights[..., None] * inside).sum(-2) + out * own
+    return joined.to(out.dtype), weights, own[..., 0]
 
 
-def _concatenated(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Concatenates pairs of tensors [B,H,t,..] over their queries."""
+def _concatenated(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Concatenates tuples of tensors [B,H,t,..] over their queries."""
     if len(parts) == 1:
         return parts[0]
-    first, second = zip(*parts, strict=True)
-    return torch.cat(first, dim=2), torch.cat(second, dim=2)
+    return tuple(torch.cat(pieces, dim=2) for pieces in zip(*parts, strict=True))
 
 
 def _chosen_backend(backend: str, query: Tensor, pages: Pages) -> _Backend:

@@ -102,13 +102,13 @@ def _average(table: Any, order: Any, weights: Any, values: Any, out: Any, start:
 
 def numba_join(
     query: Tensor, pages: "Pages", distance: Tensor, rotation: Rotation, scoring: Scoring, local: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`merge(*local, *retrieved_attention(...))` for tensors that it `serves`, in the order of the queries."""
     shape = (*query.shape[:3], pages.table.shape[-1])
-    joined, weights = query.new_empty(local[0].shape), query.new_empty(shape)
+    joined, weights, own = query.new_empty(local[0].shape), query.new_empty(shape), query.new_empty(shape[:3])
     table, distance = (x.expand(shape) for x in (pages.table, distance))
     scaled = query * scoring.scale_of(query)
-    tensors = scaled, *rotation.by_partner, table, distance, *pages[:2], *local, joined, weights
+    tensors = scaled, *rotation.by_partner, table, distance, *pages[:2], *local, joined, weights, own
     # Contiguous: numba compiles a loop anew for arrays of another layout, and a slower one.
     arrays = [x.contiguous().numpy() for x in tensors]
     in_parts(
@@ -116,15 +116,15 @@ def numba_join(
         query.shape[:3].numel(),
         size=shape[-1] * pages.keys.shape[3],
     )
-    return joined, weights
+    return joined, weights, own
 
 
 @compiled
 def _join(
     query: Any, cos: Any, sin: Any, partner: Any, table: Any, distance: Any, keys: Any, values: Any, out: Any,
-    lse: Any, joined: Any, weights: Any, softcap: float, start: int, stop: int,
+    lse: Any, joined: Any, weights: Any, own: Any, softcap: float, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Fills `joined [B,H,T,Dv]` and `weights [B,H,T,k]` of the queries start..stop, counted over all rows and heads."""
+    """Fills `joined [B,H,T,Dv]`, `weights [B,H,T,k]`, `own [B,H,T]` of queries start..stop, over all rows and heads."""
     heads, length, dim = query.shape[1:]
     stride = keys.shape[3]
     turned = np.empty(dim, query.dtype)
@@ -143,6 +143,7 @@ def _join(
             soft_cap(scores[j], softcap)
             weight[j] = scores[j, stride - 1]
         local = joint_gates(lse[row, head, step], weight)
+        own[row, head, step] = local
         for i in range(len(total)):
             total[i] = out[row, head, step, i] * local
         for j in range(len(weight)):
@@ -151,20 +152,22 @@ def _join(
                 add_weighted(scores[j, : stride - 1], values[row, group, table[row, head, step, j]], total)
 
 
-def numba_merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+def numba_merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`merge` on a CPU in one pass, without gradients; the results are contiguous, whatever the inputs are."""
     joined, weights = out.new_empty(out.shape), gates.clone(memory_format=torch.contiguous_format)
+    own = weights.new_empty(lse.shape)
     rows, (k, dim) = lse.numel(), inside.shape[-2:]
-    arrays = [x.reshape(rows, -1).numpy() for x in (out, lse, joined, weights)]
+    arrays = [x.reshape(rows, -1).numpy() for x in (out, lse, joined, weights, own)]
     in_parts(lambda start, stop: _merge(*arrays, inside.reshape(rows, k, dim).numpy(), start, stop), rows)
-    return joined, weights
+    return joined, weights, own
 
 
 @compiled
-def _merge(out: Any, lse: Any, joined: Any, weights: Any, inside: Any, start: int, stop: int) -> None:
-    """Fills rows start..stop of `joined [R,Dv]`, and turns those of `weights [R,k]` from logits into weights."""
+def _merge(out: Any, lse: Any, joined: Any, weights: Any, own: Any, inside: Any, start: int, stop: int) -> None:
+    """Fills rows start..stop of `joined [R,Dv]` and `own [R,1]`, and turns those of `weights [R,k]` from logits."""
     for row in range(start, stop):
         local = joint_gates(lse[row, 0], weights[row])
+        own[row, 0] = local
         for i in range(out.shape[1]):
             joined[row, i] = out[row, i] * local
         add_weighted(weights[row], inside[row], joined[row])
