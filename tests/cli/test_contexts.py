@@ -43,6 +43,14 @@ def test_contexts_are_listed_checked_exported_and_deleted(context, tmp_path, cap
     assert not context.exists()
 
 
+def test_a_folder_without_contexts_and_one_that_is_a_context(context, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["contexts", "ls", str(tmp_path / "empty")]) == 0
+    assert capsys.readouterr() == ("", f"no contexts in {tmp_path / 'empty'}\n")
+    assert cli.main(["contexts", "ls", str(context)]) == 2
+    assert f"run landmark contexts info {context}" in capsys.readouterr().err
+
+
 def test_a_damaged_context_is_marked_and_the_rest_listed(context, tmp_path, capsys):
     damaged = tmp_path / "damaged"
     shutil.copytree(context, damaged)

@@ -74,10 +74,29 @@ def test_help_has_groups_and_paragraphs(capsys, monkeypatch):
     assert "False" not in printed
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["--depth", "x"], "--depth"), (["--speed", "None"], "--speed")])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--depth", "x"], "--depth is 'x': give a whole number"),
+        (["--speed", "None"], "--speed"),
+        (["--nope"], "Unrecognized options: --nope"),
+    ],
+)
 def test_mistakes_are_one_line(arguments, said):
     with pytest.raises(SystemExit) as end:
         parse(Options, "x", arguments)
     assert said in str(end.value.code)
     assert str(end.value.code).endswith("see x --help")
     assert "\n" not in str(end.value.code)
+
+
+def test_what_is_missing_is_named_without_its_help():
+    @dataclass(frozen=True, kw_only=True)
+    class Required:
+        """Options."""
+
+        out: str
+
+    with pytest.raises(SystemExit) as end:
+        parse(Required, "x", [])
+    assert end.value.code == "missing: --out STR; see x --help"

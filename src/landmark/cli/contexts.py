@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -57,8 +57,14 @@ class ExportOptions:
 def run_ls(options: ListOptions) -> int:
     """One line for each context; one that cannot be opened is marked."""
     from landmark.contexts.folder import find, info
+    from landmark.contexts.manifest import MANIFEST
 
-    for path in find(options.folder):
+    if (options.folder / MANIFEST).exists():
+        raise ValueError(f"{options.folder} is a context itself: run landmark contexts info {options.folder}")
+    contexts = list(find(options.folder))
+    if not contexts:
+        print_escaped(f"no contexts in {options.folder}", to_stderr=True)
+    for path in contexts:
         try:
             found = info(path)
         except (OSError, ValueError) as error:
@@ -85,13 +91,26 @@ def run_info(options: ContextOptions) -> int:
         print(json.dumps({**found, "documents": documents}))
         return 0
     header, _ = found.pop("header"), found.pop("documents")
-    facts = found | {"model": header.get("model")} | header.get("settings", {}) | header.get("fingerprint", {})
-    for name, value in facts.items():
-        print_escaped(f"{name}: {value}")
+    _print_facts("context", found)
+    _print_facts("read by", {"model": header.get("model"), "landmark": header.get("landmark")})
+    _print_facts("settings", header.get("settings", {}))
+    _print_facts("fingerprint", header.get("fingerprint", {}))
     print_escaped(f"documents: {len(documents)}")
     for document in documents:
         print_escaped(f"  {document['name']}: {document['characters']:,} characters, {document['tokens']:,} tokens")
     return 0
+
+
+def _print_facts(title: str, facts: dict[str, Any]) -> None:
+    """A title, and one indented line for each fact that is known; those of a dictionary are indented further."""
+    print_escaped(f"{title}:")
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print_escaped(f"  {name}:")
+            for part, inner in value.items():
+                print_escaped(f"    {part}: {inner}")
+        elif value is not None:
+            print_escaped(f"  {name}: {value:,}" if type(value) is int else f"  {name}: {value}")
 
 
 def run_verify(options: ContextOptions) -> int:

@@ -101,7 +101,7 @@ def _show_opened(
         words = str(tokenizer.decode(prompt.text[span.start : span.stop])).split()
         text = Text(printable(" ".join(words)), style="dim")
         text.highlight_words([prompt.key], style="bold green not dim")
-        console.print(Padding(text, (0, 0, 0, 4)))
+        console.print(Padding(text, (0, 0, 0, 4), expand=False))
     console.print()
 
 

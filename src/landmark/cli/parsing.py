@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -26,6 +27,12 @@ MESSAGE_COLUMNS = 1000  # of a message that is put on one line afterwards
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 RULE = re.compile(r"─{3,}")
 HINTS = ("Argument helptext", "For full helptext")
+MISSING_OPTION = re.compile(r"^    (?! )(.*)$", re.MULTILINE)  # in tyro's list of them, each above its help text
+WRONG_TYPE = re.compile(
+    r"Error parsing (?P<option>\S+): no type matching (?P<kind>.+?) could be instantiated from \[(?P<value>.*?)\]\..*"
+)
+WRONG_NUMBER = re.compile(r"Error parsing (?P<option>\S+): .* (?P<kind>float|int\(\)).*: (?P<value>.*)")
+KINDS = {"INT": "a whole number", "INT()": "a whole number", "FLOAT": "a number"}
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 NO_DEFAULTS = ("None", "False", "")  # of options whose help text describes the default
 
@@ -48,6 +55,7 @@ def parse(kind: type, prog: str, arguments: Sequence[str]) -> Any:
 # Help. tyro parses a dataclass made for it, with help texts as single paragraphs and options in groups.
 
 
+@cache
 def _shown(kind: type, text: str | None = None) -> type:
     """The dataclass that tyro shows and parses in the place of `kind`, described by `text` or its docstring."""
     hints, texts = get_type_hints(kind, include_extras=True), _help_texts(kind)
@@ -135,7 +143,18 @@ def _columns(number: int) -> Iterator[None]:
 
 def _one_line(box: str, prog: str) -> str:
     """The paragraphs of a box, but those that repeat the help, on one line."""
-    lines = [line.strip("│ ") for line in STYLE.sub("", box).splitlines() if not line.startswith(("╭", "╰"))]
-    paragraphs = [" ".join(part.split()) for part in RULE.split("\n".join(lines))]
-    message = [part for part in paragraphs if part and not part.startswith(HINTS)]
+    lines = STYLE.sub("", box).splitlines()
+    inside = "\n".join(line.removeprefix("│ ").removesuffix("│").rstrip() for line in lines if line.startswith("│"))
+    paragraphs = [part.strip("\n") for part in RULE.split(inside)]
+    message = [_short(part) for part in paragraphs if part.strip() and not part.strip().startswith(HINTS)]
     return f"{'; '.join(message)}; see {prog} --help"
+
+
+def _short(paragraph: str) -> str:
+    """A paragraph without help texts and the names of types in this program."""
+    if paragraph.startswith("Missing from"):
+        return f"missing: {', '.join(MISSING_OPTION.findall(paragraph))}"
+    line = " ".join(paragraph.split())
+    if found := WRONG_TYPE.fullmatch(line) or WRONG_NUMBER.fullmatch(line):
+        return f"{found['option']} is {found['value']}: give {KINDS.get(found['kind'].upper(), found['kind'])}"
+    return line

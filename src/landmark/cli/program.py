@@ -126,7 +126,8 @@ examples:
 {self.examples}
 
 `{self.name} COMMAND --help` lists the options of a command; `{self.name} --version` prints the version.
-Exit codes: 0 done, 2 wrong use or unusable input, 130 interrupted; other failures show a traceback."""
+Exit codes: 0 done, 1 a wrong answer or damage was found, 2 wrong use or unusable input, 130 interrupted; any other
+failure shows a traceback."""
 
     def group_help(self, group: Sequence[Command]) -> str:
         """The help of commands that share their first word."""
@@ -136,7 +137,9 @@ Exit codes: 0 done, 2 wrong use or unusable input, 130 interrupted; other failur
         """A message that names the unknown command and the nearest known one."""
         typed = " ".join(arguments[: 2 if group else 1])
         names = [command.name for command in group or self.commands]
-        near = difflib.get_close_matches(typed, names, n=1, cutoff=0.5)
+        # Of commands that share their first word, the last decides.
+        ends = {name.split()[-1] if group else name: name for name in names}
+        near = [ends[end] for end in difflib.get_close_matches(typed.split()[-1], ends, n=1, cutoff=0.5)]
         remedy = f"did you mean `{self.name} {near[0]}`?" if near else f"known are: {', '.join(names)}"
         return f"unknown command {typed!r}; {remedy}"
 

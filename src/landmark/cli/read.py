@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ReadOptions:
     """Read texts into a new context on disk, or resume an interrupted one."""
 
-    files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")]
+    files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")] = ()
     """Texts to read, in this order: UTF-8 files, - for standard input, or the other sources of `landmark train`."""
     out: Annotated[Path, OutFolder(makes_parents=False)]
     """Folder of the context. If it exists, reading resumes: documents that it holds are skipped."""
@@ -41,7 +41,7 @@ class AppendOptions:
 
     context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
     """Folder of the context."""
-    files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")]
+    files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")] = ()
     """Texts to add, as for `landmark read`; those that the context holds already are skipped. Standard input is named
     stdin, another time stdin 2 and so on. Without any, documents added before and not read yet are read."""
     model: Path | None = None
@@ -63,10 +63,9 @@ def run_read(options: ReadOptions) -> int:
         raise ValueError("there is nothing to read: name at least one file, or - for standard input")
     documents = distinct(_named_texts(options.files))
     from landmark.contexts.context import Context
-    from landmark.contexts.manifest import read_manifest
 
     if known is not None:
-        read_manifest(known)  # raises if it is no context, before a model is loaded
+        _check_context(known)  # before a model is loaded
     model, tokenizer = load(options.model, lambda config: options.memory.check(config, known), known)
     keywords = options.memory.keywords()
     if known is not None:
@@ -74,6 +73,15 @@ def run_read(options: ReadOptions) -> int:
     else:
         context = Context.create(options.out, model, tokenizer, **keywords)
     return _grow(context, documents, as_json=options.json)
+
+
+def _check_context(folder: Path) -> None:
+    """Raises ValueError unless a context is in `folder`."""
+    from landmark.contexts.manifest import has_manifest, read_manifest
+
+    if folder.is_dir() and not has_manifest(folder):
+        raise ValueError(f"{folder} holds other files: give --out a new folder, an empty one or a context")
+    read_manifest(folder)
 
 
 def run_append(options: AppendOptions) -> int:
