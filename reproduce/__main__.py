@@ -9,6 +9,7 @@ COMMANDS = (
     Command("trainings", "reproduce.train:run_list", "list the trainings that have a name"),
     Command("study convert-smollm2", f"{STUDIES}:run_convert_smollm2", "convert SmolLM2 within a given time"),
     Command("study untrained-perplexity", f"{STUDIES}:run_untrained_perplexity", "perplexity right after conversion"),
+    Command("study recall-tables", f"{STUDIES}:run_recall_tables", "recall beside baselines, in one table"),
     Command("study key-margins", f"{STUDIES}:run_key_margins", "retrieval margins of passkeys in a context"),
     Command("study group-landmarks", f"{STUDIES}:run_group_landmarks", "recall of landmark keys for groups of blocks"),
 )

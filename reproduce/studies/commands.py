@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -93,6 +93,32 @@ class GroupLandmarksOptions:
     """Threads to compute with."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecallTablesOptions:
+    """Measure recall of a model before and after conversion, at several lengths, beside baselines.
+
+    OUT gets the answers of each run as JSON lines, and recall.md, a table of all runs so far. The same command goes on
+    where time ended; each run gets the share of the time that it needs of all.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """The model before conversion: a folder, a name on the Hugging Face hub, or a GGUF file."""
+    out: Annotated[Path, OutFolder()]
+    """Folder for the answers and the table."""
+    part: Literal["baselines", "converted", "table"] = "baselines"
+    """Baselines of the model as it is, the converted model, or only the table."""
+    only: tuple[str, ...] = ()
+    """Names of runs of that part, as it prints them; default: all."""
+    adapter: Path | None = None
+    """Adapter that converts the model; default: the one in the package."""
+    haystack: Path | None = None
+    """UTF-8 text around what is asked for; default: the book in the package."""
+    minutes: Annotated[float, Range(0)] = 60
+    """Time for all runs."""
+    threads: FromOne = 1
+    """Threads to compute with."""
+
+
 def run_convert_smollm2(options: ConvertOptions) -> int:
     """Conversion within a given time."""
     from reproduce.studies import convert_smollm2
@@ -119,3 +145,10 @@ def run_group_landmarks(options: GroupLandmarksOptions) -> int:
     from reproduce.studies import group_landmarks
 
     return group_landmarks.run(options)
+
+
+def run_recall_tables(options: RecallTablesOptions) -> int:
+    """Recall beside baselines."""
+    from reproduce.studies import recall_tables
+
+    return recall_tables.run(options)

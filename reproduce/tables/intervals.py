@@ -1,12 +1,12 @@
-"""95 % confidence intervals of means over seeds, of one seed's windows, and of shares."""
+"""95 % confidence intervals of means over seeds, and of one seed's windows."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
 
-CONFIDENCE = 0.95
+from landmark.evaluation.samples import CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,6 @@ def over_seeds(values: Sequence[float], error: float | None, samples: int) -> In
     else:
         half = math.inf
     return Interval(mean, mean - half, mean + half, seeds)
-
-
-def of_share(right: int, total: int) -> tuple[float, float]:
-    """Wilson's score interval of the share `right / total`."""
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    share, spread = right / total, z * z / total
-    half = z * math.sqrt(share * (1 - share) / total + spread / total / 4)
-    ends = [(share + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1)]
-    return max(ends[0], 0.0), min(ends[1], 1.0)  # rounding may pass the ends by an ulp
 
 
 @cache

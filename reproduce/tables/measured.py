@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from reproduce.tables.intervals import Interval, of_share, over_seeds
+from landmark.evaluation.samples import share_interval
+from reproduce.tables.intervals import Interval, over_seeds
 from reproduce.tables.names import NOT_MEASURED, heading, number
 from reproduce.tables.results import KEY, Line, Results, matches
 
@@ -58,7 +59,7 @@ def accuracy(lines: Sequence[Line]) -> Interval:
         by_seed.setdefault(line["seed"], []).append(line)
     right = sum(line["accuracy"] * line["samples"] for line in lines)
     total = sum(line["samples"] for line in lines)
-    low, high = of_share(round(right), total)
+    low, high = share_interval(round(right), total)
     if len(by_seed) > 1:
         scatter = over_seeds([_share(own) for own in by_seed.values()], None, 0)
         low, high = max(min(low, scatter.low), 0.0), min(max(high, scatter.high), 1.0)

@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from landmark.evaluation import passkey
-from landmark.evaluation.passkey import Journal, PasskeyPrompts, Sample, ask, by_depth, contents, depths, run, summary
+from landmark.evaluation.passkey import PasskeyPrompts, Sample, ask, contents, run, summary
 from landmark.evaluation.reading import Reading
+from landmark.evaluation.samples import Journal, by_depth, depths
 from landmark.hf.tokenizer import encode
 from landmark.settings import ReadingSettings
 
@@ -145,35 +146,35 @@ def test_summary_by_hand():
 
 def test_log_goes_on_after_an_interruption(tmp_path):
     path = tmp_path / "log.jsonl"
-    Journal(path, SETTINGS).add(sample(0.0, True))
+    Journal(path, SETTINGS, Sample).add(sample(0.0, True))
     with path.open("a") as file:
         file.write('{"length": 100, "index": 1, "dep')  # killed while writing
-    journal = Journal(path, SETTINGS)
+    journal = Journal(path, SETTINGS, Sample)
     assert journal.samples == {(100, 0): sample(0.0, True)}
     journal.add(sample(1.0, False, index=1))
-    assert len(Journal(path, SETTINGS).samples) == 2
+    assert len(Journal(path, SETTINGS, Sample).samples) == 2
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
 def test_log_cut_short_in_its_first_line_starts_anew(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"model":')
-    Journal(path, SETTINGS).add(sample(0.0, True))
-    assert len(Journal(path, SETTINGS).samples) == 1
+    Journal(path, SETTINGS, Sample).add(sample(0.0, True))
+    assert len(Journal(path, SETTINGS, Sample).samples) == 1
 
 
 def test_log_of_something_else(tmp_path):
     path = tmp_path / "log.jsonl"
-    Journal(path, SETTINGS)
+    Journal(path, SETTINGS, Sample)
     with pytest.raises(ValueError, match=r"another seed \(0, now 1\)"):
-        Journal(path, SETTINGS | {"seed": 1})
+        Journal(path, SETTINGS | {"seed": 1}, Sample)
     for text in ("Call me Ishmael.\n", "Call me Ishmael.", "{}\nIshmael", "[1]\n"):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"not a log|does not record the model"):
-            Journal(path, SETTINGS)
+            Journal(path, SETTINGS, Sample)
         assert path.read_text() == text
     with pytest.raises(ValueError, match="does not exist"):
-        Journal(tmp_path / "nowhere" / "log.jsonl", SETTINGS)
+        Journal(tmp_path / "nowhere" / "log.jsonl", SETTINGS, Sample)
 
 
 def llama_like() -> PreTrainedTokenizerFast:

@@ -82,7 +82,8 @@ def run_passkey(options: PasskeyOptions) -> int:
     from landmark.assets import book_path
     from landmark.data.text import read_text
     from landmark.evaluation import passkey
-    from landmark.evaluation.passkey import Journal, contents
+    from landmark.evaluation.passkey import Sample, contents
+    from landmark.evaluation.samples import Journal
     from landmark.hf.tokenizer import encode
 
     haystack = read_text(options.haystack or book_path())
@@ -96,12 +97,12 @@ def run_passkey(options: PasskeyOptions) -> int:
     keys = passkey.PasskeyPrompts(tokenizer, encode(tokenizer, haystack).ids, seed=options.seed)
     for length in lengths:
         keys.check_length(length)
-    journal = None
+    journal: Journal[Sample] | None = None
     if options.out is not None:
         described = contents(model, keys) | {"samples": options.samples, "seed": options.seed}
         described |= {"attention": reading.attention, "block_size": reading.block_size} | asdict(reading.settings)
         del described["allow_nonfinite"]  # changes no answer
-        journal = Journal(options.out, described)
+        journal = Journal(options.out, described, Sample)
 
     rows = []
     for length in lengths:

@@ -96,6 +96,43 @@ def load(
     return model, load_tokenizer(folder, model)
 
 
+def load_either(
+    source: str | None,
+    adapter: Path | None,
+    check: Callable[["PretrainedConfig"], object],
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """A model, converted or not, and its tokenizer; on a GPU if there is one.
+
+    `source` is a folder, a GGUF file or a name on the hub; None is the model of the package. An `adapter` converts it.
+    `check` gets the configuration, with an adapter that of the converted model, and raises ValueError for options that
+    do not go with it: before weights are read where there is no adapter.
+    """
+    from landmark.assets import model_path
+    from landmark.hf import from_pretrained, load_adapter
+    from landmark.hf.config import is_converted
+    from landmark.hf.loading import is_gguf, read_config, read_tokenizer, to_default_device
+    from landmark.hf.plain import load_plain
+    from landmark.hf.tokenizer import quiet_transformers
+
+    path = str(model_path()) if source is None else source
+    if is_gguf(path) and not Path(path).is_file():
+        raise ValueError(f"{path} does not exist or is not a file")
+    quiet_transformers()
+    config = read_config(path)
+    converted = is_converted(config)
+    if adapter is None:
+        check(config)
+    elif converted:
+        raise ValueError(f"the model at {path} has landmarks already: leave --adapter out")
+    tokenizer = read_tokenizer(path)
+    if adapter is not None:
+        model = load_adapter(path, adapter)
+        check(model.config)
+    else:
+        model = from_pretrained(path) if converted else load_plain(path)
+    return to_default_device(model), tokenizer
+
+
 def model_of(context: Path, model: Path | None) -> Path | None:
     """The folder of the model for a context: `model`, or the one that its manifest names; None is the package's.
 

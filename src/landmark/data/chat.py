@@ -180,6 +180,17 @@ class Fact:
     answer: str
 
 
+# Kinds of facts, and the methods of `Facts` that draw them.
+KINDS = {
+    "passkey": "_passkey",
+    "named": "_named",
+    "values": "_many_values",
+    "queries": "_many_names",
+    "chains": "_variables",
+    "facts": "_sentence",
+}
+
+
 class Facts:
     """Draws facts that do not contradict each other: no name is used twice.
 
@@ -200,6 +211,10 @@ class Facts:
     def draw(self) -> Fact:
         """The next fact."""
         return self._pick(self.kinds)()
+
+    def draw_kind(self, kind: str) -> Fact:
+        """The next fact of one of `KINDS`; there is one pass key, a second one is a named value."""
+        return getattr(self, KINDS[kind])()
 
     def unanswerable(self) -> Fact:
         """A question like the others, about a name that no fact has."""

@@ -1,11 +1,8 @@
 """Passkey retrieval (section 4.2 of the paper): digits hidden in a long text, asked for at its end."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +12,7 @@ from torch import Tensor
 from landmark.data.recall import passkey_question, passkey_statement, random_key
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.evaluation.reading import Reading
+from landmark.evaluation.samples import accuracy, by_depth, depths, digest
 from landmark.hf import LandmarkCache, read
 from landmark.hf.fingerprint import model_fingerprint
 from landmark.hf.reader import answer
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DIGITS = 5
-DEPTH_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,10 @@ class Sample:
     correct: bool
     seconds: float
     peak_rss_mb: float
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.length, self.index
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,13 +100,6 @@ class PasskeyPrompts:
         text = torch.cat((self.opening, filler[:cut], statement, filler[cut:]))
         start = len(self.opening) + cut
         return Prompt(key, depth, text, self.question, range(start, start + len(statement)))
-
-
-def depths(samples: int) -> list[float]:
-    """Depths spread evenly from 0, the start of the text, to 1, its end; the middle for a single sample."""
-    if samples < 1:
-        raise ValueError(f"samples is {samples}: give 1 or more")
-    return [index / (samples - 1) for index in range(samples)] if samples > 1 else [0.5]
 
 
 def answer_tokens(tokenizer: Any, key: str) -> int:
@@ -181,19 +175,6 @@ def summary(reading: Reading, length: int, samples: Sequence[Sample]) -> dict[st
     return figures | {"looks_ahead": True} if reading.looks_ahead else figures
 
 
-def accuracy(samples: Sequence[Sample]) -> float:
-    """Share of correct answers."""
-    return sum(sample.correct for sample in samples) / len(samples)
-
-
-def by_depth(samples: Sequence[Sample]) -> dict[str, float]:
-    """Accuracy by tenth of the text that hides the passkey; `"0.1-0.2"` is from 0.1 to below 0.2."""
-    bins: dict[int, list[Sample]] = {}
-    for sample in samples:
-        bins.setdefault(min(int(sample.depth * DEPTH_BINS), DEPTH_BINS - 1), []).append(sample)
-    return {f"{tenth / DEPTH_BINS:.1f}-{(tenth + 1) / DEPTH_BINS:.1f}": accuracy(bins[tenth]) for tenth in sorted(bins)}
-
-
 def contents(model: "PreTrainedModel", keys: PasskeyPrompts) -> dict[str, str]:
     """Hashes of everything that determines answers: parameters and configuration of the model, tokenizer and text.
 
@@ -202,70 +183,7 @@ def contents(model: "PreTrainedModel", keys: PasskeyPrompts) -> dict[str, str]:
     eos = getattr(model.generation_config, "eos_token_id", None)  # ends an answer
     backend: Any = keys.tokenizer.backend_tokenizer
     return {
-        "tokenizer": _sha256([tokenizer_fingerprint(backend), keys.opening.tolist(), keys.question.tolist()]),
-        "model": _sha256([model_fingerprint(model), eos]),
-        "haystack": _sha256(keys.haystack.tolist()),
+        "tokenizer": digest([tokenizer_fingerprint(backend), keys.opening.tolist(), keys.question.tolist()]),
+        "model": digest([model_fingerprint(model), eos]),
+        "haystack": digest(keys.haystack.tolist()),
     }
-
-
-def _sha256(what: Any) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-class Journal:
-    """The log of answered samples in the file `path`, so that an interrupted evaluation resumes.
-
-    Its first line holds the `settings` of the evaluation, which must determine every answer (see `contents`); each
-    further line holds a sample. An incomplete last line is dropped, and its sample is asked again. Raises ValueError if
-    the file holds samples of other settings (naming the difference) or something else, and leaves it unchanged.
-    """
-
-    def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
-        self.path = Path(path)
-        self.samples: dict[tuple[int, int], Sample] = {}
-        if not self.path.parent.is_dir():
-            raise ValueError(f"the folder {self.path.parent} does not exist: make it, or choose another file")
-        data = self.path.read_bytes() if self.path.exists() else b""
-        header = (json.dumps(settings) + "\n").encode()
-        if header.startswith(data):  # new, empty, or incomplete in its first line
-            self.path.write_bytes(header)
-            return
-        finished = data[: data.rfind(b"\n") + 1]
-        first, *rest = self._lines(finished)
-        for name in {**settings, **first}:
-            if name not in first:
-                raise ValueError(
-                    f"{path} does not record the {name} it was made with, like logs of earlier releases:"
-                    " choose another file or delete it"
-                )
-            if first.get(name) != settings.get(name):
-                raise ValueError(
-                    f"{path} was made with another {name} ({first.get(name)!r}, now {settings.get(name)!r}):"
-                    " choose another file or delete it"
-                )
-        for line in rest:
-            sample = self._sample(line)
-            self.samples[sample.length, sample.index] = sample
-        if finished != data:
-            self.path.write_bytes(finished)
-
-    def add(self, sample: Sample) -> None:
-        """Appends a sample."""
-        self.samples[sample.length, sample.index] = sample
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(sample.to_dict()) + "\n")
-
-    def _sample(self, line: dict[str, Any]) -> Sample:
-        try:
-            return Sample(**line)
-        except TypeError:
-            raise ValueError(f"{self.path} is not a log of passkeys: choose another file") from None
-
-    def _lines(self, data: bytes) -> list[dict[str, Any]]:
-        try:
-            lines = [json.loads(line) for line in data.splitlines()]
-        except ValueError:
-            lines = []
-        if not lines or not all(isinstance(line, dict) for line in lines):
-            raise ValueError(f"{self.path} is not a log of passkeys: choose another file")
-        return lines

@@ -38,6 +38,13 @@ def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
+def plain_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
+    """The same of a model before conversion."""
+    config = text_config(model.config)
+    found = {"model type": config.model_type, "config": config_fields(config), "number type": _number_type(model)}
+    return found | {"weights": hashes(model.state_dict())}
+
+
 def config_fingerprint(config: PretrainedConfig) -> dict[str, Any]:
     """The part of a fingerprint that the config of a converted model decides, known before weights are read."""
     config = text_config(config)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from reproduce.tables.intervals import of_share, over_seeds, student_t
+from reproduce.tables.intervals import over_seeds, student_t
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,3 @@ def test_nothing_known_is_an_endless_interval(error, samples):
 def test_rising_functions_map_the_ends():
     found = over_seeds([1.0, 1.0], None, 0).map(math.exp)
     assert (found.value, found.low, found.high) == (math.e, math.e, math.e)
-
-
-def test_wilsons_interval_is_the_printed_one():
-    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
-    assert of_share(81, 263) == pytest.approx((0.2553, 0.3662), abs=5.1e-5)
-    assert of_share(15, 148) == pytest.approx((0.0624, 0.1605), abs=5.1e-5)
-    assert of_share(0, 20) == pytest.approx((0.0000, 0.1611), abs=5.1e-5)
-    assert of_share(1, 29) == pytest.approx((0.0061, 0.1718), abs=5.1e-5)
-    assert of_share(20, 20)[1] == 1

@@ -1,0 +1,195 @@
+"""`landmark eval recall`: questions about facts in long texts, beside full attention, windows, YaRN and BM25."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes
+
+from landmark.cli.options import load_either, whole_numbers
+from landmark.cli.output import print_escaped, print_table, tokens_read
+from landmark.limits import MaybeFromOne, OutFile, Range, Seed
+from landmark.settings import DEFAULT_BLOCK_SIZE, ReadingChanges
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from landmark.evaluation.answering import Attending
+    from landmark.evaluation.asking import Asker, Cell, Sample
+    from landmark.evaluation.bm25 import Passages
+    from landmark.evaluation.samples import Journal
+    from landmark.evaluation.tasks import Group
+
+LONGEST = 10**9  # tokens of a text
+FORMS = {"plain": (False,), "chat": (True,), "both": (False, True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Which model answers, and how it attends."""
+
+    model: str | None = None
+    """A converted or an ordinary model with its tokenizer: a folder, a GGUF file or a name on the Hugging Face hub;
+    default: the one in the package."""
+    adapter: Path | None = None
+    """Adapter that converts the model, as landmark.load_adapter takes it."""
+    attention: Literal["landmark", "full", "local", "sinks", "none", "yarn"] | None = None
+    """landmark: through memory; none: the same without opening blocks; local: the last tokens; full: everything at
+    once; sinks: the first four tokens and the last ones; yarn: full, with rotary frequencies stretched to the length.
+    Default: landmark for a converted model, full for an ordinary one and with --rag."""
+    window: MaybeFromOne = None
+    """local: last tokens in sight, on average; sinks: all tokens in sight, by default half of the trained range."""
+    rag: Literal["bm25"] | None = None
+    """Read only the passages that a search engine ranks highest for the question."""
+    rag_tokens: MaybeFromOne = None
+    """Most tokens of these passages; default: half of the trained range."""
+    lengths: str = "4096,8192"
+    """Lengths in ordinary tokens, question and answer included, separated by commas."""
+    samples: Annotated[int, Range(1, 10**6)] = 50
+    """Texts per length, with answers at evenly spaced depths."""
+    form: Literal["auto", "plain", "chat", "both"] = "auto"
+    """Questions in the model's chat template, or plain; auto: in the template if there is one."""
+    haystack: Path | None = None
+    """UTF-8 text around what is asked for, repeated as needed; default: the book in the package."""
+    seed: Seed = 0
+    """Decides what is stated and asked."""
+    minutes: Annotated[float | None, Range(0.01)] = None
+    """Begin no question after so many minutes; the same command with --out goes on."""
+    out: Annotated[Path | None, OutFile()] = None
+    """JSON-lines file of all answers, from which the same command resumes, also with other lengths."""
+    json: bool = False
+    """Print one JSON object per task and length instead of tables."""
+    reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
+    """For landmark, none and local; default: the model's own settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallOptions(TaskOptions):
+    """Questions about facts hidden in long texts: passkeys, named values, several values or names at once, chains of
+    variables, facts in sentences, and what is not mentioned."""
+
+    tasks: str = "passkey,named,values,queries,chains,facts,absent"
+    """Tasks, separated by commas. A text states the facts of all of them, and is read once for all questions."""
+
+
+def run_recall(options: RecallOptions) -> int:
+    """Ask the questions of all tasks about each text."""
+    from landmark.evaluation.recall import recall
+
+    return run_tasks(options, [recall(name.strip() for name in options.tasks.split(","))])
+
+
+def run_tasks(options: TaskOptions, groups: "Sequence[Group]") -> int:
+    """Ask the questions of `groups`, and print what the answers amount to."""
+    started = time.monotonic()
+    lengths = whole_numbers("lengths", options.lengths, LONGEST)
+    if options.rag_tokens is not None and options.rag is None:
+        raise ValueError(f"rag_tokens is {options.rag_tokens}, and nothing is searched: give --rag bm25")
+    from landmark.assets import book_path
+    from landmark.data.text import read_text
+    from landmark.evaluation.asking import Asker, Cell, Sample, contents, order, summaries
+    from landmark.evaluation.samples import Journal
+    from landmark.evaluation.tasks import Prompts
+
+    haystack = read_text(options.haystack or book_path())
+
+    def check(config: "PretrainedConfig") -> None:
+        attending = _attending(options, config)
+        for length in lengths if options.rag is None else [_rag_tokens(options, config)]:
+            attending.check_length(config, length)
+
+    model, tokenizer = load_either(options.model, options.adapter, check)
+    attending = _attending(options, model.config)
+    cells = [Cell(*cell) for cell in product(groups, _forms(options, tokenizer), lengths)]
+    prompts = Prompts(tokenizer, haystack, samples=options.samples, seed=options.seed)
+    for cell in cells:
+        prompts.check_length(cell.group, cell.length, cell.chat)
+    settings = attending.settings() | {"rag": options.rag}
+    if options.rag is not None:
+        settings["rag_tokens"] = _rag_tokens(options, model.config)
+    journal = None
+    if options.out is not None:
+        together = [group.name for group in groups if len(group.tasks) > 1]  # they share a text
+        described = {"samples": options.samples, "seed": options.seed, "together": together}
+        journal = Journal(options.out, contents(model, tokenizer, haystack) | described | settings, Sample)
+
+    asker = Asker(model, attending, prompts, _passages(options, model, tokenizer))
+    ends = None if options.minutes is None else started + 60 * options.minutes
+    found = _ask(asker, order(cells, options.samples, options.seed), journal, ends)
+    _print(summaries(cells, found, settings), options)
+    if len(found) < (asked := options.samples * sum(len(cell.group.tasks) for cell in cells)):
+        print_escaped(f"{len(found):,} of {asked:,} questions: the same command goes on", to_stderr=True)
+    return 0
+
+
+def _ask(
+    asker: "Asker", texts: "list[tuple[Cell, int]]", journal: "Journal[Sample] | None", ends: float | None
+) -> "list[Sample]":
+    """The samples of all questions, those in the journal among them, as far as there is time."""
+    known = {} if journal is None else journal.samples
+    rows = [(row, index) for cell, index in texts for row in cell.rows]
+    found = [known[*row, index] for row, index in rows if (*row, index) in known]
+    missing = [
+        (cell, index, tasks)
+        for cell, index in texts
+        if (tasks := [name for name, *form in cell.rows if (name, *form, index) not in known])
+    ]
+    with tokens_read("tokens of texts", sum(cell.length for cell, *_ in missing)) as progress:
+        for cell, index, tasks in missing:
+            if ends is not None and time.monotonic() >= ends:
+                break
+            for sample in asker.ask(cell, index, tasks, progress):
+                found.append(sample)
+                if journal is not None:
+                    journal.add(sample)
+    return found
+
+
+def _print(rows: list[dict[str, Any]], options: TaskOptions) -> None:
+    if options.json:
+        for row in rows:
+            print(json.dumps(row), flush=True)
+        return
+    shown = [row | {"interval": f"{row['low']:.2f}-{row['high']:.2f}"} for row in rows]
+    columns = ("task", "form", "length", "attention", "rag", "right", "interval", "score", "samples")
+    print_table(shown, (*columns, "tokens_per_s", "seconds", "peak_rss_mb"))
+    for row in rows:
+        spread = ", ".join(f"{depth}: {right:.0%}" for depth, right in row["by_depth"].items())
+        print(f"{row['task']}, {row['form']}, {row['length']:,} tokens by depth: {spread}")
+
+
+def _attending(options: TaskOptions, config: "PretrainedConfig") -> "Attending":
+    from landmark.evaluation.answering import Attending
+
+    attention = options.attention or ("full" if options.rag else None)
+    return Attending.of(config, attention, window=options.window, **options.reading)
+
+
+def _rag_tokens(options: TaskOptions, config: "PretrainedConfig") -> int:
+    from landmark.hf.config import trained_positions
+
+    return options.rag_tokens or trained_positions(config) // 2
+
+
+def _passages(
+    options: TaskOptions, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> "Passages | None":
+    if options.rag is None:
+        return None
+    from landmark.evaluation.bm25 import Passages
+    from landmark.hf.config import is_converted, landmark_settings
+
+    converted = is_converted(model.config)
+    size = landmark_settings(model.config).block_size if converted else DEFAULT_BLOCK_SIZE
+    return Passages(tokenizer, _rag_tokens(options, model.config), size)
+
+
+def _forms(options: TaskOptions, tokenizer: "PreTrainedTokenizerBase") -> tuple[bool, ...]:
+    """Plain (False) and chat (True), as far as they are asked for."""
+    if options.form == "auto":
+        return (bool(getattr(tokenizer, "chat_template", None)),)
+    return FORMS[options.form]

@@ -1,0 +1,157 @@
+"""How a model answers a prompt: through landmarks, or as the baselines do that they are compared with."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+
+from torch import Tensor
+
+from landmark.evaluation.reading import Reading
+from landmark.hf import LandmarkCache, convert, read
+from landmark.hf.compat import cache_kwargs
+from landmark.hf.config import is_converted, landmark_settings, trained_positions
+from landmark.hf.plain import decode, full_attention, prefill, stretched
+from landmark.hf.reader import answer
+from landmark.readers.sinks import Sinks
+from landmark.settings import ReadingChanges
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Attention = Literal["landmark", "full", "local", "sinks", "none", "yarn"]
+SINKS = 4  # Xiao et al. 2023, section 3.2
+CHUNK = 512  # tokens of a forward of the baselines
+
+
+@dataclass(frozen=True)
+class Attending:
+    """How prompts are attended to.
+
+    - `landmark`, `local`: as the `Reading`s of these names, of a converted model.
+    - `none`: as `landmark`, with `retrieve` 0.
+    - `full`: to everything before, at true positions. A converted model attends so by its grouped softmax.
+    - `sinks`: to the first `SINKS` and the last tokens, `window` together (StreamingLLM).
+    - `yarn`: as `full`, with rotary frequencies stretched to the length of the prompt.
+
+    `reading` is None but for those that read through a cache of landmarks.
+    """
+
+    attention: Attention
+    window: int | None = None
+    reading: Reading | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: "PretrainedConfig",
+        attention: Attention | None = None,
+        *,
+        window: int | None = None,
+        **reading: Unpack[ReadingChanges],
+    ) -> "Attending":
+        """What a model with this `config` can do: by default `landmark` if it is converted, else `full`.
+
+        `window` is for `local` and `sinks`, there by default half of the trained range. Raises ValueError for what does
+        not go together.
+        """
+        converted = is_converted(config)
+        attention = attention or ("landmark" if converted else "full")
+        if attention not in get_args(Attention):
+            raise ValueError(f"attention is {attention!r}: choose one of {', '.join(get_args(Attention))}")
+        if attention in ("landmark", "local", "none") and not converted:
+            raise ValueError(
+                f"attention {attention} is for a model with landmarks, and this {config.model_type} has none: give the"
+                " adapter of a conversion, or attend with full, sinks or yarn"
+            )
+        if attention == "yarn" and converted:
+            raise ValueError("attention yarn stretches a model before conversion: give that, without an adapter")
+        if attention in ("full", "sinks", "yarn") and reading:
+            raise ValueError(f"attention {attention} has no settings of landmarks: leave out {', '.join(reading)}")
+        if window is not None and attention not in ("local", "sinks"):
+            raise ValueError(f"window ({window}) is for attention local and sinks: leave it out")
+        if attention == "sinks":
+            window = trained_positions(config) // 2 if window is None else window
+            if not SINKS < window <= trained_positions(config):
+                raise ValueError(
+                    f"window is {window}: give more than the {SINKS} sinks and at most the trained range of"
+                    f" {trained_positions(config)} positions"
+                )
+            return cls("sinks", window)
+        if attention in ("full", "yarn"):
+            return cls(attention)
+        if attention == "none":
+            if opened := reading.get("retrieve"):
+                raise ValueError(f"attention none opens no blocks: leave out retrieve ({opened})")
+            reading = {**reading, "retrieve": 0}
+        kind = "local" if attention == "local" else "landmark"
+        return cls(attention, window, Reading.of(config, kind, window=window, **reading))
+
+    def check_length(self, config: "PretrainedConfig", length: int) -> None:
+        """Raises ValueError where `length` tokens cannot be read so."""
+        if self.reading is not None:
+            self.reading.check_length(config, length)
+        elif self.attention == "full" and is_converted(config):
+            _everything_local(config, length)
+
+    def settings(self) -> dict[str, Any]:
+        """What determines answers besides the model, JSON-serializable."""
+        reading = (
+            {} if self.reading is None else {"block_size": self.reading.block_size, **asdict(self.reading.settings)}
+        )
+        reading.pop("allow_nonfinite", None)  # changes no answer
+        return {"attention": self.attention, "window": self.window, **reading}
+
+    def of_length(self, model: "PreTrainedModel", length: int) -> "ReadText":
+        """How texts are read in prompts of `length` tokens; `sinks` converts a `model` that is not yet."""
+        if self.attention == "yarn":
+            return partial(_plainly, stretched(model, length))
+        if self.attention == "sinks":
+            if not is_converted(model.config):
+                convert(model)  # its attention can then be replaced; weights stay
+            assert self.window is not None, "set in `of`"
+            return partial(_with_sinks, model, self.window)
+        if self.attention == "full" and not is_converted(model.config):
+            return partial(_plainly, model)
+        reading = self.reading or _everything_local(model.config, length)
+        return partial(_through_memory, model, reading)
+
+
+# Decodes at most so many new tokens after a question `[M]`; called again, it forgets the question before.
+Answer = Callable[[Tensor, int], list[int]]
+# Reads a text `[N]`, calling what it is given with numbers of tokens.
+ReadText = Callable[[Tensor, Callable[[int], Any]], Answer]
+
+
+def _everything_local(config: "PretrainedConfig", length: int) -> Reading:
+    """A reading in whose local window `length` tokens are: the attention of training, chunk by chunk."""
+    blocks = length // landmark_settings(config).block_size + 1
+    try:
+        return Reading.of(config, "landmark", retrieve=0, local_blocks=blocks)
+    except ValueError as error:
+        raise ValueError(f"full attention to {length} tokens and a chunk leaves the trained range ({error})") from error
+
+
+def _through_memory(model: "PreTrainedModel", reading: Reading, text: Tensor, progress: Callable[[int], Any]) -> Answer:
+    cache = LandmarkCache(model.config, **asdict(reading.settings))
+    read(model, text, cache, chunk_size=reading.chunk_size, progress=progress)
+    return lambda question, count: answer(model, question, cache.fork(), max_new_tokens=count)
+
+
+def _plainly(model: "PreTrainedModel", text: Tensor, progress: Callable[[int], Any]) -> Answer:
+    cache = full_attention()
+    prefill(model, text, CHUNK, progress, **cache_kwargs(model.base_model, cache))
+
+    def answer_after(question: Tensor, count: int) -> list[int]:
+        if new := cache.get_seq_length() - len(text):
+            cache.crop(-new)
+        return decode(model, question, count, **cache_kwargs(model, cache))
+
+    return answer_after
+
+
+def _with_sinks(model: "PreTrainedModel", window: int, text: Tensor, progress: Callable[[int], Any]) -> Answer:
+    reader = Sinks(CHUNK, window - SINKS, SINKS)
+    prefill(model, text, CHUNK, progress, landmark_reader=reader)
+    return lambda question, count: decode(model, question, count, landmark_reader=deepcopy(reader))

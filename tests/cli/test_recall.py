@@ -1,0 +1,123 @@
+"""`landmark eval recall`: rows, the log, and errors on one line."""
+
+import itertools
+import json
+from types import SimpleNamespace
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from landmark.cli import main as cli
+from landmark.cli import recall as command
+
+FIELDS = "task form length right low high score samples by_depth attention window"
+READING = "block_size retrieve local_blocks chunk_size max_blocks selection miss_threshold positions"
+
+
+@pytest.fixture
+def haystack(tmp_path) -> str:
+    path = tmp_path / "haystack.txt"
+    path.write_text("It was a calm sea. Jim looked at the ships for a long while. " * 60, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def plain_folder(model_folder, tmp_path_factory) -> str:
+    """A model before conversion, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("plain")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.save_pretrained(folder)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"num_key_value_heads": 1, "vocab_size": len(tokenizer), "max_position_embeddings": 4096}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).save_pretrained(folder)
+    return str(folder)
+
+
+def lines(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def recall(*arguments: str) -> int:
+    return cli.main(["eval", "recall", *arguments])
+
+
+def test_a_row_for_each_task_and_length_and_a_log_to_go_on_from(model_folder, haystack, capsys, tmp_path):
+    log = tmp_path / "log.jsonl"
+    given = ["--model", str(model_folder), "--haystack", haystack, "--samples", "2", "--json", "--out", str(log)]
+    given += ["--tasks", "passkey,absent"]
+    assert recall(*given, "--lengths", "500,600") == 0
+    rows = lines(capsys)
+    assert [(row["task"], row["length"]) for row in rows] == [
+        ("passkey", 500),
+        ("absent", 500),
+        ("passkey", 600),
+        ("absent", 600),
+    ]
+    expected = f"{FIELDS} {READING} rag tokens_per_s seconds peak_rss_mb".split()
+    assert all(list(row) == expected for row in rows)
+    assert all((row["form"], row["attention"], row["samples"]) == ("plain", "landmark", 2) for row in rows)
+    before = log.read_text()
+    assert recall(*given, "--lengths", "600,500") == 0
+    assert {str(row) for row in lines(capsys)} == {str(row) for row in rows}
+    assert log.read_text() == before, "nothing is read again"
+    assert recall(*given, "--lengths", "500", "--attention", "none") == 2
+    assert "another attention" in capsys.readouterr().err
+    assert recall(*given, "--lengths", "500", "--tasks", "passkey") == 2
+    assert "another together" in capsys.readouterr().err
+
+
+def test_time_ends_and_the_same_command_goes_on(plain_folder, haystack, capsys, tmp_path, monkeypatch):
+    given = ["--model", plain_folder, "--haystack", haystack, "--samples", "4", "--tasks", "passkey,named"]
+    given += ["--lengths", "900", "--out", str(tmp_path / "log.jsonl"), "--json"]
+    clock = itertools.count(0, 60)  # a minute each time
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert recall(*given, "--minutes", "3") == 0
+    output = capsys.readouterr()
+    assert [json.loads(line)["samples"] for line in output.out.splitlines()] == [2, 2]
+    assert "4 of 8 questions: the same command goes on" in output.err
+    assert recall(*given) == 0
+    assert [row["samples"] for row in lines(capsys)] == [4, 4]
+
+
+@pytest.mark.parametrize("more", [["--attention", "sinks"], ["--attention", "yarn"], ["--rag", "bm25"]])
+def test_baselines_are_of_the_ordinary_model(plain_folder, haystack, more, capsys):
+    given = ["--model", plain_folder, "--haystack", haystack, "--samples", "1", "--tasks", "facts,chains"]
+    assert recall(*given, "--lengths", "1500", "--json", *more) == 0
+    rows = lines(capsys)
+    assert [row["task"] for row in rows] == ["facts", "chains"]
+    assert {row["attention"] for row in rows} == {more[1].replace("bm25", "full")}
+    assert {row.get("rag_tokens") for row in rows} == {2048 if "--rag" in more else None}
+    assert recall(*given, "--lengths", "1500", *more) == 0
+    assert "1,500 tokens by depth" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tasks", "passkeys"], "no task 'passkeys': choose of passkey, named"),
+        (["--lengths", "60"], "length 60 is too short for passkey"),
+        (["--form", "chat"], "no chat template"),
+        (["--attention", "yarn"], "before conversion"),
+        (["--attention", "full", "--retrieve", "2"], "leave out retrieve"),
+        (["--rag-tokens", "100"], "nothing is searched"),
+        (["--adapter", "nowhere"], "has landmarks already"),
+        (["--model", "nowhere.gguf"], "does not exist"),
+        (["--model", "/nowhere"], "no model can be loaded from /nowhere"),
+        (["--haystack", "/nowhere.txt"], "does not exist"),
+        (["--minutes", "0"], "minutes is 0"),
+    ],
+)
+def test_mistakes(model_folder, haystack, arguments, said, capsys):
+    given = ["--model", str(model_folder), "--haystack", haystack, "--lengths", "500", "--tasks", "passkey"]
+    assert recall(*given, "--samples", "1", *arguments) == 2
+    output = capsys.readouterr()
+    assert said in output.err
+    assert output.err.count("\n") == 1
+    assert output.out == ""
+
+
+def test_an_ordinary_model_has_no_landmarks(plain_folder, haystack, capsys):
+    given = ["--model", plain_folder, "--haystack", haystack, "--tasks", "passkey", "--lengths", "500"]
+    for attention in ("landmark", "none", "local"):
+        assert recall(*given, "--attention", attention) == 2
+        assert "has none: give the adapter" in capsys.readouterr().err

@@ -1,0 +1,213 @@
+"""Ways to attend, against forwards over the whole prompt."""
+
+import copy
+
+import pytest
+import torch
+from chat_tokenizer import chat_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import landmark
+from landmark.evaluation.answering import CHUNK, SINKS, Attending
+from landmark.evaluation.asking import Asker, Cell, contents, order, summaries
+from landmark.evaluation.bm25 import Passages
+from landmark.evaluation.recall import NAMES, recall
+from landmark.evaluation.tasks import Draft, Hidden, Prompt, Prompts, Task
+from landmark.hf.plain import stretched
+from landmark.readers.sinks import Sinks
+
+SHAPE = {
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+IDS = torch.randint(3, 250, (700,), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE)).eval()
+    with torch.no_grad():  # of the usual size they predict nothing in particular
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.mul_(8)
+    return model
+
+
+@pytest.fixture(scope="module")
+def converted(plain):
+    return landmark.convert(copy.deepcopy(plain), block_size=15, retrieve=3)
+
+
+def greedy(logits_of, ids: torch.Tensor, count: int) -> list[int]:
+    """Decoding that begins anew for each token."""
+    for _ in range(count):
+        with torch.no_grad():
+            ids = torch.cat((ids, logits_of(ids[None]).logits[0, -1:].argmax(-1)))
+    return ids[-count:].tolist()
+
+
+def answered(model, attention, **options) -> list[int]:
+    attending = Attending.of(model.config, attention, **options)
+    seen: list[int] = []
+    answer = attending.of_length(copy.deepcopy(model), len(IDS))(IDS[:-9], seen.append)
+    assert sum(seen) == len(IDS) - 9
+    answer(IDS[100:140], 3)  # another question changes nothing
+    return answer(IDS[-9:], 6)
+
+
+def test_full_attention_in_chunks_is_that_of_one_forward(plain):
+    assert len(IDS) > CHUNK
+    assert answered(plain, "full") == greedy(lambda ids: plain(input_ids=ids, use_cache=False), IDS, 6)
+
+
+def test_full_attention_of_a_converted_model_is_that_of_training(converted):
+    expected = greedy(lambda ids: converted(input_ids=ids, use_cache=False), IDS, 6)
+    assert answered(converted, "full") == expected
+    assert answered(converted, "landmark") != expected
+
+
+def test_without_retrieval_only_the_local_window_is_read(converted):
+    assert answered(converted, "none") == answered(converted, "landmark", retrieve=0)
+    changed = IDS.clone()
+    changed[:100] = 5
+    attending = Attending.of(converted.config, "none", chunk_size=30)
+    read = attending.of_length(converted, 700)
+    one, other = (read(ids[:-9], lambda n: None)(ids[-9:], 6) for ids in (IDS, changed))
+    assert one == other
+
+
+def test_sinks_are_those_of_the_original_model(plain):
+    window = 64
+    model = landmark.convert(copy.deepcopy(plain))
+
+    def read(ids: torch.Tensor):
+        return model(input_ids=ids, landmark_reader=Sinks(100, window - SINKS, SINKS))
+
+    assert answered(plain, "sinks", window=window) == greedy(read, IDS, 6)
+    assert answered(plain, "sinks", window=1024) == answered(plain, "full"), "nothing leaves the window"
+
+
+def test_yarn_is_that_of_transformers(plain):
+    config = copy.deepcopy(plain.config)
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    config.rope_parameters = config.rope_parameters | yarn
+    config.max_position_embeddings = 8192
+    expected = AutoModelForCausalLM.from_config(config)
+    expected.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        found = stretched(plain, 8192)(input_ids=IDS[None]).logits
+        assert torch.equal(found, expected.eval()(input_ids=IDS[None]).logits)
+        assert not torch.allclose(found, plain(input_ids=IDS[None]).logits, atol=1e-2)
+    assert answered(plain, "yarn") == answered(plain, "full"), "within the trained range it changes nothing"
+    with pytest.raises(ValueError, match="plain rotary positions"):
+        stretched(expected, 9000)
+
+
+@pytest.mark.parametrize(
+    ("attention", "options", "said"),
+    [
+        ("landmark", {}, "has none"),
+        ("local", {}, "has none"),
+        ("full", {"retrieve": 2}, "leave out retrieve"),
+        ("full", {"window": 8}, r"window \(8\) is for"),
+        ("sinks", {"window": 4}, "window is 4"),
+        ("sinks", {"window": 4096}, "window is 4096"),
+        ("windows", {}, "choose one of"),
+    ],
+)
+def test_what_an_ordinary_model_cannot_do(plain, attention, options, said):
+    with pytest.raises(ValueError, match=said):
+        Attending.of(plain.config, attention, **options)
+
+
+def test_what_a_converted_model_cannot_do(converted):
+    with pytest.raises(ValueError, match="leave out retrieve"):
+        Attending.of(converted.config, "none", retrieve=2)
+    with pytest.raises(ValueError, match="before conversion"):
+        Attending.of(converted.config, "yarn")
+    with pytest.raises(ValueError, match="leaves the trained range"):
+        Attending.of(converted.config, "full").check_length(converted.config, 2048)
+    Attending.of(converted.config, "full").check_length(converted.config, 1000)
+
+
+def test_defaults(plain, converted):
+    assert Attending.of(plain.config).attention == "full"
+    assert Attending.of(converted.config).attention == "landmark"
+    assert Attending.of(plain.config, "sinks").window == 1024
+
+
+# BM25.
+
+
+def test_the_best_passages_stand_in_text_order():
+    tokenizer = chat_tokenizer()
+    lines = [f"line {n:04d} says nothing of note today\n" for n in range(60)]
+    lines[50], lines[7] = "the key of Xavier is 12345 ........\n", "Xavier lost a key in winter ........\n"
+    text = "".join(lines)
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False).input_ids)
+    draft, task = Draft(Hidden(()), "?", (), query="What is the key of Xavier?"), Task("t", lambda *_: 0.0, 1)
+    prompt = Prompt(task, draft, 0.5, ids, ids[:3], range(20, len(ids)))
+    found = Passages(tokenizer, 260, 36).of(prompt)
+    chosen = tokenizer.decode(found.text[found.context.start : found.context.stop])
+    assert len(found.context) <= 260
+    assert chosen.index("lost a key") < chosen.index("12345")
+    assert "\n\n" in chosen
+    assert all(part in text for part in chosen.split("\n\n"))
+    assert torch.equal(found.text[:20], ids[:20])
+    # All of a text that fits, and of one without any word of the query.
+    assert torch.equal(Passages(tokenizer, 10_000, 36).of(prompt).text, ids)
+
+
+# Asking.
+
+
+@pytest.mark.parametrize("rag", [False, True])
+def test_samples_add_up(plain, rag):
+    tokenizer = chat_tokenizer()
+    prompts = Prompts(tokenizer, "It was a calm day and nothing was seen. " * 20, samples=3)
+    asker = Asker(plain, Attending.of(plain.config), prompts, Passages(tokenizer, 500, 63) if rag else None)
+    cells = [Cell(recall(["passkey", "absent"]), chat, 1900) for chat in (False, True)]
+    seen: list[int] = []
+    samples = [s for cell, i in order(cells, 3, 0) for s in asker.ask(cell, i, ["passkey", "absent"], seen.append)]
+    assert sum(seen) == 6 * 1900
+    assert len(samples) == len({sample.place for sample in samples}) == 12
+    assert all(sample.read < (1000 if rag else 1200) for sample in samples), "a text is read once for two questions"
+    (again,) = asker.ask(cells[0], 1, ["absent"], seen.append)
+    (before,) = (sample for sample in samples if sample.place == again.place)
+    assert (again.answer, again.references, again.depth) == (before.answer, before.references, before.depth)
+    rows = summaries(cells, samples[:7], {"attention": "full"})
+    assert [(row["task"], row["form"], row["samples"]) for row in rows] == [
+        ("passkey", "plain", 3),
+        ("absent", "plain", 3),
+        ("passkey", "chat", 1),
+    ]
+    assert all(row["low"] <= row["right"] <= row["high"] for row in rows)
+
+
+def test_an_early_end_has_asked_all_cells_at_all_depths():
+    cells = [Cell(recall([name]), True, 100) for name in NAMES[:3]]
+    asked = order(cells, 30, 0)
+    assert len(set(asked)) == len(asked) == 90
+    half = [index for cell, index in asked[:45] if cell == cells[0]]
+    assert len(half) == 20
+    assert min(half) < 8
+    assert max(half) > 21
+
+
+def test_logs_name_the_model_by_its_contents(plain, converted):
+    told = contents(plain, chat_tokenizer(), "a")
+    other = copy.deepcopy(plain)
+    assert contents(other, chat_tokenizer(), "a") == told
+    with torch.no_grad():
+        other.model.norm.weight[3] += 1
+    assert contents(other, chat_tokenizer(), "a")["model"] != told["model"]
+    assert contents(converted, chat_tokenizer(), "a")["model"] != told["model"]
+    assert contents(plain, chat_tokenizer(), "b")["haystack"] != told["haystack"]
