@@ -120,7 +120,7 @@ def test_parser_errors_are_one_line(program: Program, command: Command, capsys):
     needed = NEEDED.get((program, command.name), [])
     assert "nonsense" in refused(capsys, [*command.words, *needed, "--nonsense", "x"], program)
     if needed:
-        assert "Missing" in refused(capsys, command.words, program)
+        assert "missing" in refused(capsys, command.words, program)
     assert "'x\\udcff' is not UTF-8" in refused(capsys, [*command.words, "x\udcff"], program)
 
 

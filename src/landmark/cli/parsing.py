@@ -25,7 +25,7 @@ from landmark.cli.output import NARROWEST, WIDEST
 
 MESSAGE_COLUMNS = 1000  # of a message that is put on one line afterwards
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
-RULE = re.compile(r"─{3,}")
+RULE = re.compile(r"^[─-]{3,}$", re.MULTILINE)  # dashes where a terminal has no lines
 HINTS = ("Argument helptext", "For full helptext")
 MISSING_OPTION = re.compile(r"^    (?! )(.*)$", re.MULTILINE)  # in tyro's list of them, each above its help text
 WRONG_TYPE = re.compile(
@@ -144,7 +144,8 @@ def _columns(number: int) -> Iterator[None]:
 def _one_line(box: str, prog: str) -> str:
     """The paragraphs of a box, but those that repeat the help, on one line."""
     lines = STYLE.sub("", box).splitlines()
-    inside = "\n".join(line.removeprefix("│ ").removesuffix("│").rstrip() for line in lines if line.startswith("│"))
+    first = 1 if "╭" in box else 2  # without a frame, a rule is under the title
+    inside = "\n".join(line[2:].rstrip("│ ") for line in lines[first:] if not line.startswith("╰"))
     paragraphs = [part.strip("\n") for part in RULE.split(inside)]
     message = [_short(part) for part in paragraphs if part.strip() and not part.strip().startswith(HINTS)]
     return f"{'; '.join(message)}; see {prog} --help"
