@@ -246,6 +246,17 @@ def train_on(model: Path, tmp_path: Path) -> None:
     load_model(plan_of(TrainOptions(out=tmp_path / "run", texts=("a.txt",), model=str(model), steps=1)), None)
 
 
+def test_a_gguf_file_that_cannot_be_read(tmp_path, capsys):
+    book, short, text = tmp_path / "book.txt", tmp_path / "short.gguf", tmp_path / "text.gguf"
+    book.write_text("a text of a few words. " * 100)
+    short.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes([1, *[0] * 7]) * 2)
+    text.write_text("It was a bright cold day in April. " * 40)
+    for model, said in [(short, "damaged or not whole"), (text, "is no GGUF file"), (tmp_path / "a.gguf", "not exist")]:
+        arguments = ["train", "--model", str(model), "--texts", str(book), "--out", str(tmp_path / "run")]
+        assert said in refused(capsys, arguments)
+    assert not (tmp_path / "run").exists()
+
+
 def test_options_are_held_against_the_model_before_its_weights_are_read(model_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("landmark.hf.loading.AutoModelForCausalLM", None)
     (tmp_path / "book.txt").write_text("a text of a few words. " * 100)

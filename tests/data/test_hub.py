@@ -45,6 +45,17 @@ def test_folders_and_offline_mode_ask_no_hub(tmp_path, monkeypatch):
     hub.check_reachable("some/text", "dataset")
 
 
+def test_a_model_that_was_downloaded_needs_no_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "HfApi", None)
+    folder = tmp_path / "models--some--model"
+    (folder / "snapshots" / "0").mkdir(parents=True)
+    (folder / "snapshots" / "0" / "config.json").write_text("{}")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0")
+    hub.check_model("some/model", "config.json", {"cache_dir": str(tmp_path)})
+    hub.check_model("some/other", "config.json", {"cache_dir": str(tmp_path), "local_files_only": True})
+
+
 def test_offline_mode_says_what_is_missing(monkeypatch, empty_cache):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

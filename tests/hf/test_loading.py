@@ -7,7 +7,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM
 
 import landmark
-from landmark.hf.loading import gguf_config, gguf_model, gguf_tokenizer
+from landmark.hf.loading import gguf_config, gguf_model, gguf_tokenizer, read_config, read_tokenizer
 from landmark.training.options import TrainOptions
 from landmark.training.run import train
 
@@ -21,11 +21,11 @@ def file(tmp_path_factory):
     return written(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
-def written(path, architecture="llama"):
-    """A model of one layer whose matrices are stored in 4 bits."""
+def written(path, architecture="llama", context=512, leave_out=None):
+    """A model of one layer whose matrices are stored in 4 bits, without the matrices `leave_out` of its layer."""
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_block_count(1)
-    writer.add_context_length(512)
+    writer.add_context_length(context)
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(WIDTH)
     writer.add_head_count(HEADS)
@@ -50,6 +50,7 @@ def written(path, architecture="llama"):
         writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
     kind = gguf.GGMLQuantizationType.Q4_1
     matrices = {"token_embd.weight": (ROWS, WIDTH)} | {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
+    matrices.pop(f"blk.0.{leave_out}.weight", None)
     for name, shape in matrices.items():
         packed = gguf.quants.quantize(rng.normal(0, 0.1, shape).astype(np.float32), kind)
         writer.add_tensor(name, packed, raw_dtype=kind)
@@ -96,19 +97,70 @@ def test_configuration_and_tokenizer_come_from_the_same_file(file):
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|start|>", "<|end|>")
 
 
-def test_what_cannot_be_read_is_told_in_one_line(file, tmp_path, monkeypatch):
-    short = tmp_path / "short.gguf"
-    short.write_bytes(file.read_bytes()[:-20_000])
-    empty = tmp_path / "empty.gguf"
-    empty.write_bytes(b"")
-    strange = written(tmp_path / "strange.gguf", architecture="rwkv6")
-    for broken in (short, empty, strange, tmp_path / "none.gguf"):
-        with pytest.raises(ValueError, match=broken.name) as told:
-            landmark.from_pretrained(broken)
-        assert "\n" not in str(told.value)
+def refused(path, load=landmark.from_pretrained):
+    with pytest.raises(ValueError, match=path.name) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_file_that_is_cut_anywhere_is_refused_before_its_weights_are_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr("landmark.hf.loading.AutoModelForCausalLM", None)
+    cut = tmp_path / "cut.gguf"
+    for architecture in ("llama", "qwen3"):
+        whole = written(tmp_path / f"{architecture}.gguf", architecture).read_bytes()
+        for length in (0, 3, 4, 7, 8, 23, 24, 30, 100, 1000, 5000, 8000, len(whole) - 20_000, len(whole) - 1):
+            cut.write_bytes(whole[:length])
+            assert "download it again" in refused(cut, read_config)
+            assert "download it again" in refused(cut, read_tokenizer)
+
+
+def test_what_is_no_model_is_refused_in_one_line(file, tmp_path, monkeypatch, capfd):
+    text = tmp_path / "text.gguf"
+    text.write_text("It was a bright cold day in April. " * 40)
+    assert "is no GGUF file" in refused(text)
+    assert "does not exist" in refused(tmp_path / "none.gguf")
+    (folder := tmp_path / "folder.gguf").mkdir()
+    assert "is not a file" in refused(folder)
+    old = tmp_path / "old.gguf"
+    old.write_bytes(b"GGUF" + (1).to_bytes(4, "little") + file.read_bytes()[8:])
+    refused(old)
+    huge = tmp_path / "huge.gguf"
+    huge.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 16 + bytes(1000))
+    refused(huge)
+    assert "take a family" in refused(written(tmp_path / "strange.gguf", architecture="rwkv6"))
+    assert capfd.readouterr().err == ""
     monkeypatch.setattr("landmark.hf.loading.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"landmark-attention\[gguf\]"):
         landmark.from_pretrained(file)
+
+
+def test_weights_that_are_missing_or_do_not_fit_are_not_made_at_random(tmp_path):
+    assert "lack the weights model.layers.0.mlp.up_proj" in refused(written(tmp_path / "a.gguf", leave_out="ffn_up"))
+    # The heads of this family have 128 dimensions by default.
+    assert "self_attn.k_proj.weight [128, 64]" in refused(written(tmp_path / "b.gguf", "qwen3"))
+
+
+def test_a_file_that_was_replaced_is_read_again(tmp_path):
+    path = written(tmp_path / "a.gguf")
+    assert gguf_config(path).max_position_embeddings == 512
+    written(path, context=256)
+    assert gguf_config(path).max_position_embeddings == 256
+
+
+def test_a_name_that_is_no_folder_is_refused_within_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr("landmark.hf.loading.AutoConfig", None)  # would ask six times, for half a minute
+    monkeypatch.setattr("landmark.hf.loading.AutoTokenizer", None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    for load in (landmark.from_pretrained, read_config, read_tokenizer):
+        with pytest.raises(ValueError, match=r"there is no folder missing/relative, and .* hub does not give") as error:
+            load("missing/relative")
+        assert error.value.__suppress_context__  # its traceback is ours alone
+        for path in ("/missing", "./missing", "a/b/c", "~/missing"):
+            with pytest.raises(ValueError, match=f"no model at {path}: there is no such folder"):
+                load(path)
 
 
 def test_a_file_is_trained_with_its_own_tokenizer_and_taken_with_the_adapter(file, tmp_path):

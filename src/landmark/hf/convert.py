@@ -94,8 +94,6 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
     """
     if is_gguf(path):
         return gguf_model(path, **{"dtype": torch.float32} | options)
-    if not Path(path).exists() and Path(path).is_absolute():
-        raise ValueError(f"no model at {path}: give the directory that save_pretrained wrote, or a hub name")
     if "attn_implementation" in options:
         raise ValueError(f"the attention of a converted model is {attention.NAME!r}: leave attn_implementation out")
     config = options.get("config") or read_config(path, **hub_options(options))

@@ -10,6 +10,8 @@ not read. `trust_remote_code=True` and `use_safetensors=False` allow them to who
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -27,6 +29,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from landmark.data.hub import check_model
+from landmark.hf.compat import holds_all_tensors
 from landmark.hf.config import text_config
 
 _SHOWN = 3  # names of weights in a message
@@ -36,6 +40,8 @@ _LOCAL_ATTENTION = (None, "eager", "sdpa", "flex_attention", "landmark")  # tran
 _ADAPTER = "adapter_config.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _INDEX = ".safetensors.index.json"
+# Weights that are missing or do not fit raise in `_whole`; transformers would print a table, and make them at random.
+_REPORT: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 # Options of transformers that locate a config, on the hub or in a local copy of it.
@@ -60,6 +66,7 @@ def read_config(path: str | PathLike[str], **options: Any) -> PretrainedConfig:
     """The config in a folder, on the hub or in a GGUF file; raises ValueError where none can be read."""
     if is_gguf(path):
         return gguf_config(path)
+    check_model(str(path), "config.json", options)
     with _one_line_error(f"no model can be loaded from {path}"):
         config = AutoConfig.from_pretrained(path, **_NO_CODE | options)
     named = text_config(config)._attn_implementation
@@ -75,6 +82,7 @@ def read_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder, on the hub or in a GGUF file; raises ValueError where none can be read."""
     if is_gguf(path):
         return gguf_tokenizer(path)
+    check_model(str(path), "tokenizer_config.json", {})
     with _one_line_error(f"the tokenizer at {path} cannot be loaded"):
         return AutoTokenizer.from_pretrained(path, **_NO_CODE)
 
@@ -88,10 +96,13 @@ def read_weights(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
     options = _NO_CODE | {"use_safetensors": True} | options
     if options["use_safetensors"]:
         _check_safetensors(Path(path, options.get("subfolder", "")))
-    # Weights that do not fit raise below; transformers would print a table.
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _one_line_error(f"the model at {path} cannot be loaded"), _silence():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+        loaded = AutoModelForCausalLM.from_pretrained(path, **options | _REPORT)
+    return _whole(path, loaded)
+
+
+def _whole(path: str | PathLike[str], loaded: Any) -> PreTrainedModel:
+    """The model that transformers loaded with `_REPORT`; raises ValueError where it is not all in the files."""
     model, found = loaded
     if mismatched := sorted(found["mismatched_keys"]):
         name, saved, wanted = mismatched[0]
@@ -180,13 +191,19 @@ def is_gguf(source: str | PathLike[str]) -> bool:
 
 def gguf_config(file: str | PathLike[str]) -> PretrainedConfig:
     """The config of the model in a GGUF file; raises ValueError where it cannot be read."""
-    return _without_quantization(_read(AutoConfig.from_pretrained, file))
+    path = _whole_gguf(file)
+    return deepcopy(_gguf_config(path, _version(path)))
+
+
+@lru_cache(maxsize=4)
+def _gguf_config(path: Path, version: tuple[int, int]) -> PretrainedConfig:  # takes seconds
+    return _without_quantization(_read(AutoConfig.from_pretrained, path))
 
 
 def gguf_tokenizer(file: str | PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer in a GGUF file; raises ValueError where it cannot be read."""
-    tokenizer = _read(AutoTokenizer.from_pretrained, file)
     config = gguf_config(file)
+    tokenizer = _read(AutoTokenizer.from_pretrained, Path(file))
     for name in ("bos", "eos", "pad", "unk"):  # some releases of transformers guess these
         token_id = getattr(config, f"{name}_token_id", None)
         if token_id is not None:
@@ -197,12 +214,15 @@ def gguf_tokenizer(file: str | PathLike[str]) -> PreTrainedTokenizerBase:
 def gguf_model(file: str | PathLike[str], **options: Any) -> PreTrainedModel:
     """The model in a GGUF file with its weights dequantized; `options` go to transformers.
 
-    Raises ValueError where `file` cannot be read: missing, truncated, of a family that transformers does not know, or
-    without the package gguf.
+    Raises ValueError where `file` cannot be read: missing, truncated, of a family that transformers does not know,
+    without all weights, or without the package gguf.
     """
+    path = _whole_gguf(file)
     if hasattr(transformers, "GgufConfig"):  # these releases would keep weights quantized where they have kernels
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = _read(AutoModelForCausalLM.from_pretrained, file, **options)
+    options = {"config": gguf_config(path)} | options
+    with _silence():
+        model = _whole(path, _read(AutoModelForCausalLM.from_pretrained, path, **options | _REPORT))
     _without_quantization(model.config)
     for name in ("hf_quantizer", "quantization_method"):
         if hasattr(model, name):
@@ -211,21 +231,52 @@ def gguf_model(file: str | PathLike[str], **options: Any) -> PreTrainedModel:
     return model
 
 
-def _read(load: Callable[..., _Loaded], file: str | PathLike[str], **options: Any) -> _Loaded:
+def _whole_gguf(file: str | PathLike[str]) -> Path:
+    """The path of a GGUF file that holds all that its header names; raises ValueError for any other file."""
     path = Path(file)
     if find_spec("gguf") is None:
         raise ValueError(f"reading {path} needs the package gguf: pip install 'landmark-attention[gguf]'")
     if not path.is_file():
         raise ValueError(f"{path} does not exist or is not a file")
+    with path.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise ValueError(f"{path} is no GGUF file: it does not begin with the letters GGUF; download it again")
+    _check_end(path)
+    return path
+
+
+def _check_end(path: Path) -> None:
+    """Raises ValueError for a GGUF file that is damaged or ends early.
+
+    transformers reads the configs of some families without a look at the weights, which a training needs much later.
+    """
+    if holds_all_tensors(path):
+        return
+    from gguf import GGUFReader
+
+    try:
+        GGUFReader(path)  # takes seconds: it parses every word of the vocabulary
+    except Exception as error:  # a damaged file can raise any
+        raise ValueError(f"{path} is damaged or not whole ({_reason(error)}): download it again") from error
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Changes when a file is replaced."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _read(load: Callable[..., _Loaded], path: Path, **options: Any) -> _Loaded:
     try:
         return load(str(path.parent), gguf_file=path.name, **_NO_CODE | options)
-    # A damaged or unknown file can raise anything.
-    except Exception as error:
-        detail = str(error).strip().splitlines()
+    except Exception as error:  # an unknown family can raise any
         raise ValueError(
-            f"{path} cannot be read as a GGUF model ({type(error).__name__}: {detail[0] if detail else ''}): "
-            "download it again, or take a family that transformers reads from GGUF"
+            f"{path} cannot be read as a GGUF model ({_reason(error)}): take a family that transformers reads from GGUF"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST]}"
 
 
 def _without_quantization(config: PretrainedConfig) -> PretrainedConfig:

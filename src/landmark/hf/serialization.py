@@ -11,24 +11,24 @@ import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import config_fields
-from landmark.hf.config import is_converted, text_config
+from landmark.hf.config import chunk_tokens, is_converted, landmark_settings, text_config
 from landmark.hf.convert import convert
 from landmark.hf.loading import gguf_model, hub_options, is_gguf, read_config, read_weights
 from landmark.hf.sliding import SlidingWindow
 from landmark.memory import LayerMemory
 from landmark.memory.window import WindowState
-from landmark.settings import current_names
+from landmark.settings import LandmarkSettings
 
 ENTRY = "landmark"
 FILE = "adapter_model.safetensors"  # in a folder
@@ -62,6 +62,18 @@ def write_adapter(file: str | PathLike[str], tensors: Mapping[str, Tensor], desc
     save_file(halves, file, {"format": "pt", **described})
 
 
+class Adapter(NamedTuple):
+    """A sound adapter: what its tensors and its header say, checked."""
+
+    path: Path
+    matrices: dict[str, tuple[Tensor, Tensor]]  # by module: [rank, in] and [out, rank]
+    row: Tensor  # [C], of the landmark
+    settings: LandmarkSettings
+    scale: float
+    config: dict[str, Any]  # of the model that it belongs to
+    sample: np.ndarray  # of its weights
+
+
 def load_adapter(
     base: str | PathLike[str] | PreTrainedModel, adapter: str | PathLike[str], **options: Any
 ) -> PreTrainedModel:
@@ -73,49 +85,83 @@ def load_adapter(
 
     Warns where the weights are close to those the adapter was trained on but not equal (another quantization).
     Raises ValueError for a file that is no such adapter, and for another model: other shapes, other weights, or one
-    that is converted already.
+    that is converted already. All but the weights is checked before they are read.
     """
     path = Path(adapter)
-    path = path / FILE if path.is_dir() else path
-    tensors, entry = _read(path)
-    model = base if isinstance(base, PreTrainedModel) else _load(base, options)
-    if is_converted(model.config):
-        raise ValueError(f"{path} is for a model before conversion, and this one has landmarks already")
-    _check_model(path, model, tensors, entry)
-    settings = current_names(entry["settings"])
+    found = read_adapter(path / FILE if path.is_dir() else path)
+    if given := sorted(options.keys() & found.settings.to_dict().keys()):
+        value = found.settings.to_dict()[given[0]]
+        raise ValueError(f"{given[0]} is {value} in {path}, which was trained with it: leave {given[0]} out")
+    is_model = isinstance(base, PreTrainedModel)
+    _check_config(found, base.config if is_model else read_config(base, **hub_options(options)))
+    model = base if is_model else _load(base, options)
+    _check_weights(found, model)
+    settings = found.settings.to_dict()
     if settings["landmark_id"] == model.get_input_embeddings().num_embeddings:  # type: ignore[union-attr]
         del settings["landmark_id"]  # the row that conversion adds
     model = convert(model, **settings)
     with torch.no_grad():
-        for name in _adapted(tensors):
+        for name, pair in found.matrices.items():
             weight: Any = model.get_submodule(name).weight
-            down, up = (tensors[_PREFIX + name + end].to(weight.device, torch.float32) for end in (_LORA_A, _LORA_B))
-            weight.copy_(weight.float() + entry["scale"] * (up @ down))
-        (row,) = (tensor for name, tensor in tensors.items() if name.endswith(_ROW))
+            down, up = (matrix.to(weight.device, torch.float32) for matrix in pair)
+            weight.copy_(weight.float() + found.scale * (up @ down))
         embeddings: Any = model.get_input_embeddings()
-        embeddings.weight[entry["settings"]["landmark_id"]] = row[0].to(embeddings.weight)
+        embeddings.weight[found.settings.landmark_id] = found.row.to(embeddings.weight)
     return model
 
 
 def _load(base: str | PathLike[str], options: dict[str, Any]) -> PreTrainedModel:
     options = {"dtype": torch.float32} | options
-    if is_gguf(base):
-        return gguf_model(base, **options)
-    read_config(base, **hub_options(options))  # for what it refuses
-    return read_weights(base, **options)
+    return gguf_model(base, **options) if is_gguf(base) else read_weights(base, **options)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header entry of an adapter's file."""
+def read_adapter(path: Path) -> Adapter:
+    """The adapter in a file; raises ValueError for a file that is damaged, or that `describe` has not described."""
     try:
         with safe_open(path, framework="pt") as file:
-            entry = json.loads((file.metadata() or {}).get(ENTRY, "null"))
+            header = (file.metadata() or {}).get(ENTRY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read as an adapter: {error}") from error
-    if not isinstance(entry, dict) or not any(name.endswith(_ROW) for name in tensors):
+    except Exception as error:  # a damaged file can raise any
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as an adapter ({reason}): give a whole safetensors file") from error
+    if header is None:
         raise ValueError(f"{path} has no entry for the model it belongs to: give an adapter that landmark wrote")
-    return tensors, entry
+    try:
+        return _checked(path, tensors, json.loads(header))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is a damaged adapter ({reason}): give one as landmark wrote it") from error
+
+
+def _checked(path: Path, tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> Adapter:
+    """Raises ValueError, or what Python raises for values of another type, for a header that says nothing sound."""
+    matrices, row = _checked_tensors(tensors)
+    scale, config = entry["scale"], entry["config"]
+    if type(scale) not in (int, float) or not 0 < scale < math.inf:
+        raise ValueError(f"its scale is {scale!r}")
+    if not isinstance(config, dict):
+        raise ValueError(f"its config is {config!r}")
+    sample = np.frombuffer(base64.b64decode(entry["sample"], validate=True), "<f4")
+    if not np.isfinite(sample).all():
+        raise ValueError("its sample of weights has NaN or infinity")
+    return Adapter(path, matrices, row, LandmarkSettings.from_dict(entry["settings"]), float(scale), config, sample)
+
+
+def _checked_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
+    """The matrices by module, and the landmark's row; KeyError or ValueError where they are not those of an adapter."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.ndim != 2 or not tensor.isfinite().all():
+            raise ValueError(f"{name} is no matrix of finite numbers")
+    rest = dict(tensors)
+    matrices = {
+        name: (rest.pop(_PREFIX + name + _LORA_A), rest.pop(_PREFIX + name + _LORA_B)) for name in _adapted(rest)
+    }
+    for name, (down, up) in matrices.items():
+        if len(down) != up.shape[1]:
+            raise ValueError(f"the matrices of {name} have ranks {len(down)} and {up.shape[1]}")
+    if not matrices or len(rest) != 1 or not (name := next(iter(rest))).endswith(_ROW) or len(rest[name]) != 1:
+        raise ValueError(f"besides matrices of modules it has {', '.join(sorted(rest)) or 'nothing'}, not one landmark")
+    return matrices, rest[name][0]
 
 
 def _adapted(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -133,25 +179,42 @@ def _sampled(model: PreTrainedModel, names: list[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _check_model(path: Path, model: PreTrainedModel, tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> None:
-    """Raises ValueError, or warns, where `model` is not the one that an adapter was trained on."""
-    ours = config_fields(text_config(model.config))
-    for name, wanted in entry["config"].items():
+def _check_config(adapter: Adapter, config: PretrainedConfig) -> None:
+    """Raises ValueError where the config is not that of the model that an adapter was trained on."""
+    if is_converted(config):
+        blocks = f"blocks of {landmark_settings(config).block_size} tokens"
+        raise ValueError(
+            f"{adapter.path} is for a model before conversion, and this one has landmarks already, after {blocks}"
+        )
+    config = text_config(config)
+    ours = config_fields(config)
+    for name, wanted in adapter.config.items():
         if name in ours and not _same(ours[name], wanted):
-            raise ValueError(f"{path} is for another model: its {name} is {wanted}, that of the model {ours[name]}")
-    modules = dict(model.named_modules())
-    for name in _adapted(tensors):
-        shape = (tensors[_PREFIX + name + _LORA_B].shape[0], tensors[_PREFIX + name + _LORA_A].shape[1])
+            raise ValueError(
+                f"{adapter.path} is for another model: its {name} is {wanted}, that of the model {ours[name]}"
+            )
+    chunk_tokens(adapter.settings, config)  # ValueError for settings that leave no room for one
+
+
+def _check_weights(adapter: Adapter, model: PreTrainedModel) -> None:
+    """Raises ValueError, or warns, where the weights are not those that an adapter was trained on."""
+    path, modules = adapter.path, dict(model.named_modules())
+    for name, (down, up) in adapter.matrices.items():
+        shape = len(up), down.shape[1]
         here = tuple(getattr(getattr(modules.get(name), "weight", None), "shape", ()))
         if here != shape:
             raise ValueError(f"{path} is for another model: {name} is {shape} there, {here or 'missing'} in the model")
-    expected = np.frombuffer(base64.b64decode(entry["sample"]), "<f4")
-    given = np.concatenate(list(_sampled(model, _adapted(tensors)).values()))
+    width = model.get_input_embeddings().weight.shape[1]  # type: ignore[union-attr]
+    if adapter.row.shape != (width,):
+        raise ValueError(f"{path} is for another model: its embeddings have {len(adapter.row)} numbers, not {width}")
+    expected, given = adapter.sample, np.concatenate(list(_sampled(model, sorted(adapter.matrices)).values()))
+    if expected.shape != given.shape:
+        raise ValueError(f"{path} is a damaged adapter (its sample of weights does not fit its matrices)")
     if np.allclose(given, expected, rtol=_ROUNDING, atol=1e-6):
         return
     norms = float(np.linalg.norm(given) * np.linalg.norm(expected)) or 1.0
     correlation = float(given @ expected) / norms
-    if correlation < _CORRELATION:
+    if not correlation >= _CORRELATION:  # NaN too
         raise ValueError(
             f"{path} is for other weights: those of the model have a correlation of {correlation:.3f} with them"
         )

@@ -18,7 +18,6 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from landmark.data.hub import check_reachable
 from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import convert, loading
 from landmark.hf.config import is_converted, layer_kinds, text_config
@@ -49,8 +48,6 @@ def tokenizer_of(plan: Plan) -> PreTrainedTokenizerFast:
     if plan.vocabulary is not None and not (Path(name) / "tokenizer.json").exists():
         train_tokenizer(plan.texts, plan.vocabulary, name)
     try:
-        if not is_gguf(name):
-            check_reachable(name, "model")
         tokenizer = loading.read_tokenizer(name)
     except ValueError as error:
         raise ValueError(f"no tokenizer can be loaded from {name}: {error}") from error
