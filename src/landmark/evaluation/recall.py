@@ -11,13 +11,17 @@ from landmark.data.chat import KINDS, NOT_MENTIONED, Facts, marked
 from landmark.data.recall import passkey_question, passkey_statement, random_key, random_name
 from landmark.evaluation.tasks import Draft, Group, Hidden, Task
 
-OTHERS = 3  # facts of each kind in the text that are not asked for
+OTHERS = ("named", "facts", "absent")  # kinds with one more fact in the text, which is not asked for
 PASSKEY, ABSENT = "passkey", "absent"
 NAMES = (*KINDS, ABSENT)
 _ANSWER_TOKENS = {"passkey": 24, "values": 80, "queries": 100}
-_MENTIONED = re.compile(r"\bnot mentioned\b", re.IGNORECASE)
+# "is not mentioned", "does not say", "There is no mention of": a negation and such a word in one sentence.
+_NOT_MENTIONED = re.compile(
+    r"(\b(not|no|nowhere|never)\b|n['\u2019]t\b)[^.!?]*\b(mention|say|said|state|specif|tell|told|provide|given|contain)",
+    re.IGNORECASE,
+)
 _BEFORE = "Read the following text. I will ask you about it.\n\n"
-_LEAD = 'Answer from the text above; if it does not say, answer "not mentioned". '
+_LEAD = "Answer from the text above. "
 _ASKED_PLAINLY = " If the text does not say, the answer is: not mentioned.\nAnswer:"
 # Words that statements give as values: an answer that has one where the text says nothing was made up.
 _WORDS = {
@@ -35,10 +39,10 @@ def words_found(answer: str, draft: Draft) -> float:
 
 
 def nothing_invented(answer: str, draft: Draft) -> float:
-    """1 if an answer says "not mentioned" and has neither a number nor a value that the question does not have."""
+    """1 if an answer says that it is not mentioned, and has no number and no value that the question does not have."""
     asked = set(_words(draft.question))
     invented = any(word in _WORDS or any(map(str.isdigit, word)) for word in _words(answer) if word not in asked)
-    return float(bool(_MENTIONED.search(answer)) and not invented)
+    return float(bool(_NOT_MENTIONED.search(answer)) and not invented)
 
 
 def _words(text: str) -> Iterable[str]:
@@ -69,8 +73,8 @@ def _plain_passkey(rng: np.random.Generator) -> Draft:
 
 
 def _fact(kind: str, facts: Facts, in_chat: bool) -> Draft:
-    """A fact of a kind among others of that kind; the pass key stands alone."""
-    others = [facts.draw_kind("named" if kind == ABSENT else kind) for _ in range(0 if kind == PASSKEY else OTHERS)]
+    """A fact of a kind, and perhaps another one like it."""
+    others = [facts.draw_kind("named" if kind == ABSENT else kind)] if kind in OTHERS else []
     fact = facts.unanswerable() if kind == ABSENT else facts.draw_kind(kind)
     answer, values = marked(fact.answer)
     hidden = Hidden(
