@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from landmark.contexts.context import Answer, Context
     from landmark.contexts.disk import Damage
     from landmark.contexts.documents import Source
+    from landmark.contexts.retriever import Match, Retriever
     from landmark.contexts.segments import Document
     from landmark.data.recall import RecallTask
     from landmark.hf.cache import LandmarkCache
     from landmark.hf.convert import convert, from_pretrained, save_plain
     from landmark.hf.reader import read
+    from landmark.hf.retrieval_heads import RetrievalHeads
     from landmark.hf.sequence_parallel import WindowSlice
     from landmark.hf.serialization import load_adapter
     from landmark.hf.trace import Span, Trace
@@ -41,11 +43,14 @@ __all__ = [
     "IndexOptions",
     "LandmarkCache",
     "LandmarkSettings",
+    "Match",
     "Plan",
     "ReadingSettings",
     "RecallTask",
     "Recipe",
+    "RetrievalHeads",
     "Retrievals",
+    "Retriever",
     "Source",
     "Span",
     "Stage",
@@ -75,11 +80,14 @@ _MODULES = {
     "IndexOptions": "landmark.index.options",
     "LandmarkCache": "landmark.hf.cache",
     "LandmarkSettings": "landmark.settings",
+    "Match": "landmark.contexts.retriever",
     "Plan": "landmark.training.plan",
     "ReadingSettings": "landmark.settings",
     "RecallTask": "landmark.data.recall",
     "Recipe": "landmark.training.recipe",
+    "RetrievalHeads": "landmark.hf.retrieval_heads",
     "Retrievals": "landmark.memory.selection",
+    "Retriever": "landmark.contexts.retriever",
     "Source": "landmark.contexts.documents",
     "Span": "landmark.hf.trace",
     "Stage": "landmark.training.stages",

@@ -19,6 +19,11 @@ def book_path() -> Path:
     return _existing("book.txt")
 
 
+def retrieval_heads_path() -> Path:
+    """The JSON file of the heads that rank passages, by model; raises ValueError where this installation has none."""
+    return _existing("retrieval_heads.json")
+
+
 def _existing(name: str) -> Path:
     # Packages are unpacked when they are installed, so their files have paths.
     path = Path(str(files(__name__) / name))

@@ -22,6 +22,7 @@ from landmark.hf.fingerprint import model_mark
 from landmark.hf.reader import TextTo, answer
 from landmark.hf.serialization import cache_state
 from landmark.hf.tokenizer import encode
+from landmark.hf.trace import Span
 from landmark.process_memory import return_freed_pages
 from landmark.settings import Verification, check_verification
 from landmark.store.base import Traffic
@@ -178,6 +179,10 @@ class Context:
         """The text of a document."""
         return self._documents.text(document)
 
+    def passages(self, spans: Iterable[Span], limit: int) -> list[Source]:
+        """The texts of the first `limit` of `spans`, blocks or other ranges of tokens, each by document."""
+        return self._documents.sources(spans, limit)
+
     # Growing.
 
     def append(self, text: str, name: str = "text", *, progress: Callable[[int], object] | None = None) -> None:
@@ -245,6 +250,11 @@ class Context:
             writer.commit(*(cache_state(self.cache) if self.tokens_read else ({}, {})))
             return_freed_pages()
 
+    def check(self) -> None:
+        """Raises ValueError where reading was interrupted, and for a model that changed since it was opened."""
+        self._check_whole()
+        self._check_model()
+
     def _check_whole(self) -> None:
         if self._interrupted:
             raise ValueError(f"{self.path}: reading was interrupted; open it again, it is as it was committed last")
@@ -279,8 +289,7 @@ class Context:
         temperature other than 0 or 0.001 to 1000, less than one token to generate, and a model that changed since it
         was opened.
         """
-        self._check_whole()
-        self._check_model()
+        self.check()
         if not isinstance(sources, int) or isinstance(sources, bool) or sources < 0:
             raise ValueError(f"sources is {sources!r}: give the number of passages to name, 0 or more")
         ids = encode(self.tokenizer, prompt, continues=self.tokens > 0).ids
@@ -305,8 +314,7 @@ class Context:
                 raise ValueError("this fork is in memory, with no files of its own: fork the context to a path instead")
             fork(self.path, Path(path))
             return Context.open(path, self.model, self.tokenizer, write=True, **self._options)
-        self._check_whole()
-        self._check_model()
+        self.check()
         documents, cache = self._documents.fork(), self.cache.fork()
         return Context(self.model, self.tokenizer, documents, cache, self._options, growing=True)
 

@@ -316,16 +316,16 @@ class LandmarkCache(Cache):
         """What the queries of the last forward, or of all since `start_trace()`, attended to."""
         return self._recording.trace(self.settings.block_size)
 
-    def settle(self, ropes: list[Rope]) -> None:
+    def settle(self, ropes: list[Rope], local_blocks: int | None = None) -> None:
         """Moves complete blocks beyond the local window to memory now, as the next chunk would.
 
-        `ropes` are those of the model's layers.
+        `ropes` are those of the model's layers. With `local_blocks`, only so many stay in the window.
         """
         if self._rotations is None:
             return
         for memory, rope in zip(self.memories, ropes, strict=True):
             if isinstance(memory, LayerMemory):
-                memory.settle(self._rotations[1][rope])
+                memory.settle(self._rotations[1][rope], local_blocks)
 
     def resume(self, tokens: Tensor) -> None:
         """Continues after `tokens [B]` ordinary tokens that the memories hold already; length counts from 0."""

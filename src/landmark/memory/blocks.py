@@ -1,7 +1,7 @@
 """Blocks of one layer behind its local window: an index over landmark keys and a store of keys and values."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ from landmark.ops.scoring import Scoring, working_dtype
 from landmark.settings import ReadingSettings
 from landmark.store.base import BlockStore, Traffic
 from landmark.store.block_buffer import kept_of
+
+OnSearch = Callable[[Retrieval, Tensor], object]
+"""Called with the search for blocks of a chunk and its queries [B,H,T,D], before rotary, in float32 or wider."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,14 @@ class BlockMemory:
         scoring: Scoring,
         query: Tensor,
         local: tuple[Tensor, Tensor],
+        on_search: OnSearch | None = None,
     ) -> tuple[Tensor, Opened]:
         """Opens blocks for `query [B,H,T,D]`, before rotary, and joins them to the `local` output and its lse."""
         retrieval = Retrieval(self._index, past, rotation, scoring)
         real = real_tokens(past.valid, past.width, past.device)
         wide = query.float()
+        if on_search is not None:
+            on_search(retrieval, wide)
         choice = retrieval.choose(wide, self._settings.selection, real)
         blocks, distance = choice.blocks.expand(*query.shape[:3], -1), choice.distance
         queries = query.shape[1] * past.asking

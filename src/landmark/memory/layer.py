@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
-from landmark.memory.blocks import BlockMemory, Opened
+from landmark.memory.blocks import BlockMemory, OnSearch, Opened
 from landmark.memory.geometry import Past, past_of
 from landmark.memory.selection import Retrievals
 from landmark.memory.storage import ProcessStorage, Storage
@@ -44,6 +44,7 @@ class LayerMemory:
         self.stride = block_size + 1
         self.settings = settings
         self.last: Opened | None = None
+        self.on_search: OnSearch | None = None
         # Rotated to their true positions, equal keys differ.
         self._constant_keys = constant_keys and settings.positions == "stingy"
         self._storage = ProcessStorage() if storage is None else storage
@@ -104,7 +105,7 @@ class LayerMemory:
         self.last = None
         if self._blocks is not None and any(self._blocks.counts):
             past = self._past(self._blocks, query, valid)
-            out, self.last = self._blocks.attend(past, rotation, scoring, query, (out, lse))
+            out, self.last = self._blocks.attend(past, rotation, scoring, query, (out, lse), self.on_search)
         self._keep(valid)
         return out
 
@@ -128,14 +129,14 @@ class LayerMemory:
             self._keep(valid)
             key, value = key[:, :, valid[0] :], value[:, :, valid[0] :]
 
-    def _settled(self, rows: int, rotation: Rotation) -> LocalWindow:
+    def _settled(self, rows: int, rotation: Rotation, local_blocks: int | None = None) -> LocalWindow:
         """The window, after complete blocks that do not fit it have moved to memory."""
         if self._window is None:
             self._start(rows, rotation.cos.device)
         assert self._window is not None
         gone = [0] * rows
         try:
-            for row, blocks in enumerate(self._leaving):
+            for row, blocks in enumerate(self._leaving_beyond(local_blocks)):
                 if blocks and self._blocks is not None:
                     self._blocks.append(row, *self._window.oldest(row, blocks * self.stride), rotation)
                 gone[row] = blocks * self.stride
@@ -143,13 +144,14 @@ class LayerMemory:
             self._window.drop(gone, rotation)
         return self._window
 
-    def settle(self, rotation: Rotation) -> None:
+    def settle(self, rotation: Rotation, local_blocks: int | None = None) -> None:
         """Moves complete blocks that do not fit the local window to memory, as the next chunk would.
 
-        Later results are the same; but the newest chunk can no longer be cropped whole.
+        Later results are the same; but the newest chunk can no longer be cropped whole. With `local_blocks`, only so
+        many stay: 0 moves all complete blocks.
         """
         if self._window is not None:
-            self._settled(len(self._seen), rotation)
+            self._settled(len(self._seen), rotation, local_blocks)
 
     def state(self) -> tuple[WindowState, list[int]]:
         """The local window and the stream positions read so far in each row: all state but the blocks.
@@ -223,9 +225,14 @@ class LayerMemory:
 
     @property
     def _leaving(self) -> list[int]:
-        """Complete blocks beyond `local_blocks` in the window of each row."""
+        """Complete blocks beyond those of the settings in the window of each row."""
+        return self._leaving_beyond(None)
+
+    def _leaving_beyond(self, local_blocks: int | None) -> list[int]:
+        """Complete blocks beyond `local_blocks`, by default those of the settings, in the window of each row."""
         assert self._window is not None
-        return [max(0, length // self.stride - self.settings.local_blocks) for length in self._window.lengths]
+        local = self.settings.local_blocks if local_blocks is None else local_blocks
+        return [max(0, length // self.stride - local) for length in self._window.lengths]
 
     def _start(self, rows: int, device: torch.device) -> None:
         self._window = LocalWindow(rows)

@@ -97,19 +97,36 @@ class Retrieval:
 
     @cached_property
     def _columns(self) -> Tensor:
-        """Block numbers of the columns of `_log_weights`, [B,N]."""
+        """Block numbers of the columns of `_scores`, [B,N]."""
         numbers = self.index.numbers(self.past.device)
         return torch.cat((numbers, self.past.recent), dim=1) if self.past.stingy else numbers
 
-    def _log_weights(self, old: Tensor, recent: Tensor) -> Tensor:
-        """Log-softmax [B,H,T,N] over the landmarks in memory, -inf in columns that hold no block."""
+    def scores(self, query: Tensor) -> Tensor:
+        """Scores [B,H,T,N] of `query [B,H,T,D]` with blocks 0 to N - 1, which `choose` ranks; -inf for blocks not here.
+
+        They are scaled and soft-capped. `query` is as for `choose`.
+        """
+        columns = self._columns.clamp(min=0)[:, None, None]
+        found = []
+        for tile in self._tiles(query * self.scoring.scale_of(query), scores=columns.shape[-1]):
+            scores = self._scores(*tile)
+            numbered = scores.new_full((*scores.shape[:3], max(self.past.counts)), -torch.inf)
+            found.append(numbered.scatter_reduce_(-1, columns.expand_as(scores), scores, "amax"))
+        return torch.cat(found, dim=2)
+
+    def _scores(self, old: Tensor, recent: Tensor) -> Tensor:
+        """Scores [B,H,T,N] with the landmarks in memory, -inf in columns that hold no block."""
         scores = self.index.scores(old, self.past.upto)
         if self.past.stingy:
             hidden = (self.past.recent < 0)[:, None, None]
             scores = torch.cat((scores, self._recent_scores(recent).masked_fill(hidden, -torch.inf)), dim=-1)
         if self.scoring.softcap is not None:
             scores = self.scoring.cap(scores).masked_fill_(scores == -torch.inf, -torch.inf)
-        return scores.log_softmax(-1).nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
+        return scores
+
+    def _log_weights(self, old: Tensor, recent: Tensor) -> Tensor:
+        """Log-softmax [B,H,T,N] over the landmarks in memory, -inf in columns that hold no block."""
+        return self._scores(old, recent).log_softmax(-1).nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
 
     def _highest_of_chunk(self, query: Tensor, valid: Tensor | None) -> Tensor:
         """The highest log-softmax [B,H,1,N] over the valid queries of the chunk."""

@@ -1,0 +1,66 @@
+"""`landmark retrieve`: passages of a context ranked by their landmarks for a query."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from landmark.cli.ask import SNIPPET
+from landmark.cli.options import MemoryOptions, load, model_of
+from landmark.cli.output import print_escaped
+from landmark.limits import FromOne
+from landmark.settings import Verification
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveOptions:
+    """Rank the passages of a context for a query by their landmarks. Nothing is generated, nothing changed."""
+
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
+    """Folder of a context that `landmark read` made."""
+    query: Annotated[Positional[str], arg(metavar="QUERY")]
+    """What to look for: a question or a sentence."""
+    top: FromOne = 10
+    """Most passages to show, the best first."""
+    without: tuple[str, ...] = ()
+    """Names of documents to leave out."""
+    heads: Path | None = None
+    """JSON file of the heads whose landmarks rank, from `landmark eval retrieval --save-heads`; default: those known
+    for the model."""
+    model: Path | None = None
+    """Folder of the model that read the context; default: where it was then, or the one in the package."""
+    json: bool = False
+    """Print one JSON object per passage instead of text."""
+    verify: Verification = "landmarks"
+    """What of a context is checked before it opens: docs/contexts.md."""
+    memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
+
+
+def run(options: RetrieveOptions) -> int:
+    """Open the context, rank, and list the passages."""
+    if not options.query.strip():
+        raise ValueError("the query is empty: give the words to look for")
+    if not options.context.is_dir():
+        raise ValueError(f"{options.context} is not a context: read texts into one with landmark read")
+    from landmark.contexts.context import Context
+    from landmark.contexts.retriever import Retriever
+    from landmark.hf.retrieval_heads import RetrievalHeads
+
+    heads = None if options.heads is None else RetrievalHeads.load(options.heads)
+    folder = model_of(options.context, options.model)
+    model, tokenizer = load(folder, lambda config: options.memory.check(config, options.context), options.context)
+    context = Context.open(options.context, model, tokenizer, verify=options.verify, **options.memory.keywords())
+    retriever = Retriever(context, heads)
+    for name in options.without:
+        retriever.remove(name)
+    for number, match in enumerate(retriever.search(options.query, options.top), start=1):
+        if options.json:
+            print(json.dumps(asdict(match)))
+            continue
+        print_escaped(f"{number}. {match.document}, characters {match.first}:{match.last}, score {match.score:.4f}")
+        print_escaped(f"  {' '.join(match.text.split())[:SNIPPET]}")
+    if unread := context.tokens - context.tokens_read:
+        print_escaped(f"{unread:,} tokens more are not read yet: run landmark append {options.context}", to_stderr=True)
+    return 0

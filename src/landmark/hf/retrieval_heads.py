@@ -1,0 +1,147 @@
+"""Heads whose landmark scores rank passages: how their scores become one for each block, and which heads of a model."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from landmark.assets import retrieval_heads_path
+from landmark.hf.block_search import BlockSearch, SearchOf
+from landmark.hf.config import landmark_settings, layer_kinds, text_config
+from landmark.hf.tokenizer import encode
+from landmark.index.constant import has_constant_keys
+
+Pooling = Literal["max", "mean", "last"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+# Some blocks get weight whatever is asked: what these get is subtracted.
+BACKGROUND = (
+    "What is this text about?",
+    "He looked at her for a moment and said nothing.",
+    "Who said so, and when?",
+    "It was late in the evening when they came home.",
+)
+
+
+@dataclass(frozen=True)
+class RetrievalHeads:
+    """Heads, pairs of a layer and a query head counted from 0, and how the tokens of a query are pooled.
+
+    The weight of a block for a token is the softmax of the head's landmark scores over all blocks. It is pooled over
+    the query's tokens ("max", "mean", or the "last" one alone) and averaged over the heads; the score of a block is
+    that less what four sentences about nothing in particular give it.
+
+    Raises ValueError for heads or a pooling that cannot be.
+    """
+
+    heads: tuple[tuple[int, int], ...]
+    pooling: Pooling = "mean"
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is {self.pooling!r}: choose one of {', '.join(POOLINGS)}")
+        if not self.heads or any(len(pair) != 2 or min(pair) < 0 for pair in self.heads):
+            raise ValueError(f"heads are {self.heads}: give one pair (layer, head) or more, counted from 0")
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers of the heads."""
+        return sorted({layer for layer, _ in self.heads})
+
+    def check(self, config: PretrainedConfig) -> None:
+        """Raises ValueError for heads that a model with this `config` has not, or whose landmarks are all alike."""
+        known = searchable_heads(config)
+        for pair in self.heads:
+            if pair not in known:
+                raise ValueError(
+                    f"layer {pair[0]} has no head {pair[1]} with landmarks of its own: choose from layers"
+                    f" {sorted({layer for layer, _ in known})} and heads 0 to {max(head for _, head in known)}"
+                )
+
+    def pooled(self, scores: Mapping[int, Tensor]) -> Tensor:
+        """The weight of each block [N] from scores [H,T,N] by layer."""
+        return torch.stack([pooled(scores[layer][head], self.pooling) for layer, head in self.heads]).mean(0)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes a JSON file."""
+        Path(path).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "RetrievalHeads":
+        """The heads in a JSON file that `save` wrote; raises ValueError for any other."""
+        try:
+            saved = json.loads(Path(path).read_text(encoding="utf-8"))
+            return _of_saved(saved)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is no file of heads that `landmark eval retrieval` wrote: {error}") from error
+
+    @classmethod
+    def of_model(cls, config: PretrainedConfig) -> "RetrievalHeads":
+        """Those chosen for a model of this shape; raises ValueError where there are none.
+
+        The package has them for its own model and for SmolLM2-135M-Instruct with its adapter (docs/retrieval.md).
+        """
+        shape = _shape(config)
+        for entry in json.loads(retrieval_heads_path().read_text(encoding="utf-8")):
+            if entry["shape"] == shape:
+                return _of_saved(entry)
+        raise ValueError(
+            "no heads are known that rank passages in a model of this shape: choose them with `landmark eval retrieval"
+            " --choose-on TEXTS --save-heads FILE`, and give that file"
+        )
+
+
+def pooled(scores: Tensor, pooling: Pooling) -> Tensor:
+    """Weights [...,N] of N blocks from scores [...,T,N]: the softmax over blocks, pooled over the T tokens."""
+    if pooling == "last":
+        return scores[..., -1, :].softmax(-1)
+    weights = scores.softmax(-1)
+    return weights.amax(-2) if pooling == "max" else weights.mean(-2)
+
+
+def searchable_heads(config: PretrainedConfig) -> list[tuple[int, int]]:
+    """Layers and query heads whose landmarks differ from block to block."""
+    config = text_config(config)
+    layers = [n for n, kind in enumerate(layer_kinds(config)) if kind == "landmark" and not has_constant_keys(n)]
+    return [(layer, head) for layer in layers for head in range(config.num_attention_heads)]
+
+
+def _of_saved(saved: Mapping[str, Any]) -> RetrievalHeads:
+    return RetrievalHeads(tuple((int(layer), int(head)) for layer, head in saved["heads"]), saved["pooling"])
+
+
+def _shape(config: PretrainedConfig) -> dict[str, int]:
+    """What tells the models apart whose heads are known."""
+    config = text_config(config)
+    names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    return {name: getattr(config, name) for name in names} | {"block_size": landmark_settings(config).block_size}
+
+
+class BlockRanker:
+    """Scores the blocks of a `search` for queries by the weights of `heads`; `search_of` is that of its `scores`."""
+
+    def __init__(
+        self,
+        search: BlockSearch,
+        tokenizer: PreTrainedTokenizerBase,
+        heads: RetrievalHeads,
+        search_of: SearchOf = lambda layer, search: search,
+    ) -> None:
+        self._search = search
+        self._tokenizer = tokenizer
+        self._heads = heads
+        self._search_of = search_of
+        self._background = torch.stack([self._weights(text) for text in BACKGROUND]).mean(0)
+
+    def scores(self, query: str) -> Tensor:
+        """The score of every block [N]; raises ValueError for a query that is empty or too long."""
+        return self._weights(query) - self._background
+
+    def _weights(self, query: str) -> Tensor:
+        ids = encode(self._tokenizer, query, continues=True).ids
+        return self._heads.pooled(self._search.scores(ids, self._heads.layers, self._search_of))
