@@ -54,6 +54,11 @@ class SegmentReading:
         before = positions - inside
         return float((inside + 1 + np.minimum(before, self.keep + self.extra)).mean())
 
+    def scored(self, length: int) -> float:
+        """Keys that a token scores on average only to choose `extra` of them, in the one layer that does."""
+        positions = np.arange(length)
+        return float((positions - positions % self.chunk_size).mean()) if self.extra else 0.0
+
 
 @dataclass(frozen=True)
 class Row:
@@ -167,12 +172,25 @@ def measure(row: Row, model: PreTrainedModel, windows: np.ndarray) -> dict[str, 
         "perplexity": math.exp(nll.mean()),
         "se": float(nll.std(ddof=1) / math.sqrt(len(nll))) if len(nll) > 1 else None,
         "samples": len(nll),
-        "attended": reading.attended(row.length),
+        **cost(reading, model.config, row.length),
         "seconds": round(scored.seconds, 1),
         "nll": [round(value, 6) for value in nll.tolist()],
     }
     skipped = getattr(scored, "skipped", None)
     return figures | ({"skipped": skipped} if skipped is not None else {})
+
+
+def cost(reading: Reading | SegmentReading, config: PretrainedConfig, length: int) -> dict[str, float]:
+    """Keys that a token attends to, keys that it scores besides, and the FLOPs of attention in all layers, on average.
+
+    A key that is attended to costs a product of its width with the query and one with its value; one that is scored,
+    the first alone.
+    """
+    attended, scored = reading.attended(length), reading.scored(length)
+    layers = config.num_hidden_layers
+    searching = 1 if reading.attention == "knn" else layers
+    flops = config.hidden_size * (4 * layers * attended + 2 * searching * scored)
+    return {"attended": attended, "scored": scored, "attention_flops": flops}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from reproduce.tables.claims import CLAIMS
 from reproduce.tables.names import NOT_MEASURED, ONE_SEED, number
 from reproduce.tables.results import Line, Results
 from reproduce.tables.tables import TABLES, Table
-from reproduce.tables.verdicts import FAILED, HELD, UNTESTED
+from reproduce.tables.verdicts import FAILED, HELD, NO_DIFFERENCE, UNDECIDED, UNTESTED, VERDICTS
 
 WIDTH = 120
 FIGURES = "figures"  # the folder of the plots, beside results.md
@@ -28,7 +28,8 @@ how they move, not how high they are.
 
 CLAIMING = f"""\
 Perplexities are compared by their differences token by token where these were measured, otherwise by seed. A claim
-"{HELD}" or "{FAILED}" where its whole interval says so, and is "{UNTESTED}" where it does not or figures are missing.
+"{HELD}" or "{FAILED}" where the whole interval says so. "{NO_DIFFERENCE}" is a null: the interval has zero in it,
+whatever the claim allows. "{UNDECIDED}": the interval has the claim's bound in it. "{UNTESTED}": figures are missing.
 """
 
 
@@ -104,7 +105,7 @@ def _values(lines: list[Line], field: str) -> str:
 def _claims(results: Results) -> str:
     outcomes = [(claim, claim.judge(results)) for claim in CLAIMS]
     counts = Counter(outcome.verdict for _, outcome in outcomes)
-    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (HELD, FAILED, UNTESTED))
+    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     head = ["## Claims\n", f"{summary}.\n", CLAIMING]
     if any(line.get("quick") for line in results.lines):
         head.append("**Of toy step counts (`--quick`): the verdicts mean nothing.**\n")

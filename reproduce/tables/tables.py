@@ -120,7 +120,11 @@ def each_setting(
 
 
 PERPLEXITY = perplexities("perplexity")
-KEYS = means("keys attended", "attended", lambda value: f"{value:,.0f}")
+KEYS = (
+    means("keys attended", "attended", lambda value: f"{value:,.0f}"),
+    means("keys scored besides", "scored", lambda value: f"{value:,.0f}"),
+    means("MFLOPs of attention", "attention_flops", lambda value: f"{value / 1e6:,.2f}"),
+)
 
 
 @dataclass(frozen=True)
@@ -143,9 +147,11 @@ TABLES = (
     Table(
         names.LANGUAGE_MODELING,
         "Language modeling",
-        "Perplexity by the length read; the paper's table 1.",
+        "Perplexity by the length read; the paper's table 1. Keys and FLOPs are of a token on average: landmarks stand "
+        "beside the keys attended to, as do keys that a token scores only to choose among them; FLOPs are those of "
+        "queries, keys and values in all layers.",
         ("method", "read_length", "local", "cache", "blocks", "retrieve"),
-        (perplexities("books", names.BOOKS), perplexities("math", names.MATH), KEYS),
+        (perplexities("books", names.BOOKS), perplexities("math, one book", names.MATH), *KEYS),
         (
             *published.LANGUAGE_MODELING[:3],  # of 512 tokens
             Row(published.landmark(512, 4)),
@@ -163,7 +169,8 @@ TABLES = (
         names.SELECTION,
         "Block selection",
         "Blocks are chosen by each token of each head, by each head for a whole chunk, or by each token for all heads; "
-        "the paper's table 2.",
+        "the paper's table 2. With per_head, tokens choose together with later ones of their chunk: these rows look "
+        "ahead.",
         ("corpus", "selection", "read_length", "retrieve"),
         (PERPLEXITY,),
         published.SELECTION,
@@ -173,7 +180,7 @@ TABLES = (
         "Blocks opened per query",
         "",
         ("corpus", "method", "read_length", "retrieve"),
-        (PERPLEXITY, KEYS),
+        (PERPLEXITY, *KEYS),
         tuple(Row({"corpus": names.BOOKS, "retrieve": retrieve}) for retrieve in (1, 2, 4, 8, 16)),
     ),
     Table(
@@ -181,13 +188,14 @@ TABLES = (
         "Block size",
         "",
         ("corpus", "method", "read_length", "block_size", "local", "retrieve"),
-        (PERPLEXITY, KEYS),
+        (PERPLEXITY, *KEYS),
         tuple(Row({"corpus": names.BOOKS, "block_size": size}) for size in (15, 31, 50, 63, 127)),
     ),
     Table(
         names.MISS_GATE,
         "Skipped retrievals",
-        "Below the threshold on the miss gate nothing is fetched; the paper's appendix D. More perplexity: than "
+        "Below the threshold nothing is fetched; the paper's appendix D. The gate is the attention's own weight of "
+        "memory, not trained to skip. More perplexity: than "
         "landmark attention without a miss gate.",
         ("corpus", "method", "threshold", "read_length"),
         (means("skipped", "skipped", share), PERPLEXITY, Column("more perplexity", more_perplexity)),
@@ -219,7 +227,7 @@ TABLES = (
         "Memory in training",
         "Training with retrieval from memory, and retrieval together with a recurrent window.",
         ("corpus", "method", "read_length", "local", "local_blocks", "retrieve"),
-        (PERPLEXITY, KEYS),
+        (PERPLEXITY, *KEYS),
         _methods(names.LANDMARK, names.WITH_MEMORY, names.WITH_RECURRENCE, corpus=names.BOOKS),
     ),
     Table(

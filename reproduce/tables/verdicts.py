@@ -11,7 +11,10 @@ from reproduce.tables.results import Line, Results
 
 HELD = "held"
 FAILED = "did not hold"
-UNTESTED = "not tested here"
+NO_DIFFERENCE = "no difference"
+UNDECIDED = "not decided"
+UNTESTED = "not measured"
+VERDICTS = (HELD, FAILED, NO_DIFFERENCE, UNDECIDED, UNTESTED)
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,10 @@ class Comparison:
 
     def __call__(self, results: Results) -> Outcome:
         found = difference(results, self.one, self.other)
-        if self.above is None:
-            verdict, bound = decide(found, lambda end: end < 0), "below 0 %"
-        else:
-            most = math.log1p(self.above)
-            verdict, bound = decide(found, lambda end: end <= most), f"at most {100 * self.above:+g} %"
+        verdict = decide(found, math.log1p(self.above or 0))
+        bound = "below 0 %" if self.above is None else f"at most {100 * self.above:+g} %"
         figures = f"{describe(self.one)} against {describe(self.other, self.one)}: {more_text(found.map(math.expm1))}"
-        return Outcome(verdict, f"{figures}, claimed {bound}{undecided(found, verdict)}")
+        return Outcome(verdict, f"{figures}, claimed {bound}{'' if found.known else ': without an interval'}")
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ def better(one: Line, other: Line) -> Check:
 
 
 def all_of(*checks: Check) -> Check:
-    """Each of the checks: one that did not hold settles it, one untested leaves it open."""
-    return Joined(checks, (FAILED, UNTESTED, HELD))
+    """Each of the checks: the worst verdict is that of all."""
+    return Joined(checks, (FAILED, UNTESTED, UNDECIDED, NO_DIFFERENCE, HELD))
 
 
 def any_of(*checks: Check) -> Check:
-    """One of the checks at least: one that held settles it, one untested leaves it open."""
-    return Joined(checks, (HELD, UNTESTED, FAILED))
+    """One of the checks at least: the best verdict is that of all."""
+    return Joined(checks, (HELD, NO_DIFFERENCE, UNDECIDED, UNTESTED, FAILED))
 
 
 def fewer_keys(one: Line, other: Line) -> Check:
@@ -99,19 +99,18 @@ def fewer_keys(one: Line, other: Line) -> Check:
     return check
 
 
-def decide(interval: Interval, meets: Callable[[float], bool]) -> str:
-    """The verdict on a bound that both ends of the interval meet, or neither."""
-    low, high = meets(interval.low), meets(interval.high)
-    if not interval.known or low != high:
+def decide(interval: Interval, most: float) -> str:
+    """The verdict on the claim that a difference is at most so much (0 or more), judged by its whole interval.
+
+    With zero inside, nothing differs: that is a null, whatever the claim allows.
+    """
+    if not interval.known:
         return UNTESTED
-    return HELD if low else FAILED
-
-
-def undecided(interval: Interval, verdict: str) -> str:
-    """Why an interval gave no verdict, if it did not."""
-    if verdict != UNTESTED:
-        return ""
-    return ": not decided at this scale" if interval.known else ": without an interval nothing is decided"
+    if interval.low > most:
+        return FAILED
+    if interval.high > most and interval.low > 0:
+        return UNDECIDED
+    return NO_DIFFERENCE if interval.low <= 0 <= interval.high else HELD
 
 
 def compared(check: Check) -> Iterator[tuple[Line, Line]]:

@@ -104,6 +104,17 @@ class Reading:
         opened = np.minimum(self.settings.retrieve, self.blocks_in_memory(length))
         return positions - self._blocks_behind(length) * self.block_size + 1 + opened * self.block_size
 
+    def scored(self, length: int) -> float:
+        """Landmarks that a token scores on average over `length` tokens: of blocks in memory and in the local window.
+
+        Landmarks stand beside the ordinary keys that `attended` counts.
+        """
+        if self.attention == "full":
+            return float((np.arange(length) // self.block_size).mean())
+        local = np.arange(length) // self.block_size - self._blocks_behind(length)
+        searched = self.blocks_in_memory(length) if self.settings.retrieve else 0
+        return float((local + searched).mean())
+
     def blocks_in_memory(self, length: int) -> np.ndarray:
         """Blocks in memory when each token is read, `[length]`: those whose landmarks it scores."""
         behind = self._blocks_behind(length)

@@ -24,10 +24,19 @@ def test_every_table_is_told():
 def test_nothing_measured_shows_every_row_of_the_paper(results: Results):
     heading, *found = rows(results, names.LANGUAGE_MODELING)
     assert heading == [
-        *("method", "read length", "local", "XL cache", "blocks", "k", "books", "math", "keys attended"),
-        *("paper: keys", "paper: PG-19", "paper: arXiv math", "seeds", "steps"),
+        *("method", "read length", "local", "XL cache", "blocks", "k", "books", "math, one book"),
+        *(
+            "keys attended",
+            "keys scored besides",
+            "MFLOPs of attention",
+            "paper: keys",
+            "paper: PG-19",
+            "paper: arXiv math",
+            "seeds",
+            "steps",
+        ),
     ]
-    never = ["not measured yet"] * 3
+    never = ["not measured yet"] * 5
     assert found[0] == ["full attention", "512", "512", "-", "-", "-", *never, "512", "16.12", "4.01", "-", "-"]
     assert found[1] == ["full attention", "512", "360", "-", "-", "-", *never, "360", "16.76", "4.31", "-", "-"]
     assert ["landmark", "4,096", "250", "-", "80", "4", *never, "470", "14.72", "3.18", "-", "-"] in found
@@ -37,12 +46,13 @@ def test_nothing_measured_shows_every_row_of_the_paper(results: Results):
 
 
 def test_cells_hold_means_intervals_and_seeds(results: Results):
-    add_perplexities(results, landmark(2048, 4), *map(math.exp, (2.9, 3.0, 3.1)), attended=351.4)
-    add_perplexities(results, landmark(2048, 4, "math"), 5.0, attended=351.4)
+    costs = {"attended": 351.4, "scored": 23.6, "attention_flops": 1.234e6}
+    add_perplexities(results, landmark(2048, 4), *map(math.exp, (2.9, 3.0, 3.1)), **costs)
+    add_perplexities(results, landmark(2048, 4, "math"), 5.0, **costs)
     row = next(row for row in rows(results, names.LANGUAGE_MODELING) if row[:6] == landmark_cells("2,048", "40", "4"))
     # exp(3), exp(3 -+ 4.3027 * 0.1 / sqrt(3)); 5 exp(-+ 2.2622 * 0.01)
-    assert row[6:9] == ["20.09 (15.67 to 25.75)", "5.00 (4.89 to 5.11)†", "351"]
-    assert row[9:] == ["460", "14.92", "3.35", "3", "100"]
+    assert row[6:8] == ["20.09 (15.67 to 25.75)", "5.00 (4.89 to 5.11)†"]
+    assert row[8:] == ["351", "24", "1.23", "460", "14.92", "3.35", "3", "100"]
 
 
 def landmark_cells(read_length: str, blocks: str, retrieve: str) -> list[str]:
