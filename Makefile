@@ -12,7 +12,7 @@ TESTS ?= tests
 
 # What most depends on the releases installed, and what computes and so depends on a processor's instructions.
 MATRIX_TESTS ?= tests/hf tests/memory tests/contexts tests/cli tests/evaluation tests/store tests/data tests/readers \
-	tests/training tests/test_package.py tests/test_public_api.py tests/test_earlier_files.py
+	tests/training tests/view tests/test_package.py tests/test_public_api.py tests/test_earlier_files.py
 ISA_TESTS ?= tests/ops tests/index tests/memory tests/readers tests/hf/test_cache.py tests/hf/test_chunks.py \
 	tests/hf/test_reader.py
 

@@ -17,6 +17,7 @@ COMMANDS = (
     Command("long-context growth", "benchmarks.commands:run_growth", "time per token against length"),
     Command("reliability", "benchmarks.commands:run_reliability", "kills, power cuts and flipped bits in contexts"),
     Command("parallel", "benchmarks.commands:run_parallel", "the same training in 1, 2 and 4 processes"),
+    Command("view", "benchmarks.commands:run_view", "the page of `landmark view` in a browser"),
     Command("gpu", "benchmarks.commands:run_gpu", "tests, timings and targets on a CUDA device"),
 )
 

@@ -22,6 +22,7 @@ from benchmarks.options import (
     TierOverlapOptions,
     TierReadersOptions,
     TierReadOptions,
+    ViewPageOptions,
 )
 from landmark.cli.options import whole_numbers
 from landmark.cli.output import figure_text, print_table, tokens_read
@@ -263,6 +264,13 @@ def run_parallel(options: ParallelOptions) -> int:
     from benchmarks import parallel
 
     return _print_rows(options, parallel.run(options))
+
+
+def run_view(options: ViewPageOptions) -> int:
+    """The page of `landmark view`."""
+    from benchmarks import view
+
+    return _print_rows(options, view.run(options))
 
 
 def run_gpu(options: GpuOptions) -> int:

@@ -121,7 +121,7 @@ def prepare(options: ComparisonOptions) -> Machine:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
-    name = torch.cuda.get_device_name(device) if options.device == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if options.device == "cuda" else processor()
     return Machine(
         device,
         dtype,
@@ -132,7 +132,8 @@ def prepare(options: ComparisonOptions) -> Machine:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     match = re.search(r"model name\s*: (.*)", CPUINFO.read_text()) if CPUINFO.exists() else None
     return match[1] if match else platform.processor() or platform.machine()
 

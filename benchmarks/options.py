@@ -218,6 +218,18 @@ class TextOptions(RowOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewPageOptions(RowOptions):
+    """Open the page of `landmark view` in Chromium, click tokens and search; needs playwright."""
+
+    tokens: str = "200000,1000000"
+    """Tokens of the text."""
+    generated: FromOne = 100
+    """Generated tokens, each with the reads of 30 layers and 9 heads."""
+    rounds: FromOne = 5
+    """Times that the page is opened; each time 10 tokens are clicked."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """How landmark keys are searched."""
 

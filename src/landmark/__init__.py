@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from landmark.training.recipe import Recipe
     from landmark.training.run import train
     from landmark.training.stages import Stage
+    from landmark.view.gather import View
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ __all__ = [
     "Trace",
     "Traffic",
     "TrainOptions",
+    "View",
     "WindowSlice",
     "__version__",
     "adapter_path",
@@ -94,6 +96,7 @@ _MODULES = {
     "Trace": "landmark.hf.trace",
     "TrainOptions": "landmark.training.options",
     "Traffic": "landmark.store.base",
+    "View": "landmark.view.gather",
     "WindowSlice": "landmark.hf.sequence_parallel",
     "adapter_path": "landmark.assets",
     "book_path": "landmark.assets",

@@ -10,6 +10,7 @@ COMMANDS = (
     Command("append", "landmark.cli.read:run_append", "add texts to a context"),
     Command("ask", "landmark.cli.ask:run", "continue a prompt after a context or a text, and show where it looked"),
     Command("retrieve", "landmark.cli.retrieve:run", "rank the passages of a context for a query, without generating"),
+    Command("view", "landmark.cli.view:run", "show what was read for each token of an answer, as a page or a figure"),
     Command("contexts ls", "landmark.cli.contexts:run_ls", "list contexts"),
     Command("contexts info", "landmark.cli.contexts:run_info", "what a context holds, and how much"),
     Command("contexts verify", "landmark.cli.contexts:run_verify", "check every committed byte of a context"),
@@ -31,6 +32,7 @@ LANDMARK = Program(
   landmark ask book.txt "The name of the ship is "
   landmark read books/*.txt --out library && landmark ask library "What is the pass key? The pass key is "
   landmark retrieve library "Where does the captain of the Patna live?" --top 5
+  landmark view --file book.txt --prompt "The name of the ship is " --out page.html
   landmark tokenizer train books/*.txt --out runs/tokenizer
   landmark train --help""",
 )

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
 import torch
 
 from landmark.contexts import compatibility
@@ -22,7 +23,7 @@ from landmark.hf.fingerprint import model_mark
 from landmark.hf.reader import TextTo, answer
 from landmark.hf.serialization import cache_state
 from landmark.hf.tokenizer import encode
-from landmark.hf.trace import Span
+from landmark.hf.trace import Span, Trace
 from landmark.process_memory import return_freed_pages
 from landmark.settings import Verification, check_verification
 from landmark.store.base import Traffic
@@ -36,15 +37,18 @@ _CHUNKS = 8  # prefilled between two looks at the clock
 
 @dataclass(frozen=True)
 class Answer:
-    """Generated text and token ids.
+    """Generated text and token ids, which continue `prompt`.
 
-    `sources` are the passages that were retrieved for it, by falling weight; `traffic` counts blocks and bytes read.
+    `sources` are the passages that were retrieved for it, by falling weight; `traffic` counts blocks and bytes read;
+    `trace` has what each query of prompt and answer attended to, its tokens counted from the start of the context.
     """
 
+    prompt: str
     text: str
     ids: list[int]
     sources: list[Source]
     traffic: Traffic
+    trace: Trace
 
 
 class Context:
@@ -183,6 +187,11 @@ class Context:
         """The texts of the first `limit` of `spans`, blocks or other ranges of tokens, each by document."""
         return self._documents.sources(spans, limit)
 
+    def offsets(self, document: Document) -> np.ndarray:
+        """The first and last character of each token of a document, uint32 `[n,2]`; Damage if they are damaged."""
+        first = document.first_token
+        return self._documents.slice(first, first + document.tokens)[:, 1:]
+
     # Growing.
 
     def append(self, text: str, name: str = "text", *, progress: Callable[[int], object] | None = None) -> None:
@@ -300,7 +309,9 @@ class Context:
         streamer = None if write is None else TextTo(self.tokenizer, write)
         new = answer(self.model, ids, branch, max_new_tokens=max_new_tokens, temperature=temperature, streamer=streamer)
         text: Any = self.tokenizer.decode(new, skip_special_tokens=True)
-        return Answer(text, new, self._documents.sources(branch.trace().spans(), sources), branch.traffic)
+        trace = branch.trace()
+        passages = self._documents.sources(trace.spans(), sources)
+        return Answer(prompt, text, new, passages, branch.traffic, trace)
 
     def fork(self, path: str | PathLike[str] | None = None) -> "Context":
         """A copy that shares what was read so far and grows on its own: many users, one book.

@@ -100,7 +100,8 @@ class Forward:
     def of_rows(self, rows: Tensor) -> "Forward":
         """The forward with row i taken from row `rows[i]`."""
         opened = {layer: _of_rows(one, rows) for layer, one in self.opened.items()}
-        return Forward(*(x[rows.to(x.device)] for x in (self.before, self.lengths)), self.width, opened)
+        before, lengths = (x[rows.to(x.device)] for x in (self.before, self.lengths))
+        return Forward(before, lengths, self.width, opened)
 
     def positions(self, block_size: int) -> Tensor:
         """Stream positions `[B, width]`, -1 at padding."""

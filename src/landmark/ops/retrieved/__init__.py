@@ -5,7 +5,7 @@ rotated by its distance from the start of the block; nothing that is stored is e
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,7 +123,7 @@ def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tens
     return joined.to(out.dtype), weights, own[..., 0]
 
 
-def _concatenated(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def _concatenated(parts: list[Any]) -> Any:
     """Concatenates tuples of tensors [B,H,t,..] over their queries."""
     if len(parts) == 1:
         return parts[0]

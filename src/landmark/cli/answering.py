@@ -1,0 +1,144 @@
+"""Answers after a context or a text: what `landmark ask` and `landmark view` have in common."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tyro.conf import OmitArgPrefixes
+
+from landmark.cli.options import MemoryOptions, load, model_of
+from landmark.cli.output import tokens_read
+from landmark.limits import FromOne, Seed, Temperature
+from landmark.settings import ReadingChanges, Verification
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from landmark.contexts.context import Answer, Context
+    from landmark.evaluation.reading import Reading
+    from landmark.hf import LandmarkCache
+    from landmark.hf.tokenizer import EncodedText
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """The model, how it reads, and how it continues a prompt."""
+
+    model: Path | None = None
+    """Folder of a converted model with its tokenizer; default: the one that read the context, for a text the one in the
+    package."""
+    max_new_tokens: FromOne = 100
+    """Most tokens to generate."""
+    temperature: Temperature = 0.0
+    """0 takes the most likely token each time; above 0 samples."""
+    seed: Seed = 0
+    """Decides what is sampled."""
+    verify: Verification = "landmarks"
+    """What of a context is checked before it opens: docs/contexts.md."""
+    reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
+    """Default: as when the context was read; for a text, the model's own settings."""
+    memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
+
+
+class FromContext(NamedTuple):
+    """An answer after a context, and the seconds that it took."""
+
+    context: "Context"
+    answer: "Answer"
+    seconds: float
+
+
+class FromText(NamedTuple):
+    """Tokens `ids` that continue a text and a prompt, the cache that traced them, and the seconds of both parts."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    text: "EncodedText"
+    prompt: "EncodedText"
+    ids: list[int]
+    cache: "LandmarkCache"
+    read_seconds: float
+    seconds: float
+
+
+def check_asked(source: Path, prompt: str) -> None:
+    """Raises ValueError for an empty prompt, and where there is no source."""
+    if not prompt:
+        raise ValueError("the prompt is empty: give the text that is to be continued")
+    if not source.exists():
+        raise ValueError(f"{source} does not exist: it is not a context, nor a text; name one of them")
+
+
+def answer_from_context(
+    options: AnswerOptions,
+    path: Path,
+    prompt: str,
+    *,
+    sources: int = 0,
+    write: Callable[[str], object] | None = None,
+) -> FromContext:
+    """Continues the prompt after a context."""
+    import torch
+
+    from landmark.contexts.context import Context
+
+    folder = model_of(path, options.model)
+    model, tokenizer = load(folder, lambda config: options.memory.check(config, path, **options.reading), path)
+    context = Context.open(
+        path, model, tokenizer, verify=options.verify, **options.reading, **options.memory.keywords()
+    )
+    torch.manual_seed(options.seed)
+    started = time.perf_counter()
+    answer = context.generate(
+        prompt,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        sources=sources,
+        write=write,
+    )
+    return FromContext(context, answer, time.perf_counter() - started)
+
+
+def answer_from_text(
+    options: AnswerOptions, path: Path, prompt: str, *, write: Callable[[str], object] | None = None
+) -> FromText:
+    """Reads a text, and continues the prompt after it."""
+    from landmark.data.text import read_text
+
+    text = read_text(path)
+    import torch
+
+    from landmark.evaluation.reading import Reading
+    from landmark.hf import LandmarkCache, read
+    from landmark.hf.reader import TextTo, answer
+    from landmark.hf.tokenizer import bos_tokens, encode
+
+    def reading_of(config: "PretrainedConfig") -> "Reading":
+        options.memory.check(config, **options.reading)
+        return Reading.of(config, **options.reading)
+
+    model, tokenizer = load(options.model, reading_of)
+    reading = reading_of(model.config)
+    before = bos_tokens(tokenizer) + encode(tokenizer, text)
+    asked = encode(tokenizer, prompt, continues=True)
+    reading.check_length(model.config, len(before) + len(asked) + options.max_new_tokens)
+    cache = LandmarkCache(model.config, **asdict(reading.settings), **options.memory.keywords())
+    started = time.perf_counter()
+    with tokens_read(f"reading {path.name}", len(before)) as progress:
+        read(model, before.ids, cache, progress=progress)
+    read_seconds = time.perf_counter() - started
+
+    cache.start_trace()
+    torch.manual_seed(options.seed)
+    started = time.perf_counter()
+    new = answer(
+        model,
+        asked.ids,
+        cache,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        streamer=None if write is None else TextTo(tokenizer, write),
+    )
+    return FromText(model, tokenizer, before, asked, new, cache, read_seconds, time.perf_counter() - started)

@@ -1,0 +1,1 @@
+"""What a model read for each token that it generated: gathered once, shown as a page, a figure or lines of JSON."""
