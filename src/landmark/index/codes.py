@@ -222,7 +222,7 @@ class QuantizedCodes:
             oldest = blocks.oldest(row)
             if count and count >= _REFIT_GROWTH * self._fitted[row]:
                 numbers = torch.arange(oldest, count, -(-(count - oldest) // _SAMPLE))
-                sample = keys.at(numbers.expand(len(blocks.counts), -1))[row].to(torch.float64).numpy()
+                sample = keys.at(numbers[None], slice(row, row + 1))[0].to(torch.float64).numpy()
                 for head, own in enumerate(np.split(queries[row], len(sample))):
                     quantizer = fit_quantizer(sample[head], own.reshape(-1, queries.shape[3]).astype(np.float64))
                     for array, one in zip(arrays, quantizer, strict=False):

@@ -159,8 +159,8 @@ class _HeadKeys:
 
     def at(self, numbers: Tensor) -> Tensor:
         """Keys `[m,D]` of the blocks `numbers [m]`."""
-        all_rows = numbers.expand(len(self.buffer.blocks.counts), -1)
-        return self.buffer.at(all_rows)[self.row, self.head]
+        row, head = slice(self.row, self.row + 1), slice(self.head, self.head + 1)
+        return self.buffer.at(numbers[None], row, head)[0, 0]
 
     def arrays(self) -> tuple[Array, Array | None]:
         """Keys `[S,D]` and scales `[S]` for compiled loops."""

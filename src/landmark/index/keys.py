@@ -17,6 +17,7 @@ KeyFormat = Literal["float32", "bfloat16", "int8"]
 
 Array = np.ndarray[Any, Any]
 
+ALL = slice(None)
 _MAX_INT8 = 127
 
 
@@ -76,16 +77,21 @@ class KeyBuffer:
         keys = self.blocks.data[:, :, slots].to(dtype)
         return keys if self.scales is None else keys * self.scales[:, :, slots, None]
 
-    def at(self, numbers: Tensor) -> Tensor:
-        """Keys `[B,Hkv,m,D]` of the blocks `numbers [B,m]`; any finite key where the number is -1."""
-        data = self.blocks.data
-        assert data is not None, "an empty buffer has no keys"
+    def at(self, numbers: Tensor, rows: slice = ALL, heads: slice = ALL) -> Tensor:
+        """Keys `[B,Hkv,m,D]` of the blocks `numbers [B,m]`; any finite key where the number is -1.
+
+        B and Hkv count the `rows` and `heads` that are asked for.
+        """
+        assert self.blocks.data is not None, "an empty buffer has no keys"
+        data = self.blocks.data[rows, heads]
         slots = self.blocks.slots(numbers)[:, None, :, None]
         keys = data.gather(2, slots.expand(-1, data.shape[1], -1, data.shape[-1]))
         if self.format == "bfloat16":
             return keys.float()
-        scales = self.scales
-        return keys if scales is None else keys * scales[..., None].gather(2, slots.expand(-1, data.shape[1], -1, -1))
+        if self.scales is None:
+            return keys
+        scales = self.scales[rows, heads, :, None]
+        return keys * scales.gather(2, slots.expand(-1, data.shape[1], -1, -1))
 
     @property
     def scales(self) -> Tensor | None:
