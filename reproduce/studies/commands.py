@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from landmark.limits import FromOne, OutFolder, Range, Seed
+from landmark.limits import FromOne, MaybeFromOne, OutFile, OutFolder, Range, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,76 @@ class ConvertOptions:
     """Use a miniature of the model and of the windows, for a CPU."""
     seed: Seed = 0
     """Seed of the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedOptions:
+    """A model before and after its conversion."""
+
+    original: Annotated[Positional[str], arg(metavar="ORIGINAL")]
+    """The model before conversion: a GGUF file, a folder, or a name on the Hugging Face hub."""
+    adapter: Path | None = None
+    """What its conversion learnt, a file or folder; default: the adapter in the package, for SmolLM2-135M-Instruct."""
+    threads: FromOne = 1
+    """Threads to compute with."""
+    json: bool = False
+    """Print JSON lines instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityOptions(ConvertedOptions):
+    """Measure the perplexity of texts and the divergence from the original, in a window and through memory.
+
+    Every reading scores the same tokens. The table gives the ratio of each perplexity to the original's, with its 95 %
+    interval over windows. Run again with the same options it resumes.
+    """
+
+    texts: tuple[Path, ...]
+    """UTF-8 texts."""
+    out: Annotated[Path, OutFile()]
+    """JSON-lines file of all windows, from which the same command resumes."""
+    lengths: str = "2000,8000"
+    """Tokens of a window, separated by commas; each window is read from scratch."""
+    windows: FromOne = 4
+    """Windows of each text and length, spread evenly over the text."""
+    readings: tuple[str, ...] = ("full", "landmark", "landmark,chunk_size=504")
+    """How the converted model reads: full is the attention of training over the whole window, landmark is through
+    memory; settings of reading follow, as in landmark,chunk_size=504,retrieve=8."""
+    seconds: Annotated[float | None, Range(1)] = None
+    """For each length: no window begins after so many seconds. Default: all windows are measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions(ConvertedOptions):
+    """Compare answers to ordinary chat prompts before and after conversion, the converted model reading through memory.
+
+    Prints both greedy answers to each prompt, the share of identical ones, their common beginnings, the divergence of
+    next-token distributions along the original's answer, and how often the converted model answers that something is
+    not mentioned in a text, where there is none. Run again with the same options it resumes.
+    """
+
+    out: Annotated[Path, OutFile()]
+    """JSON-lines file of all prompts, from which the same command resumes."""
+    prompts: Annotated[int, Range(1, 110)] = 110
+    """The first so many prompts."""
+    tokens: FromOne = 32
+    """Tokens of an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionsOptions(ConvertedOptions):
+    """Ask 20 questions about the book in the package: through landmarks, and of the original with BM25.
+
+    The book is read once into a context in WORK (8.3 GB for SmolLM2-135M). Beside them stand the original with the
+    right passage alone and with nothing, and the converted model with the right passage alone and with no block opened.
+    Prints all answers, and how many are right by the rules of reproduce/studies/lord_jim.toml. Run again with the same
+    options it resumes.
+    """
+
+    work: Annotated[Path, OutFolder()]
+    """Folder for the context and the answers."""
+    tokens: MaybeFromOne = None
+    """Read only the first so many tokens, and ask what they answer. Default: the whole book."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +194,27 @@ def run_convert_smollm2(options: ConvertOptions) -> int:
     from reproduce.studies import convert_smollm2
 
     return convert_smollm2.run(options)
+
+
+def run_smollm2_perplexity(options: PerplexityOptions) -> int:
+    """What a conversion loses on text."""
+    from reproduce.studies import smollm2_perplexity
+
+    return smollm2_perplexity.run(options)
+
+
+def run_smollm2_chat(options: ChatOptions) -> int:
+    """What a conversion changes in ordinary chat."""
+    from reproduce.studies import smollm2_chat
+
+    return smollm2_chat.run(options)
+
+
+def run_smollm2_questions(options: QuestionsOptions) -> int:
+    """Questions about a book that was read through landmarks."""
+    from reproduce.studies import smollm2_questions
+
+    return smollm2_questions.run(options)
 
 
 def run_untrained_perplexity(options: UntrainedOptions) -> int:

@@ -1,7 +1,6 @@
 """Measurements of the converted SmolLM2, most important first: each is written at once, and all end with the time."""
 
 import json
-import math
 import random
 import traceback
 from collections.abc import Callable
@@ -20,58 +19,32 @@ from landmark.evaluation import passkey
 from landmark.hf import LandmarkCache
 from landmark.hf.reader import answer
 from landmark.hf.tokenizer import encode
+from reproduce.studies import smollm2_chat, smollm2_perplexity
 from reproduce.studies.chat_prompts import TEST_PROMPTS
-from reproduce.studies.smollm2_training import DEVICE, WORKING, Conversion, finished, moved, now
+from reproduce.studies.commands import PerplexityOptions
+from reproduce.studies.records import Records
+from reproduce.studies.smollm2_models import Pair, template
+from reproduce.studies.smollm2_training import STARTED, WORKING, Conversion, finished, moved, now
 from reproduce.trainings.smollm2 import SETTINGS
 
 
-def chat_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-    """A question in the chat template, up to where the reply begins."""
-    message = [{"role": "user", "content": question}]
-    return str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+def perplexities(pair: Pair, texts: list[Tensor], length: int, windows: int, out: Path, until: float) -> Any:
+    """Perplexity and divergence on windows of each text: original, converted over the window and through memory."""
+    readings = smollm2_perplexity.readings_of(pair.converted, PerplexityOptions.readings, length)
+    cut = smollm2_perplexity.windows_of({str(number): text for number, text in enumerate(texts)}, length, windows)
+    records = Records(out / f"perplexity_{length}.jsonl", {"length": length})
+    measured = smollm2_perplexity.measure_windows(pair, readings, cut, records, until + STARTED)
+    return smollm2_perplexity.figures(length, measured)
 
 
-def template(tokenizer: Any, text: str) -> Tensor:
-    """Ids of a part of a chat template, in which special tokens are special; in texts they are text."""
-    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
-
-
-def log_likelihoods(logits: Tensor, ids: Tensor) -> tuple[float, int]:
-    """Sum over next tokens in nats, and their number."""
-    losses = torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum")
-    return float(losses), ids.shape[1] - 1
-
-
-@torch.no_grad()
-def perplexities(
-    original: PreTrainedModel, model: PreTrainedModel, texts: list[Tensor], length: int, windows: int, until: float
-) -> dict[str, Any]:
-    """Perplexity on the first windows of each text: original, converted over the window, converted through memory.
-
-    `divergence` is the KL divergence from the original over the window, in nats a token.
-    """
-    sums: dict[str, float] = {"original": 0.0, "window": 0.0, "memory": 0.0, "divergence": 0.0}
-    count = 0
-    for number in range(windows):
-        for text in texts:
-            if now() > until:
-                break
-            ids = text[number * length : (number + 1) * length][None].to(DEVICE)
-            if ids.shape[1] < length:
-                continue
-            whole = original(input_ids=ids, use_cache=False).logits
-            window = model(input_ids=ids, use_cache=False).logits[..., : whole.shape[-1]]
-            cache = LandmarkCache(model.config, chunk_size=8 * SETTINGS["block_size"])
-            memory = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-            for name, logits in (("original", whole), ("window", window), ("memory", memory)):
-                loss, tokens = log_likelihoods(logits, ids)
-                sums[name] += loss
-            p, q = whole[0].float().log_softmax(-1), window[0].float().log_softmax(-1)
-            sums["divergence"] += float((p.exp() * (p - q)).sum(-1)[:-1].sum())
-            count += tokens
-    count = max(1, count)
-    shown = {name: math.exp(sums[name] / count) for name in ("original", "window", "memory")}
-    return shown | {"divergence": sums["divergence"] / count, "tokens": count, "length": length}
+def chat(pair: Pair, until: float) -> dict[str, Any]:
+    """Divergence from the original on ordinary chat, and whole answers."""
+    answers = {}
+    for prompt in TEST_PROMPTS:
+        if now() > until:
+            break
+        answers[prompt] = smollm2_chat.compared(pair, prompt, smollm2_chat.TOKENS)
+    return smollm2_chat.figures(list(answers.values())) | {"answers": answers}
 
 
 @torch.no_grad()
@@ -131,25 +104,6 @@ def questions(
     return {"length": length, "right": right, "of": done, "answers": shown}
 
 
-@torch.no_grad()
-def chat(original: PreTrainedModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
-    replies = []
-    for question in TEST_PROMPTS[:3]:
-        ids = template(tokenizer, chat_prompt(tokenizer, question))
-        plain = original.generate(  # type: ignore[operator]
-            ids[None].to(DEVICE), max_new_tokens=40, do_sample=False, pad_token_id=2
-        )
-        reply = answer(model, ids, LandmarkCache(model.config), max_new_tokens=40)
-        replies.append(
-            {
-                "question": question,
-                "original": tokenizer.decode(plain[0, len(ids) :], skip_special_tokens=True),
-                "converted": tokenizer.decode(reply, skip_special_tokens=True),
-            }
-        )
-    return replies
-
-
 def measure(
     base: PreTrainedModel,
     work: Conversion,
@@ -175,21 +129,21 @@ def measure(
         work.log(name, json.dumps(results[name], indent=1 if "questions" in name or name == "chat" else None))
         (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
-    model = moved(finished(base, work), torch.float32)
-    original = moved(base, torch.float32).eval()
+    pair = Pair(moved(base, torch.float32).eval(), moved(finished(base, work), torch.float32), tokenizer)
     size = (400, 1) if small else (2000, 5)
-    note("perplexity", lambda: perplexities(original, model, texts, *size, until=min(until, now() + 25)))
-    fast, plain = moved(model, WORKING), moved(original, WORKING)
+    note("perplexity", lambda: perplexities(pair, texts, *size, out, until=min(until, now() + 25)))
+    fast = moved(pair.converted, WORKING)
+    moved(pair.original, WORKING)
     book = texts[0]
     lengths = (400, 700) if small else (8192, 32768)
     few = 2 if small else 10
     for length in lengths:
         note(f"passkey {length}", lambda length=length: passkeys(fast, tokenizer, book, length, few, until))
-    note("chat", lambda: chat(plain, fast, tokenizer))
+    note("chat", lambda: chat(pair, until=min(until, now() + 25)))
     for length in lengths[:1] if small else (2000, 8000):
         note(f"questions {length}", lambda length=length: questions(fast, tokenizer, book, length, 2 * few, until))
     size = (600, 1) if small else (7800, 2)
-    note("perplexity long", lambda: perplexities(plain, fast, texts, *size, until=min(until, now() + 15)))
+    note("perplexity long", lambda: perplexities(pair, texts, *size, out, until=min(until, now() + 15)))
     if not small:
         note("passkey 131072", lambda: passkeys(fast, tokenizer, book, 131072, 5, until))
         note("passkey 32768 more", lambda: passkeys(fast, tokenizer, book, 32768, 40, until))
