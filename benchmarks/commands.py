@@ -10,6 +10,7 @@ from benchmarks.options import (
     GpuOptions,
     GrowthOptions,
     IndexSearchOptions,
+    LaptopOptions,
     LongAskOptions,
     LongDecodeOptions,
     LongReadOptions,
@@ -122,6 +123,51 @@ def run_index(options: IndexSearchOptions) -> int:
     figures = ("method", "ms", "quartiles", "ratio", "recall", "read %", "kept MB", "build s", "x roofline", "note")
     _show(options, rows, ("blocks", "queries"), figures)
     return 0
+
+
+def run_laptop(options: LaptopOptions) -> int:
+    """A pretrained model beside llama.cpp and transformers."""
+    from benchmarks import laptop
+
+    asked = laptop.check(options)
+    rows = []
+    with tokens_read("laptop", laptop.tokens_in_all(asked)) as progress:
+        for row in laptop.run(asked, progress):
+            rows.append(row)
+            if options.json:
+                print(json.dumps(row), flush=True)
+    if not options.json:
+        print(f"{rows[0]['machine']}; {', '.join(sorted({row['release'] for row in rows} - {''}))}; {rows[0]['model']}")
+        print_table([_laptop_columns(row) for row in rows], LAPTOP_FIGURES)
+    return 0
+
+
+LAPTOP_FIGURES = (
+    "threads",
+    "context",
+    "method",
+    "dtype",
+    "tokens/s",
+    "range",
+    "last piece",
+    "step ms",
+    "quartiles",
+    "note",
+)
+
+
+def _laptop_columns(row: Row) -> Row:
+    shown = {name: row[name] for name in ("threads", "context", "method", "dtype")} | {"note": row["skipped"] or ""}
+    if row["skipped"] is not None:
+        return shown
+    lower, upper = (row[f"{side}_quartile_step_s"] * 1000 for side in ("lower", "upper"))
+    return shown | {
+        "tokens/s": row["tokens_per_s"],
+        "range": f"{row['lowest_tokens_per_s']:.4g}-{row['highest_tokens_per_s']:.4g}",
+        "last piece": row["last_tokens_per_s"],
+        "step ms": row["step_s"] * 1000,
+        "quartiles": f"{lower:.4g}-{upper:.4g}",
+    }
 
 
 def _check_plot(options: ComparisonOptions) -> None:

@@ -375,6 +375,51 @@ class GrowthOptions(TextOptions, SearchOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LaptopOptions:
+    """Time a pretrained model on this machine: this library beside llama.cpp and transformers, on one GGUF file.
+
+    Methods: llama.cpp with flash attention; memory and no memory, the model with its adapter, reading through memory or
+    the local window alone; full, the original model in transformers with full attention. Each is a process of its own.
+    They read the same text, a piece at a time and by turns, and at every length decode some tokens.
+
+    llama.cpp comes with the npm package node-llama-cpp:
+
+      npm install --prefix llama --ignore-scripts node-llama-cpp
+      python -m benchmarks laptop MODEL.gguf --llama llama
+      python -m benchmarks laptop MODEL.gguf --llama llama --contexts 2000,128000 --threads 2 --methods llama.cpp,memory
+    """
+
+    model: Annotated[Positional[Path], arg(metavar="MODEL.gguf")]
+    """GGUF file of the model that the adapter belongs to."""
+    adapter: Path | None = None
+    """Adapter that `landmark train` wrote; default: the one in the package."""
+    llama: Path | None = None
+    """Folder where npm installed node-llama-cpp; without it llama.cpp is left out."""
+    contexts: str = "2000,8000,32000"
+    """Lengths in tokens, separated by commas."""
+    threads: str = "1,2"
+    """Numbers of threads, separated by commas."""
+    methods: str = "llama.cpp,memory,no memory,full"
+    """Which of them run, separated by commas."""
+    dtypes: str = "float32,bfloat16"
+    """Of weights, keys and values of all but llama.cpp, which computes with those of the file."""
+    limit: FromOne = 8000
+    """Longest context of no memory, whose speed is the same at all lengths, and of full, which takes minutes beyond;
+    and the longest that more than one round reads."""
+    rounds: FromOne = 3
+    """Rounds; each reads all lengths from the beginning, those beyond the limit in the first alone."""
+    steps: FromOne = 16
+    """Steps of decoding at each length in each round. One more warms up and is not counted."""
+    piece: FromOne = 2000
+    """Tokens that a contender reads in a turn. The speed at a length is given from the beginning on, and of the last
+    piece."""
+    text: Path | None = None
+    """UTF-8 text to read, repeated where it is too short; default: the book in the package."""
+    json: bool = False
+    """Print one JSON object per row instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReliabilityOptions(RowOptions):
     """What contexts on disk survive, part by part: `--parts` names some of them.
 
