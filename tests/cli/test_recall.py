@@ -1,4 +1,4 @@
-"""`landmark eval recall`: rows, the log, and errors on one line."""
+"""`landmark eval recall` and `landmark eval ruler`: rows, the log, and errors on one line."""
 
 import itertools
 import json
@@ -102,7 +102,7 @@ def test_baselines_are_of_the_ordinary_model(plain_folder, haystack, more, capsy
         (["--rag-tokens", "100"], "nothing is searched"),
         (["--adapter", "nowhere"], "has landmarks already"),
         (["--model", "nowhere.gguf"], "does not exist"),
-        (["--model", "/nowhere"], "no model can be loaded from /nowhere"),
+        (["--model", "/nowhere"], "no model at /nowhere"),
         (["--haystack", "/nowhere.txt"], "does not exist"),
         (["--minutes", "0"], "minutes is 0"),
     ],
@@ -121,3 +121,43 @@ def test_an_ordinary_model_has_no_landmarks(plain_folder, haystack, capsys):
     for attention in ("landmark", "none", "local"):
         assert recall(*given, "--attention", attention) == 2
         assert "has none: give the adapter" in capsys.readouterr().err
+
+
+# RULER.
+
+
+@pytest.fixture
+def essay(tmp_path) -> str:
+    path = tmp_path / "essay.txt"
+    words = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("ala", "eme", "ini") for c in "lmnrst"]
+    path.write_text(" ".join(f"The {word} was seen\nby nobody." for word in words), encoding="utf-8")
+    return str(path)
+
+
+def test_all_tasks_without_files(plain_folder, essay, capsys, tmp_path):
+    given = ["eval", "ruler", "--model", plain_folder, "--haystack", essay, "--samples", "1", "--lengths", "3500"]
+    given += ["--json", "--out", str(tmp_path / "log.jsonl")]
+    assert cli.main(given) == 0
+    rows = lines(capsys)
+    assert len(rows) == 11
+    assert all(0 <= row["low"] <= row["high"] <= 1 and row["attention"] == "full" for row in rows)
+    assert cli.main([*given, "--tasks", "vt,cwe"]) == 0
+    assert [row["task"] for row in lines(capsys)] == ["vt", "cwe"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tasks", "niah"], "no task 'niah': choose of niah_single_1"),
+        (["--tasks", "qa_1"], "the task qa_1 needs its data set"),
+        (["--squad", "/nowhere.json"], "/nowhere.json is no file"),
+        (["--tasks", "cwe", "--lengths", "900"], "length 900 is too short for cwe"),
+    ],
+)
+def test_mistakes_with_ruler(plain_folder, essay, arguments, said, capsys):
+    given = ["--model", plain_folder, "--haystack", essay, "--lengths", "3000", "--samples", "1"]
+    assert cli.main(["eval", "ruler", *given, *arguments]) == 2
+    output = capsys.readouterr()
+    assert said in output.err
+    assert output.err.count("\n") == 1
+    assert output.out == ""

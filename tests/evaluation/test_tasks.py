@@ -49,7 +49,7 @@ def test_prompts_have_the_length_and_state_what_they_ask_for(prompts, chat):
 
 def test_statements_stand_between_sentences(prompts):
     draft = Draft(Hidden((" Here it is.",), (" And there.",)), "?", ("x",))
-    told = Group((Task("told", words_found, 5),), lambda rng, chat: [draft])
+    told = Group((Task("told", words_found, 5),), lambda rng, chat, length: [draft])
     for index in range(11):
         (prompt,) = prompts.prompts(told, 900, index, False)
         text = decoded(prompts, prompt.text)

@@ -20,6 +20,7 @@ COMMANDS = (
     Command("tokenizer train", "landmark.cli.train:run_tokenizer", "train a byte-level BPE tokenizer on texts"),
     Command("eval passkey", "landmark.cli.eval:run_passkey", "find passkeys hidden in long texts"),
     Command("eval recall", "landmark.cli.recall:run_recall", "answer questions about facts hidden in long texts"),
+    Command("eval ruler", "landmark.cli.recall:run_ruler", "the tasks of RULER at any length"),
     Command("eval perplexity", "landmark.cli.eval:run_perplexity", "perplexity of texts read through memory"),
 )
 

@@ -110,13 +110,11 @@ def load_either(
     from landmark.assets import model_path
     from landmark.hf import from_pretrained, load_adapter
     from landmark.hf.config import is_converted
-    from landmark.hf.loading import is_gguf, read_config, read_tokenizer, to_default_device
+    from landmark.hf.loading import read_config, read_tokenizer, to_default_device
     from landmark.hf.plain import load_plain
     from landmark.hf.tokenizer import quiet_transformers
 
     path = str(model_path()) if source is None else source
-    if is_gguf(path) and not Path(path).is_file():
-        raise ValueError(f"{path} does not exist or is not a file")
     quiet_transformers()
     config = read_config(path)
     converted = is_converted(config)

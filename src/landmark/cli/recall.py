@@ -1,4 +1,4 @@
-"""`landmark eval recall`: questions about facts in long texts, beside full attention, windows, YaRN and BM25."""
+"""`landmark eval recall`, `landmark eval ruler`: questions about long texts, beside full attention, YaRN and BM25."""
 
 import json
 import time
@@ -76,26 +76,59 @@ class RecallOptions(TaskOptions):
     """Tasks, separated by commas. A text states the facts of all of them, and is read once for all questions."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RulerOptions(TaskOptions):
+    """The 13 tasks of RULER: needles, variable tracking, common and frequent words, and questions about documents."""
+
+    tasks: str = "all"
+    """Tasks, separated by commas, each about texts of its own: niah_single_1, ..2, ..3, niah_multikey_1, ..2, ..3,
+    niah_multivalue, niah_multiquery, vt, cwe, fwe, qa_1, qa_2; all: those that need no file, or whose file is given."""
+    squad: Path | None = None
+    """JSON file of SQuAD 2.0 (dev-v2.0.json), for qa_1."""
+    hotpotqa: Path | None = None
+    """JSON file of HotpotQA (hotpot_dev_distractor_v1.json), for qa_2."""
+
+
 def run_recall(options: RecallOptions) -> int:
     """Ask the questions of all tasks about each text."""
+    haystack = _haystack(options)
     from landmark.evaluation.recall import recall
 
-    return run_tasks(options, [recall(name.strip() for name in options.tasks.split(","))])
+    return run_tasks(options, [recall(_names(options.tasks))], haystack)
 
 
-def run_tasks(options: TaskOptions, groups: "Sequence[Group]") -> int:
+def run_ruler(options: RulerOptions) -> int:
+    """Ask the questions of each task."""
+    haystack = " ".join(_haystack(options).split())  # as the definition has its essays
+    from landmark.evaluation import ruler
+
+    files = {"qa_1": options.squad, "qa_2": options.hotpotqa}
+    names = _names(options.tasks)
+    if names == ["all"]:
+        names = [name for name in ruler.NAMES if name not in files or files[name] is not None]
+    return run_tasks(options, ruler.groups(names, haystack, files), haystack)
+
+
+def _haystack(options: TaskOptions) -> str:
+    from landmark.assets import book_path
+    from landmark.data.text import read_text
+
+    return read_text(options.haystack or book_path())
+
+
+def _names(tasks: str) -> list[str]:
+    return [name.strip() for name in tasks.split(",")]
+
+
+def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str) -> int:
     """Ask the questions of `groups`, and print what the answers amount to."""
     started = time.monotonic()
     lengths = whole_numbers("lengths", options.lengths, LONGEST)
     if options.rag_tokens is not None and options.rag is None:
         raise ValueError(f"rag_tokens is {options.rag_tokens}, and nothing is searched: give --rag bm25")
-    from landmark.assets import book_path
-    from landmark.data.text import read_text
     from landmark.evaluation.asking import Asker, Cell, Sample, contents, order, summaries
     from landmark.evaluation.samples import Journal
     from landmark.evaluation.tasks import Prompts
-
-    haystack = read_text(options.haystack or book_path())
 
     def check(config: "PretrainedConfig") -> None:
         attending = _attending(options, config)

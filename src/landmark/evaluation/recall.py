@@ -61,7 +61,7 @@ def recall(kinds: Iterable[str]) -> Group:
     return Group(tuple(tasks), partial(_drafts, kinds))
 
 
-def _drafts(kinds: tuple[str, ...], rng: np.random.Generator, in_chat: bool) -> list[Draft]:
+def _drafts(kinds: tuple[str, ...], rng: np.random.Generator, in_chat: bool, length: int) -> list[Draft]:
     facts = Facts(rng, random_name)  # one for all: no name is used twice
     return [_plain_passkey(rng) if kind == PASSKEY and not in_chat else _fact(kind, facts, in_chat) for kind in kinds]
 

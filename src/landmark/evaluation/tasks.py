@@ -19,7 +19,8 @@ from landmark.hf.tokenizer import bos_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ENDS = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*(?=\s)")  # of sentences
+_SENTENCES = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*(?=\s)")  # their ends
+_LINES = re.compile(r"(?<=\n)")
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,24 @@ class Hidden:
     """A text around statements: `asked` are those that the question is about, `others` are like them.
 
     The depths of `asked` are spread evenly around the text from the depth of the sample on, and keep the order of the
-    statements; those of `others` are random. `filler` gives the text around them, at least so many tokens of it; None
-    is the haystack.
+    statements; those of `others` are random. They stand between sentences of the haystack, or between the lines that
+    `filler` gives for so many tokens.
     """
 
     asked: tuple[str, ...]
     others: tuple[str, ...] = ()
     filler: Callable[[int], str] | None = None
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A text that grows with a size from `least` on: `make` gives it for a size and the depth of what is asked for.
+
+    The size is the largest that fits a prompt, for each text anew.
+    """
+
+    make: Callable[[int, float], str]
+    least: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class Draft:
     Drafts of one text begin alike. `references` is what the answer must hold, `query` what a search engine is asked.
     """
 
-    text: Hidden
+    text: Hidden | Grown
     question: str
     references: tuple[str, ...]
     prefix: str = ""
@@ -70,11 +82,12 @@ class Task:
 class Group:
     """Tasks whose questions are asked about one text, which states the facts of all of them.
 
-    `draw` gives a draft for each task; its second argument says whether the prompt is a chat.
+    `draw` gives a draft for each task, all with a `Hidden` text or one with a `Grown` one. Its arguments are a random
+    generator, whether the prompt is a chat, and its length.
     """
 
     tasks: tuple[Task, ...]
-    draw: Callable[[np.random.Generator, bool], Sequence[Draft]]
+    draw: Callable[[np.random.Generator, bool, int], Sequence[Draft]]
 
     @property
     def name(self) -> str:
@@ -97,17 +110,18 @@ class Prompt:
 
 
 class Haystack:
-    """Text for statements to stand in: `ids [N]`, and numbers of tokens in front of which a sentence ends.
+    """Text for statements to stand in: `ids [N]`, and numbers of tokens in front of which a sentence, or line, ends.
 
     Raises ValueError for a text without a token.
     """
 
-    def __init__(self, encoder: TextEncoder, text: str) -> None:
+    def __init__(self, encoder: TextEncoder, text: str, *, lines: bool = False) -> None:
         tokens = encoder.encode(text)
         if not len(tokens):
             raise ValueError("the haystack has no token: give a longer text")
         self.ids = tokens.ids
-        ends = np.array([found.end() for found in _ENDS.finditer(text)], np.int64)
+        self.lines = lines
+        ends = np.array([found.end() for found in (_LINES if lines else _SENTENCES).finditer(text)], np.int64)
         starts = tokens.offsets[tokens.boundaries, 0]
         after = np.searchsorted(starts, ends)
         after = after[after < len(starts)]
@@ -115,12 +129,15 @@ class Haystack:
         self.ends = np.unique(tokens.boundaries[near]) if len(near) else np.zeros(1, np.int64)
 
     def cut(self, room: int, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """`room` tokens from `start` on, repeated as needed, and where statements may stand, both ends included."""
+        """`room` tokens from `start` on, repeated as needed, and where statements may stand.
+
+        That is also at both ends, but for the last line: it is cut to fit, and a statement must be a line.
+        """
         size = len(self.ids)
         filler = self.ids[(start + np.arange(room)) % size]
         turns = np.arange(0, room + size + 1, size)
         inside = np.unique((turns[:, None] + self.ends - start).ravel())
-        return filler, np.concatenate(([0], inside[(inside > 0) & (inside < room)], [room]))
+        return filler, np.concatenate(([0], inside[(inside > 0) & (inside < room)], [] if self.lines else [room]))
 
 
 class Prompts:
@@ -162,7 +179,7 @@ class Prompts:
         # Tasks take turns at the depths, so that what they ask for stands apart.
         turns = [index + number * len(self.depths) // len(drafts) for number in range(len(drafts))]
         places = [self.depths[turn % len(self.depths)] for turn in turns]
-        context = self._hide([draft.text for draft in drafts], places, room, rng)
+        context = self._context([draft.text for draft in drafts], places, room, rng)
         text = torch.from_numpy(np.concatenate((head, context)))
         return [
             Prompt(task, draft, place, text, torch.from_numpy(question), range(len(head), len(text)))
@@ -171,13 +188,12 @@ class Prompts:
 
     def _drafts(self, group: Group, length: int, index: int, chat: bool) -> tuple[Sequence[Draft], np.random.Generator]:
         rng = np.random.default_rng([self.seed, zlib.crc32(group.name.encode()), length, index])
-        return group.draw(rng, chat), rng
+        return group.draw(rng, chat, length), rng
 
     def _fixed(self, group: Group, drafts: Sequence[Draft], chat: bool) -> int:
         """Tokens that every prompt of these drafts has."""
-        statements = [line for draft in drafts for line in (*draft.text.asked, *draft.text.others)]
-        stated = sum(len(self._encode(line)) for line in statements)
         questions = [self._question(draft, chat) for draft in drafts]
+        stated = sum(len(self._encode(text)) for draft in drafts for text in _needed(draft.text))
         return len(self._head(drafts[0], chat)) + stated + self._after(group, questions)
 
     def _after(self, group: Group, questions: Sequence[np.ndarray]) -> int:
@@ -197,6 +213,25 @@ class Prompts:
         reply = [self._templates.encode(self._format.reply, continues=True).ids] if chat else []
         return np.concatenate([self._encode(draft.question), *reply, self._encode(draft.prefix)])
 
+    def _context(
+        self, texts: Sequence[Hidden | Grown], places: Sequence[float], room: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        (first, *_) = texts
+        if isinstance(first, Grown):
+            return self._grow(first, places[0], room)
+        return self._hide([text for text in texts if isinstance(text, Hidden)], places, room, rng)
+
+    def _grow(self, text: Grown, depth: float, room: int) -> np.ndarray:
+        """The text of the largest size that fits `room` tokens."""
+        fitting, size = text.least, 2 * text.least
+        while len(self._encode(text.make(size, depth))) <= room:
+            fitting, size = size, 2 * size
+        while size - fitting > 1:
+            middle = (fitting + size) // 2
+            fits = len(self._encode(text.make(middle, depth))) <= room
+            fitting, size = (middle, size) if fits else (fitting, middle)
+        return self._encode(text.make(fitting, depth))
+
     def _hide(
         self, texts: Sequence[Hidden], places: Sequence[float], room: int, rng: np.random.Generator
     ) -> np.ndarray:
@@ -210,7 +245,7 @@ class Prompts:
         room -= sum(len(ids) for _, ids in placed)
         assert room > 0, "check_length was called before"
         made = texts[0].filler
-        haystack = self.haystack if made is None else Haystack(self._texts, made(room))
+        haystack = self.haystack if made is None else Haystack(self._texts, made(room), lines=True)
         filler, ends = haystack.cut(room, int(rng.choice(haystack.ends)) if made is None else 0)
         parts, done = [], 0
         for place, ids in sorted(placed, key=lambda item: item[0]):
@@ -220,12 +255,15 @@ class Prompts:
         return np.concatenate([*parts, filler[done:]])
 
 
+def _needed(text: Hidden | Grown) -> tuple[str, ...]:
+    """What is in the shortest text."""
+    return (text.make(text.least, 0.5),) if isinstance(text, Grown) else (*text.asked, *text.others)
+
+
 def _around(depth: float, count: int) -> list[float]:
     """Depths of `count` statements, spread evenly around the text from `depth` on, in text order."""
     return sorted((depth + number / count) % 1.0 if number else depth for number in range(count))
 
 
 def _nearest(sorted_numbers: np.ndarray, wanted: int) -> int:
-    right = int(np.searchsorted(sorted_numbers, wanted).clip(1, len(sorted_numbers) - 1))
-    left = sorted_numbers[right - 1 : right + 1]
-    return int(left[np.abs(left - wanted).argmin()])
+    return int(sorted_numbers[np.abs(sorted_numbers - wanted).argmin()])
