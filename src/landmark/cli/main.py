@@ -6,6 +6,7 @@ from landmark.cli.program import Command, Program
 
 COMMANDS = (
     Command("demo", "landmark.cli.demo:run", "find a passkey hidden in a book, with the model in the package"),
+    Command("chat", "landmark.cli.chat:run", "ask about documents in plain language, and see where answers come from"),
     Command("read", "landmark.cli.read:run_read", "read texts into a context on disk"),
     Command("append", "landmark.cli.read:run_append", "add texts to a context"),
     Command("ask", "landmark.cli.ask:run", "continue a prompt after a context or a text, and show where it looked"),
@@ -30,6 +31,7 @@ LANDMARK = Program(
     COMMANDS,
     """\
   landmark demo
+  landmark chat book.txt --context library
   landmark ask book.txt "The name of the ship is "
   landmark read books/*.txt --out library && landmark ask library "What is the pass key? The pass key is "
   landmark retrieve library "Where does the captain of the Patna live?" --top 5

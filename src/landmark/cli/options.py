@@ -68,32 +68,39 @@ def load(
     path: Path | None,
     check: Callable[["PretrainedConfig"], object] = lambda config: None,
     context: Path | None = None,
+    *,
+    adapter: Path | None = None,
+    check_tokenizer: Callable[["PreTrainedTokenizerBase"], object] = lambda tokenizer: None,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """A converted model and its tokenizer from a folder, that of the package if None; on a GPU if there is one.
 
-    `check` gets the configuration before the weights are read, and raises ValueError for options that do not go with
-    it. A `context` must have been read with this configuration and tokenizer, which is checked before the weights are
-    read, and with these weights, which opening it checks. Raises ValueError where a file is missing or damaged.
+    With an `adapter`, `path` is the model before conversion: a folder, a GGUF file or a name on the hub. `check` gets
+    the configuration before the weights are read, and raises ValueError for options that do not go with it;
+    `check_tokenizer` gets the tokenizer. A `context` must have been read with this configuration and tokenizer, which
+    is checked before the weights are read, and with these weights, which opening it checks. Raises ValueError where a
+    file is missing or damaged.
     """
     from landmark.assets import model_path
     from landmark.contexts.compatibility import check_model
-    from landmark.hf import from_pretrained
+    from landmark.hf import from_pretrained, load_adapter
     from landmark.hf.config import landmark_settings
     from landmark.hf.loading import read_config, read_tokenizer, to_default_device
-    from landmark.hf.tokenizer import load_tokenizer, quiet_transformers
+    from landmark.hf.serialization import adapted_config
+    from landmark.hf.tokenizer import checked, quiet_transformers
 
-    folder = model_path() if path is None else path
-    if not folder.is_dir():
-        raise ValueError(f"no model at {folder}: give the folder that `landmark train` or save_pretrained wrote")
+    source = str(model_path() if path is None else path)
+    if adapter is None and not Path(source).is_dir():
+        raise ValueError(f"no model at {source}: give the folder that `landmark train` or save_pretrained wrote")
     quiet_transformers()
-    config = read_config(folder)
+    config = read_config(source) if adapter is None else adapted_config(source, adapter)
     landmark_settings(config)
     check(config)
-    tokenizer = read_tokenizer(folder)  # before the weights, which may take minutes
+    tokenizer = read_tokenizer(source)  # before the weights, which may take minutes
+    check_tokenizer(tokenizer)
     if context is not None:
         check_model(context, config, tokenizer)
-    model = to_default_device(from_pretrained(folder))
-    return model, load_tokenizer(folder, model)
+    model = to_default_device(from_pretrained(source) if adapter is None else load_adapter(source, adapter))
+    return model, checked(tokenizer, source, model)
 
 
 def load_either(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NARROWEST, WIDEST = 60, 200  # columns that text is laid out for, whatever the terminal or COLUMNS say
 NO_TERMINAL = 200  # columns of files and pipes
+SNIPPET = 160  # characters of an opened block
 # Control characters (C0, C1), line and paragraph separators, those that turn the direction of text, halves of pairs.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -87,6 +88,15 @@ def printable(text: str, *, lines: bool = False) -> str:
 def print_escaped(text: str, *, lines: bool = False, to_stderr: bool = False, end: str = "\n") -> None:
     """Prints `printable` text at once, one line unless `lines` may be in it."""
     print(printable(text, lines=lines), end=end, flush=True, file=sys.stderr if to_stderr else sys.stdout)
+
+
+def print_sources(sources: Iterable[dict[str, Any]]) -> None:
+    """Prints opened blocks: where each lies, its weight, and how it begins."""
+    for source in sources:
+        place = f"characters {source['first']}:{source['last']}, block {source['block']}"
+        print_escaped("")
+        print_escaped(f"{source['document']}, {place}, weight {source['weight']:.3f}")
+        print_escaped(f"  {' '.join(source['text'].split())[:SNIPPET]}")
 
 
 # Tables.

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -61,7 +61,7 @@ def run_read(options: ReadOptions) -> int:
     known = None if is_unused(options.out) else options.out
     if not options.files and known is None:
         raise ValueError("there is nothing to read: name at least one file, or - for standard input")
-    documents = distinct(_named_texts(options.files))
+    documents = distinct(named_texts(options.files))
     from landmark.contexts.context import Context
 
     if known is not None:
@@ -88,7 +88,7 @@ def run_append(options: AppendOptions) -> int:
     """Open the context, add, read."""
     from landmark.contexts.documents import distinct
 
-    documents = distinct(_named_texts(options.files))
+    documents = distinct(named_texts(options.files))
     from landmark.contexts.context import Context
 
     folder = model_of(options.context, options.model)
@@ -99,7 +99,7 @@ def run_append(options: AppendOptions) -> int:
     return _grow(context, documents, as_json=options.json)
 
 
-def _named_texts(files: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def named_texts(files: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Names and texts of all documents of the sources; raises ValueError for one that cannot be read.
 
     Standard input is named `-` until the context is open and a free name can be found.
@@ -113,28 +113,32 @@ def _named_texts(files: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 def _grow(context: "Context", documents: list[tuple[str, str]], *, as_json: bool) -> int:
     """Add the documents that the context does not hold, read all that is unread, and print the figures."""
+    with context:
+        figures = grow(context, documents)
+    if as_json:
+        print(json.dumps({"context": str(context.path), **figures}))
+    else:
+        print_escaped(
+            f"{context.path}: {figures['new_tokens']:,} tokens read in {figures['seconds']:.1f} s;"
+            f" {figures['documents']} documents, {figures['tokens']:,} tokens in all"
+        )
+    return 0
+
+
+def grow(context: "Context", documents: list[tuple[str, str]]) -> dict[str, Any]:
+    """Add the documents that the context does not hold, and read all that is unread; figures of what was read."""
     from landmark.data.text import STDIN
 
-    with context:
-        named = ((context.name_for("stdin", text) if name == STDIN else name, text) for name, text in documents)
-        new = context.missing(named)
-        before, started = context.tokens_read, time.perf_counter()
-        context.add(new)
-        with tokens_read(f"reading into {context.path.name}", context.tokens - before) as progress:
-            context.read(progress=progress)
-        seconds = time.perf_counter() - started
-        figures = {
-            "documents": len(context.documents),
-            "new_documents": len(new),
-            "tokens": context.tokens_read,
-            "new_tokens": context.tokens_read - before,
-            "seconds": seconds,
-        }
-        if as_json:
-            print(json.dumps({"context": str(context.path), **figures}))
-        else:
-            print_escaped(
-                f"{context.path}: {figures['new_tokens']:,} tokens read in {seconds:.1f} s;"
-                f" {figures['documents']} documents, {figures['tokens']:,} tokens in all"
-            )
-    return 0
+    named = ((context.name_for("stdin", text) if name == STDIN else name, text) for name, text in documents)
+    new = context.missing(named)
+    before, started = context.tokens_read, time.perf_counter()
+    context.add(new)
+    with tokens_read(f"reading into {context.path.name}", context.tokens - before) as progress:
+        context.read(progress=progress)
+    return {
+        "documents": len(context.documents),
+        "new_documents": len(new),
+        "tokens": context.tokens_read,
+        "new_tokens": context.tokens_read - before,
+        "seconds": time.perf_counter() - started,
+    }

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from landmark.contexts import compatibility
-from landmark.contexts.documents import DocumentStore, Source, distinct
+from landmark.contexts.documents import DocumentStore, Source, check_document, check_limit, distinct
 from landmark.contexts.folder import fork
-from landmark.contexts.segments import Document, encode_text
+from landmark.contexts.segments import Document
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.contexts.verify import check_snapshot
 from landmark.contexts.writer import Writer, create, open_writer
-from landmark.hf import LandmarkCache, read
+from landmark.hf import LandmarkCache, Span, read
 from landmark.hf.cache import CacheOptions
 from landmark.hf.fingerprint import model_mark
 from landmark.hf.reader import TextTo, answer
@@ -227,7 +227,7 @@ class Context:
         self._check_growing()
         documents = list(documents)
         for name, text in documents:
-            _check_document(name, text)
+            check_document(name, text)
         documents, empty = distinct(documents), self._documents.tokens == 0
         for number, (name, text) in enumerate(documents):
             tokens = compatibility.tokenized(self.tokenizer, text, first=empty and number == 0)
@@ -299,8 +299,7 @@ class Context:
         was opened.
         """
         self.check()
-        if not isinstance(sources, int) or isinstance(sources, bool) or sources < 0:
-            raise ValueError(f"sources is {sources!r}: give the number of passages to name, 0 or more")
+        check_limit(sources)
         ids = encode(self.tokenizer, prompt, continues=self.tokens > 0).ids
         if not len(ids):
             raise ValueError("the prompt is empty: give the text to continue")
@@ -339,17 +338,3 @@ class Context:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _check_document(name: Any, text: Any) -> None:
-    """Raises ValueError for a name or a text that is none, or that UTF-8 cannot encode, and for an empty text."""
-    for what, value in (("name", name), ("text", text)):
-        if not isinstance(value, str):
-            raise ValueError(f"the {what} of a document is {value!r:.40}: give a str")
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the name of document {name!r} cannot be written as UTF-8: rename it") from error
-    encode_text(name, text)
-    if not text.strip():
-        raise ValueError(f"document {name!r} is empty: there is nothing to read in it")

@@ -2,10 +2,10 @@
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,32 +34,77 @@ class Source:
     text: str
 
 
+class MemoryDocuments:
+    """Documents that only this process holds, in the order of their tokens; other tokens may lie between them."""
+
+    def __init__(self) -> None:
+        self._added: list[tuple[Document, str, np.ndarray]] = []
+
+    def fork(self) -> "MemoryDocuments":
+        """The documents of this moment."""
+        branch = MemoryDocuments()
+        branch._added = list(self._added)
+        return branch
+
+    def add(self, document: Document, text: str, tokens: np.ndarray) -> None:
+        """Adds a document with its `tokens`, uint32 `[n,3]`, that begins behind all others."""
+        self._added.append((document, text, tokens))
+
+    @property
+    def documents(self) -> list[Document]:
+        """All documents, in the order in which they were added."""
+        return [document for document, _, _ in self._added]
+
+    @property
+    def end(self) -> int:
+        """The number of the token behind the last document, 0 without any."""
+        return self._added[-1][0].first_token + self._added[-1][0].tokens if self._added else 0
+
+    def text(self, document: Document) -> str | None:
+        """The text of a document, None if it is not one of these."""
+        return next((text for added, text, _ in self._added if added is document), None)
+
+    def between(self, start: int, stop: int) -> Iterator[tuple[Document, str, np.ndarray]]:
+        """Documents with some of the tokens `start:stop`, with their texts and all of their tokens."""
+        index = max(0, bisect_right(self._added, start, key=lambda added: added[0].first_token) - 1)
+        while index < len(self._added) and self._added[index][0].first_token < stop:
+            document = self._added[index][0]
+            if max(start, document.first_token) < min(stop, document.first_token + document.tokens):
+                yield self._added[index]
+            index += 1
+
+    def sources(self, span: "Span") -> Iterator[Source]:
+        """The passages of one span that lie in documents."""
+        for document, text, tokens in self.between(span.start, span.stop):
+            start = max(span.start, document.first_token)
+            stop = min(span.stop, document.first_token + document.tokens)
+            begin, end = characters_of(tokens[start - document.first_token : stop - document.first_token])
+            yield Source(document.name, begin, end, span.block, start, stop, span.weight, text[begin:end])
+
+
 class DocumentStore:
     """Documents on disk, followed by those that only this process holds; new ones go to the `writer`, if any."""
 
     def __init__(self, snapshot: Snapshot, writer: Writer | None = None) -> None:
         self.snapshot = snapshot
         self.writer = writer
-        self._added: list[tuple[Document, str, np.ndarray]] = []
+        self._added = MemoryDocuments()
 
     def fork(self) -> "DocumentStore":
         """The documents of this moment, to which others can be added in memory."""
         branch = DocumentStore(self.snapshot.frozen())
-        branch._added = list(self._added)
+        branch._added = self._added.fork()
         return branch
 
     @property
     def documents(self) -> list[Document]:
         """All documents, in the order in which they were added."""
-        return [*self.snapshot.documents(), *(document for document, _, _ in self._added)]
+        return [*self.snapshot.documents(), *self._added.documents]
 
     @property
     def tokens(self) -> int:
         """Number of tokens of all documents."""
-        if not self._added:
-            return self.snapshot.manifest.token_count
-        last = self._added[-1][0]
-        return last.first_token + last.tokens
+        return self._added.end or self.snapshot.manifest.token_count
 
     def missing(self, documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of `documents`, pairs of a name and a text, that are not in the store, each once.
@@ -89,44 +134,37 @@ class DocumentStore:
             self.writer.add_document(name, text, tokens[:, 0], tokens[:, 1:], source)
         else:
             document = Document.of(name, text, len(tokens), source, first_token=self.tokens)
-            self._added.append((document, text, tokens))
+            self._added.add(document, text, tokens)
 
     def slice(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start:stop` of the context, uint32 `[n,3]`; Damage if they are damaged."""
         found = [np.empty((0, 3), np.uint32)]
         for segment, first, low, high in self._segments_between(start, stop):
             found.append(segment.parts().tokens(low - first, high - first))
-        for document, _, tokens in self._added_between(start, stop):
+        for document, _, tokens in self._added.between(start, stop):
             first = document.first_token
             found.append(tokens[max(0, start - first) : stop - first])
         return np.concatenate(found)
 
     def text(self, document: Document) -> str:
         """The text of a document."""
-        for added, text, _ in self._added:
-            if added is document:
-                return text
-        return self.snapshot.text(document)
+        added = self._added.text(document)
+        return self.snapshot.text(document) if added is None else added
 
     def sources(self, spans: "Iterable[Span]", limit: int) -> list[Source]:
         """Passages of the first `limit` of `spans` that lie in documents; those of the question are left out.
 
         The bytes read follow from the lengths of the spans, not from those of documents or from their number.
         """
-        tokens = self.tokens
-        known = islice((span for span in spans if span.start < tokens), limit)
-        return [source for span in known for source in self._sources(span)]
+        return first_sources(self.sources_of, spans, limit)
 
-    def _sources(self, span: "Span") -> Iterator[Source]:
+    def sources_of(self, span: "Span") -> Iterator[Source]:
+        """The passages of one span that lie in documents."""
         block, weight = span.block, span.weight
         for segment, first, low, high in self._segments_between(span.start, span.stop):
             for p in segment.parts().passages(low - first, high - first):
                 yield Source(p.document, p.first, p.last, block, first + p.start, first + p.stop, weight, p.text)
-        for document, text, tokens in self._added_between(span.start, span.stop):
-            start = max(span.start, document.first_token)
-            stop = min(span.stop, document.first_token + document.tokens)
-            begin, end = characters_of(tokens[start - document.first_token : stop - document.first_token])
-            yield Source(document.name, begin, end, block, start, stop, weight, text[begin:end])
+        yield from self._added.sources(span)
 
     def _segments_between(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int, int]]:
         """Segments with some of the tokens `start:stop`: the number of its first token, and which of the tokens."""
@@ -136,15 +174,6 @@ class DocumentStore:
             if max(start, first) < min(stop, end):
                 yield segment, first, max(start, first), min(stop, end)
             first = end
-
-    def _added_between(self, start: int, stop: int) -> Iterator[tuple[Document, str, np.ndarray]]:
-        """Documents in memory with some of the tokens `start:stop`."""
-        index = max(0, bisect_right(self._added, start, key=lambda added: added[0].first_token) - 1)
-        while index < len(self._added) and self._added[index][0].first_token < stop:
-            document = self._added[index][0]
-            if max(start, document.first_token) < min(stop, document.first_token + document.tokens):
-                yield self._added[index]
-            index += 1
 
     def _by_name(self) -> dict[str, list[Document]]:
         known: dict[str, list[Document]] = {}
@@ -164,6 +193,12 @@ class DocumentStore:
         return (document.bytes, document.crc32) == (len(data), zlib.crc32(data)) and self.text(document) == text
 
 
+def first_sources(sources: "Callable[[Span], Iterable[Source]]", spans: "Iterable[Span]", limit: int) -> list[Source]:
+    """The passages that `sources` finds for the first `limit` of `spans` for which there are any."""
+    found = (list(sources(span)) for span in spans)
+    return list(chain.from_iterable(islice(filter(None, found), limit)))
+
+
 def distinct(documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """The documents, pairs of a name and a text, each once and in order; ValueError for two texts under one name."""
     texts: dict[str, str] = {}
@@ -171,3 +206,23 @@ def distinct(documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         if texts.setdefault(name, text) != text:
             raise ValueError(f"two different texts are named {name}: rename one, or leave it out")
     return list(texts.items())
+
+
+def check_document(name: Any, text: Any) -> None:
+    """Raises ValueError for a name or a text that is none, or that UTF-8 cannot encode, and for an empty text."""
+    for what, value in (("name", name), ("text", text)):
+        if not isinstance(value, str):
+            raise ValueError(f"the {what} of a document is {value!r:.40}: give a str")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name of document {name!r} cannot be written as UTF-8: rename it") from error
+    encode_text(name, text)
+    if not text.strip():
+        raise ValueError(f"document {name!r} is empty: there is nothing to read in it")
+
+
+def check_limit(sources: int) -> None:
+    """Raises ValueError for a number of passages that is none."""
+    if not isinstance(sources, int) or isinstance(sources, bool) or sources < 0:
+        raise ValueError(f"sources is {sources!r}: give the number of passages to name, 0 or more")

@@ -150,10 +150,13 @@ class ChatFormat:
     end: str
 
     @classmethod
-    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "ChatFormat":
-        """The format of a tokenizer; raises ValueError where its template cannot express such a conversation."""
+    def of(cls, tokenizer: "PreTrainedTokenizerBase", remedy: str = "leave recall tasks as chat out") -> "ChatFormat":
+        """The format of a tokenizer.
+
+        Raises ValueError, naming the `remedy`, where it has no template, or one that cannot express a conversation.
+        """
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("the tokenizer has no chat template: leave recall tasks as chat out")
+            raise ValueError(f"the tokenizer has no chat template: {remedy}")
         marks = ("first-message", "first-answer", "second-message")
         roles = ("user", "assistant", "user")
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
@@ -162,7 +165,7 @@ class ChatFormat:
         for mark in marks:
             part, found, rest = rest.partition(mark)
             if not found:
-                raise ValueError(f"the chat template does not show {mark!r}: leave recall tasks as chat out")
+                raise ValueError(f"the chat template does not show {mark!r}: {remedy}")
             parts.append(part)
         begin, reply, again = parts
         end = str(tokenizer.eos_token or "")

@@ -228,6 +228,7 @@ def gguf_model(file: str | PathLike[str], **options: Any) -> PreTrainedModel:
         if hasattr(model, name):
             delattr(model, name)
     model.is_quantized = False  # type: ignore[assignment]
+    model.name_or_path = str(file)  # transformers names the folder, in which there is no tokenizer
     return model
 
 

@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import cache_argument, cache_kwargs
@@ -87,12 +94,15 @@ def answer(
     max_new_tokens: int,
     temperature: float = 0.0,
     streamer: TextStreamer | None = None,
+    end: int | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[int]:
     """Decodes at most `max_new_tokens` ordinary tokens that continue `input_ids [N]`, N > 0, and returns them.
 
     Greedy decoding at `temperature` 0, sampling above. `input_ids` are the tokens that `cache` has not read yet; with
-    `cache` None every step computes the attention of training over all tokens. Raises ValueError for a negative
-    temperature and for `max_new_tokens` below 1.
+    `cache` None every step computes the attention of training over all tokens. An answer ends with a token that the
+    model's generation settings name, or with `end`, or when `stop`, which is called after each token, returns True.
+    Raises ValueError for a negative temperature and for `max_new_tokens` below 1.
     """
     if not (temperature == 0 or _COLDEST <= temperature <= _HOTTEST):  # NaN is neither
         raise ValueError(
@@ -100,16 +110,14 @@ def answer(
         )
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}: give 1 or more, a whole number")
-    stored = model.generation_config
-    end = stored.eos_token_id if stored is not None else None
-    ends = end if isinstance(end, list) else [end]
+    ends = end_tokens(model, end)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         temperature=temperature if temperature > 0 else None,
         top_k=0 if temperature > 0 else None,
-        eos_token_id=end,
-        pad_token_id=ends[0] if ends[0] is not None else 0,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
         use_cache=cache is not None,
     )
     ids = input_ids.to(model.device)[None]
@@ -118,9 +126,32 @@ def answer(
     reading = {} if cache is None else {cache_argument(model): cache}
     with torch.no_grad(), _without_stored_settings(model):
         out = model.generate(  # type: ignore[operator]
-            ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=streamer, **reading
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            streamer=streamer,
+            stopping_criteria=None if stop is None else StoppingCriteriaList([_Stop(stop)]),
+            **reading,
         )
     return out[0, len(input_ids) :].tolist()
+
+
+def end_tokens(model: PreTrainedModel, end: int | None = None) -> list[int]:
+    """The tokens that end an answer: those of the model's generation settings, and `end`."""
+    stored = model.generation_config
+    named = stored.eos_token_id if stored is not None else None
+    ends = [*(named if isinstance(named, list) else [named]), end]
+    return list(dict.fromkeys(token for token in ends if token is not None))
+
+
+class _Stop(StoppingCriteria):
+    """Ends every row of a batch once `asked` returns True."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self.asked = asked
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Any:
+        return torch.full((len(input_ids),), self.asked(), device=input_ids.device)
 
 
 def decode_greedily(model: PreTrainedModel, token: Tensor, count: int, **options: Any) -> Tensor:

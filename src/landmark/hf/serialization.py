@@ -87,11 +87,10 @@ def load_adapter(
     Raises ValueError for a file that is no such adapter, and for another model: other shapes, other weights, or one
     that is converted already. All but the weights is checked before they are read.
     """
-    path = Path(adapter)
-    found = read_adapter(path / FILE if path.is_dir() else path)
+    found = read_adapter(_file(adapter))
     if given := sorted(options.keys() & found.settings.to_dict().keys()):
         value = found.settings.to_dict()[given[0]]
-        raise ValueError(f"{given[0]} is {value} in {path}, which was trained with it: leave {given[0]} out")
+        raise ValueError(f"{given[0]} is {value} in {found.path}, which was trained with it: leave {given[0]} out")
     is_model = isinstance(base, PreTrainedModel)
     _check_config(found, base.config if is_model else read_config(base, **hub_options(options)))
     model = base if is_model else _load(base, options)
@@ -108,6 +107,23 @@ def load_adapter(
         embeddings: Any = model.get_input_embeddings()
         embeddings.weight[found.settings.landmark_id] = found.row.to(embeddings.weight)
     return model
+
+
+def adapted_config(base: str | PathLike[str], adapter: str | PathLike[str]) -> PretrainedConfig:
+    """The config of `load_adapter(base, adapter)`, before any weight is read.
+
+    Raises ValueError as `load_adapter` does, for what the config of the base decides.
+    """
+    found, config = read_adapter(_file(adapter)), read_config(base)
+    _check_config(found, config)
+    text_config(config).landmark = found.settings.to_dict()
+    return config
+
+
+def _file(adapter: str | PathLike[str]) -> Path:
+    """The file of an adapter that is a file or a folder."""
+    path = Path(adapter)
+    return path / FILE if path.is_dir() else path
 
 
 def _load(base: str | PathLike[str], options: dict[str, Any]) -> PreTrainedModel:

@@ -31,6 +31,13 @@ def load_tokenizer(path: str | PathLike[str], model: PreTrainedModel) -> PreTrai
         tokenizer = read_tokenizer(path)
     except ValueError as error:
         raise ValueError(f"no tokenizer at {path}: save the model's tokenizer there ({error})") from error
+    return checked(tokenizer, path, model)
+
+
+def checked(
+    tokenizer: PreTrainedTokenizerBase, path: str | PathLike[str], model: PreTrainedModel
+) -> PreTrainedTokenizerBase:
+    """The `tokenizer` that was read from `path`; raises ValueError as `load_tokenizer` does."""
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer at {path} has no character offsets: a tokenizer.json is needed")
     landmark = landmark_settings(model.config).landmark_id

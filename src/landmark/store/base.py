@@ -169,6 +169,11 @@ class Traffic:
             self.device_bytes + other.device_bytes,
         )
 
+    def __sub__(self, other: "Traffic") -> "Traffic":
+        return self + Traffic(
+            -other.calls, -other.requested, -other.cache_misses, -other.file_bytes, -other.device_bytes
+        )
+
 
 SlotIndex = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, heads and slots of n blocks
 

