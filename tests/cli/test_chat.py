@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import signal
+from contextlib import contextmanager
 
 import pytest
 from cli_texts import BOOK, NOTE
@@ -119,8 +120,8 @@ class Terminal(io.StringIO):
 
 
 def test_a_person_may_interrupt_an_answer_and_goes_on_after_a_mistake(chat_folder, files, monkeypatch, capsys):
-    lines = ["where is jim ?", KeyboardInterrupt, "/help", "/read /nonexistent", "and now ?", EOFError]
-    printed = command.print_escaped
+    lines = ["where is jim ?", KeyboardInterrupt, "/help", "/read /nonexistent", f"/read {files[1]}", "now ?", EOFError]
+    printed, told = command.print_escaped, command.tokens_read
 
     def line(prompt):
         following = lines.pop(0)
@@ -133,7 +134,13 @@ def test_a_person_may_interrupt_an_answer_and_goes_on_after_a_mistake(chat_folde
         if options.get("end") == "" and text and len(lines) == 1:
             signal.raise_signal(signal.SIGINT)
 
+    @contextmanager
+    def pressed_while_reading(description, total):
+        with told(description, total) as progress:
+            yield lambda tokens: (progress(tokens), files[1] in description and signal.raise_signal(signal.SIGINT))
+
     monkeypatch.setattr("builtins.input", line)
+    monkeypatch.setattr(command, "tokens_read", pressed_while_reading)
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr(command, "print_escaped", press)
     assert cli.main(["chat", files[0], "--model", str(chat_folder), "--max-new-tokens", "20"]) == 0
@@ -141,6 +148,7 @@ def test_a_person_may_interrupt_an_answer_and_goes_on_after_a_mistake(chat_folde
     assert output.out.count("(stopped)") == 1
     assert "/read FILE" in output.err
     assert "/nonexistent does not exist" in output.err
+    assert "tokens, which stay" in output.err
     assert f"tokens are read: {files[0]}" in output.err
     assert not lines
 
@@ -164,7 +172,7 @@ def test_what_is_refused(chat_folder, model_folder, files, tmp_path, capsys):
     refused(["--model", str(model_folder)], "no chat template: its model continues texts", capsys)
     refused(["--model", "/nonexistent"], "no model at /nonexistent", capsys)
     refused(["--adapter", str(tmp_path)], "give --model too", capsys)
-    refused(["--model", "some.gguf"], "give --adapter", capsys)
+    refused(["--model", "some.gguf"], "some.gguf does not exist", capsys)
     refused([*model, "--adapter", str(tmp_path / "none")], "cannot be read as an adapter", capsys)
     assert cli.main(["chat", "-", *model]) == 2
     assert "give --question" in capsys.readouterr().err

@@ -6,18 +6,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
+from landmark.cli.answering import AnswerOptions
 from landmark.cli.ask import figures_of
-from landmark.cli.options import MemoryOptions, load, model_of
+from landmark.cli.options import load, model_of
 from landmark.cli.output import print_escaped, print_sources, tokens_read
-from landmark.cli.read import grow, named_texts
-from landmark.limits import FromOne, FromZero, OutFolder, Seed, Temperature
-from landmark.settings import ReadingChanges, Verification
+from landmark.cli.read import check_context, grow, named_texts
+from landmark.limits import FromOne, FromZero, OutFolder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from landmark.contexts.context import Context
 
 PROMPT = "> "
+NAMED = 3  # documents in a line
 SHOWN = 5  # sources that /sources shows, unless --sources says how many
 HELP = """\
 /sources       the passages that the last answer was read from
@@ -35,7 +36,7 @@ Ctrl-C stops an answer. Everything else is a question."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions:
+class ChatOptions(AnswerOptions):
     """Ask questions about documents in plain language, and see where the answers come from; or just talk."""
 
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")] = ()
@@ -55,26 +56,19 @@ class ChatOptions:
     """Opened blocks to show after every answer, the most read first; /sources shows them at any time."""
     max_new_tokens: FromOne = 200
     """Most tokens of an answer."""
-    temperature: Temperature = 0.0
-    """0 takes the most likely token each time; above 0 samples."""
-    seed: Seed = 0
-    """Decides what is sampled."""
     json: bool = False
     """Print one JSON object per answer instead of text."""
-    verify: Verification = "landmarks"
-    """What of a context is checked before it opens: docs/contexts.md."""
-    reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
-    """Default: as when the context was read, or the model's own settings."""
-    memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
 
 
 def run(options: ChatOptions) -> int:
     """Read what is to be read, and answer: the questions of the options, those of standard input, or a person's."""
+    from landmark.contexts.documents import distinct
     from landmark.data.text import STDIN
 
     if STDIN in options.files and not options.question:
         raise ValueError("standard input is to be read as a text and holds the questions too: give --question")
-    documents = list(named_texts(options.files))
+    named = distinct(named_texts(options.files))
+    documents = [("stdin" if name == STDIN else name, text) for name, text in named]
     import torch
 
     session = Session(_begin(options, documents), options)
@@ -104,9 +98,7 @@ class Session:
         with suppress(ImportError):
             import readline  # noqa: F401 - input() then edits lines and has a history
 
-        names = ", ".join(document.name for document in self.chat.documents)
-        about = f"{self.chat.tokens_read:,} tokens are read: {names}" if names else "nothing is read"
-        print_escaped(f"{about}. Ask a question; /help lists commands.", to_stderr=True)
+        print_escaped(f"{self._read_so_far()}. Ask a question; /help lists commands.", to_stderr=True)
         while True:
             try:
                 line = input(PROMPT)
@@ -121,6 +113,13 @@ class Session:
                     return
             except ValueError as error:
                 print_escaped(str(error), to_stderr=True)
+
+    def _read_so_far(self) -> str:
+        names = [document.name for document in self.chat.documents]
+        if not names:
+            return "no text is read"
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return f"{self.chat.tokens_read:,} tokens are read: {', '.join(names[:NAMED])}{more}"
 
     def take(self, line: str, *, echo: bool = False) -> bool:
         """Does what a line says; whether the chat goes on."""
@@ -174,7 +173,11 @@ class Session:
         """Reads a text; Ctrl-C stops, and what was read stays."""
         from landmark.data.text import read_text
 
-        read_document(self.chat, file, read_text(file))
+        text, before = read_text(file), self.chat.tokens_read
+        try:
+            read_document(self.chat, file, text)
+        except KeyboardInterrupt:
+            print_escaped(f"stopped after {self.chat.tokens_read - before:,} tokens, which stay", to_stderr=True)
 
 
 @contextmanager
@@ -211,7 +214,9 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
     known = None if options.context is None or is_unused(options.context) else options.context
     if options.context is not None and known is None and not documents:
         raise ValueError(f"{options.context} is no context yet: name the files that it is to hold")
-    base, adapter = _model(options, known)
+    if known is not None:
+        check_context(known, "--context")
+    base = _model(options, known)
 
     def check(config: "PretrainedConfig") -> None:
         options.memory.check(config, known, **options.reading)
@@ -219,7 +224,9 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
     def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
         ChatFormat.of(tokenizer, NO_CHAT)
 
-    model, tokenizer = load(base, check, known, adapter=adapter, check_tokenizer=check_tokenizer)
+    if sys.stderr.isatty():
+        print_escaped(f"loading {base.name}", to_stderr=True)
+    model, tokenizer = load(base, check, known, adapter=options.adapter, check_tokenizer=check_tokenizer)
     keywords: dict[str, Any] = {**options.reading, **options.memory.keywords()}
     if options.context is None:
         chat = Chat(model, tokenizer, LandmarkCache(model.config, **keywords))
@@ -231,24 +238,16 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
     return chat
 
 
-def _model(options: ChatOptions, context: Path | None) -> tuple[Path, Path | None]:
-    """The model to load, and the adapter if it is one before conversion."""
-    from landmark.assets import adapted_path, adapter_path
-    from landmark.contexts.manifest import read_manifest
+def _model(options: ChatOptions, context: Path | None) -> Path:
+    """The model to load: given, or that of the context, or the one that the adapter of the package belongs to."""
+    from landmark.assets import adapted_path
 
-    if options.model is not None:
-        if str(options.model).lower().endswith(".gguf") and options.adapter is None:
-            raise ValueError(
-                f"{options.model} is a model before conversion: give --adapter, what it learnt of landmarks"
-            )
-        return options.model, options.adapter
-    if options.adapter is not None:
+    if options.adapter is not None and options.model is None:
         raise ValueError(f"adapter is {options.adapter}: give --model too, the model that it belongs to")
-    if context is not None and Path(read_manifest(context).header.get("model") or "").is_dir():
-        folder = model_of(context, None)
-        assert folder is not None, "the manifest names one"
-        return folder, None
-    return adapted_path(), adapter_path()
+    if options.model is not None:
+        return options.model
+    # None is the package's small model, which cannot chat.
+    return (model_of(context, None) if context else None) or adapted_path()
 
 
 def _context(

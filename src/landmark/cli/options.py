@@ -74,21 +74,23 @@ def load(
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """A converted model and its tokenizer from a folder, that of the package if None; on a GPU if there is one.
 
-    With an `adapter`, `path` is the model before conversion: a folder, a GGUF file or a name on the hub. `check` gets
-    the configuration before the weights are read, and raises ValueError for options that do not go with it;
-    `check_tokenizer` gets the tokenizer. A `context` must have been read with this configuration and tokenizer, which
-    is checked before the weights are read, and with these weights, which opening it checks. Raises ValueError where a
-    file is missing or damaged.
+    With an `adapter`, `path` is the model before conversion: a folder, a GGUF file or a name on the hub. A GGUF file
+    without one gets that of the package, which is refused unless it belongs to it. `check` gets the configuration
+    before the weights are read, and raises ValueError for options that do not go with it; `check_tokenizer` gets the
+    tokenizer. A `context` must have been read with this configuration and tokenizer, which is checked before the
+    weights are read, and with these weights, which opening it checks. Raises ValueError where a file is missing or
+    damaged.
     """
-    from landmark.assets import model_path
+    from landmark.assets import adapter_path, model_path
     from landmark.contexts.compatibility import check_model
     from landmark.hf import from_pretrained, load_adapter
     from landmark.hf.config import landmark_settings
-    from landmark.hf.loading import read_config, read_tokenizer, to_default_device
+    from landmark.hf.loading import is_gguf, read_config, read_tokenizer, to_default_device
     from landmark.hf.serialization import adapted_config
     from landmark.hf.tokenizer import checked, quiet_transformers
 
     source = str(model_path() if path is None else path)
+    adapter = adapter_path() if adapter is None and is_gguf(source) else adapter
     if adapter is None and not Path(source).is_dir():
         raise ValueError(f"no model at {source}: give the folder that `landmark train` or save_pretrained wrote")
     quiet_transformers()
@@ -139,16 +141,17 @@ def load_either(
 
 
 def model_of(context: Path, model: Path | None) -> Path | None:
-    """The folder of the model for a context: `model`, or the one that its manifest names; None is the package's.
+    """The model for a context: `model`, or the folder that its manifest names; None is the package's.
 
-    Whoever made the context chose that name, so it is never one inside the context, nor one to download. Where there is
-    no such folder, the package's model serves if its configuration and tokenizer fit. Raises ValueError, asking for
-    --model, otherwise. `load` and opening the context check that it is the model that read it.
+    Whoever made the context chose that name, so it is never one inside the context, nor one to download. For a GGUF
+    file it is the installed one that the package's adapter belongs to. Where there is no such folder, the package's
+    model serves if its configuration and tokenizer fit. Raises ValueError, asking for --model, otherwise. `load` and
+    opening the context check that it is the model that read it.
     """
-    from landmark.assets import model_path
+    from landmark.assets import adapted_path, model_path
     from landmark.contexts.compatibility import check_model
     from landmark.contexts.manifest import read_manifest
-    from landmark.hf.loading import read_config, read_tokenizer
+    from landmark.hf.loading import is_gguf, read_config, read_tokenizer
 
     recorded = read_manifest(context).header.get("model")
     if model is not None:
@@ -156,6 +159,8 @@ def model_of(context: Path, model: Path | None) -> Path | None:
     if recorded and Path(recorded).is_dir():
         _check_outside(Path(recorded), context)
         return Path(recorded)
+    if recorded and is_gguf(recorded):
+        return adapted_path()
     try:
         check_model(context, read_config(model_path()), read_tokenizer(model_path()))
     except ValueError as error:

@@ -65,7 +65,7 @@ def run_read(options: ReadOptions) -> int:
     from landmark.contexts.context import Context
 
     if known is not None:
-        _check_context(known)  # before a model is loaded
+        check_context(known, "--out")  # before a model is loaded
     model, tokenizer = load(options.model, lambda config: options.memory.check(config, known), known)
     keywords = options.memory.keywords()
     if known is not None:
@@ -75,12 +75,12 @@ def run_read(options: ReadOptions) -> int:
     return _grow(context, documents, as_json=options.json)
 
 
-def _check_context(folder: Path) -> None:
-    """Raises ValueError unless a context is in `folder`."""
+def check_context(folder: Path, option: str) -> None:
+    """Raises ValueError unless a context is in `folder`, which the command was given with `option`."""
     from landmark.contexts.manifest import has_manifest, read_manifest
 
     if folder.is_dir() and not has_manifest(folder):
-        raise ValueError(f"{folder} holds other files: give --out a new folder, an empty one or a context")
+        raise ValueError(f"{folder} holds other files: give {option} a new folder, an empty one or a context")
     read_manifest(folder)
 
 

@@ -54,6 +54,7 @@ class Chat:
         backend: Any = self.tokenizer.backend_tokenizer
         self._format = ChatFormat.of(self.tokenizer, NO_CHAT)
         self._templates, self._texts = TextEncoder(backend, template=True), text_encoder(self.tokenizer)
+        self._end: Any = self.tokenizer.eos_token_id
         self._context: Context | None = None
         self._documents = MemoryDocuments()
         self._tokens = 0  # of the conversation; the cache has read as many
@@ -138,17 +139,18 @@ class Chat:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             streamer=None if write is None else TextTo(self.tokenizer, write),
-            end=self.tokenizer.eos_token_id,
+            end=self._end,
             stop=stop,
         )
         unread = new[self.tokens_read - self._tokens - len(ids) :]  # the last one: nothing was predicted from it
-        unread = [token for token in unread if token not in end_tokens(self.model, self.tokenizer.eos_token_id)]
+        unread = [token for token in unread if token not in end_tokens(self.model, self._end)]
         self._opening = np.concatenate([np.array(unread, np.int64), self._template(self._format.again)])
         self._separator = ""
         self._tokens = self.tokens_read
         text: Any = self.tokenizer.decode(new, skip_special_tokens=True)
-        found = first_sources(self._sources, self.cache.trace().spans(), sources)
-        return Answer(text, new, found, self.cache.traffic - traffic)
+        trace = self.cache.trace()
+        found = first_sources(self._sources, trace.spans(), sources)
+        return Answer(question, text, new, found, self.cache.traffic - traffic, trace)
 
     def _template(self, text: str) -> np.ndarray:
         """Token ids of a part of the template."""
@@ -156,7 +158,7 @@ class Chat:
 
     def _sources(self, span: Span) -> list[Source]:
         """The passages of one span that lie in documents: none of what was said in the conversation."""
-        of_context = [] if self._context is None else self._context.sources([span], 1)
+        of_context = [] if self._context is None else self._context.passages([span], 1)
         return [*of_context, *self._documents.sources(span)]
 
     def _check_whole(self) -> None:

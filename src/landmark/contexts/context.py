@@ -17,7 +17,7 @@ from landmark.contexts.segments import Document
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.contexts.verify import check_snapshot
 from landmark.contexts.writer import Writer, create, open_writer
-from landmark.hf import LandmarkCache, Span, read
+from landmark.hf import LandmarkCache, read
 from landmark.hf.cache import CacheOptions
 from landmark.hf.fingerprint import model_mark
 from landmark.hf.reader import TextTo, answer

@@ -150,7 +150,7 @@ class _Stop(StoppingCriteria):
     def __init__(self, asked: Callable[[], bool]) -> None:
         self.asked = asked
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **options: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Any:
         return torch.full((len(input_ids),), self.asked(), device=input_ids.device)
 
 

@@ -207,7 +207,8 @@ def _check_config(adapter: Adapter, config: PretrainedConfig) -> None:
     for name, wanted in adapter.config.items():
         if name in ours and not _same(ours[name], wanted):
             raise ValueError(
-                f"{adapter.path} is for another model: its {name} is {wanted}, that of the model {ours[name]}"
+                f"{adapter.path} is for another model: its {name} is {wanted}, that of the model {ours[name]}; give the"
+                " adapter that was trained on it"
             )
     chunk_tokens(adapter.settings, config)  # ValueError for settings that leave no room for one
 
