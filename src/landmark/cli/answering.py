@@ -1,4 +1,4 @@
-"""Answers after a context or a text: what `landmark ask` and `landmark view` have in common."""
+"""Answers after a context or a text: what `landmark ask`, `landmark chat` and `landmark view` have in common."""
 
 import time
 from collections.abc import Callable
