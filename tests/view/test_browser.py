@@ -36,7 +36,7 @@ def made(tmp_path_factory):
 @contextmanager
 def opened(browser, path, viewport=None, **options):
     """The page, which may say nothing on the console, throw nothing and ask for nothing but itself."""
-    context = browser.new_context(viewport=viewport or DESK, **options)
+    context = browser.new_context(viewport=viewport or DESK, reduced_motion="reduce", **options)
     page, said, asked = context.new_page(), [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -262,19 +262,24 @@ def test_it_fits_and_can_be_read(browser, made, viewport, scheme):
         assert page.locator("body").evaluate(light) == (scheme == "light")
         page.locator("#theme").click()
         assert page.locator("body").evaluate(light) == (scheme == "dark")
-        for text in ("#about", "#shares", "#chosen", "#list .snippet >> nth=0"):
-            assert contrast(page.locator(text)) >= 4.5, text
         page.locator(".token").nth(1).click()
+        strongest = f'#reader mark[data-block="{page.evaluate("shown.ranks[0][0]")}"] >> nth=0'
+        chosen = ".token[aria-selected=true]"
+        for text in ("#about", "#shares", "#chosen", "#prompt", "#list .snippet >> nth=0", chosen, strongest):
+            assert contrast(page.locator(text)) >= 4.5, text
 
 
 def contrast(element) -> float:
     """Of a text and what lies behind it, as WCAG 2.2 defines it."""
-    pairs = element.evaluate(
-        """e => { const rgb = (c) => c.match(/[0-9.]+/g).map(Number); let b = e;
-        while (rgb(getComputedStyle(b).backgroundColor)[3] === 0) b = b.parentElement;
-        return [rgb(getComputedStyle(e).color), rgb(getComputedStyle(b).backgroundColor)]; }"""
+    text, *behind = element.evaluate(
+        """e => { const style = (e) => getComputedStyle(e); const found = [style(e).color];
+        for (let b = e; b; b = b.parentElement) found.push(style(b).backgroundColor);
+        return found.map((c) => c.match(/[0-9.]+/g).map(Number)); }"""
     )
-    light, dark = sorted((luminance(colour[:3]) for colour in pairs), reverse=True)
+    ground = [0.0, 0.0, 0.0]
+    for *colour, alpha in reversed([[*colour[:3], *(colour[3:] or [1])] for colour in behind]):
+        ground = [alpha * c + (1 - alpha) * g for c, g in zip(colour, ground, strict=True)]
+    light, dark = sorted((luminance(colour) for colour in (text[:3], ground)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 

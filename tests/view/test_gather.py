@@ -11,7 +11,7 @@ from tokenizers import pre_tokenizers
 import landmark
 from landmark.hf.tokenizer import encode
 from landmark.view import records
-from landmark.view.gather import View
+from landmark.view.gather import View, _generated
 
 TEXT = "the sea was calm and jim looked at it . " * 8 + LETTERS
 
@@ -198,3 +198,18 @@ def test_endings_of_files(tmp_path):
     with pytest.raises(ValueError, match=r"page.txt ends in '.txt': end its name in one of .html, .jsonl, .png"):
         view.save(tmp_path / "page.txt")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_tokens_add_to_the_answer_what_they_complete(kind):
+    """A first space stays, a character of several tokens comes with its last, special tokens add nothing."""
+    tokenizer = tokenizer_of(kind)
+    text = " Jim sea \U0001f600 calm"
+    ids = [*encode(tokenizer, text, continues=True).ids.tolist(), tokenizer.eos_token_id]
+    before = encode(tokenizer, "it was calm and").ids.tolist()
+    tokens = _generated(tokenizer, before, ids, 40)
+    assert "".join(token.text for token in tokens) == text
+    assert [token.number for token in tokens] == list(range(40, 40 + len(ids)))
+    place = next(i for i, token in enumerate(tokens) if "\U0001f600" in token.text)
+    assert [token.text for token in tokens[place - 3 : place]] == ["", "", ""]
+    assert (tokens[-1].text, tokens[-1].name) == ("", "</s>")

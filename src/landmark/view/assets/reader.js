@@ -1,7 +1,7 @@
 // The text around a passage: a window of segments that grows when its ends are scrolled to; and the search.
 "use strict";
 
-const [AROUND_BEFORE, AROUND_AFTER, GROW] = [5, 12, 12]; // segments
+const [BEFORE, AFTER] = [1000, 2000]; // characters around a passage that are laid out at first
 const MOST_HITS = 20000;
 
 const reader = {
@@ -15,24 +15,30 @@ const reader = {
   /** Shows a segment, painted for the selection. */
   open(segment) {
     if (segment < this.low || segment >= this.high) {
-      this.low = Math.max(0, segment - AROUND_BEFORE);
-      this.high = this.low;
+      this.low = this.high = this.further(segment, -1, BEFORE);
       $("reader").replaceChildren();
-      this.extend(Math.min(segmentCount, segment + AROUND_AFTER));
+      this.extend(this.further(segment, 1, AFTER));
     }
     this.current = segment;
     this.paintAll();
     const box = $("reader");
     const element = this.element(segment);
-    while (this.low > 0 && element.offsetTop < box.clientHeight) this.extendBefore(Math.max(0, this.low - GROW));
-    while (this.high < segmentCount && box.scrollHeight - element.offsetTop < 2 * box.clientHeight) {
-      this.extend(Math.min(segmentCount, this.high + GROW));
-    }
     box.scrollTop = element.offsetTop - box.clientHeight / 4;
+    this.grow(); // where little fits a line, nothing would be left to scroll to
     const block = blockOf(segment);
     const weight = this.shown.reads.get(block);
     const read = weight === undefined ? "not read" : percent(weight) + " of the attention";
     $("place").textContent = `block ${grouped(block)}, ${placeOf(block)}, ${read}`;
+  },
+
+  /** The segment that lies so many characters before or behind another, or the first or last. */
+  further(segment, step, characters) {
+    let i = segment;
+    while (characters > 0 && i + Math.min(0, step) >= 0 && i + Math.min(0, step) < segmentCount) {
+      characters -= segmentText(i + Math.min(0, step)).length;
+      i += step;
+    }
+    return i;
   },
 
   element(segment) {
@@ -57,8 +63,8 @@ const reader = {
 
   grow() {
     const { scrollTop, clientHeight, scrollHeight } = $("reader");
-    if (scrollTop < 300 && this.low > 0) this.extendBefore(Math.max(0, this.low - GROW));
-    if (scrollTop + clientHeight > scrollHeight - 300) this.extend(Math.min(segmentCount, this.high + GROW));
+    if (scrollTop < 300 && this.low > 0) this.extendBefore(this.further(this.low, -1, BEFORE));
+    if (scrollTop + clientHeight > scrollHeight - 300) this.extend(this.further(this.high, 1, BEFORE));
   },
 
   made(segment) {
