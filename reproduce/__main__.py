@@ -11,6 +11,7 @@ COMMANDS = (
     Command("study smollm2-perplexity", f"{STUDIES}:run_smollm2_perplexity", "what a conversion loses on text"),
     Command("study smollm2-chat", f"{STUDIES}:run_smollm2_chat", "what a conversion changes in ordinary chat"),
     Command("study smollm2-questions", f"{STUDIES}:run_smollm2_questions", "questions about a book it read at length"),
+    Command("study conversion-cost", f"{STUDIES}:run_conversion_cost", "what converting larger models takes, reckoned"),
     Command("study untrained-perplexity", f"{STUDIES}:run_untrained_perplexity", "perplexity right after conversion"),
     Command("study recall-tables", f"{STUDIES}:run_recall_tables", "recall beside baselines, in one table"),
     Command("study key-margins", f"{STUDIES}:run_key_margins", "retrieval margins of passkeys in a context"),

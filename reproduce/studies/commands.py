@@ -189,6 +189,20 @@ class RecallTablesOptions:
     """Threads to compute with."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConversionCostOptions:
+    """Reckon what converting models of 0.6, 1 and 8 billion parameters by the recipes in docs/recipes takes.
+
+    Prints tokens, operations, memory and hours. The longer time is at the operations a second of the one conversion
+    that was measured, of a model so small that a GPU is mostly waiting; the shorter one at a share of the GPU's peak.
+    """
+
+    tflops: Annotated[float, Range(1)] = 989
+    """Peak of the GPU in bfloat16 without sparsity, 10^12 operations a second; default: that of an H100 or H200."""
+    efficiency: Annotated[float, Range(0.001, 1)] = 0.4
+    """Share of it that large models reach; an assumption, not measured here."""
+
+
 def run_convert_smollm2(options: ConvertOptions) -> int:
     """Conversion within a given time."""
     from reproduce.studies import convert_smollm2
@@ -243,3 +257,10 @@ def run_recall_tables(options: RecallTablesOptions) -> int:
     from reproduce.studies import recall_tables
 
     return recall_tables.run(options)
+
+
+def run_conversion_cost(options: ConversionCostOptions) -> int:
+    """Tokens, memory and hours of larger conversions."""
+    from reproduce.studies import conversion_cost
+
+    return conversion_cost.run(options)
