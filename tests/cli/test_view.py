@@ -36,6 +36,14 @@ def test_a_context(context, model_folder, tmp_path, capsys):
     assert "book.txt, characters " in capsys.readouterr().out
 
 
+def test_a_context_without_text(model_folder, tmp_path, capsys):
+    import landmark
+
+    landmark.Context.create(tmp_path / "empty", landmark.from_pretrained(model_folder)).close()
+    arguments = ["--prompt", "jim", "--model", str(model_folder), "--max-new-tokens", "2", "--text"]
+    refused(["view", "--context", str(tmp_path / "empty"), *arguments], "empty has no text that was read", capsys)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -7,9 +7,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from landmark.cli.ask import SNIPPET
 from landmark.cli.options import MemoryOptions, load, model_of
-from landmark.cli.output import print_escaped
+from landmark.cli.output import SNIPPET, print_escaped
 from landmark.limits import FromOne
 from landmark.settings import Verification
 

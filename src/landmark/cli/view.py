@@ -1,17 +1,15 @@
 """`landmark view`: what a model read for each token of its answer, as a page, a list, a figure or JSON."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from landmark.cli.answering import AnswerOptions, answer_from_context, answer_from_text, check_asked
-from landmark.cli.output import print_escaped
+from landmark.cli.output import print_escaped, print_sources
 from landmark.limits import FromOne, OutFile
 
 if TYPE_CHECKING:
     from landmark.view.gather import View
-
-SNIPPET = 160  # characters of a passage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,8 @@ def run(options: ViewOptions) -> int:
             check_can_write(path)  # before a text is read for minutes
     view = _view(options)
     if options.text:
-        _print(view, options.passages)
+        print_escaped(view.texts[-1].text, lines=True)
+        print_sources(asdict(source) for source in view.sources(options.passages))
     for path in files:
         view.save(path)
         print_escaped(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB", to_stderr=True)
@@ -92,13 +91,3 @@ def _view(options: ViewOptions) -> "View":
     trace = found.cache.trace()
     name = options.file.name
     return View.of_text(found.model, found.tokenizer, found.text, found.prompt, found.ids, trace, name=name)
-
-
-def _print(view: "View", limit: int) -> None:
-    """Prints the answer and the passages that were read most."""
-    print_escaped(view.texts[-1].text, lines=True)
-    for source in view.sources(limit):
-        place = f"characters {source.first}:{source.last}, block {source.block}"
-        print_escaped("")
-        print_escaped(f"{source.document}, {place}, weight {source.weight:.4f}")
-        print_escaped(f"  {' '.join(source.text.split())[:SNIPPET]}")
