@@ -192,8 +192,6 @@ def test_scores():
 
 
 def test_what_cannot_be_asked(prompts, tasks, tmp_path):
-    with pytest.raises(ValueError, match="no task 'niah': choose of niah_single_1"):
-        groups(["niah"], ESSAY, {})
     with pytest.raises(ValueError, match="qa_1 needs its data set: name it"):
         groups(["qa_1"], ESSAY, {"qa_1": None})
     with pytest.raises(ValueError, match=r"qa_2 needs its data set: .*nowhere is no file"):

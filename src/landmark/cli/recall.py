@@ -63,6 +63,8 @@ class TaskOptions:
     """JSON-lines file of all answers, from which the same command resumes, also with other lengths."""
     json: bool = False
     """Print one JSON object per task and length instead of tables."""
+    plot: Annotated[Path | None, OutFile()] = None
+    """Image of the share of right answers by task, depth and length; needs matplotlib."""
     reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
     """For landmark, none and local; default: the model's own settings."""
 
@@ -78,11 +80,15 @@ class RecallOptions(TaskOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RulerOptions(TaskOptions):
-    """The 13 tasks of RULER: needles, variable tracking, common and frequent words, and questions about documents."""
+    """The 13 tasks of RULER: needles, variable tracking, common and frequent words, and questions about documents.
 
-    tasks: str = "all"
+    Beside them are tasks beyond literal recall: other words, states that change, order, counts.
+    """
+
+    tasks: str = "ruler"
     """Tasks, separated by commas, each about texts of its own: niah_single_1, ..2, ..3, niah_multikey_1, ..2, ..3,
-    niah_multivalue, niah_multiquery, vt, cwe, fwe, qa_1, qa_2; all: those that need no file, or whose file is given."""
+    niah_multivalue, niah_multiquery, vt, cwe, fwe, qa_1, qa_2; other_words, babi_1, babi_2, babi_3, nth, count, most.
+    ruler: all of the first list that need no file, or whose file is given; beyond: all of the second."""
     squad: Path | None = None
     """JSON file of SQuAD 2.0 (dev-v2.0.json), for qa_1."""
     hotpotqa: Path | None = None
@@ -100,13 +106,19 @@ def run_recall(options: RecallOptions) -> int:
 def run_ruler(options: RulerOptions) -> int:
     """Ask the questions of each task."""
     haystack = " ".join(_haystack(options).split())  # as the definition has its essays
-    from landmark.evaluation import ruler
+    from landmark.evaluation import beyond, ruler
 
     files = {"qa_1": options.squad, "qa_2": options.hotpotqa}
-    names = _names(options.tasks)
-    if names == ["all"]:
-        names = [name for name in ruler.NAMES if name not in files or files[name] is not None]
-    return run_tasks(options, ruler.groups(names, haystack, files), haystack)
+    lists = {
+        "ruler": [name for name in ruler.NAMES if name not in files or files[name] is not None],
+        "beyond": list(beyond.TASKS),
+    }
+    names = [name for given in _names(options.tasks) for name in lists.get(given, [given])]
+    for name in names:
+        if name not in (known := (*ruler.NAMES, *beyond.TASKS)):
+            raise ValueError(f"there is no task {name!r}: choose of {', '.join(known)}")
+    of_ruler = ruler.groups([name for name in names if name in ruler.NAMES], haystack, files)
+    return run_tasks(options, [*of_ruler, *(beyond.group(name) for name in names if name in beyond.TASKS)], haystack)
 
 
 def _haystack(options: TaskOptions) -> str:
@@ -126,9 +138,13 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str) ->
     lengths = whole_numbers("lengths", options.lengths, LONGEST)
     if options.rag_tokens is not None and options.rag is None:
         raise ValueError(f"rag_tokens is {options.rag_tokens}, and nothing is searched: give --rag bm25")
+    from landmark.evaluation import figures
     from landmark.evaluation.asking import Asker, Cell, Sample, contents, order, summaries
     from landmark.evaluation.samples import Journal
     from landmark.evaluation.tasks import Prompts
+
+    if options.plot is not None:
+        figures.check_matplotlib()
 
     def check(config: "PretrainedConfig") -> None:
         attending = _attending(options, config)
@@ -153,7 +169,10 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str) ->
     asker = Asker(model, attending, prompts, _passages(options, model, tokenizer))
     ends = None if options.minutes is None else started + 60 * options.minutes
     found = _ask(asker, order(cells, options.samples, options.seed), journal, ends)
-    _print(summaries(cells, found, settings), options)
+    rows = summaries(cells, found, settings)
+    _print(rows, options)
+    if options.plot is not None and rows:
+        figures.draw(rows, options.plot)
     if len(found) < (asked := options.samples * sum(len(cell.group.tasks) for cell in cells)):
         print_escaped(f"{len(found):,} of {asked:,} questions: the same command goes on", to_stderr=True)
     return 0

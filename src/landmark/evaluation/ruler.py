@@ -352,8 +352,8 @@ ANSWER_TOKENS = {"vt": 30, "cwe": 120, "fwe": 50, "qa_1": 32, "qa_2": 32}  # 128
 def groups(names: Sequence[str], haystack: str, files: Mapping[str, Path | None]) -> list[Group]:
     """The tasks of these names, each about texts of its own; `files` are those of the question-answering tasks.
 
-    Words are those of the haystack. Raises ValueError for a name that there is not, for a task without its file, and
-    for a haystack of too few words.
+    Names are of `NAMES`, words those of the haystack. Raises ValueError for a task without its file, and for a haystack
+    of too few words.
     """
     words = sorted(set(WORD.findall(haystack)))
     if len(words) < FEWEST_WORDS:
@@ -379,8 +379,6 @@ def _drawing(
         return DRAWN[name]
     if name == "cwe":
         return partial(_common_words, words)
-    if name not in DATA_SETS:
-        raise ValueError(f"there is no task {name!r}: choose of {', '.join(NAMES)}")
     file = files.get(name)
     if file is None or not file.is_file():
         raise ValueError(f"the task {name} needs its data set: {'name it' if file is None else f'{file} is no file'}")
