@@ -23,6 +23,7 @@ COMMANDS = (
     Command("eval recall", "landmark.cli.recall:run_recall", "answer questions about facts hidden in long texts"),
     Command("eval ruler", "landmark.cli.recall:run_ruler", "the tasks of RULER at any length"),
     Command("eval perplexity", "landmark.cli.eval:run_perplexity", "perplexity of texts read through memory"),
+    Command("eval retrieval", "landmark.cli.retrieval:run", "rank passages of books by landmarks and by others"),
 )
 
 LANDMARK = Program(

@@ -104,11 +104,16 @@ def pooled(scores: Tensor, pooling: Pooling) -> Tensor:
     return weights.amax(-2) if pooling == "max" else weights.mean(-2)
 
 
-def searchable_heads(config: PretrainedConfig) -> list[tuple[int, int]]:
-    """Layers and query heads whose landmarks differ from block to block."""
+def landmark_heads(config: PretrainedConfig) -> list[tuple[int, int]]:
+    """Layers and query heads that have landmarks."""
     config = text_config(config)
-    layers = [n for n, kind in enumerate(layer_kinds(config)) if kind == "landmark" and not has_constant_keys(n)]
+    layers = [layer for layer, kind in enumerate(layer_kinds(config)) if kind == "landmark"]
     return [(layer, head) for layer in layers for head in range(config.num_attention_heads)]
+
+
+def searchable_heads(config: PretrainedConfig) -> list[tuple[int, int]]:
+    """Those of them whose landmarks differ from block to block."""
+    return [(layer, head) for layer, head in landmark_heads(config) if not has_constant_keys(layer)]
 
 
 def _of_saved(saved: Mapping[str, Any]) -> RetrievalHeads:
