@@ -67,7 +67,6 @@ NEEDED = {
     (REPRODUCE, "train"): ["small_books", "--out", "new"],
     (REPRODUCE, "study convert-smollm2"): ["--out", "new"],
     (REPRODUCE, "study untrained-perplexity"): ["no", "no.txt"],
-    (BENCHMARKS, "laptop"): ["no.gguf"],
     (REPRODUCE, "study recall-tables"): ["no", "--out", "new"],
     (REPRODUCE, "study smollm2-chat"): ["no", "--out", "new"],
     (REPRODUCE, "study smollm2-perplexity"): ["no", "--texts", "no.txt", "--out", "new"],

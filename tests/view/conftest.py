@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-# Modules of helpers, not packages: `made` here, `tiny_reader` beside the tests of the evaluation.
+# Modules of helpers, not packages: `made_views` here, `tiny_reader` beside the tests of the evaluation.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "evaluation")]
 
 

@@ -5,7 +5,7 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
-from made import HOSTILE, LETTERS, made_up, tokenizer_of
+from made_views import HOSTILE, LETTERS, made_up, tokenizer_of
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if BROWSER is None:

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from made import LETTERS, made_up, tokenizer_of
+from made_views import LETTERS, made_up, tokenizer_of
 
 from landmark.view import figures
 from landmark.view.gather import check_can_write

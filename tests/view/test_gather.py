@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from made import LETTERS, TOKENIZERS, made_up, tokenizer_of, traced
+from made_views import LETTERS, TOKENIZERS, made_up, tokenizer_of, traced
 from tokenizers import pre_tokenizers
 
 import landmark

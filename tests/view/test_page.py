@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made import HOSTILE, LETTERS, made_up, tokenizer_of
+from made_views import HOSTILE, LETTERS, made_up, tokenizer_of
 
 from landmark.view import page
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -48,7 +48,7 @@ class Answer:
     ids: list[int]
     sources: list[Source]
     traffic: Traffic
-    trace: Trace
+    trace: Trace = field(compare=False, repr=False)  # tensors, which do not compare as a whole
 
 
 class Context:
