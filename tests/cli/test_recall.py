@@ -100,7 +100,7 @@ def test_baselines_are_of_the_ordinary_model(plain_folder, haystack, more, capsy
         (["--attention", "yarn"], "before conversion"),
         (["--attention", "full", "--retrieve", "2"], "leave out retrieve"),
         (["--rag-tokens", "100"], "nothing is searched"),
-        (["--adapter", "nowhere"], "has landmarks already"),
+        (["--adapter", "nowhere"], "nowhere"),
         (["--model", "nowhere.gguf"], "does not exist"),
         (["--model", "/nowhere"], "no model at /nowhere"),
         (["--haystack", "/nowhere.txt"], "does not exist"),

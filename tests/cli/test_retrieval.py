@@ -20,7 +20,7 @@ def books(tmp_path) -> tuple[str, str]:
 
 def test_heads_are_chosen_on_other_books_and_saved(model_folder, books, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    monkeypatch.setattr("landmark.evaluation.retrieval.find_spec", lambda name: None)
+    monkeypatch.setattr("landmark.evaluation.bm25.find_spec", lambda name: None)
     monkeypatch.setattr("landmark.hf.sentence_encoder.find_spec", lambda name: None)
     heads = tmp_path / "heads.json"
     given = ["eval", "retrieval", "--model", str(model_folder), "--texts", books[0], "--passages", "6"]

@@ -1,6 +1,7 @@
 """Ways to attend, against forwards over the whole prompt."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -136,6 +137,15 @@ def test_what_a_converted_model_cannot_do(converted):
     with pytest.raises(ValueError, match="leaves the trained range"):
         Attending.of(converted.config, "full").check_length(converted.config, 2048)
     Attending.of(converted.config, "full").check_length(converted.config, 1000)
+
+
+def test_beyond_the_trained_range_full_attention_warns(plain):
+    with pytest.warns(UserWarning, match="2049 tokens with full attention: the model was trained on 2048"):
+        Attending.of(plain.config, "full").check_length(plain.config, 2049)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Attending.of(plain.config, "full").check_length(plain.config, 2048)
+        Attending.of(plain.config, "yarn").check_length(plain.config, 4096)
 
 
 def test_defaults(plain, converted):

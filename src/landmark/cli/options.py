@@ -106,38 +106,27 @@ def load(
 
 
 def load_either(
-    source: str | None,
-    adapter: Path | None,
-    check: Callable[["PretrainedConfig"], object],
+    source: str | None, adapter: Path | None, check: Callable[["PretrainedConfig"], object]
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """A model, converted or not, and its tokenizer; on a GPU if there is one.
+    """A model as it is, converted or not, and its tokenizer; on a GPU if there is one.
 
-    `source` is a folder, a GGUF file or a name on the hub; None is the model of the package. An `adapter` converts it.
-    `check` gets the configuration, with an adapter that of the converted model, and raises ValueError for options that
-    do not go with it: before weights are read where there is no adapter.
+    Like `load`, but that without an `adapter` an ordinary model stays one, from a folder, a GGUF file or the hub.
     """
-    from landmark.assets import model_path
-    from landmark.hf import from_pretrained, load_adapter
     from landmark.hf.config import is_converted
     from landmark.hf.loading import read_config, read_tokenizer, to_default_device
     from landmark.hf.plain import load_plain
     from landmark.hf.tokenizer import quiet_transformers
 
-    path = str(model_path()) if source is None else source
+    path = None if source is None else Path(source)
+    if source is None or adapter is not None:
+        return load(path, check, adapter=adapter)
+    config = read_config(source)
+    if is_converted(config):
+        return load(path, check)
     quiet_transformers()
-    config = read_config(path)
-    converted = is_converted(config)
-    if adapter is None:
-        check(config)
-    elif converted:
-        raise ValueError(f"the model at {path} has landmarks already: leave --adapter out")
-    tokenizer = read_tokenizer(path)
-    if adapter is not None:
-        model = load_adapter(path, adapter)
-        check(model.config)
-    else:
-        model = from_pretrained(path) if converted else load_plain(path)
-    return to_default_device(model), tokenizer
+    check(config)
+    tokenizer = read_tokenizer(source)
+    return to_default_device(load_plain(source)), tokenizer
 
 
 def model_of(context: Path, model: Path | None) -> Path | None:

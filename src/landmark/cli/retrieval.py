@@ -88,8 +88,9 @@ def _methods(
 ) -> "Iterator[tuple[str, Scores]]":
     """The methods that can be measured, in the order of their cost."""
     from landmark.evaluation import retrieval
+    from landmark.evaluation.bm25 import bm25
 
-    without_model: dict[str, Callable[[list[str]], Scores]] = {"bm25": retrieval.bm25, "dense": retrieval.dense}
+    without_model: dict[str, Callable[[list[str]], Scores]] = {"bm25": bm25, "dense": retrieval.dense}
     for method, make in without_model.items():
         if method in options.methods:
             try:

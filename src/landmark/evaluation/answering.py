@@ -1,5 +1,6 @@
 """How a model answers a prompt: through landmarks, or as the baselines do that they are compared with."""
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -89,11 +90,13 @@ class Attending:
         return cls(attention, window, Reading.of(config, kind, window=window, **reading))
 
     def check_length(self, config: "PretrainedConfig", length: int) -> None:
-        """Raises ValueError where `length` tokens cannot be read so."""
+        """Raises ValueError where `length` tokens cannot be read so; warns beyond the trained range."""
         if self.reading is not None:
             self.reading.check_length(config, length)
         elif self.attention == "full" and is_converted(config):
             _everything_local(config, length)
+        elif self.attention == "full" and length > (trained := trained_positions(config)):
+            warnings.warn(f"{length} tokens with full attention: the model was trained on {trained}", stacklevel=2)
 
     def settings(self) -> dict[str, Any]:
         """What determines answers besides the model, JSON-serializable."""

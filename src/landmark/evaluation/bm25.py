@@ -1,10 +1,12 @@
 """Retrieval before reading: BM25 chooses the passages of a text that a model gets to see."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from landmark.evaluation.tasks import Prompt
 from landmark.hf.tokenizer import encode
@@ -16,7 +18,25 @@ if TYPE_CHECKING:
 def check_installed() -> None:
     """Raises ValueError where the package bm25s is missing."""
     if find_spec("bm25s") is None:
-        raise ValueError("--rag bm25 needs the package bm25s: pip install 'landmark-attention[eval]'")
+        raise ValueError("BM25 needs the package bm25s: pip install 'landmark-attention[eval]'")
+
+
+def bm25(passages: Sequence[str]) -> Callable[[str], Tensor]:
+    """Scores `[passages]` of a query, by bm25s: Lucene's variant, k1 1.5, b 0.75, no English stop words, no stemming.
+
+    Raises ValueError where that package is missing.
+    """
+    check_installed()
+    import bm25s
+
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(list(passages), return_ids=False, show_progress=False), show_progress=False)
+
+    def scores(query: str) -> Tensor:
+        words: Any = bm25s.tokenize([query], return_ids=False, show_progress=False)[0]
+        return torch.from_numpy(index.get_scores(list(words))) if words else torch.zeros(len(passages))
+
+    return scores
 
 
 class Passages:
@@ -25,8 +45,7 @@ class Passages:
     The text is cut into blocks of `block_size` tokens, as landmarks cut it. A passage is a block with its two
     neighbours, so that what a cut divides is whole in one of them. Passages are taken from the best on while all fit;
     they overlap, and each token is taken once. The chosen parts stand in text order, with a blank line between parts
-    that were apart. Scores are those of bm25s by default (Lucene's variant, k1 1.5, b 0.75, English stop words left
-    out, no stemming); equal ones rank the earlier passage first.
+    that were apart. Of equal scores the earlier passage ranks first.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", tokens: int, block_size: int) -> None:
@@ -53,23 +72,18 @@ class Passages:
         text = torch.cat((before, chosen, after))
         return replace(prompt, text=text, context=range(len(before), len(before) + len(chosen)))
 
-    def _ranked(self, context: torch.Tensor, blocks: int, query: str) -> list[int]:
+    def _ranked(self, context: Tensor, blocks: int, query: str) -> list[int]:
         """All blocks, those with the best passages first."""
-        import bm25s
-
-        size, search = self.block_size, bm25s.BM25()
+        size = self.block_size
         passages = [str(self.tokenizer.decode(context[max(0, b - 1) * size : (b + 2) * size])) for b in range(blocks)]
-        words: Any = bm25s.tokenize([*passages, query], return_ids=False, show_progress=False)
-        search.index(words[:-1], show_progress=False)
-        scores = torch.from_numpy(search.get_scores(words[-1]))
-        return scores.argsort(descending=True, stable=True).tolist()
+        return bm25(passages)(query).argsort(descending=True, stable=True).tolist()
 
-    def _parts(self, kept: torch.Tensor) -> int:
+    def _parts(self, kept: Tensor) -> int:
         """Number of stretches of kept tokens."""
         return int((kept[1:] & ~kept[:-1]).sum()) + int(kept[0])
 
-    def _joined(self, context: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        parts: list[torch.Tensor] = []
+    def _joined(self, context: Tensor, kept: Tensor) -> Tensor:
+        parts: list[Tensor] = []
         numbers = kept.nonzero()[:, 0]
         cuts = (numbers.diff() > 1).nonzero()[:, 0] + 1
         for numbered in numbers.tensor_split(cuts):

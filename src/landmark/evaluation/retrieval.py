@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -123,25 +122,6 @@ def _members(tasks: RetrievalTasks, middles: list[list[float]], block_size: int)
     halves = 2 * shared >= shared.sum(1, keepdims=True)
     halves[shared.argmax(0), np.arange(len(tasks.passages))] = True
     return [torch.from_numpy(np.flatnonzero(column)) for column in halves.T]
-
-
-def bm25(passages: Sequence[str]) -> Scores:
-    """Scores of BM25 (Lucene's variant, k1 1.5, b 0.75, English stop words left out, no stemming) by bm25s.
-
-    Raises ValueError where that package is missing.
-    """
-    if find_spec("bm25s") is None:
-        raise ValueError("BM25 needs the package bm25s: pip install 'landmark-attention[eval]'")
-    import bm25s
-
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(passages), return_ids=False, show_progress=False), show_progress=False)
-
-    def scores(query: str) -> Tensor:
-        words: Any = bm25s.tokenize([query], return_ids=False, show_progress=False)[0]
-        return torch.from_numpy(index.get_scores(list(words))) if words else torch.zeros(len(passages))
-
-    return scores
 
 
 def dense(passages: Sequence[str]) -> Scores:
