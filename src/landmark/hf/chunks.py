@@ -103,7 +103,7 @@ class ChunkCall(StreamCall):
         layer: int = module.layer_idx  # type: ignore[assignment]
         memory = self.cache.memories[layer]
         # Otherwise the cache would keep the autograd graph of every forward alive.
-        heads = query.detach(), key.detach(), value.detach()
+        heads = [x.detach() if x.requires_grad else x for x in (query, key, value)]
         if self.finite is not None:
             self.finite.watch(f"the keys or values of layer {layer}", *heads[1:])
         if isinstance(memory, SlidingWindow):

@@ -5,12 +5,14 @@ from torch import Tensor
 
 from landmark.stream import Stream
 
+_FEW = 1 << 14  # numbers; of a larger tensor only the range is kept
+
 
 class FiniteCheck:
     """The tensors of one forward that enter memory or leave the model, each with the place it belongs to.
 
-    Of each only its least and greatest number are kept, and looked at together at the end, so that an accelerator is
-    waited for once. Padding of the `stream` may be anything; None where there is none.
+    All are looked at together at the end, in few operations, so that an accelerator is waited for once. Padding of the
+    `stream` may be anything; None where there is none.
     """
 
     def __init__(self, stream: Stream | None = None) -> None:
@@ -19,7 +21,7 @@ class FiniteCheck:
             steps = torch.arange(stream.width, device=stream.lengths.device)
             self._padding = (steps >= stream.lengths[:, None])[:, None, :, None]
         self._places: list[str] = []
-        self._ranges: list[Tensor] = []
+        self._numbers: list[Tensor] = []
 
     def watch(self, place: str, *tensors: Tensor) -> None:
         """Adds tensors `[B,H,T,D]`, which are computed at `place`."""
@@ -27,16 +29,18 @@ class FiniteCheck:
             if tensor.numel():
                 shown = tensor if self._padding is None else tensor.masked_fill(self._padding, 0.0)
                 self._places.append(place)
-                self._ranges.append(torch.stack(torch.aminmax(shown)))  # NaN where there is one
+                # The range is NaN where there is one.
+                few = shown.numel() <= _FEW
+                self._numbers.append(shown.reshape(-1) if few else torch.stack(torch.aminmax(shown)))
 
     def check(self) -> None:
         """Raises ValueError, naming the first place, unless all that was added is finite."""
-        if not self._ranges:
+        if not self._numbers or bool(torch.cat(self._numbers).isfinite().all()):
             return
-        finite = torch.stack(self._ranges).isfinite().all(1).tolist()
-        if not all(finite):
-            raise ValueError(
-                f"numbers that are not finite (NaN or infinity) in {self._places[finite.index(False)]}: the weights of"
-                " this layer or of one before are damaged, or too large for their dtype; load a sound copy, try float32"
-                " or bfloat16, or read all the same with allow_nonfinite=True"
-            )
+        watched = zip(self._places, self._numbers, strict=True)
+        place = next(place for place, numbers in watched if not numbers.isfinite().all())
+        raise ValueError(
+            f"numbers that are not finite (NaN or infinity) in {place}: the weights of"
+            " this layer or of one before are damaged, or too large for their dtype; load a sound copy, try float32"
+            " or bfloat16, or read all the same with allow_nonfinite=True"
+        )
