@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from landmark.index.base import Index
+from landmark.memory.decode_numba import attend_few, serves_few
 from landmark.memory.geometry import Past, real_tokens
 from landmark.memory.selection import Retrieval, Retrievals, context_miss
 from landmark.ops.retrieved import Pages, join_retrieved
@@ -75,6 +76,31 @@ class BlockMemory:
         self._index.append(row, rotation.apply(landmarks, positions))
         self.counts[row] += blocks.shape[1]
 
+    def attend_few(
+        self,
+        past: Past,
+        rotation: Rotation,
+        scoring: Scoring,
+        query: Tensor,
+        window: tuple[Tensor, Tensor],
+        places: Tensor,
+    ) -> tuple[Tensor, Opened] | None:
+        """`attend` with the local attention in one call, for few queries on a CPU; None where that does not serve.
+
+        `window` are rotated keys and values [B,Hkv,L,D], `places [B,T]` the indices of the queries among them.
+        """
+        if self._settings.selection != "per_token_and_head" or self._settings.miss_threshold:
+            return None
+        resident = self._store.resident_blocks()
+        if resident is None or not serves_few(query, *window, *resident[:2]):
+            return None
+        landmarks = self._index.resident_keys(past.k, past.upto)
+        if landmarks is None:
+            return None
+        self.retrievals += Retrievals(query.shape[1] * past.asking)
+        out, blocks, gates, local = attend_few(query, window, places, past, landmarks, resident, rotation, scoring)
+        return out, _opened(past, blocks, gates, local)
+
     def attend(
         self,
         past: Past,
@@ -101,12 +127,12 @@ class BlockMemory:
             blocks, distance = blocks.masked_fill(miss[..., None], -1), distance.expand_as(blocks)
             if not opening:
                 weights = torch.zeros_like(blocks, dtype=working_dtype(query))
-                return local[0], _opened(past, real, blocks, weights, torch.ones_like(weights[..., 0]))
+                return local[0], _opened(past, blocks, weights, torch.ones_like(weights[..., 0]))
             pieces = self._opened_pages(choice.blocks, miss)
         else:
             pieces = self._store.pages(choice.blocks)
         out, weights, own = join_retrieved(*local, query, pieces, distance, rotation=rotation, scoring=scoring)
-        return out, _opened(past, real, blocks, weights, own)
+        return out, _opened(past, blocks, weights, own)
 
     def _opened_pages(self, blocks: Tensor, miss: Tensor) -> Iterator[tuple[slice, Pages]]:
         """Pages of the chosen `blocks`, without those of queries with a context miss, `miss [B,H,T]`.
@@ -143,11 +169,10 @@ class BlockMemory:
         return self._index.nbytes + self._store.nbytes
 
 
-def _opened(past: Past, real: Tensor, blocks: Tensor, gates: Tensor, local: Tensor) -> Opened:
-    """The blocks opened; `real [B,T]` is False at padding, which opens none."""
+def _opened(past: Past, blocks: Tensor, gates: Tensor, local: Tensor) -> Opened:
+    """The blocks opened; padding opens none."""
     if min(past.valid) < past.width:
-        padding = ~real[:, None, :, None]
+        padding = ~real_tokens(past.valid, past.width, past.device)[:, None, :, None]
         blocks, gates = blocks.masked_fill(padding, -1), gates.masked_fill(padding, 0.0)
-        local = local.masked_fill(~real[:, None], 0.0)
-    asking = [valid if kept else 0 for valid, kept in zip(past.valid, past.kept, strict=True)]
-    return Opened(blocks, gates, local, torch.tensor(asking))
+        local = local.masked_fill(padding[..., 0], 0.0)
+    return Opened(blocks, gates, local, past.asking_rows)

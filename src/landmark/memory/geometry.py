@@ -70,8 +70,13 @@ class Past:
         return min(self.retrieve, max(self.kept))
 
     @cached_property
+    def asking_rows(self) -> Tensor:
+        """Queries of a head for which blocks lie in memory in each row, long [B] on the CPU."""
+        return torch.tensor([valid if kept else 0 for valid, kept in zip(self.valid, self.kept, strict=True)])
+
+    @cached_property
     def asking(self) -> int:
-        """Queries of a head, in all rows, for which blocks lie in memory."""
+        """The same, in all rows together."""
         return sum(valid for valid, kept in zip(self.valid, self.kept, strict=True) if kept)
 
     @cached_property

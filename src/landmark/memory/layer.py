@@ -97,17 +97,35 @@ class LayerMemory:
         Raises ValueError if the batch is not the one read before, or if the rotation table ends too early.
         """
         valid = [query.shape[2]] * query.shape[0] if lengths is None else lengths
-        self._check_chunk(query, valid, rotation)
-        scoring = scoring._replace(dropout=0.0)
+        starts = self._starts(query.shape[0])
+        self._check_chunk(query, starts, valid, rotation)
         window = self._settled(query.shape[0], rotation)
         window.write(key, value, valid, rotation)
-        out, lse = attend_locally(window, query, valid, rotation, scoring, self.block_size)
-        self.last = None
-        if self._blocks is not None and any(self._blocks.counts):
-            past = self._past(self._blocks, query, valid)
-            out, self.last = self._blocks.attend(past, rotation, scoring, query, (out, lse), self.on_search)
+        out, self.last = self._attend(window, query, starts, valid, rotation, scoring._replace(dropout=0.0))
         self._keep(valid)
         return out
+
+    def _attend(
+        self,
+        window: LocalWindow,
+        query: Tensor,
+        starts: list[int],
+        valid: list[int],
+        rotation: Rotation,
+        scoring: Scoring,
+    ) -> tuple[Tensor, Opened | None]:
+        """The output for queries at rotary positions `starts` whose keys are written, and the blocks they opened."""
+        blocks = self._blocks if self._blocks is not None and any(self._blocks.counts) else None
+        past = None if blocks is None else self._past(blocks, query, starts, valid)
+        if blocks is not None and past is not None and self.on_search is None:
+            places = window.positions(valid, past.width, past.device)
+            found = blocks.attend_few(past, rotation, scoring, query, window.buffers(), places)
+            if found is not None:
+                return found
+        local = attend_locally(window, query, valid, rotation, scoring, self.block_size)
+        if blocks is None or past is None:
+            return local[0], None
+        return blocks.attend(past, rotation, scoring, query, local, self.on_search)
 
     @torch.no_grad()
     def extend(self, key: Tensor, value: Tensor, rotation: Rotation) -> None:
@@ -185,7 +203,7 @@ class LayerMemory:
         self._window.keep(valid)
         self._seen = [seen + length for seen, length in zip(self._seen, valid, strict=True)]
 
-    def _check_chunk(self, query: Tensor, valid: list[int], rotation: Rotation) -> None:
+    def _check_chunk(self, query: Tensor, starts: list[int], valid: list[int], rotation: Rotation) -> None:
         rows, width = query.shape[0], query.shape[2]
         if self._window is not None and rows != len(self._seen):
             raise ValueError(f"this memory holds {len(self._seen)} rows, the chunk has {rows}: reorder it first")
@@ -193,7 +211,7 @@ class LayerMemory:
             raise ValueError(f"lengths {valid} must give, for each of {rows} rows, 0 to {width} valid positions")
         if rotation.reach is None:
             return
-        needed = max(start + length for start, length in zip(self._starts(rows), valid, strict=True))
+        needed = max(start + length for start, length in zip(starts, valid, strict=True))
         if needed > rotation.reach:
             raise ValueError(
                 f"the chunk ends at rotary position {needed} and the rotation table at {rotation.reach}: "
@@ -250,14 +268,14 @@ class LayerMemory:
                 store=store,
             )
 
-    def _past(self, blocks: BlockMemory, query: Tensor, valid: list[int]) -> Past:
+    def _past(self, blocks: BlockMemory, query: Tensor, starts: list[int], valid: list[int]) -> Past:
         return past_of(
             counts=tuple(blocks.counts),
             kept=tuple(blocks.kept(count) for count in blocks.counts),
             retrieve=self.settings.retrieve,
             stingy=self.settings.positions == "stingy",
             stride=self.stride,
-            starts=tuple(self._starts(len(valid))),
+            starts=tuple(starts),
             valid=tuple(valid),
             width=query.shape[2],
             device=query.device,

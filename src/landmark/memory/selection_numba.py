@@ -27,7 +27,7 @@ def choose_few(query: Tensor, past: Past, landmarks: ResidentKeys, rotation: Rot
     arrays = [x.numpy() for x in (*tensors, blocks, distance)]
     slack = rounding_error(landmarks.max_norm, query.shape[3], query.dtype)
     in_parts(
-        lambda start, stop: _choose(*arrays, slack, landmarks.modulus, past.stride, past.stingy, start, stop),
+        lambda start, stop: choose_loop(*arrays, slack, landmarks.modulus, past.stride, past.stingy, start, stop),
         query.shape[:3].numel(),
         size=max(past.kept),
     )
@@ -49,7 +49,7 @@ def _rotate(query: Any, cos: Any, sin: Any, partner: Any, distance: Any, turned:
 
 
 @compiled
-def _choose(
+def choose_loop(
     query: Any, cos: Any, sin: Any, partner: Any, positions: Any, bounds: Any, keys: Any, first: Any,
     blocks: Any, distance: Any, slack: float, modulus: int, stride: int, stingy: bool, start: int, stop: int,
 ) -> None:  # fmt: skip

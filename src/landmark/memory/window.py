@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from landmark.memory.decode_numba import serves_few, write_few
 from landmark.memory.geometry import column, positions_of
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.decode_cpu import few_queries_attention, is_few
@@ -69,8 +70,11 @@ class LocalWindow:
 
     def write(self, key: Tensor, value: Tensor, valid: list[int], rotation: Rotation) -> None:
         """Writes the first `valid` positions of a chunk `[B,Hkv,T,D]` behind each row; `keep` makes them part of it."""
-        turned = rotation.apply(key, self.positions(valid, key.shape[2], key.device)[:, None])
         buffers = self._with_room(max(self.lengths) + key.shape[2], key, value)
+        if serves_few(key, value, *buffers):
+            write_few(key, value, buffers, self.lengths, valid, rotation)
+            return
+        turned = rotation.apply(key, self.positions(valid, key.shape[2], key.device)[:, None])
         pairs = zip(buffers, (key, value, turned), strict=True)
         start, width = self.lengths[0], key.shape[2]
         if min(self.lengths) == max(self.lengths) and min(valid) == width:

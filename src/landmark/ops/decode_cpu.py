@@ -68,7 +68,7 @@ def _looped(
     scaled = query * scoring.scale_of(query)
     arrays = [x.contiguous().numpy() for x in (scaled, *rotation.by_partner, key, value, positions, sinks, out, lse)]
     in_parts(
-        lambda start, stop: _attend(*arrays, stride, scoring.softcap or 0.0, start, stop),
+        lambda start, stop: attend_loop(*arrays, stride, scoring.softcap or 0.0, start, stop),
         rows * heads * length,
         size=key.shape[2],
     )
@@ -76,7 +76,7 @@ def _looped(
 
 
 @compiled
-def _attend(
+def attend_loop(
     query: Any, cos: Any, sin: Any, partner: Any, key: Any, value: Any, positions: Any, sinks: Any,
     out: Any, lse: Any, stride: int, softcap: float, start: int, stop: int,
 ) -> None:  # fmt: skip

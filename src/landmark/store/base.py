@@ -12,6 +12,14 @@ from torch import Tensor
 from landmark.ops.retrieved import Pages
 
 
+class ResidentBlocks(NamedTuple):
+    """Blocks in place: number a of a row lies at slot `a % modulus` of `keys [B,Hkv,S,stride,D]` and `values`."""
+
+    keys: Tensor
+    values: Tensor
+    modulus: int
+
+
 class BlockStore(Protocol):
     """Keys and values of the blocks of one layer, for every row of the batch; blocks are numbered from 0 in each row.
 
@@ -29,6 +37,10 @@ class BlockStore(Protocol):
         blocks. Pages are valid until the next are taken. Page 0 is finite, whatever was stored. A store is either
         always read for heads together, [B,1,T,k], or never.
         """
+        ...
+
+    def resident_blocks(self) -> ResidentBlocks | None:
+        """All blocks that are kept, for a caller that reads some of them itself; None if some may not be in memory."""
         ...
 
     def reorder(self, rows: list[int]) -> None:

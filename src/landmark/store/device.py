@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from landmark.ops.retrieved import Pages
-from landmark.store.base import BlockShape, CacheMisses, Traffic, copy_blocks
+from landmark.store.base import BlockShape, CacheMisses, ResidentBlocks, Traffic, copy_blocks
 from landmark.store.block_buffer import BlockBuffer
 
 
@@ -28,6 +28,9 @@ class DeviceStore:
 
     def pages(self, blocks: Tensor) -> Iterator[tuple[slice, Pages]]:
         yield slice(None), Pages(*self._buffers(), torch.where(blocks < 0, -1, self._keys.slots(blocks)))
+
+    def resident_blocks(self) -> ResidentBlocks:
+        return ResidentBlocks(*self._buffers(), self._keys.modulus)
 
     def fetch(self, misses: CacheMisses, keys: Tensor, values: Tensor) -> Traffic:
         slots = self._keys.slots(torch.from_numpy(misses.blocks)).numpy()

@@ -74,6 +74,9 @@ class TieredStore:
             if start == length:
                 return
 
+    def resident_blocks(self) -> None:
+        return None
+
     def fetch(self, misses: CacheMisses, keys: Tensor, values: Tensor) -> Traffic:
         cache = self._filled_cache()
         requested, ranks = _by_head(misses, cache.keys.shape[:2])

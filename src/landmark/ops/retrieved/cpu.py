@@ -112,7 +112,7 @@ def numba_join(
     # Contiguous: numba compiles a loop anew for arrays of another layout, and a slower one.
     arrays = [x.contiguous().numpy() for x in tensors]
     in_parts(
-        lambda start, stop: _join(*arrays, scoring.softcap or 0.0, start, stop),
+        lambda start, stop: join_loop(*arrays, scoring.softcap or 0.0, start, stop),
         query.shape[:3].numel(),
         size=shape[-1] * pages.keys.shape[3],
     )
@@ -120,7 +120,7 @@ def numba_join(
 
 
 @compiled
-def _join(
+def join_loop(
     query: Any, cos: Any, sin: Any, partner: Any, table: Any, distance: Any, keys: Any, values: Any, out: Any,
     lse: Any, joined: Any, weights: Any, own: Any, softcap: float, start: int, stop: int,
 ) -> None:  # fmt: skip

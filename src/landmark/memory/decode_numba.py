@@ -1,0 +1,120 @@
+"""Decoding on a CPU: what a layer's memory does for a few queries, in two compiled calls.
+
+One writes to the window, the other attends to it, chooses blocks and opens them. With few queries the number of calls
+counts, not their size. The loops are those of the separate operations, so results are theirs to the last bit.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landmark.index.base import ResidentKeys
+from landmark.index.keys import rounding_error
+from landmark.memory.geometry import Past
+from landmark.memory.selection_numba import choose_loop
+from landmark.ops.decode_cpu import FEW_QUERIES, attend_loop
+from landmark.ops.numba_loops import compiled, in_parts, rotate
+from landmark.ops.retrieved.cpu import join_loop
+from landmark.ops.rotary import Rotation
+from landmark.ops.scoring import Scoring
+from landmark.store.base import ResidentBlocks
+
+
+def serves_few(*tensors: Tensor) -> bool:
+    """Whether the loops serve `tensors`, the first of them [B,H,T,D]: few queries on a CPU, one of two dtypes."""
+    first = tensors[0]
+    if first.shape[2] > FEW_QUERIES or first.dtype not in (torch.float32, torch.float64):
+        return False
+    return all(x.device.type == "cpu" and x.dtype == first.dtype for x in tensors)
+
+
+def write_few(
+    key: Tensor,
+    value: Tensor,
+    buffers: tuple[Tensor, Tensor, Tensor],
+    starts: list[int],
+    valid: list[int],
+    rotation: Rotation,
+) -> None:
+    """Writes the first `valid[b]` positions of `key`, `value [B,Hkv,T,D]` to the window's buffers from `starts[b]` on.
+
+    The buffers hold keys before rotary, values, and keys rotated to their position.
+    """
+    tensors = key.contiguous(), value.contiguous(), *buffers, *rotation.by_partner
+    _write(*(x.numpy() for x in tensors), np.array(starts), np.array(valid))
+
+
+@compiled
+def _write(
+    key: Any, value: Any, keys: Any, values: Any, turned: Any, cos: Any, sin: Any, partner: Any, starts: Any, valid: Any
+) -> None:
+    for row, head in np.ndindex(key.shape[:2]):
+        for step in range(valid[row]):
+            place = starts[row] + step
+            keys[row, head, place] = key[row, head, step]
+            values[row, head, place] = value[row, head, step]
+            rotate(key[row, head, step], cos, sin, partner, place, turned[row, head, place])
+
+
+def attend_few(
+    query: Tensor,
+    window: tuple[Tensor, Tensor],
+    places: Tensor,
+    past: Past,
+    landmarks: ResidentKeys,
+    resident: ResidentBlocks,
+    rotation: Rotation,
+    scoring: Scoring,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Attention of `query [B,H,T,D]`, before rotary, to the window and to blocks that each query of a head chooses.
+
+    `window` are rotated keys and values [B,Hkv,L,D] and `places`, long [B,T], the indices of the queries among them.
+    Returns the output [B,H,T,Dv], the blocks by age, long [B,H,T,k], the weights of their gates, of the same shape, and
+    that of local attention [B,H,T].
+    """
+    heads, shape = query.shape[1], (*query.shape[:3], past.k)
+    out = query.new_empty(*query.shape[:3], window[1].shape[3])
+    blocks, gates, own = torch.empty(shape, dtype=torch.long), query.new_empty(shape), query.new_empty(shape[:3])
+    sinks = query.new_full((heads,), -torch.inf) if scoring.sinks is None else scoring.sinks.to(query.dtype)
+    tensors = (
+        query.contiguous(), *rotation.by_partner, sinks, *window, places, past.positions, past.bounds, landmarks.keys,
+        landmarks.first, resident.keys, resident.values, out, blocks, gates, own,
+    )  # fmt: skip
+    arrays = [x.numpy() for x in tensors]
+    slack = rounding_error(landmarks.max_norm, query.shape[3], torch.float32)
+    numbers = scoring.scale_of(query), scoring.softcap or 0.0, slack, landmarks.modulus, resident.modulus, past.stride
+    in_parts(
+        lambda start, stop: _attend(*arrays, *numbers, past.stingy, start, stop),
+        query.shape[:3].numel(),
+        size=max(past.kept) + (past.k + 1) * past.stride,
+    )
+    return out, blocks, gates, own
+
+
+@compiled
+def _attend(
+    query: Any, cos: Any, sin: Any, partner: Any, sinks: Any, window_keys: Any, window_values: Any, places: Any,
+    positions: Any, bounds: Any, landmarks: Any, first: Any, keys: Any, values: Any, out: Any, blocks: Any, gates: Any,
+    own: Any, scale: float, softcap: float, slack: float, landmark_modulus: int, block_modulus: int, stride: int,
+    stingy: bool, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Fills `out [B,H,T,Dv]`, `blocks` and `gates [B,H,T,k]`, `own [B,H,T]` of queries start..stop, over all heads."""
+    scaled = query * query.dtype.type(scale)
+    searching = query.astype(np.float32) * np.float32(scale)  # the search is in float32, whatever the model's dtype
+    local, lse = np.zeros(out.shape, out.dtype), np.empty(query.shape[:3], query.dtype)
+    distance, pages = np.empty(blocks.shape, np.int64), np.empty(blocks.shape, np.int64)
+    attend_loop(
+        scaled, cos, sin, partner, window_keys, window_values, places, sinks, local, lse, stride, softcap, start, stop
+    )
+    choose_loop(
+        searching, cos, sin, partner, positions, bounds, landmarks, first, blocks, distance, slack, landmark_modulus,
+        stride, stingy, start, stop,
+    )  # fmt: skip
+    numbers, slots = blocks.reshape(-1), pages.reshape(-1)
+    for i in range(start * blocks.shape[3], stop * blocks.shape[3]):
+        slots[i] = numbers[i] % block_modulus if numbers[i] >= 0 else -1
+    join_loop(
+        scaled, cos, sin, partner, pages, distance, keys, values, local, lse, out, gates, own, softcap, start, stop
+    )

@@ -1,0 +1,69 @@
+"""One call for a few queries gives what local attention, the search and the opened blocks give one after the other."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_cases import DIM, layer_memory, rotation
+
+from landmark.memory.blocks import BlockMemory
+from landmark.ops.scoring import Scoring
+
+STRIDE = 4
+
+
+@given(
+    length=st.integers(1, 8),
+    local_blocks=st.integers(0, 2),
+    retrieve=st.integers(1, 4),
+    max_blocks=st.sampled_from([None, 3]),
+    positions=st.sampled_from(["stingy", "true"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    softcap=st.sampled_from([None, 0.5]),
+    has_sinks=st.booleans(),
+)
+def test_the_steps_together_and_one_by_one(
+    length, local_blocks, retrieve, max_blocks, positions, dtype, softcap, has_sinks
+):
+    """Rows of 37 and 21 positions, then chunks of `length` positions, one of which the second row is padded in."""
+    settings = {
+        "block_size": STRIDE - 1, "retrieve": retrieve, "local_blocks": local_blocks, "max_blocks": max_blocks,
+        "positions": positions,
+    }  # fmt: skip
+    together, apart = layer_memory(**settings), layer_memory(**settings)
+    scoring = Scoring(0.4, softcap, torch.randn(4) if has_sinks else None)
+    turning = rotation(dtype=dtype)
+    replaced = []
+    for lengths in ([37, 21], [length] * 2, [length, length - 1], [length] * 2):
+        query, key, value = (torch.randn(2, heads, max(lengths), DIM, dtype=dtype) for heads in (4, 2, 2))
+        options = {"lengths": lengths, "rotation": turning, "scoring": scoring}
+        out = together.attend(query, key, value, **options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(BlockMemory, "attend_few", lambda *_: replaced.append(True))
+            wanted = apart.attend(query, key, value, **options)
+        for row, valid in enumerate(lengths):
+            assert torch.equal(out[row, :, :valid], wanted[row, :, :valid])
+        for one, other in zip(together.state()[0][:3], apart.state()[0][:3], strict=True):
+            assert torch.equal(one, other)
+        if together.last is None or apart.last is None:
+            assert together.last is apart.last
+            continue
+        for name in ("blocks", "gates", "local", "asking"):
+            assert torch.equal(getattr(together.last, name), getattr(apart.last, name))
+    assert len(replaced) == 3  # all but the first, which found no blocks
+
+
+@torch.no_grad()
+def test_a_plain_step_is_one_call(monkeypatch):
+    """Nothing but the call for few queries attends while tokens are decoded."""
+    memory = layer_memory(block_size=STRIDE - 1, retrieve=2, local_blocks=1)
+    turning = rotation(dtype=torch.float32)
+
+    def read(length: int) -> torch.Tensor:
+        query, key, value = (torch.randn(1, heads, length, DIM) for heads in (4, 2, 2))
+        return memory.attend(query, key, value, lengths=None, rotation=turning)
+
+    read(30)
+    monkeypatch.setattr(BlockMemory, "attend", lambda *_: pytest.fail("read block by block"))
+    for _ in range(2 * STRIDE):
+        assert read(1).isfinite().all()
