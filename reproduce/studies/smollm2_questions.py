@@ -50,6 +50,8 @@ def run(options: QuestionsOptions) -> int:
     pair = Pair.load(options)
     book = first_tokens(encode(pair.tokenizer, read_text(book_path())), options.tokens)
     asked = [question for question in questions() if question.ends <= len(book.text)]
+    if not asked:
+        raise ValueError(f"the first {len(book)} tokens of the book answer none of the questions: read 8000 or more")
     options.work.mkdir(parents=True, exist_ok=True)
     settings = pair.settings() | {"tokens": len(book), "questions": [question.question for question in asked]}
     records = Records(options.work / "answers.jsonl", settings)

@@ -38,3 +38,10 @@ def test_the_book_is_read_once_and_asked_in_every_way(pair, tmp_path, monkeypatc
 
     monkeypatch.setattr(smollm2_questions.Answering, "_from_nothing", again)
     assert smollm2_questions.run(options) == 0
+
+
+def test_a_beginning_without_an_answer_is_refused(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(Pair, "load", lambda options: pair)
+    with pytest.raises(ValueError, match="answer none of the questions"):
+        smollm2_questions.run(QuestionsOptions(original="tiny", work=tmp_path / "work", tokens=100))
+    assert not (tmp_path / "work").exists()
