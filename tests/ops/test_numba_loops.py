@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from landmark.ops import numba_loops as module
-from landmark.ops.numba_loops import compiled, in_parts
+from landmark.ops.numba_loops import as_array, as_float, compiled, in_parts
 
 
 def double(x):
@@ -60,3 +60,17 @@ def test_a_forked_process_makes_threads_of_its_own(monkeypatch):
     if child == 0:
         os._exit(module._pool.cache_info().currsize)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_of_16_bits_is_read(dtype):
+    @compiled
+    def widen(numbers, out):
+        for i in range(len(numbers)):
+            out[i] = as_float(numbers[i])
+
+    numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    out = torch.empty(len(numbers))
+    widen(as_array(numbers), out.numpy())
+    torch.testing.assert_close(out, numbers.float(), atol=0, rtol=0, equal_nan=True)
+    assert torch.equal(out.signbit(), numbers.float().signbit())

@@ -44,7 +44,7 @@ def one_by_one(query, pages, distance, rotation, softcap):
     return inside, gates
 
 
-@pytest.mark.parametrize("backend", ["gathered", "numba"])
+@pytest.mark.parametrize("backend", ["gathered", "numba", "tiled"])
 @given(
     shared=st.sampled_from(["none", "heads", "queries"]),
     rows=st.integers(1, 2),
@@ -72,7 +72,7 @@ def test_equals_the_definition(backend, shared, rows, kv_heads, groups, length, 
     torch.testing.assert_close(gates, expected[1], atol=1e-13, rtol=0)
 
 
-@pytest.mark.parametrize("backend", ["gathered", "numba"])
+@pytest.mark.parametrize("backend", ["gathered", "numba", "tiled"])
 def test_float32_is_as_exact_as_plain_products(backend):
     query, dim = torch.randn(1, 2, 40, 64), 64
     keys, values = torch.randn(2, 1, 1, 9, 33, dim)
@@ -121,18 +121,19 @@ def test_a_few_queries_are_joined_in_one_pass(shared, kv_heads, groups, length, 
     shared=st.booleans(),
     kv_heads=st.integers(1, 2),
     groups=st.integers(1, 2),
-    cuts=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    cuts=st.lists(st.integers(1, 40), min_size=1, max_size=5),
     softcap=st.sampled_from([None, 1.5]),
     dim=st.sampled_from([6, 16, 64]),
+    blocks=st.sampled_from([None, 1]),
 )
-def test_pieces_of_the_queries_change_not_a_bit(dtype, shared, kv_heads, groups, cuts, softcap, dim):
+def test_pieces_of_the_queries_change_not_a_bit(dtype, shared, kv_heads, groups, cuts, softcap, dim, blocks):
     heads, length, count = kv_heads * groups, sum(cuts), 30
     query, out = (torch.randn(1, heads, length, dim).to(dtype) for _ in range(2))
     keys, values = (torch.randn(1, kv_heads, count, 9, dim).to(dtype) for _ in range(2))
     lse = torch.randn(1, heads, length)
     table = torch.randint(-1, count, (1, 1 if shared else heads, length, 3))
     distance = torch.randint(9, 60, table.shape)
-    options = {"rotation": rotation("half"), "scoring": Scoring(0.4, softcap)}
+    options = {"rotation": rotation("half"), "scoring": Scoring(0.4, softcap), "blocks": blocks}
     whole = join_retrieved(out, lse, query, [(slice(None), Pages(keys, values, table))], distance, **options)
 
     def pieces():
@@ -153,14 +154,16 @@ def test_pieces_of_the_queries_change_not_a_bit(dtype, shared, kv_heads, groups,
         assert torch.equal(x, y)
 
 
-def test_threads_do_not_change_a_bit():
+@pytest.mark.parametrize("backend", ["numba", "tiled"])
+def test_threads_do_not_change_a_bit(backend):
     query = torch.randn(1, 2, 300, DIM, dtype=torch.float64)
     pages = pages_of(1, 2, torch.randint(-1, COUNT, (1, 2, 300, 2)))
     distance = torch.randint(STRIDE, 60, (1, 2, 300, 2))
     found = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        found.append(retrieved_attention(query, pages, distance, rotation=rotation("half"), scoring=Scoring(0.4)))
+        options = {"rotation": rotation("half"), "scoring": Scoring(0.4), "backend": backend}
+        found.append(retrieved_attention(query, pages, distance, **options))
     torch.set_num_threads(1)
     for one, three in zip(*found, strict=True):
         assert torch.equal(one, three)
@@ -168,11 +171,11 @@ def test_threads_do_not_change_a_bit():
 
 def test_named_backends_never_fall_back():
     query, table = torch.randn(1, 2, 3, DIM).bfloat16(), torch.zeros(1, 2, 3, 1, dtype=torch.long)
-    pages = Pages(*(x.bfloat16() for x in pages_of(1, 1, table)[:2]), table)
+    pages = pages_of(1, 1, table)
     distance = torch.full((1, 2, 3, 1), STRIDE)
-    with pytest.raises(ValueError, match=r"bfloat16.*use backend='gathered'"):
+    with pytest.raises(ValueError, match=r"in torch.float32.*not keys in torch.float64.*use backend='gathered'"):
         retrieved_attention(query, pages, distance, rotation=rotation("half"), scoring=Scoring(0.4), backend="numba")
-    with pytest.raises(ValueError, match="choose one of auto, gathered, numba"):
+    with pytest.raises(ValueError, match="choose one of auto, gathered, numba, tiled"):
         retrieved_attention(query, pages, distance, rotation=rotation("half"), scoring=Scoring(0.4), backend="magic")
 
 
@@ -224,13 +227,30 @@ def test_merge_where_one_side_or_both_are_empty():
     assert own.flatten().tolist() == [1.0, 0.0, 0.0]
 
 
-def test_scores_of_halves_are_computed_in_float32():
-    query, table = torch.randn(1, 2, 3, DIM).bfloat16(), torch.randint(COUNT, (1, 2, 3, 2))
-    pages = Pages(*(x.bfloat16() for x in pages_of(1, 1, table)[:2]), table)
-    distance = torch.full((1, 2, 3, 2), STRIDE)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["gathered", "numba", "tiled"])
+def test_scores_of_halves_are_computed_in_float32(backend, dtype):
+    query, table = torch.randn(1, 2, 50, DIM).to(dtype), torch.randint(-1, COUNT, (1, 2, 50, 2))
+    pages = Pages(*(x.to(dtype) for x in pages_of(1, 1, table)[:2]), table)
+    distance = torch.full((1, 2, 50, 2), STRIDE)
     options = {"rotation": rotation("half"), "scoring": Scoring(0.4)}
-    out, gates = retrieved_attention(query, pages, distance, **options)
+    out, gates = retrieved_attention(query, pages, distance, **options, backend=backend)
     assert out.dtype == gates.dtype == torch.float32
     wide = Pages(*(x.double() for x in pages[:2]), table)
-    exact, _ = retrieved_attention(query.double(), wide, distance, **options)
+    exact, logits = retrieved_attention(query.double(), wide, distance, **options, backend="gathered")
     torch.testing.assert_close(out.double(), exact, atol=1e-6, rtol=0)
+    torch.testing.assert_close(gates.double(), logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_few_queries_read_halves_in_place(dtype):
+    query, table = torch.randn(1, 2, 3, DIM).to(dtype), torch.randint(-1, COUNT, (1, 2, 3, 2))
+    pages = Pages(*(x.to(dtype) for x in pages_of(1, 1, table)[:2]), table)
+    distance, out, lse = torch.full((1, 2, 3, 2), STRIDE), torch.randn(1, 2, 3, DIM).to(dtype), torch.randn(1, 2, 3)
+    options = {"rotation": rotation("half"), "scoring": Scoring(0.4)}
+    found = join_retrieved(out, lse, query, [(slice(None), pages)], distance, **options)
+    assert found[0].dtype == dtype
+    expected = merge(out, lse, *retrieved_attention(query, pages, distance, **options, backend="gathered"))
+    torch.testing.assert_close(found[0].float(), expected[0].float(), atol=1e-6, rtol=torch.finfo(dtype).eps)
+    for x, y in zip(found[1:], expected[1:], strict=True):
+        torch.testing.assert_close(x, y, atol=1e-6, rtol=0)

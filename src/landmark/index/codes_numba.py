@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from landmark.index.keys import as_float, score
+from landmark.index.keys import score
 from landmark.index.topk import insert
-from landmark.ops.numba_loops import compiled
+from landmark.ops.numba_loops import as_float, compiled
 
 CODES = 16  # leading coordinates of a key that are quantized, to one byte each
 MAX_CODE = 127

@@ -6,11 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 from torch import Tensor
 
-from landmark.ops.numba_loops import compiled, in_parts
+from landmark.ops.numba_loops import as_array, as_float, compiled, in_parts
 from landmark.store.block_buffer import BlockBuffer
 
 KeyFormat = Literal["float32", "bfloat16", "int8"]
@@ -109,10 +107,9 @@ class KeyBuffer:
         return self.blocks.nbytes + self._scales.nbytes
 
     def arrays(self) -> tuple[Array, Array | None]:
-        """Keys `[B,Hkv,S,D]` and scales `[B,Hkv,S]` for compiled loops: bfloat16 as uint16."""
+        """Keys `[B,Hkv,S,D]` and scales `[B,Hkv,S]` for compiled loops."""
         assert self.blocks.data is not None, "an empty buffer has no keys"
-        keys = self.blocks.data.view(torch.uint16) if self.format == "bfloat16" else self.blocks.data
-        return keys.numpy(), None if self.scales is None else self.scales.numpy()
+        return as_array(self.blocks.data), None if self.scales is None else self.scales.numpy()
 
 
 def _norm_bound(largest: float, dim: int) -> float:
@@ -121,18 +118,6 @@ def _norm_bound(largest: float, dim: int) -> float:
 
 
 # Compiled loops over the arrays of a `KeyBuffer`
-
-
-def as_float(x: Any) -> Any:
-    """An entry of a key as a number, without its scale; in compiled code only."""
-    raise NotImplementedError
-
-
-@overload(as_float, inline="always", strict=False)
-def _as_float(x: Any) -> Any:
-    if x == types.uint16:  # bfloat16: the upper half of a float32
-        return lambda x: np.uint32(np.uint32(x) << 16).view(np.float32)
-    return lambda x: x
 
 
 @compiled

@@ -131,7 +131,9 @@ class BlockMemory:
             pieces = self._opened_pages(choice.blocks, miss)
         else:
             pieces = self._store.pages(choice.blocks)
-        out, weights, own = join_retrieved(*local, query, pieces, distance, rotation=rotation, scoring=scoring)
+        out, weights, own = join_retrieved(
+            *local, query, pieces, distance, rotation=rotation, scoring=scoring, blocks=max(past.kept)
+        )
         return out, _opened(past, blocks, weights, own)
 
     def _opened_pages(self, blocks: Tensor, miss: Tensor) -> Iterator[tuple[slice, Pages]]:

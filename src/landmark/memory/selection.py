@@ -11,7 +11,8 @@ from landmark.index.base import Index
 from landmark.index.keys import paired_scores
 from landmark.index.topk import top_newest
 from landmark.memory.geometry import Past, column
-from landmark.memory.selection_numba import choose_few, rotate_few
+from landmark.memory.selection_numba import choose_few, rotate_queries
+from landmark.memory.selection_tiles import MOST_BLOCKS, choose_many
 from landmark.ops.decode_cpu import FEW_QUERIES
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
@@ -47,10 +48,12 @@ class Retrieval:
     def choose(self, query: Tensor, selection: Selection, valid: Tensor | None) -> Choice:
         """Chooses for `query [B,H,T,D]`, before rotary, in float32 or wider; `valid [B,T]` is False at padding."""
         query = query * self.scoring.scale_of(query)
-        if selection == "per_token_and_head" and _few_on_cpu(query):
+        few = query.shape[2] <= FEW_QUERIES
+        if selection == "per_token_and_head" and _on_cpu(query) and (few or max(self.past.kept) <= MOST_BLOCKS):
             landmarks = self.index.resident_keys(self.past.k, self.past.upto)
             if landmarks is not None:
-                return Choice(*choose_few(query, self.past, landmarks, self.rotation))
+                choose = choose_few if few else choose_many
+                return Choice(*choose(query, self.past, landmarks, self.rotation))
         if selection == "per_token_and_head":
             found = [self._each_its_own(*tile) for tile in self._tiles(query)]
             blocks = torch.cat(found, dim=2)
@@ -72,8 +75,8 @@ class Retrieval:
         per_query = query.shape[0] * query.shape[1] * floats * query.element_size()
         length = max(1, _TILE_BYTES // per_query)
         for some, distance in zip(query.split(length, 2), self.past.from_slots.split(length, 1), strict=True):
-            if _few_on_cpu(query):
-                turned = rotate_few(some, distance, self.rotation)
+            if _on_cpu(query):  # to the same bits as where a compiled pass chooses
+                turned = rotate_queries(some, distance, self.rotation)
             else:
                 turned = self.rotation.apply(some[..., None, :], distance[:, None])
             turned = turned.expand(*some.shape[:3], distance.shape[-1], -1)
@@ -144,8 +147,8 @@ class Retrieval:
         return top_newest(weights, self._columns[:, None, None], self.past.k)[1]
 
 
-def _few_on_cpu(query: Tensor) -> bool:
-    return query.device.type == "cpu" and query.shape[2] <= FEW_QUERIES
+def _on_cpu(query: Tensor) -> bool:
+    return query.device.type == "cpu"
 
 
 def _by_age(blocks: Tensor) -> Tensor:

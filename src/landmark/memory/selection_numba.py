@@ -34,18 +34,23 @@ def choose_few(query: Tensor, past: Past, landmarks: ResidentKeys, rotation: Rot
     return blocks, distance
 
 
-def rotate_few(query: Tensor, distance: Tensor, rotation: Rotation) -> Tensor:
+def rotate_queries(query: Tensor, distance: Tensor, rotation: Rotation) -> Tensor:
     """`query [B,H,T,D]` rotated to each `distance`, long [B,T,s]: [B,H,T,s,D], to the same bits as in `choose_few`."""
     turned = query.new_empty(*query.shape[:3], *distance.shape[2:], query.shape[3])
     tensors = query.contiguous(), *rotation.by_partner, distance.contiguous(), turned
-    _rotate(*(x.numpy() for x in tensors))
+    arrays = [x.numpy() for x in tensors]
+    in_parts(lambda start, stop: _rotate(*arrays, start, stop), query.shape[:3].numel(), size=distance.shape[2])
     return turned
 
 
 @compiled
-def _rotate(query: Any, cos: Any, sin: Any, partner: Any, distance: Any, turned: Any) -> None:
-    for row, head, step, slot in np.ndindex(turned.shape[:4]):
-        rotate(query[row, head, step], cos, sin, partner, distance[row, step, slot], turned[row, head, step, slot])
+def _rotate(query: Any, cos: Any, sin: Any, partner: Any, distance: Any, turned: Any, start: int, stop: int) -> None:
+    """Fills `turned [B,H,T,s,D]` for the queries start..stop, counted over all rows and heads."""
+    heads, length = query.shape[1:3]
+    for flat in range(start, stop):
+        row, head, step = flat // (heads * length), flat // length % heads, flat % length
+        for slot in range(turned.shape[3]):
+            rotate(query[row, head, step], cos, sin, partner, distance[row, step, slot], turned[row, head, step, slot])
 
 
 @compiled
@@ -71,21 +76,27 @@ def choose_loop(
             inner_products(landmarks[slot:], turned[0], scores[:run])
             for j in range(run):
                 if scores[j] >= lowest:
-                    _insert_if_best(score(turned, 0, landmarks, None, slot + j), number + j, best, found)
+                    insert_if_best(score(turned, 0, landmarks, None, slot + j), number + j, best, found)
                     lowest = best[-1] - slack * norm
             number += run
         for newest in range(upto, count):  # with slots, each of these is scored from its own
             away = max(0, positions[row, step] - (newest - upto + 1) * stride)
             rotate(query[row, head, step], cos, sin, partner, away, turned[0])
-            _insert_if_best(score(turned, 0, landmarks, None, newest % modulus), newest, best, found)
-        _sort_by_age(found)
-        for j in range(len(found)):
-            begin = j + (found[j] >= upto) if stingy else found[j]
-            distance[row, head, step, j] = positions[row, step] - begin * stride if found[j] >= 0 else 0
+            insert_if_best(score(turned, 0, landmarks, None, newest % modulus), newest, best, found)
+        place(found, positions[row, step], upto, stride, stingy, distance[row, head, step])
 
 
 @compiled
-def _insert_if_best(new: Any, number: int, best: Any, found: Any) -> None:
+def place(found: Any, position: int, upto: int, stride: int, stingy: bool, distance: Any) -> None:
+    """Sorts the blocks found for a query by age, and writes its `distance [k]` from where each is read."""
+    _sort_by_age(found)
+    for j in range(len(found)):
+        begin = j + (found[j] >= upto) if stingy else found[j]
+        distance[j] = position - begin * stride if found[j] >= 0 else 0
+
+
+@compiled
+def insert_if_best(new: Any, number: int, best: Any, found: Any) -> None:
     """Inserts a landmark into the best if its score is high enough."""
     if new >= best[-1] and new > -np.inf:
         insert(best, found, new, number)

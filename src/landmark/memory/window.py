@@ -11,6 +11,7 @@ from landmark.memory.geometry import column, positions_of
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.decode_cpu import few_queries_attention, is_few
 from landmark.ops.fused import fused_forward, unsupported_reason
+from landmark.ops.prefill_cpu import many_queries_attention, serves
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
@@ -190,6 +191,8 @@ def attend_locally(
     if _fused(query):
         first = column(tuple(window.lengths), device)[:, 0]
         return fused_forward(turned, keys, values, block_size=block_size, first_query=first, scoring=scoring)
+    if serves(values, block_size):
+        return many_queries_attention(turned, keys, values, positions, block_size=block_size, scoring=scoring)
     return blockwise_attention(turned, keys, values, block_size=block_size, query_positions=positions, scoring=scoring)
 
 

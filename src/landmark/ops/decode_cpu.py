@@ -1,8 +1,7 @@
 """Grouped softmax for decoding: few queries over a short window, in few operations.
 
 With one query and a window of some hundred keys, the number of operations counts, not their size: a loop compiled by
-numba on a CPU, dense matrices elsewhere. The loop allocates the output alone, so it also serves chunks of some hundred
-queries.
+numba on a CPU, dense matrices elsewhere.
 """
 
 from typing import Any
@@ -11,21 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.numba_loops import add_weighted, compiled, gated_softmax, in_parts, inner_products, rotate, soft_cap
+from landmark.ops.numba_loops import (
+    add_weighted,
+    as_array,
+    compiled,
+    gated_softmax,
+    in_parts,
+    inner_products,
+    rotate,
+    soft_cap,
+)
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 
 FEW_QUERIES = 8  # queries in a chunk up to which the number of operations costs more than their size
-_FEW_LOOPED = 512  # from here on the matrix products of blockwise attention are faster, as measured on one thread
 
 
 def is_few(query: Tensor) -> bool:
-    """Whether `query [B,H,T,D]` is better served here than by `blockwise_attention`."""
-    return query.shape[2] <= (_FEW_LOOPED if _loops(query) else FEW_QUERIES)
-
-
-def _loops(*tensors: Tensor) -> bool:
-    return all(x.device.type == "cpu" and x.dtype == working_dtype(x) == tensors[0].dtype for x in tensors)
+    """Whether `query [B,H,T,D]` is better served here than by attention in tiles of queries."""
+    return query.shape[2] <= FEW_QUERIES
 
 
 def few_queries_attention(
@@ -45,7 +48,7 @@ def few_queries_attention(
     dtype and the logarithm of the joint softmax's denominator [B,H,T] in float32 (float64 for float64 inputs), -inf
     where a query sees nothing.
     """
-    if _loops(query, key, value):
+    if query.device.type == "cpu" and key.dtype == value.dtype == query.dtype:
         return _looped(query, key, value, positions, rotation, block_size + 1, scoring)
     turned = rotation.apply(query, positions[:, None])
     return dense(turned, key, value, positions, block_size + 1, scoring)
@@ -61,18 +64,19 @@ def _looped(
     scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
     rows, heads, length, _ = query.shape
-    out = query.new_zeros(query.shape)
-    lse = query.new_empty(query.shape[:3])
-    sinks = query.new_full((heads,), -torch.inf) if scoring.sinks is None else scoring.sinks.to(query.dtype)
+    scaled = query.to(working_dtype(query)) * scoring.scale_of(query)
+    out = scaled.new_zeros(query.shape)
+    lse = scaled.new_empty(query.shape[:3])
+    sinks = scaled.new_full((heads,), -torch.inf) if scoring.sinks is None else scoring.sinks.to(scaled.dtype)
+    tensors = scaled, *rotation.by_partner, key, value, positions, sinks, out, lse
     # Contiguous: numba compiles a loop anew for arrays of another layout, and a slower one.
-    scaled = query * scoring.scale_of(query)
-    arrays = [x.contiguous().numpy() for x in (scaled, *rotation.by_partner, key, value, positions, sinks, out, lse)]
+    arrays = [as_array(x.contiguous()) for x in tensors]
     in_parts(
         lambda start, stop: attend_loop(*arrays, stride, scoring.softcap or 0.0, start, stop),
         rows * heads * length,
         size=key.shape[2],
     )
-    return out, lse
+    return out.to(query.dtype), lse
 
 
 @compiled

@@ -10,6 +10,9 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
+from torch import Tensor
 
 _WORTH_A_THREAD = 256  # small pieces of work; starting a thread for fewer takes longer than the work
 
@@ -44,6 +47,27 @@ def in_parts(work: Callable[[int, int], None], count: int, size: int = 1) -> Non
         part.result()
 
 
+def as_array(x: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor for compiled loops, in place: numpy has no bfloat16 and numba no float16, so both are given as bits."""
+    if x.dtype == torch.bfloat16:
+        return x.detach().view(torch.uint16).numpy()
+    return (x.view(torch.int16) if x.dtype == torch.float16 else x).detach().numpy()
+
+
+def as_float(x: Any) -> Any:
+    """An entry of an array of `as_array` as a number, 16 bits as a float32; in compiled code only."""
+    raise NotImplementedError
+
+
+@overload(as_float, inline="always", strict=False)
+def _as_float(x: Any) -> Any:
+    if x == types.uint16:  # bfloat16: the upper half of a float32
+        return lambda x: np.uint32(np.uint32(x) << 16).view(np.float32)
+    if x == types.int16:
+        return lambda x: _from_float16(np.uint32(np.uint16(x)))
+    return lambda x: x
+
+
 @compiled
 def inner_products(rows: Any, x: Any, out: Any) -> None:
     """Writes to `out [n]` the inner products of the first n `rows [.., D]` with `x [D]`, four rows per load of x."""
@@ -52,15 +76,15 @@ def inner_products(rows: Any, x: Any, out: Any) -> None:
     for j in range(0, whole, 4):
         a, b, c, d = zero, zero, zero, zero
         for i in range(x.shape[0]):
-            a += rows[j, i] * x[i]
-            b += rows[j + 1, i] * x[i]
-            c += rows[j + 2, i] * x[i]
-            d += rows[j + 3, i] * x[i]
+            a += as_float(rows[j, i]) * x[i]
+            b += as_float(rows[j + 1, i]) * x[i]
+            c += as_float(rows[j + 2, i]) * x[i]
+            d += as_float(rows[j + 3, i]) * x[i]
         out[j], out[j + 1], out[j + 2], out[j + 3] = a, b, c, d
     for j in range(whole, out.shape[0]):
         a = zero
         for i in range(x.shape[0]):
-            a += rows[j, i] * x[i]
+            a += as_float(rows[j, i]) * x[i]
         out[j] = a
 
 
@@ -71,14 +95,14 @@ def add_weighted(weights: Any, rows: Any, out: Any) -> None:
     for j in range(0, whole, 4):
         for i in range(out.shape[0]):
             out[i] += (
-                weights[j] * rows[j, i]
-                + weights[j + 1] * rows[j + 1, i]
-                + weights[j + 2] * rows[j + 2, i]
-                + weights[j + 3] * rows[j + 3, i]
+                weights[j] * as_float(rows[j, i])
+                + weights[j + 1] * as_float(rows[j + 1, i])
+                + weights[j + 2] * as_float(rows[j + 2, i])
+                + weights[j + 3] * as_float(rows[j + 3, i])
             )
     for j in range(whole, weights.shape[0]):
         for i in range(out.shape[0]):
-            out[i] += weights[j] * rows[j, i]
+            out[i] += weights[j] * as_float(rows[j, i])
 
 
 @compiled
@@ -125,8 +149,24 @@ def joint_gates(lse: Any, gates: Any) -> Any:
 def rotate(x: Any, cos: Any, sin: Any, partner: Any, position: int, out: Any) -> None:
     """Rotates `x [D]` to a position, by the tables of `Rotation.by_partner`."""
     out[:] = x
+    half = partner.shape[0] // 2
+    if half and partner[0] == half:  # style "half", in loops without gathers
+        for i in range(half):
+            out[i] = x[i] * cos[position, i] + x[i + half] * sin[position, i]
+        for i in range(half):
+            out[i + half] = x[i + half] * cos[position, i + half] + x[i] * sin[position, i + half]
+        return
     for i in range(partner.shape[0]):
         out[i] = x[i] * cos[position, i] + x[partner[i]] * sin[position, i]
+
+
+@partial(compiled, as_written=True)
+def _from_float16(bits: Any) -> Any:
+    """A float16, given as its bits, as a float32. Moving the exponent to its place scales by 2 to the -112."""
+    sign, rest = np.uint32((bits & 0x8000) << 16), np.uint32((bits & 0x7FFF) << 13)
+    special = np.uint32(0x7F800000) if rest >= np.uint32(0x0F800000) else np.uint32(0)  # infinities and NaN
+    scaled = np.float32(np.uint32(rest).view(np.float32) * np.float32(2.0**112))
+    return np.uint32(scaled.view(np.uint32) | special | sign).view(np.float32)
 
 
 @cache

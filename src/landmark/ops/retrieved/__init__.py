@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from landmark.ops.decode_cpu import FEW_QUERIES
-from landmark.ops.retrieved.cpu import numba_blocks, numba_join, numba_merge, serves
+from landmark.ops.retrieved.cpu import numba_blocks, numba_join, numba_merge, serves, tiled_blocks
 from landmark.ops.retrieved.pytorch import gathered_blocks
 from landmark.ops.rotary import Rotation
-from landmark.ops.scoring import Scoring
+from landmark.ops.scoring import Scoring, working_dtype
 from landmark.ops.triton_support import unsupported_reason
 
-BACKENDS = ("auto", "gathered", "numba", "triton")
+BACKENDS = ("auto", "gathered", "numba", "tiled", "triton")
+
+_WORTH_A_TILE = 8  # queries that chose a block; fewer are read faster one after another
 
 
 class Pages(NamedTuple):
@@ -57,9 +59,10 @@ def retrieved_attention(
             query.
         rotation, scoring: those of the local attention; its sinks are no part of this.
         backend: "triton" (a GPU; pages are read in place, once for many queries that chose the block), "numba"
-            (a CPU; the same, queries that chose the same block one after another), "gathered" (any device; copies
-            the blocks of a few queries at a time), or "auto", the fastest that serves the tensors. A backend asked
-            for by name is never replaced by another.
+            (a CPU; the same, queries that chose the same block one after another), "tiled" (a CPU; the same in tiles
+            of such queries, for many of them), "gathered" (any device; copies the blocks of a few queries at a time),
+            or "auto", the fastest of the others that serves the tensors. A backend asked for by name is never
+            replaced by another.
 
     Returns:
         Per block the softmax average [B,H,T,k,Dv] of its ordinary tokens' values, and the logit of its gate
@@ -87,11 +90,13 @@ def join_retrieved(
     *,
     rotation: Rotation,
     scoring: Scoring,
+    blocks: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`merge` of a local `out` and `lse` with `retrieved_attention`; for few queries on a CPU in a single pass.
 
     `pieces` yields the pages of some queries [B,H,t] at a time, in order; a piece is read before the next is taken.
-    On a CPU the result is the same to the last bit however the queries are cut.
+    Where there are few `blocks` to choose from, many queries share them, and a CPU reads them for tiles of queries. On
+    a CPU the result is the same to the last bit however the queries are cut.
     """
     few = query.shape[2] <= FEW_QUERIES
     joined, apart = [], []
@@ -101,8 +106,16 @@ def join_retrieved(
             local = out[:, :, part], lse[:, :, part]
             joined.append(numba_join(some, pages, distances, rotation, scoring, local))
         else:
-            apart.append(retrieved_attention(some, pages, distances, rotation=rotation, scoring=scoring))
+            backend = "tiled" if serves(query, pages) and _share(query, pages, blocks) else "auto"
+            inside = retrieved_attention(some, pages, distances, rotation=rotation, scoring=scoring, backend=backend)
+            apart.append(inside)
     return _concatenated(joined) if joined else merge(out, lse, *_concatenated(apart))
+
+
+def _share(query: Tensor, pages: Pages, blocks: int | None) -> bool:
+    """Whether many of the queries of a key-value head choose each of so many blocks, on average."""
+    pairs = query.shape[1] // pages.keys.shape[1] * query.shape[2] * pages.table.shape[-1]
+    return blocks is not None and pairs >= _WORTH_A_TILE * blocks
 
 
 def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +127,7 @@ def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tens
     four inputs have gradients.
     """
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (out, lse, inside, gates))
-    if out.device.type == "cpu" and out.dtype == gates.dtype and not wanted:
+    if out.device.type == "cpu" and gates.dtype == working_dtype(out) and not wanted:
         return numba_merge(out, lse, inside, gates)
     total = torch.logaddexp(lse, gates.logsumexp(-1))
     total = total.masked_fill(total == -torch.inf, 0.0)[..., None]
@@ -142,9 +155,11 @@ def _chosen_backend(backend: str, query: Tensor, pages: Pages) -> _Backend:
             return triton_blocks
         if backend == "triton":
             raise ValueError(f"backend='triton' {reason}; use backend={'numba' if numba else 'gathered'!r}")
-    if backend == "numba" and not numba:
+    if backend in ("numba", "tiled") and not numba:
         raise ValueError(
-            f"backend='numba' reads float32 or float64 on a CPU, not {query.dtype} with keys in {pages.keys.dtype} on "
-            f"{pages.keys.device}; use backend='gathered'"
+            f"backend={backend!r} reads keys and values of 16 bits or in {working_dtype(query)}, on a CPU, not keys in "
+            f"{pages.keys.dtype} and values in {pages.values.dtype} on {pages.keys.device}; use backend='gathered'"
         )
+    if backend == "tiled":
+        return tiled_blocks
     return numba_blocks if numba and backend != "gathered" else gathered_blocks

@@ -1,7 +1,8 @@
 """Attention to retrieved blocks on a CPU: loops compiled by numba over pairs of a query and a block, read in place.
 
 Pairs are taken in the order of their blocks, so that a block is loaded from main memory once for all queries that
-chose it. For a few queries, as in decoding, one pass reads the blocks and joins them to the local attention.
+chose it; where these are many, tiles of them read it at once. For a few queries, as in decoding, one pass reads the
+blocks and joins them to the local attention. Keys and values of 16 bits are read as they are and computed in float32.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from landmark.ops.numba_loops import (
     add_weighted,
+    as_array,
+    as_float,
     compiled,
     gated_softmax,
     in_parts,
@@ -20,17 +23,23 @@ from landmark.ops.numba_loops import (
     rotate,
     soft_cap,
 )
+from landmark.ops.numba_tiles import LANES, add_product, gated_softmax_tile, soft_cap_tile, to_columns
 from landmark.ops.rotary import Rotation
-from landmark.ops.scoring import Scoring
+from landmark.ops.scoring import Scoring, working_dtype
 
 if TYPE_CHECKING:
     from landmark.ops.retrieved import Pages
 
+_NARROW = (torch.bfloat16, torch.float16)
+
 
 def serves(query: Tensor, pages: "Pages") -> bool:
-    """Whether the loops serve these tensors: one dtype, float32 or float64, on a CPU."""
-    one_dtype = query.dtype in (torch.float32, torch.float64) and query.dtype == pages.keys.dtype == pages.values.dtype
-    return one_dtype and query.device.type == pages.keys.device.type == "cpu"
+    """Whether the loops serve these tensors: floating-point numbers on a CPU, keys and values of one dtype.
+
+    Keys and values have the dtype that the queries are computed in, or 16 bits.
+    """
+    fits = pages.keys.dtype == pages.values.dtype and pages.keys.dtype in (working_dtype(query), *_NARROW)
+    return fits and query.is_floating_point() and query.device.type == pages.keys.device.type == "cpu"
 
 
 def numba_blocks(
@@ -41,26 +50,26 @@ def numba_blocks(
     shape = (*query.shape[:3], pages.table.shape[-1])
     # One row for each key-value head: the pairs of the queries of all heads of its group.
     table, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.table, distance))
-    queries = query.reshape(len(keys), -1, query.shape[-1]) * scoring.scale_of(query)
+    queries = query.to(working_dtype(query)).reshape(len(keys), -1, query.shape[-1]) * scoring.scale_of(query)
     # Queries of a single step hardly ever share blocks, so sorting would not pay.
     order = table.argsort(dim=-1) if shape[2] > 1 else torch.arange(table.shape[1]).repeat(len(table), 1)
     pairs = _arrays(table, order)
-    inside = query.new_zeros(*table.shape, keys.shape[2] - 1)
-    gates = query.new_full(table.shape, -torch.inf)
+    inside = queries.new_zeros(*table.shape, keys.shape[2] - 1)
+    gates = queries.new_full(table.shape, -torch.inf)
     work = _arrays(queries, *rotation.by_partner, distance, keys, inside, gates)
     in_parts(lambda start, stop: _score(*pairs, *work, start, stop), table.numel())
     if scoring.softcap is not None:
         scoring.cap_(inside)
         scoring.cap_(gates.masked_fill_(table < 0, 0.0)).masked_fill_(table < 0, -torch.inf)
     torch.softmax(inside, dim=-1, out=inside)
-    out = query.new_zeros(*table.shape, values.shape[-1])
+    out = queries.new_zeros(*table.shape, values.shape[-1])
     work = _arrays(inside, values, out)
     in_parts(lambda start, stop: _average(*pairs, *work, start, stop), table.numel())
     return out.view(*shape, -1), gates.view(shape)
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [x.detach().numpy() for x in tensors]
+    return [as_array(x) for x in tensors]
 
 
 @compiled
@@ -97,6 +106,79 @@ def _average(table: Any, order: Any, weights: Any, values: Any, out: Any, start:
         add_weighted(weights[head, pair], values[head, table[head, pair]], out[head, pair])
 
 
+# Many queries that share blocks: a tile of those that chose a block reads it at once.
+
+
+def tiled_blocks(
+    query: Tensor, pages: "Pages", distance: Tensor, rotation: Rotation, scoring: Scoring
+) -> tuple[Tensor, Tensor]:
+    """See `landmark.ops.retrieved.retrieved_attention`."""
+    keys, values = (x.flatten(0, 1) for x in pages[:2])
+    shape = (*query.shape[:3], pages.table.shape[-1])
+    # One row for each key-value head: the pairs of the queries of all heads of its group.
+    table, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.table, distance))
+    queries = query.to(working_dtype(query)).reshape(len(keys), -1, query.shape[-1]) * scoring.scale_of(query)
+    out = queries.new_empty(*table.shape, values.shape[-1])
+    gates = queries.new_empty(table.shape)
+    order = np.argsort(table.numpy(), axis=1)
+    arrays = _arrays(table, queries, *rotation.by_partner, distance, keys, values, out, gates)
+    in_parts(lambda start, stop: _read(order, *arrays, scoring.softcap or 0.0, start, stop), table.numel())
+    return out.view(*shape, -1), gates.view(shape)
+
+
+@compiled
+def _read(
+    order: Any, table: Any, queries: Any, cos: Any, sin: Any, partner: Any, distance: Any, keys: Any, values: Any,
+    out: Any, gates: Any, softcap: float, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Fills `out [N,P,Dv]` and `gates [N,P]` of the pairs at start..stop in `order`, counted over all N."""
+    count = table.shape[1]
+    chosen = count // queries.shape[1]  # blocks of a query
+    stride, dim = keys.shape[2:]
+    dtype = queries.dtype
+    key, value = np.empty((stride, dim), dtype), np.empty((stride - 1, values.shape[3]), dtype)
+    turned, columns = np.empty((LANES, dim), dtype), np.zeros((dim, LANES), dtype)
+    scores, average = np.empty((stride, LANES), dtype), np.empty((values.shape[3], LANES), dtype)
+    open_gates, highest, total = np.ones(LANES, dtype), np.empty(LANES, dtype), np.empty(LANES, dtype)
+    loaded, flat = -1, start
+    while flat < stop:
+        head = flat // count
+        pairs = order[head, flat % count : min(flat % count + LANES, count, flat % count + stop - flat)]
+        page, some = table[head, pairs[0]], 1
+        while some < len(pairs) and table[head, pairs[some]] == page:
+            some += 1
+        flat += some
+        if page < 0:
+            for pair in pairs[:some]:
+                out[head, pair], gates[head, pair] = 0, -np.inf
+            continue
+        if head * keys.shape[1] + page != loaded:
+            loaded = head * keys.shape[1] + page
+            _widen(keys[head, page], key)
+            _widen(values[head, page], value)
+        for lane in range(some):
+            pair = pairs[lane]
+            rotate(queries[head, pair // chosen], cos, sin, partner, distance[head, pair], turned[lane])
+        to_columns(turned[:some], columns)
+        scores[:], average[:] = 0, 0
+        add_product(key, columns, scores)
+        soft_cap_tile(scores, softcap)
+        gated_softmax_tile(scores[: stride - 1], open_gates, highest, total)
+        add_product(value.T, scores[: stride - 1], average)
+        for lane in range(some):
+            gates[head, pairs[lane]] = scores[stride - 1, lane]
+            for i in range(average.shape[0]):
+                out[head, pairs[lane], i] = average[i, lane]
+
+
+@compiled
+def _widen(rows: Any, out: Any) -> None:
+    """Copies the first rows of an array of `as_array` to `out [n,D]` as numbers."""
+    for j in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[j, i] = as_float(rows[j, i])
+
+
 # Few queries: read and joined to the local attention in one pass.
 
 
@@ -105,18 +187,18 @@ def numba_join(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`merge(*local, *retrieved_attention(...))` for tensors that it `serves`, in the order of the queries."""
     shape = (*query.shape[:3], pages.table.shape[-1])
-    joined, weights, own = query.new_empty(local[0].shape), query.new_empty(shape), query.new_empty(shape[:3])
+    scaled = query.to(working_dtype(query)) * scoring.scale_of(query)
+    joined, weights, own = (scaled.new_empty(x) for x in (local[0].shape, shape, shape[:3]))
     table, distance = (x.expand(shape) for x in (pages.table, distance))
-    scaled = query * scoring.scale_of(query)
     tensors = scaled, *rotation.by_partner, table, distance, *pages[:2], *local, joined, weights, own
     # Contiguous: numba compiles a loop anew for arrays of another layout, and a slower one.
-    arrays = [x.contiguous().numpy() for x in tensors]
+    arrays = [as_array(x.contiguous()) for x in tensors]
     in_parts(
         lambda start, stop: join_loop(*arrays, scoring.softcap or 0.0, start, stop),
         query.shape[:3].numel(),
         size=shape[-1] * pages.keys.shape[3],
     )
-    return joined, weights, own
+    return joined.to(local[0].dtype), weights, own
 
 
 @compiled
@@ -145,7 +227,7 @@ def join_loop(
         local = joint_gates(lse[row, head, step], weight)
         own[row, head, step] = local
         for i in range(len(total)):
-            total[i] = out[row, head, step, i] * local
+            total[i] = as_float(out[row, head, step, i]) * local
         for j in range(len(weight)):
             if table[row, head, step, j] >= 0:
                 gated_softmax(scores[j, : stride - 1], weight[j])
@@ -154,12 +236,12 @@ def join_loop(
 
 def numba_merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`merge` on a CPU in one pass, without gradients; the results are contiguous, whatever the inputs are."""
-    joined, weights = out.new_empty(out.shape), gates.clone(memory_format=torch.contiguous_format)
+    joined, weights = gates.new_empty(out.shape), gates.clone(memory_format=torch.contiguous_format)
     own = weights.new_empty(lse.shape)
     rows, (k, dim) = lse.numel(), inside.shape[-2:]
-    arrays = [x.reshape(rows, -1).numpy() for x in (out, lse, joined, weights, own)]
+    arrays = [as_array(x.reshape(rows, -1)) for x in (out, lse, joined, weights, own)]
     in_parts(lambda start, stop: _merge(*arrays, inside.reshape(rows, k, dim).numpy(), start, stop), rows)
-    return joined, weights, own
+    return joined.to(out.dtype), weights, own
 
 
 @compiled
@@ -169,5 +251,5 @@ def _merge(out: Any, lse: Any, joined: Any, weights: Any, own: Any, inside: Any,
         local = joint_gates(lse[row, 0], weights[row])
         own[row, 0] = local
         for i in range(out.shape[1]):
-            joined[row, i] = out[row, i] * local
+            joined[row, i] = as_float(out[row, i]) * local
         add_weighted(weights[row], inside[row], joined[row])

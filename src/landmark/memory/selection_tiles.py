@@ -1,0 +1,109 @@
+"""Block selection for many queries on a CPU, as in prefill: landmark keys are scored by tiles of queries.
+
+A product of matrices finds the candidates. They are scored again one by one, as `selection_numba` does it for a few
+queries, so that both choose the same blocks.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landmark.index.base import ResidentKeys
+from landmark.index.keys import rounding_error, score
+from landmark.memory.geometry import Past
+from landmark.memory.selection_numba import insert_if_best, place
+from landmark.ops.numba_loops import compiled, in_parts, rotate
+from landmark.ops.numba_tiles import LANES, add_product, to_columns
+from landmark.ops.rotary import Rotation
+
+MOST_BLOCKS = 1 << 13  # scores of more by one tile leave the second-level cache
+
+
+def choose_many(query: Tensor, past: Past, landmarks: ResidentKeys, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """What `selection_numba.choose_few` gives for `query [B,H,T,D]`; not more than MOST_BLOCKS blocks are searched."""
+    shape = (*query.shape[:3], past.k)
+    blocks, distance = (torch.empty(shape, dtype=torch.long) for _ in range(2))
+    tensors = query.contiguous(), *rotation.by_partner, past.positions, past.bounds, landmarks.keys, landmarks.first
+    arrays = [x.numpy() for x in (*tensors, blocks, distance)]
+    slack = rounding_error(landmarks.max_norm, query.shape[3], query.dtype)
+    in_parts(
+        lambda start, stop: _choose(*arrays, slack, landmarks.modulus, past.stride, past.stingy, start, stop),
+        query.shape[:3].numel(),
+        size=max(past.kept),
+    )
+    return blocks, distance
+
+
+@compiled
+def _choose(
+    query: Any, cos: Any, sin: Any, partner: Any, positions: Any, bounds: Any, keys: Any, first: Any,
+    blocks: Any, distance: Any, slack: float, modulus: int, stride: int, stingy: bool, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Fills `blocks` and `distance [B,H,T,k]` of the queries start..stop, counted over all rows and heads."""
+    heads, length, dim = query.shape[1:]
+    dtype, k = query.dtype, blocks.shape[3]
+    turned, columns = np.empty((LANES, dim), dtype), np.zeros((dim, LANES), dtype)
+    scores = np.empty((np.max(bounds[:, 0] - first) + 1, LANES), dtype)
+    highest, best = np.empty((k, LANES), dtype), np.empty((LANES, k), dtype)
+    lowest = np.empty(LANES, dtype)
+    flat = start
+    while flat < stop:
+        row, head, step = flat // (heads * length), flat // length % heads, flat % length
+        some = min(LANES, length - step, stop - flat)
+        flat += some
+        landmarks, found = keys[row, head // (heads // keys.shape[1])], blocks[row, head, step : step + some]
+        upto, count = bounds[row]
+        oldest = first[row]
+        for lane in range(some):
+            rotate(query[row, head, step + lane], cos, sin, partner, positions[row, step + lane], turned[lane])
+        to_columns(turned[:some], columns)
+        searched = scores[: max(0, upto - oldest)]
+        _score_all(landmarks, columns, oldest, modulus, searched)
+        _highest(searched, highest, lowest)
+        best[:], found[:] = -np.inf, -1
+        for lane in range(some):
+            norm = np.sqrt((turned[lane].astype(np.float64) ** 2).sum())
+            lowest[lane] = highest[k - 1, lane] - 2 * slack * norm
+        for j in range(len(searched)):
+            high = 0
+            for lane in range(LANES):
+                high += searched[j, lane] >= lowest[lane]
+            if high:
+                for lane in range(some):
+                    if searched[j, lane] >= lowest[lane]:
+                        new = score(turned, lane, landmarks, None, (oldest + j) % modulus)
+                        insert_if_best(new, oldest + j, best[lane], found[lane])
+        for lane in range(some):
+            at = positions[row, step + lane]
+            for newest in range(upto, count):  # with slots, each of these is scored from its own
+                away = max(0, at - (newest - upto + 1) * stride)
+                rotate(query[row, head, step + lane], cos, sin, partner, away, turned[lane])
+                new = score(turned, lane, landmarks, None, newest % modulus)
+                insert_if_best(new, newest, best[lane], found[lane])
+            place(found[lane], at, upto, stride, stingy, distance[row, head, step + lane])
+
+
+@compiled
+def _score_all(landmarks: Any, columns: Any, oldest: int, modulus: int, scores: Any) -> None:
+    """Scores [n,LANES] of the blocks from number `oldest` on, by a product for each run of slots."""
+    scores[:] = 0
+    done = 0
+    while done < len(scores):
+        slot = (oldest + done) % modulus
+        run = min(len(scores) - done, modulus - slot)
+        add_product(landmarks[slot : slot + run], columns, scores[done : done + run])
+        done += run
+
+
+@compiled
+def _highest(scores: Any, highest: Any, scratch: Any) -> None:
+    """Writes the highest of each column of scores [n,LANES] to `highest [k,LANES]`, sorted; NaN is none of them."""
+    highest[:] = -np.inf
+    for j in range(len(scores)):
+        scratch[:] = scores[j]
+        for rank in range(len(highest)):
+            for lane in range(LANES):
+                new, held = scratch[lane], highest[rank, lane]
+                highest[rank, lane], scratch[lane] = (new, held) if new > held else (held, new)
