@@ -176,6 +176,7 @@ class Session:
         text, before = read_text(file), self.chat.tokens_read
         try:
             read_document(self.chat, file, text)
+            print_escaped(self._read_so_far(), to_stderr=True)
         except KeyboardInterrupt:
             print_escaped(f"stopped after {self.chat.tokens_read - before:,} tokens, which stay", to_stderr=True)
 
