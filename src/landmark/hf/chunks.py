@@ -103,7 +103,7 @@ class ChunkCall(StreamCall):
         layer: int = module.layer_idx  # type: ignore[assignment]
         memory = self.cache.memories[layer]
         # Otherwise the cache would keep the autograd graph of every forward alive.
-        heads = [x.detach() if x.requires_grad else x for x in (query, key, value)]
+        heads = _without_gradient(query), _without_gradient(key), _without_gradient(value)
         if self.finite is not None:
             self.finite.watch(f"the keys or values of layer {layer}", *heads[1:])
         if isinstance(memory, SlidingWindow):
@@ -116,6 +116,10 @@ class ChunkCall(StreamCall):
                 scoring=scoring,
             )
         return _NoGradient.apply(out, query, key, value) if torch.is_grad_enabled() else out
+
+
+def _without_gradient(x: Tensor) -> Tensor:
+    return x.detach() if x.requires_grad else x  # detaching, too, is an operation of every layer
 
 
 class _NoGradient(torch.autograd.Function):
