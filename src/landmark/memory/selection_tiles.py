@@ -14,7 +14,7 @@ from landmark.index.base import ResidentKeys
 from landmark.index.keys import rounding_error, score
 from landmark.memory.geometry import Past
 from landmark.memory.selection_numba import insert_if_best, place
-from landmark.ops.numba_loops import compiled, in_parts, rotate
+from landmark.ops.numba_loops import compiled, in_parts, rotate_rows
 from landmark.ops.numba_tiles import LANES, add_product, to_columns
 from landmark.ops.rotary import Rotation
 
@@ -47,7 +47,7 @@ def _choose(
     turned, columns = np.empty((LANES, dim), dtype), np.zeros((dim, LANES), dtype)
     scores = np.empty((np.max(bounds[:, 0] - first) + 1, LANES), dtype)
     highest, best = np.empty((k, LANES), dtype), np.empty((LANES, k), dtype)
-    lowest = np.empty(LANES, dtype)
+    lowest, each, away = np.empty(LANES, dtype), np.arange(LANES), np.empty(LANES, np.int64)
     flat = start
     while flat < stop:
         row, head, step = flat // (heads * length), flat // length % heads, flat % length
@@ -56,8 +56,8 @@ def _choose(
         landmarks, found = keys[row, head // (heads // keys.shape[1])], blocks[row, head, step : step + some]
         upto, count = bounds[row]
         oldest = first[row]
-        for lane in range(some):
-            rotate(query[row, head, step + lane], cos, sin, partner, positions[row, step + lane], turned[lane])
+        queries, places = query[row, head, step : step + some], positions[row, step : step + some]
+        rotate_rows(queries, each[:some], cos, sin, partner, places, turned)
         to_columns(turned[:some], columns)
         searched = scores[: max(0, upto - oldest)]
         _score_all(landmarks, columns, oldest, modulus, searched)
@@ -75,14 +75,15 @@ def _choose(
                     if searched[j, lane] >= lowest[lane]:
                         new = score(turned, lane, landmarks, None, (oldest + j) % modulus)
                         insert_if_best(new, oldest + j, best[lane], found[lane])
-        for lane in range(some):
-            at = positions[row, step + lane]
-            for newest in range(upto, count):  # with slots, each of these is scored from its own
-                away = max(0, at - (newest - upto + 1) * stride)
-                rotate(query[row, head, step + lane], cos, sin, partner, away, turned[lane])
+        for newest in range(upto, count):  # with slots, each of these is scored from its own
+            for lane in range(some):
+                away[lane] = max(0, places[lane] - (newest - upto + 1) * stride)
+            rotate_rows(queries, each[:some], cos, sin, partner, away, turned)
+            for lane in range(some):
                 new = score(turned, lane, landmarks, None, newest % modulus)
                 insert_if_best(new, newest, best[lane], found[lane])
-            place(found[lane], at, upto, stride, stingy, distance[row, head, step + lane])
+        for lane in range(some):
+            place(found[lane], places[lane], upto, stride, stingy, distance[row, head, step + lane])
 
 
 @compiled

@@ -21,6 +21,7 @@ from landmark.ops.numba_loops import (
     inner_products,
     joint_gates,
     rotate,
+    rotate_rows,
     soft_cap,
 )
 from landmark.ops.numba_tiles import LANES, add_product, gated_softmax_tile, soft_cap_tile, to_columns
@@ -140,6 +141,7 @@ def _read(
     turned, columns = np.empty((LANES, dim), dtype), np.zeros((dim, LANES), dtype)
     scores, average = np.empty((stride, LANES), dtype), np.empty((values.shape[3], LANES), dtype)
     open_gates, highest, total = np.ones(LANES, dtype), np.empty(LANES, dtype), np.empty(LANES, dtype)
+    rows, away = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     loaded, flat = -1, start
     while flat < stop:
         head = flat // count
@@ -157,8 +159,8 @@ def _read(
             _widen(keys[head, page], key)
             _widen(values[head, page], value)
         for lane in range(some):
-            pair = pairs[lane]
-            rotate(queries[head, pair // chosen], cos, sin, partner, distance[head, pair], turned[lane])
+            rows[lane], away[lane] = pairs[lane] // chosen, distance[head, pairs[lane]]
+        rotate_rows(queries[head], rows[:some], cos, sin, partner, away, turned)
         to_columns(turned[:some], columns)
         scores[:], average[:] = 0, 0
         add_product(key, columns, scores)
