@@ -31,6 +31,21 @@ SENTENCES = parts(
     "The weather is beautiful today; I would like a cup of tea; Where is the train station; She has lost her keys; "
     "We are going to the market; My brother plays the guitar; The shop opens at nine; He has never seen snow"
 )
+NAMED = parts(
+    "a white puppy; a small sailing boat; a village bakery; a robot; a rock band; a dragon; a detective; "
+    "a brown horse; a coffee shop; a goldfish; a chess club; a newspaper"
+)
+PAIRS = parts(
+    "a mouse or a horse; the Moon or the Earth; a lake or an ocean; a minute or an hour; a violin or a cello; "
+    "a pebble or a mountain; a village or a city; a whale or a shark"
+)
+MEANT = parts(
+    "generous; reluctant; fragile; brave; ancient; curious; humble; gloomy; rapid; honest; stubborn; precious; vivid"
+)
+GREETINGS = parts(
+    "Hi there!; Good morning!; Hello, I am Anna.; I am bored.; I feel tired today.; Thank you very much.; "
+    "Can you help me?; I have a question.; It is raining again.; I lost my keys."
+)
 FORMS = (
     ("What is {}?", TOPICS),
     ("Explain {} in simple words.", TOPICS),
@@ -50,6 +65,12 @@ FORMS = (
     ('Translate into French: "{}."', SENTENCES),
     ('Make this sentence more polite: "{}."', SENTENCES),
     ('Correct the grammar, if needed: "{}."', SENTENCES),
+    ("Suggest a name for {}.", NAMED),
+    ("Describe {} in one sentence.", NAMED),
+    ("Which is bigger, {}?", PAIRS),
+    ("What does {} mean?", MEANT),
+    ("Give me a sentence with the word {}.", MEANT),
+    ("{}", GREETINGS),
 )
 
 

@@ -22,6 +22,8 @@ class ConvertOptions:
     """GGUF file of the model; not needed with --smoke."""
     tokenizer: Path | None = None
     """Folder with the tokenizer; default: that in the GGUF file."""
+    adapter: Path | None = None
+    """Adapter to go on from: it is refined in short windows, with more conversations, at a lower rate."""
     tokens: Path | None = None
     """Training text as uint16 ids of that tokenizer, in a file of numpy.save; not needed with --smoke."""
     book: tuple[Path, ...] = ()

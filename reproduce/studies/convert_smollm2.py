@@ -42,7 +42,7 @@ from reproduce.studies.smollm2_training import (
     survived,
     train,
 )
-from reproduce.trainings.smollm2 import STAGES
+from reproduce.trainings.smollm2 import CONVERSION, REFINEMENT
 
 # The shape of SmolLM2-135M, for dry runs without its weights.
 SHAPE: dict[str, Any] = {
@@ -59,9 +59,8 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
-CHATS = 384  # conversations that the teacher generates as training text
+CHATS = 448  # conversations that the teacher generates as training text
 CHAT_TOKENS = 160  # of an answer
-CHAT_SHARE = 0.2  # of the training text
 
 
 def run(options: ConvertOptions) -> int:
@@ -83,8 +82,9 @@ def run(options: ConvertOptions) -> int:
     ids = np.load(str(options.tokens))
     texts = [encode(tokenizer, book.read_text(encoding="utf-8")).ids for book in options.book]
     log(f"{len(ids):,} tokens to train on, {[len(text) for text in texts]} to measure on")
-    stages = [small_stage(stage) if options.small else stage for stage in STAGES]
-    work = Conversion(base, log)
+    schedule = CONVERSION if options.adapter is None else REFINEMENT
+    stages = [small_stage(stage) if options.small else stage for stage in schedule.stages]
+    work = Conversion(base, log, schedule, options.adapter)
     ids = with_chats(ids, work, tokenizer, options.small)
     train(work, ids, tokenizer, stages, options.out, until=options.seconds - options.measuring)
     measure(base, work, tokenizer, texts, options.out, until=options.seconds, small=options.small)
@@ -136,14 +136,15 @@ def conversations(
 
 
 def with_chats(ids: np.ndarray, work: Conversion, tokenizer: PreTrainedTokenizerBase, small: bool) -> np.ndarray:
-    """The training text with `CHAT_SHARE` of conversations; without them if generating them fails."""
+    """The training text with its share of conversations; without them if generating them fails."""
     began = now()
     try:
         chats = conversations(work.teacher.model, tokenizer, *((2, 8) if small else (CHATS, CHAT_TOKENS)))
     except Exception:
         work.log(traceback.format_exc())
         return ids
-    times = max(1, round(CHAT_SHARE / (1 - CHAT_SHARE) * len(ids) / len(chats)))
+    share = work.schedule.chats
+    times = max(1, round(share / (1 - share) * len(ids) / len(chats)))
     work.log(f"{len(chats):,} tokens of conversations, {times} times, made in {now() - began:.0f} s")
     work.log(tokenizer.decode(chats[:200].tolist())[-500:])
     return np.concatenate((ids, np.tile(chats, times)))
@@ -152,10 +153,10 @@ def with_chats(ids: np.ndarray, work: Conversion, tokenizer: PreTrainedTokenizer
 def smoke(options: ConvertOptions, log: Log) -> None:
     """Steps of every stage on random weights: compiles the kernels, logs speed and memory, asserts finite losses."""
     torch.manual_seed(0)
-    stages = [small_stage(stage) if options.small else stage for stage in STAGES]
+    stages = [small_stage(stage) if options.small else stage for stage in CONVERSION.stages]
     shape = SHAPE | ({"num_hidden_layers": 2, "vocab_size": 1024} if options.small else {})
     base = _llama(shape).eval()
-    work = Conversion(base, log)
+    work = Conversion(base, log, CONVERSION)
     work.model.train()
     rng, batch = np.random.default_rng(0), {}
     for stage in stages:

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,12 +32,12 @@ from landmark.training.loss import distillation_loss
 from landmark.training.models import FrozenCopy
 from landmark.training.stages import Stage, StageBatches
 from landmark.training.trainer import attention_arguments
-from reproduce.trainings.smollm2 import LEARNING_RATE, LORA, MODEL, SETTINGS, SHARES, WARMUP
+from reproduce.trainings.smollm2 import LORA, MODEL, SETTINGS, WARMUP, Clocked
 
 STARTED = time.monotonic()
 CPU = not torch.cuda.is_available()
 DEVICE = "cpu" if CPU else "cuda"
-WORKING = torch.float32 if CPU else torch.bfloat16
+WORKING = torch.float32 if CPU else torch.bfloat16  # of reading; training is in bfloat16
 FOREVER = 1_000_000
 CHECKPOINT_EVERY = 60.0  # seconds
 # Metrics in the log: sums over tokens, and the counts to divide them by.
@@ -67,21 +68,23 @@ def moved(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 class Conversion:
-    """A student, its teacher and the optimizer."""
+    """A student, its teacher and the optimizer. It goes on from the weights in the file `adapter`, if that is given."""
 
-    def __init__(self, base: PreTrainedModel, log: Log) -> None:
-        self.log = log
-        self.teacher = FrozenCopy(moved(copy.deepcopy(base), WORKING))
+    def __init__(self, base: PreTrainedModel, log: Log, schedule: Clocked, adapter: Path | None = None) -> None:
+        self.log, self.schedule = log, schedule
+        self.teacher = FrozenCopy(moved(copy.deepcopy(base), torch.bfloat16))
         # In float32: the self-check of conversion compares hidden states, which 16 bits would round too far.
-        student = moved(landmark.convert(copy.deepcopy(base), **SETTINGS), WORKING)
+        student = moved(landmark.convert(copy.deepcopy(base), **SETTINGS), torch.bfloat16)
         self.model: Any = adapt(student, LORA, base=MODEL)
+        if adapter is not None:
+            set_peft_model_state_dict(self.model, load_file(adapter))
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         for parameter in self.parameters.values():
             parameter.data = parameter.data.float()
         count = sum(parameter.numel() for parameter in self.parameters.values())
         log(f"{count:,} parameters are trained, {2 * count / 1e6:.1f} MB in 16 bits")
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=not CPU
+            self.parameters.values(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=not CPU
         )
         self.factor = 1.0  # on the learning rate, lowered after a loss that was not finite
         self.steps = self.tokens = 0
@@ -98,8 +101,6 @@ class Conversion:
 
     def save(self, file: Path) -> None:
         """Writes the adapter under the names of peft, in 16 bits."""
-        from peft import get_peft_model_state_dict
-
         state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         tensors = {name: value.detach().to(torch.bfloat16).cpu().contiguous() for name, value in state.items()}
         counts = {"steps": str(self.steps), "tokens": str(self.tokens)}
@@ -113,7 +114,7 @@ class Conversion:
         tensors = ("input_ids", "token_kinds", "labels", "loss_weights")
         ids, kinds, labels, weights = (batch[name].to(DEVICE, non_blocking=True) for name in tensors)
         stage, phase = batch["stage"], batch["phase"]
-        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=not CPU):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
             teacher_logits = self.teacher.logits(self.model, ids)
             plain = (kinds == TEXT).all(1)
             attention = attention_arguments(
@@ -180,10 +181,10 @@ def batches(
     )
 
 
-def learning_rate(fraction: float, step: int) -> float:
+def learning_rate(highest: float, fraction: float, step: int) -> float:
     """A warm-up by steps, then a cosine by time down to a thirtieth."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * (0.03 + 0.97 * cosine)
+    return highest * min(1.0, (step + 1) / WARMUP) * (0.03 + 0.97 * cosine)
 
 
 def halved(stage: Stage) -> Stage:
@@ -224,7 +225,8 @@ def train(
     log, began = work.log, now()
     work.model.train()
     workers = 0 if CPU else min(8, max(1, (os.cpu_count() or 2) - 4))
-    ends = np.cumsum(SHARES) / sum(SHARES)
+    shares = work.schedule.shares
+    ends = np.cumsum(shares) / sum(shares)
     saved = now()
     for number, (stage, end) in enumerate(zip(stages, ends, strict=True)):
         if number == len(stages) - 1:
@@ -234,7 +236,7 @@ def train(
         since, tokens = now(), work.tokens
         first = None
         while (fraction := (now() - began) / (until - began)) < end:
-            rate = learning_rate(fraction, work.steps)
+            rate = learning_rate(work.schedule.learning_rate, fraction, work.steps)
             batch = next(source)
             result, smaller = survived(lambda batch=batch, rate=rate: work.step(batch, rate), log, stage)
             if smaller is not stage:

@@ -6,7 +6,7 @@ conversations in the model's chat template and as plain text. The later stages a
 attention that they take from text would count as divergence, and teaches nothing about retrieval.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,23 @@ STAGES = (
     _among(2048, Stage(250, 4096, 6, recall_fraction=0.6, recall=_task(12, 8, 3.0))),
     _among(4096, Stage(150, 8192, 3, recall_fraction=0.5, recall=_task(16, 10, 3.0))),
 )
-# Share of the time that each stage gets in a training against the clock.
-SHARES = (0.22, 0.38, 0.25, 0.15)
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """A training against the clock: stages, each for its share of the time, and the share of conversations in text."""
+
+    stages: tuple[Stage, ...]
+    shares: tuple[float, ...]
+    learning_rate: float
+    chats: float
+
+
+CONVERSION = Clocked(STAGES, (0.22, 0.38, 0.25, 0.15), LEARNING_RATE, chats=0.2)
+# Some 4,000 tokens a step, which a CPU makes in half a minute.
+REFINEMENT = Clocked(
+    (Stage(400, 1024, 4, recall_fraction=0.35, recall=_task(6, 5, 3.0)),), (1.0,), LEARNING_RATE / 5, chats=0.4
+)
 
 
 def smollm2_135m(out: Path, data: Path, model: str = MODEL, *, seed: int = 0) -> Plan:

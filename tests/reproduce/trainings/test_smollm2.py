@@ -2,7 +2,7 @@ from pathlib import Path
 
 from reproduce.train import NamedTraining
 from reproduce.trainings.catalogue import find, plan_of
-from reproduce.trainings.smollm2 import SHARES, STAGES, smollm2_135m
+from reproduce.trainings.smollm2 import CONVERSION, REFINEMENT, STAGES, smollm2_135m
 
 
 def folder(tmp_path: Path) -> Path:
@@ -16,7 +16,7 @@ def test_the_plan_distils_with_adapters(tmp_path):
     plan = smollm2_135m(tmp_path / "out", folder(tmp_path))
     assert plan.distill
     assert plan.adapter is not None
-    assert len(SHARES) == len(STAGES)
+    assert all(len(schedule.shares) == len(schedule.stages) for schedule in (CONVERSION, REFINEMENT))
     assert all(stage.window_positions <= 8192 for stage in STAGES)
 
 
