@@ -24,6 +24,8 @@ class ConvertOptions:
     """Folder with the tokenizer; default: that in the GGUF file."""
     adapter: Path | None = None
     """Adapter to go on from: it is refined in short windows, with more conversations, at a lower rate."""
+    learning_rate: Annotated[float | None, Range(1e-7, 0.1)] = None
+    """Highest learning rate; default: that of the training."""
     tokens: Path | None = None
     """Training text as uint16 ids of that tokenizer, in a file of numpy.save; not needed with --smoke."""
     book: tuple[Path, ...] = ()

@@ -83,6 +83,8 @@ def run(options: ConvertOptions) -> int:
     texts = [encode(tokenizer, book.read_text(encoding="utf-8")).ids for book in options.book]
     log(f"{len(ids):,} tokens to train on, {[len(text) for text in texts]} to measure on")
     schedule = CONVERSION if options.adapter is None else REFINEMENT
+    if options.learning_rate is not None:
+        schedule = replace(schedule, learning_rate=options.learning_rate)
     stages = [small_stage(stage) if options.small else stage for stage in schedule.stages]
     work = Conversion(base, log, schedule, options.adapter)
     ids = with_chats(ids, work, tokenizer, options.small)

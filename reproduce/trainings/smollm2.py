@@ -57,9 +57,9 @@ class Clocked:
 
 
 CONVERSION = Clocked(STAGES, (0.22, 0.38, 0.25, 0.15), LEARNING_RATE, chats=0.2)
-# Some 4,000 tokens a step, which a CPU makes in half a minute.
+# Some 2,000 tokens a step, which a CPU makes in a quarter of a minute and 6 GB.
 REFINEMENT = Clocked(
-    (Stage(400, 1024, 4, recall_fraction=0.35, recall=_task(6, 5, 3.0)),), (1.0,), LEARNING_RATE / 5, chats=0.4
+    (Stage(800, 1024, 2, recall_fraction=0.35, recall=_task(6, 5, 3.0)),), (1.0,), LEARNING_RATE / 5, chats=0.4
 )
 
 
