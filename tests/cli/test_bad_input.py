@@ -59,6 +59,7 @@ NEEDED = {
     (LANDMARK, "train"): ["--out", "new"],
     (LANDMARK, "tokenizer train"): ["no.txt", "--out", "new"],
     (LANDMARK, "eval perplexity"): ["--texts", "no.txt"],
+    (LANDMARK, "eval retrieval"): ["--texts", "no.txt"],
     (BENCHMARKS, "laptop"): ["no.gguf"],
     (BENCHMARKS, "long-context read"): ["no"],
     (BENCHMARKS, "long-context ask"): ["no"],

@@ -99,11 +99,11 @@ def test_gates_and_local_weights_are_those_of_one_softmax(model, monkeypatch):
     """Against the scores themselves: of the local window by its logsumexp, of blocks by their landmarks' logits."""
     seen = []
 
-    def join(out, lse, query, pieces, distance, **options):
+    def join(out, lse, query, pieces, distance, *, blocks, **options):
         ((part, pages),) = pieces
         logits = retrieved_attention(query, pages, distance, **options)[1]
         seen.append(torch.cat((logits, lse[..., None]), -1).double().softmax(-1))
-        return join_retrieved(out, lse, query, [(part, pages)], distance, **options)
+        return join_retrieved(out, lse, query, [(part, pages)], distance, blocks=blocks, **options)
 
     monkeypatch.setattr("landmark.memory.blocks.join_retrieved", join)
     # Its call for few queries computes no scores that could be seen.

@@ -240,7 +240,7 @@ def test_names_what_serves_instead(monkeypatch):
 def test_a_cpu_is_served_by_the_interpreter_only(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     call = case(torch.float16, length=1, k=1, stride=2)
-    with pytest.raises(ValueError, match=r"needs an NVIDIA GPU of .* not cpu; use backend='gathered'"):
+    with pytest.raises(ValueError, match=r"needs an NVIDIA GPU of .* not cpu; use backend='(gathered|numba)'"):
         retrieved_attention(*call, rotation=rotation("half", 16), scoring=Scoring(0.3), backend="triton")
 
 
