@@ -1,5 +1,6 @@
 """Block selection for a few queries on a CPU, as in decoding: one compiled pass over the landmark keys."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,20 @@ def choose_few(query: Tensor, past: Past, landmarks: ResidentKeys, rotation: Rot
 
     `query [B,H,T,D]` is scaled, before rotary, and of the dtype of the keys.
     """
+    return choose_by(choose_loop, query, past, landmarks, rotation)
+
+
+def choose_by(
+    loop: Callable[..., None], query: Tensor, past: Past, landmarks: ResidentKeys, rotation: Rotation
+) -> tuple[Tensor, Tensor]:
+    """`choose_few` by a compiled `loop` with the arguments of `choose_loop`."""
     shape = (*query.shape[:3], past.k)
     blocks, distance = (torch.empty(shape, dtype=torch.long) for _ in range(2))
     tensors = query.contiguous(), *rotation.by_partner, past.positions, past.bounds, landmarks.keys, landmarks.first
     arrays = [x.numpy() for x in (*tensors, blocks, distance)]
     slack = rounding_error(landmarks.max_norm, query.shape[3], query.dtype)
     in_parts(
-        lambda start, stop: choose_loop(*arrays, slack, landmarks.modulus, past.stride, past.stingy, start, stop),
+        lambda start, stop: loop(*arrays, slack, landmarks.modulus, past.stride, past.stingy, start, stop),
         query.shape[:3].numel(),
         size=max(past.kept),
     )

@@ -7,14 +7,13 @@ queries, so that both choose the same blocks.
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from landmark.index.base import ResidentKeys
-from landmark.index.keys import rounding_error, score
+from landmark.index.keys import score
 from landmark.memory.geometry import Past
-from landmark.memory.selection_numba import insert_if_best, place
-from landmark.ops.numba_loops import compiled, in_parts, rotate_rows
+from landmark.memory.selection_numba import choose_by, insert_if_best, place
+from landmark.ops.numba_loops import compiled, rotate_rows
 from landmark.ops.numba_tiles import LANES, add_product, to_columns
 from landmark.ops.rotary import Rotation
 
@@ -23,17 +22,7 @@ MOST_BLOCKS = 1 << 13  # scores of more by one tile leave the second-level cache
 
 def choose_many(query: Tensor, past: Past, landmarks: ResidentKeys, rotation: Rotation) -> tuple[Tensor, Tensor]:
     """What `selection_numba.choose_few` gives for `query [B,H,T,D]`; not more than MOST_BLOCKS blocks are searched."""
-    shape = (*query.shape[:3], past.k)
-    blocks, distance = (torch.empty(shape, dtype=torch.long) for _ in range(2))
-    tensors = query.contiguous(), *rotation.by_partner, past.positions, past.bounds, landmarks.keys, landmarks.first
-    arrays = [x.numpy() for x in (*tensors, blocks, distance)]
-    slack = rounding_error(landmarks.max_norm, query.shape[3], query.dtype)
-    in_parts(
-        lambda start, stop: _choose(*arrays, slack, landmarks.modulus, past.stride, past.stingy, start, stop),
-        query.shape[:3].numel(),
-        size=max(past.kept),
-    )
-    return blocks, distance
+    return choose_by(_choose, query, past, landmarks, rotation)
 
 
 @compiled

@@ -47,11 +47,8 @@ def numba_blocks(
     query: Tensor, pages: "Pages", distance: Tensor, rotation: Rotation, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     """See `landmark.ops.retrieved.retrieved_attention`."""
-    keys, values = (x.flatten(0, 1) for x in pages[:2])
     shape = (*query.shape[:3], pages.table.shape[-1])
-    # One row for each key-value head: the pairs of the queries of all heads of its group.
-    table, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.table, distance))
-    queries = query.to(working_dtype(query)).reshape(len(keys), -1, query.shape[-1]) * scoring.scale_of(query)
+    keys, values, table, distance, queries = _by_group(query, pages, distance, scoring)
     # Queries of a single step hardly ever share blocks, so sorting would not pay.
     order = table.argsort(dim=-1) if shape[2] > 1 else torch.arange(table.shape[1]).repeat(len(table), 1)
     pairs = _arrays(table, order)
@@ -67,6 +64,18 @@ def numba_blocks(
     work = _arrays(inside, values, out)
     in_parts(lambda start, stop: _average(*pairs, *work, start, stop), table.numel())
     return out.view(*shape, -1), gates.view(shape)
+
+
+def _by_group(query: Tensor, pages: "Pages", distance: Tensor, scoring: Scoring) -> tuple[Tensor, ...]:
+    """Keys, values, table, distances and scaled queries with one row for each key-value head.
+
+    It has the pairs of the queries of all heads of its group.
+    """
+    keys, values = (x.flatten(0, 1) for x in pages[:2])
+    shape = (*query.shape[:3], pages.table.shape[-1])
+    table, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.table, distance))
+    queries = query.to(working_dtype(query)).reshape(len(keys), -1, query.shape[-1]) * scoring.scale_of(query)
+    return keys, values, table, distance, queries
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
@@ -114,11 +123,8 @@ def tiled_blocks(
     query: Tensor, pages: "Pages", distance: Tensor, rotation: Rotation, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     """See `landmark.ops.retrieved.retrieved_attention`."""
-    keys, values = (x.flatten(0, 1) for x in pages[:2])
     shape = (*query.shape[:3], pages.table.shape[-1])
-    # One row for each key-value head: the pairs of the queries of all heads of its group.
-    table, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.table, distance))
-    queries = query.to(working_dtype(query)).reshape(len(keys), -1, query.shape[-1]) * scoring.scale_of(query)
+    keys, values, table, distance, queries = _by_group(query, pages, distance, scoring)
     out = queries.new_empty(*table.shape, values.shape[-1])
     gates = queries.new_empty(table.shape)
     order = np.argsort(table.numpy(), axis=1)
