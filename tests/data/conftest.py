@@ -1,11 +1,16 @@
 """A small text and a tokenizer trained on it."""
 
 import random
+import sys
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
 from landmark.data.tokenizer import train_tokenizer
+
+# `chat_tokenizer` is a module of helpers beside the tests of the evaluation, not a package.
+sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 
 WORDS = "the a key pass remember what is of whale sea captain ship and or to said deep old white"
 

@@ -2,34 +2,18 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from chat_tokenizer import chat_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from landmark.data.chat import NOT_MENTIONED, ChatFormat, Facts, marked
 from landmark.data.recall import ANSWER, HIDDEN, REPLY, RecallTask, RecallWindows, random_name
 from landmark.training.stages import Stage, StageBatches
 
-TEMPLATE = (
-    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
-    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
-
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, and the two of the template."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(["<s>", "</s>"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        bos_token="<s>",
-        eos_token="</s>",
-        chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+    return chat_tokenizer()
 
 
 def windows(tokenizer, length=1500, **changes) -> RecallWindows:
