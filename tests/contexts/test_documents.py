@@ -25,7 +25,7 @@ def tokens_of(text):
 def library_of(path, texts, in_memory=0):
     """A library of `texts`, named by their numbers; the last `in_memory` of them in this process alone."""
     with create(path, HEADER, LAYOUT) as writer:
-        held = DocumentStore(writer, writer)
+        held = DocumentStore(writer)
         for number, text in enumerate(texts[: len(texts) - in_memory]):
             held.add(str(number), text, tokens_of(text))
         commit(writer, Content())
@@ -80,7 +80,7 @@ def test_tokens_may_stand_anywhere(tmp_path_factory, starts):
     text, tokens = WORD * 2, np.array([(1, start, min(start + 2, 34)) for start in starts], np.uint32)
     with pytest.MonkeyPatch.context() as patch, create(path, HEADER, LAYOUT) as writer:
         patch.setattr("landmark.contexts.segments.PART_TOKENS", 3)
-        DocumentStore(writer, writer).add("one", text, tokens)
+        DocumentStore(writer).add("one", text, tokens)
         commit(writer, Content())
     library = DocumentStore(open_reader(path))
     for start, stop in ((0, 1), (2, 4), (3, 9), (5, 12)):

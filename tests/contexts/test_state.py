@@ -7,8 +7,10 @@ import safetensors.torch
 import torch
 
 from landmark.contexts.fields import Malformed
+from landmark.contexts.manifest import Layout, Manifest
 from landmark.contexts.state import decode_state, encode_state
 
+EMPTY = Manifest(0, {}, Layout((), ()))
 TENSORS = {
     "codes": torch.arange(-8, 8).to(torch.int8).view(2, 4, 2),
     "norms": torch.randn(3, dtype=torch.float64),
@@ -20,8 +22,9 @@ TENSORS = {
 
 
 def test_tensors_lie_in_the_bytes():
-    data = bytearray(encode_state(TENSORS, {}))
-    found = decode_state(data)
+    data = bytearray(encode_state(TENSORS, {"step": 1}))
+    found, metadata = decode_state(data, EMPTY)
+    assert metadata == {"step": 1}
     assert found.keys() == TENSORS.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
     found["codes"].fill_(7)
@@ -32,7 +35,7 @@ def test_tensors_that_are_not_aligned_are_copied():
     data = encode_state({"norms": TENSORS["norms"]}, {})
     length = int.from_bytes(data[:8], "little") + 1
     shifted = bytearray(length.to_bytes(8, "little") + data[8 : 7 + length] + b" " + data[7 + length :])
-    assert torch.equal(decode_state(shifted)["norms"], TENSORS["norms"])
+    assert torch.equal(decode_state(shifted, EMPTY)[0]["norms"], TENSORS["norms"])
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,6 @@ def test_tensors_that_are_not_aligned_are_copied():
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(entry):
-    header = json.dumps({"x": entry}).encode()
-    with pytest.raises(Malformed, match="x"):
-        decode_state(bytearray(len(header).to_bytes(8, "little") + header + bytes(16)))
+    header = json.dumps({"__metadata__": {"metadata": "{}"}, "x": entry}).encode()
+    with pytest.raises(Malformed, match=r"^x"):
+        decode_state(bytearray(len(header).to_bytes(8, "little") + header + bytes(16)), EMPTY)

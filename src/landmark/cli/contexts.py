@@ -82,11 +82,12 @@ def run_ls(options: ListOptions) -> int:
 
 def run_info(options: ContextOptions) -> int:
     """What a context holds, without loading a model."""
-    from landmark.contexts.folder import info
+    from landmark.contexts.folder import facts
     from landmark.contexts.snapshot import open_reader
 
-    found = info(options.context)
-    documents = [asdict(document) for document in open_reader(options.context).documents()]
+    snapshot = open_reader(options.context)
+    found = facts(options.context, snapshot)
+    documents = [asdict(document) for document in snapshot.documents()]
     if options.json:
         print(json.dumps({**found, "documents": documents}))
         return 0

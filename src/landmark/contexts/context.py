@@ -142,9 +142,8 @@ class Context:
     def _opened(
         cls, snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", options: CacheOptions
     ) -> "Context":
-        writer = snapshot if isinstance(snapshot, Writer) else None
         cache = compatibility.cache_of(snapshot, model, **options)
-        return cls(model, tokenizer, DocumentStore(snapshot, writer), cache, options, growing=writer is not None)
+        return cls(model, tokenizer, DocumentStore(snapshot), cache, options, growing=isinstance(snapshot, Writer))
 
     # Contents.
 

@@ -83,12 +83,16 @@ class MemoryDocuments:
 
 
 class DocumentStore:
-    """Documents on disk, followed by those that only this process holds; new ones go to the `writer`, if any."""
+    """Documents on disk, followed by those that only this process holds; new ones go to the writer, if there is one."""
 
-    def __init__(self, snapshot: Snapshot, writer: Writer | None = None) -> None:
+    def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        self.writer = writer
         self._added = MemoryDocuments()
+
+    @property
+    def writer(self) -> Writer | None:
+        """The snapshot, where it is one that grows."""
+        return self.snapshot if isinstance(self.snapshot, Writer) else None
 
     def fork(self) -> "DocumentStore":
         """The documents of this moment, to which others can be added in memory."""

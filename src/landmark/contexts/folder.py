@@ -25,7 +25,7 @@ from landmark.contexts.manifest import (
     publish,
     segment_name,
 )
-from landmark.contexts.snapshot import open_reader, with_state
+from landmark.contexts.snapshot import Snapshot, open_reader, with_state
 
 _STATE = re.compile(r"state-[0-9]+\.safetensors")
 _SEGMENT_FILE = re.compile(rf"([0-9]+)\.({'|'.join(KINDS)})")
@@ -134,7 +134,7 @@ def creating(path: str | Path, mode: int = 0o777) -> Iterator[WriterLock]:
         if not _is_unused(folder):
             raise ValueError(f"{path} was made by another process just now: give a new folder")
         try:
-            _remove_files(folder, keep=(LOCK,))
+            _remove_files(folder)
             disk.make_folder(folder / SEGMENTS, folder.mode)
             yield lock
             disk.sync_folder(place.folder)
@@ -199,14 +199,14 @@ def _clear(folder: Folder, place: Place) -> None:
     if (folder / MANIFEST).stat() is not None:
         disk.remove(folder / MANIFEST)
         disk.sync_folder(folder)
-    _remove_files(folder, keep=(LOCK,))
+    _remove_files(folder)
     disk.remove(folder / LOCK)
     disk.remove_folder(place)
     disk.sync_folder(place.folder)
 
 
-def _remove_files(folder: Folder, keep: tuple[str, ...]) -> None:
-    """Removes all files of a context but those of the names in `keep`, and its folder of segments."""
+def _remove_files(folder: Folder) -> None:
+    """Removes all files of a context but its lock, and its folder of segments."""
     if (folder / SEGMENTS).is_folder():
         segments = disk.open_inner(folder / SEGMENTS)
         for name in segments.names():
@@ -214,8 +214,7 @@ def _remove_files(folder: Folder, keep: tuple[str, ...]) -> None:
                 disk.remove(segments / name)
         disk.remove_folder(folder / SEGMENTS)
     for name in folder.names():
-        known = name in (MANIFEST, NEW_MANIFEST, KEYS, NEW_KEYS, SEGMENTS) or _STATE.fullmatch(name)
-        if known and name not in keep:
+        if name in (MANIFEST, NEW_MANIFEST, KEYS, NEW_KEYS, SEGMENTS) or _STATE.fullmatch(name):
             disk.remove(folder / name)
 
 
@@ -231,12 +230,16 @@ def find(folder: str | Path) -> list[Path]:
 
 
 def info(path: str | Path) -> dict[str, Any]:
-    """Counts and sizes of the context in `path`, and its header, as JSON values; raises as `open_reader` does.
+    """`facts` of the context in `path`; raises as `open_reader` does."""
+    return facts(path, open_reader(path))
+
+
+def facts(path: str | Path, snapshot: Snapshot) -> dict[str, Any]:
+    """Counts and sizes of the context in `path`, and its header, as JSON values.
 
     `tokens_not_read` are those of documents that were added and that the model has not read yet.
     `shared_bytes` lie in segments that a fork took over, and may be on disk only once for several contexts.
     """
-    snapshot = open_reader(path)
     manifest = snapshot.manifest
     shared = [entry for entry in manifest.segments if not entry.owned]
     _, state = snapshot.state()

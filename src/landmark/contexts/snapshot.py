@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from landmark.contexts.manifest import (
     segment_name,
 )
 from landmark.contexts.segments import Document, Segment
-from landmark.contexts.state import checked_metadata, decode_state
+from landmark.contexts.state import decode_state
 
 Taken = TypeVar("Taken")
 
@@ -122,8 +123,7 @@ class Snapshot:
             return {}, {}
         data = map_committed(self.state_file, self.manifest.state)
         try:
-            metadata = checked_metadata(data, self.manifest)
-            return decode_state(data), metadata
+            return decode_state(data, self.manifest)
         except Malformed as error:
             raise Damage(self.state_file.path, f"does not fit the manifest: {error}") from error
 
@@ -140,7 +140,7 @@ def open_reader(path: Folder | str | Path) -> Snapshot:
         manifest, state = with_state(folder, disk.open_file)
         if state is not None and manifest.state is not None:
             check_size(state, manifest.state.bytes, grows=False)
-        return Snapshot(folder, manifest, state, _open_segments(folder, manifest))
+        return Snapshot(folder, manifest, state, list(open_segments(folder, manifest)))
     except Damage:
         if (folder / MANIFEST).stat() is None:
             raise ValueError(f"{folder.path} was deleted while it was opened: give another context") from None
@@ -154,17 +154,23 @@ def open_reader(path: Folder | str | Path) -> Snapshot:
         ) from error
 
 
-def _open_segments(folder: Folder, manifest: Manifest) -> list[Segment]:
-    """The segments of a context; Damage if a file is missing, no regular file, or of another size."""
+def open_segments(
+    folder: Folder, manifest: Manifest, opening: Callable[[Path], AbstractContextManager[None]] = nullcontext
+) -> Iterator[Segment]:
+    """The segments of a context one by one; Damage if a file is missing, no regular file, or of another size.
+
+    Each file is opened within `opening` of its path; a segment lacks those whose error that holds back.
+    """
     if not manifest.segments:
-        return []
-    segments, found = disk.open_inner(folder / SEGMENTS), []
+        return
+    segments = disk.open_inner(folder / SEGMENTS)
     for number, entry in enumerate(manifest.segments, start=1):
         grows, files = manifest.grows(number), {}
         for kind, size in entry.sizes(manifest.layout).items():
-            files[kind] = open_committed(segments / segment_name(number, kind), size, grows=grows)
-        found.append(Segment(number, entry, manifest.layout, files))
-    return found
+            place = segments / segment_name(number, kind)
+            with opening(place.path):
+                files[kind] = open_committed(place, size, grows=grows)
+        yield Segment(number, entry, manifest.layout, files)
 
 
 def with_state(folder: Folder, take: Callable[[Place], Taken]) -> tuple[Manifest, Taken | None]:

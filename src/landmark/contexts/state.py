@@ -30,12 +30,20 @@ def encode_state(tensors: Mapping[str, Tensor], metadata: Any) -> bytes:
     return safetensors.torch.save(copies, {_METADATA: to_json(metadata, "the state's metadata")})
 
 
-def decode_state(data: mmap.mmap | bytearray) -> dict[str, Tensor]:
-    """The tensors of a state's file, which lie in `data` itself; Malformed if it is none."""
+def decode_state(data: mmap.mmap | bytearray, manifest: Manifest) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a state's file, which lie in `data` itself, and its metadata.
+
+    Raises Malformed if it is none, or does not go with the blocks and tokens that the manifest counts.
+    """
     header, first = _header(data), _LENGTH + int.from_bytes(data[:_LENGTH], "little")
-    header.pop("__metadata__", None)
+    metadata = _checked_metadata(header, manifest)
     with torch.inference_mode(False):  # so that they stay writable
-        return {name: _tensor(data, first, value, name) for name, value in header.items()}
+        return {name: _tensor(data, first, value, name) for name, value in header.items()}, metadata
+
+
+def check_state(data: mmap.mmap | bytearray, manifest: Manifest) -> None:
+    """Raises Malformed as `decode_state` does, for what the header says."""
+    _checked_metadata(_header(data), manifest)
 
 
 def _tensor(data: mmap.mmap | bytearray, first: int, value: Any, name: str) -> Tensor:
@@ -56,12 +64,8 @@ def _tensor(data: mmap.mmap | bytearray, first: int, value: Any, name: str) -> T
     return torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=begin).view(shape)
 
 
-def checked_metadata(data: mmap.mmap | bytearray, manifest: Manifest) -> dict[str, Any]:
-    """The metadata of a state's file.
-
-    Raises Malformed if it is none, or does not go with the blocks and tokens that the manifest counts.
-    """
-    header = _header(data)
+def _checked_metadata(header: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """The metadata in the header, out of which they are taken."""
     entry = fields.mapping(header.pop("__metadata__", None), "the state's metadata").get(_METADATA)
     metadata = fields.parse(fields.text(entry, "the state's metadata").encode(), "the state's metadata")
     if not metadata and manifest.blocks:

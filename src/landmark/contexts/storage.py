@@ -44,15 +44,13 @@ class ContextStorage:
         self._index_state = index_state
         self._options = options
         self._budgets = budgets
-        self._used = False
 
     def index(self, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device) -> Index:
-        if self._used:
+        if self._landmarks is None:
             raise ValueError(f"the cache of a context cannot be reset: open {self._snapshot.path} again")
-        self._used = True
         index = make_index(self._options, rows, max_blocks, constant_keys=constant_keys, device=device)
         blocks = self._snapshot.blocks
-        if self._landmarks is not None and blocks:
+        if blocks:
             if isinstance(index, ExactIndex) and rows == 1 and device.type == "cpu":
                 index.adopt(self._landmarks, blocks)
             else:

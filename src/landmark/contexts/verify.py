@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from landmark.contexts import disk
-from landmark.contexts.committed import check_committed, check_size, open_committed, read_committed
-from landmark.contexts.disk import Damage, Folder, OpenFile, Progress, damaged_records
+from landmark.contexts.committed import check_committed, check_size, read_committed
+from landmark.contexts.disk import Damage, OpenFile, Progress, damaged_records
 from landmark.contexts.fields import Malformed
-from landmark.contexts.manifest import SEGMENTS, Layout, Manifest, context_folder, read_manifest, segment_name
+from landmark.contexts.manifest import SEGMENTS, Layout, Manifest, context_folder, read_manifest
 from landmark.contexts.segments import Segment
-from landmark.contexts.snapshot import Snapshot, with_state
-from landmark.contexts.state import checked_metadata
+from landmark.contexts.snapshot import Snapshot, open_segments, with_state
+from landmark.contexts.state import check_state
 
 MOST_DAMAGES = 1000  # then the rest is not looked at
 
@@ -37,7 +37,8 @@ def verify(path: str | Path, progress: Progress | None = None) -> list[Damage]:
         manifest, state = with_state(folder, disk.open_file)
         _check_state(manifest, state, check)
     with check.of((folder / SEGMENTS).path, 0):
-        _check_segments(_segments(folder, manifest, check), manifest.layout, check)
+        segments = open_segments(folder, manifest, lambda path: check.of(path, 0))
+        _check_segments(segments, manifest.layout, check)
     return check.found
 
 
@@ -56,18 +57,6 @@ def _check_segments(segments: Iterable[Segment], layout: Layout, check: "_Check"
             return
         _check_documents(segment, check)
         _check_blocks(segment, layout, check)
-
-
-def _segments(folder: Folder, manifest: Manifest, check: "_Check") -> Iterator[Segment]:
-    """The segments one by one, each with the files that can be opened and have the right size."""
-    segments = disk.open_inner(folder / SEGMENTS) if manifest.segments else folder
-    for number, entry in enumerate(manifest.segments, start=1):
-        files = {}
-        for kind, size in entry.sizes(manifest.layout).items():
-            place = segments / segment_name(number, kind)
-            with check.of(place.path, 0):
-                files[kind] = open_committed(place, size, grows=manifest.grows(number))
-        yield Segment(number, entry, manifest.layout, files)
 
 
 class _Check:
@@ -106,7 +95,7 @@ def _check_state(manifest: Manifest, state: OpenFile | None, check: _Check) -> N
         check_size(state, manifest.state.bytes, grows=False)
         data = read_committed(state, manifest.state)
         try:
-            checked_metadata(data, manifest)
+            check_state(data, manifest)
         except Malformed as error:
             raise Damage(state.path, f"does not fit the manifest: {error}") from error
 
