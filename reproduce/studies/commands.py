@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from landmark.cli.options import Dtype
 from landmark.limits import FromOne, MaybeFromOne, OutFile, OutFolder, Range, Seed
 
 
@@ -187,6 +188,8 @@ class RecallTablesOptions:
     """Adapter that converts the model; default: the one in the package."""
     haystack: Path | None = None
     """UTF-8 text around what is asked for; default: the book in the package."""
+    dtype: Dtype | None = None
+    """Number type of weights, keys and values; default: that of the weights, float32 for GGUF."""
     minutes: Annotated[float, Range(0)] = 60
     """Time for all runs."""
     threads: FromOne = 1

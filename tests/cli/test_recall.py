@@ -41,6 +41,16 @@ def recall(*arguments: str) -> int:
     return cli.main(["eval", "recall", *arguments])
 
 
+def test_a_dtype_is_that_of_the_answers(model_folder, haystack, capsys, tmp_path):
+    given = ["--model", str(model_folder), "--haystack", haystack, "--samples", "1", "--json", "--tasks", "absent"]
+    given += ["--lengths", "500", "--out", str(tmp_path / "log.jsonl")]
+    assert recall(*given) == 0
+    assert recall(*given, "--dtype", "bfloat16") == 2
+    assert "was made with another model" in capsys.readouterr().err
+    assert recall(*given[:-2], "--dtype", "bfloat16") == 0
+    assert [row["dtype"] for row in lines(capsys)] == ["bfloat16"]
+
+
 def test_a_row_for_each_task_and_length_and_a_log_to_go_on_from(model_folder, haystack, capsys, tmp_path):
     log = tmp_path / "log.jsonl"
     given = ["--model", str(model_folder), "--haystack", haystack, "--samples", "2", "--json", "--out", str(log)]
@@ -53,7 +63,7 @@ def test_a_row_for_each_task_and_length_and_a_log_to_go_on_from(model_folder, ha
         ("passkey", 600),
         ("absent", 600),
     ]
-    expected = f"{FIELDS} {READING} rag tokens_per_s seconds peak_rss_mb".split()
+    expected = f"{FIELDS} {READING} dtype rag tokens_per_s seconds peak_rss_mb".split()
     assert all(list(row) == expected for row in rows)
     assert all((row["form"], row["attention"], row["samples"]) == ("plain", "landmark", 2) for row in rows)
     before = log.read_text()

@@ -10,6 +10,8 @@ from landmark.limits import LARGEST, Limit
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+Dtype = Literal["float32", "bfloat16"]
+
 
 class Bytes(Limit):
     """A number of bytes, as text such as 256MB."""
@@ -106,12 +108,21 @@ def load(
 
 
 def load_either(
-    source: str | None, adapter: Path | None, check: Callable[["PretrainedConfig"], object]
+    source: str | None, adapter: Path | None, check: Callable[["PretrainedConfig"], object], dtype: Dtype | None = None
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """A model as it is, converted or not, and its tokenizer; on a GPU if there is one.
+    """A model as it is, converted or not, in `dtype` if given, and its tokenizer; on a GPU if there is one.
 
     Like `load`, but that without an `adapter` an ordinary model stays one, from a folder, a GGUF file or the hub.
     """
+    import torch
+
+    model, tokenizer = _load_either(source, adapter, check)
+    return model if dtype is None else model.to(getattr(torch, dtype)), tokenizer
+
+
+def _load_either(
+    source: str | None, adapter: Path | None, check: Callable[["PretrainedConfig"], object]
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     from landmark.hf.config import is_converted
     from landmark.hf.loading import read_config, read_tokenizer, to_default_device
     from landmark.hf.plain import load_plain

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from landmark.cli.options import load_either, whole_numbers
+from landmark.cli.options import Dtype, load_either, whole_numbers
 from landmark.cli.output import print_escaped, print_table, tokens_read
 from landmark.limits import MaybeFromOne, OutFile, Range, Seed
 from landmark.settings import DEFAULT_BLOCK_SIZE, ReadingChanges
@@ -37,6 +37,8 @@ class TaskOptions:
     default: the one in the package."""
     adapter: Path | None = None
     """Adapter that converts the model, as landmark.load_adapter takes it."""
+    dtype: Dtype | None = None
+    """Number type of weights, keys and values; default: the one that the weights are saved in, float32 for GGUF."""
     attention: Literal["landmark", "full", "local", "sinks", "none", "yarn"] | None = None
     """landmark: through memory; none: the same without opening blocks; local: the last tokens; full: everything at
     once; sinks: the first four tokens and the last ones; yarn: full, with rotary frequencies stretched to the length.
@@ -151,13 +153,13 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str) ->
         for length in lengths if options.rag is None else [_rag_tokens(options, config)]:
             attending.check_length(config, length)
 
-    model, tokenizer = load_either(options.model, options.adapter, check)
+    model, tokenizer = load_either(options.model, options.adapter, check, options.dtype)
     attending = _attending(options, model.config)
     cells = [Cell(*cell) for cell in product(groups, _forms(options, tokenizer), lengths)]
     prompts = Prompts(tokenizer, haystack, samples=options.samples, seed=options.seed)
     for cell in cells:
         prompts.check_length(cell.group, cell.length, cell.chat)
-    settings = attending.settings() | {"rag": options.rag}
+    settings = attending.settings() | {"dtype": str(model.dtype).removeprefix("torch."), "rag": options.rag}
     if options.rag is not None:
         settings["rag_tokens"] = _rag_tokens(options, model.config)
     journal = None
