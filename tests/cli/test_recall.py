@@ -156,6 +156,21 @@ def test_all_tasks_without_files_and_a_plot(plain_folder, essay, capsys, tmp_pat
     assert [row["task"] for row in lines(capsys)] == ["vt", "cwe"]
 
 
+def test_a_log_is_of_one_data_set(plain_folder, essay, capsys, tmp_path):
+    def squad(colour: str) -> str:
+        asked = {"question": "What colour is the sea?", "answers": [{"text": colour}]}
+        paragraphs = [{"context": f"The sea is {colour}.", "qas": [asked]}]
+        path = tmp_path / f"{colour}.json"
+        path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}), encoding="utf-8")
+        return str(path)
+
+    given = ["eval", "ruler", "--model", plain_folder, "--haystack", essay, "--samples", "1", "--lengths", "900"]
+    given += ["--tasks", "qa_1", "--json", "--out", str(tmp_path / "log.jsonl"), "--squad"]
+    assert cli.main([*given, squad("green")]) == 0
+    assert cli.main([*given, squad("blue")]) == 2
+    assert "made with another qa_1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

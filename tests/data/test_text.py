@@ -28,6 +28,8 @@ def test_missing_file_and_directory_are_named(tmp_path):
         read_text(tmp_path / "none.txt")
     with pytest.raises(ValueError, match="is a directory"):
         read_text(tmp_path)
+    with pytest.raises(ValueError, match="cannot be read: File name too long"):
+        read_text(tmp_path / ("long" * 100))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -102,7 +102,7 @@ def run_recall(options: RecallOptions) -> int:
     haystack = _haystack(options)
     from landmark.evaluation.recall import recall
 
-    return run_tasks(options, [recall(_names(options.tasks))], haystack)
+    return run_tasks(options, [recall(_names(options.tasks))], haystack, {})
 
 
 def run_ruler(options: RulerOptions) -> int:
@@ -120,7 +120,8 @@ def run_ruler(options: RulerOptions) -> int:
         if name not in (known := (*ruler.NAMES, *beyond.TASKS)):
             raise ValueError(f"there is no task {name!r}: choose of {', '.join(known)}")
     of_ruler = ruler.groups([name for name in names if name in ruler.NAMES], haystack, files)
-    return run_tasks(options, [*of_ruler, *(beyond.group(name) for name in names if name in beyond.TASKS)], haystack)
+    groups = [*of_ruler, *(beyond.group(name) for name in names if name in beyond.TASKS)]
+    return run_tasks(options, groups, haystack, {name: file for name, file in files.items() if file is not None})
 
 
 def _haystack(options: TaskOptions) -> str:
@@ -134,15 +135,16 @@ def _names(tasks: str) -> list[str]:
     return [name.strip() for name in tasks.split(",")]
 
 
-def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str) -> int:
-    """Ask the questions of `groups`, and print what the answers amount to."""
+def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, files: Mapping[str, Path]) -> int:
+    """Ask the questions of `groups`, and print what the answers amount to; `files` are the data sets of tasks."""
     started = time.monotonic()
     lengths = whole_numbers("lengths", options.lengths, LONGEST)
     if options.rag_tokens is not None and options.rag is None:
         raise ValueError(f"rag_tokens is {options.rag_tokens}, and nothing is searched: give --rag bm25")
+    from landmark.data.text import read_text
     from landmark.evaluation import figures
     from landmark.evaluation.asking import Asker, Cell, Sample, contents, order, summaries
-    from landmark.evaluation.samples import Journal
+    from landmark.evaluation.samples import Journal, digest
     from landmark.evaluation.tasks import Prompts
 
     if options.plot is not None:
@@ -166,6 +168,7 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str) ->
     if options.out is not None:
         together = [group.name for group in groups if len(group.tasks) > 1]  # they share a text
         described = {"samples": options.samples, "seed": options.seed, "together": together}
+        described |= {name: digest(read_text(file)) for name, file in files.items()}
         journal = Journal(options.out, contents(model, tokenizer, haystack) | described | settings, Sample)
 
     asker = Asker(model, attending, prompts, _passages(options, model, tokenizer))

@@ -31,12 +31,12 @@ def read_text(path: str | Path) -> str:
     path = Path(path)
     if str(path) == STDIN:
         return _decoded("standard input", _standard_input())
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; name its text files, e.g. {path}/*.txt")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a directory; name its text files, e.g. {path}/*.txt") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     return _decoded(str(path), data)

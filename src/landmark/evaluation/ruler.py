@@ -280,7 +280,7 @@ def read_squad(file: Path) -> tuple[list[Question], list[str]]:
             for asked in paragraph["qas"]
             if not asked.get("is_impossible") and asked["answers"]
         ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not the SQuAD data set in JSON ({type(error).__name__}: {error})") from error
     return _filled(file, questions, documents)
 
@@ -296,7 +296,7 @@ def read_hotpotqa(file: Path) -> tuple[list[Question], list[str]]:
             Question(one["question"], (one["answer"],), tuple(number[document] for document in found))
             for one, found in zip(asked, of_question, strict=True)
         ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not the HotpotQA data set in JSON ({type(error).__name__}: {error})") from error
     return _filled(file, questions, documents)
 
