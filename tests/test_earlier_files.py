@@ -13,6 +13,7 @@ import landmark
 from landmark import Context
 from landmark.contexts.verify import verify
 from landmark.hf.tokenizer import encode
+from landmark.settings import LandmarkSettings
 from landmark.training.options import TrainOptions
 from landmark.training.plan import plan_of
 from landmark.training.run_lock import check_claim
@@ -65,6 +66,11 @@ def opened_per_query(model) -> int:
 def test_a_model_keeps_its_settings_under_their_new_name(model):
     assert json.loads((FIXTURES / "model" / "config.json").read_text())["landmark"]["top_k"] == 2
     assert opened_per_query(model) == 2
+
+
+def test_a_setting_under_both_of_its_names_is_refused():
+    with pytest.raises(ValueError, match="top_k and retrieve are one setting"):
+        LandmarkSettings.from_dict({"block_size": 7, "landmark_id": 9, "top_k": 2, "retrieve": 4})
 
 
 def test_a_context_is_whole_and_answers_as_it_did(path, model):

@@ -8,8 +8,9 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, is_dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
 LARGEST = 10**12  # more than anything countable here; the machine's own numbers end far beyond
 
@@ -24,7 +25,10 @@ class Limit(ABC):
 
 @dataclass(frozen=True)
 class Range(Limit):
-    """Numbers from `least` to `most`, and 0 too if `or_zero`. Numbers that are not finite are in none."""
+    """Numbers from `least` to `most`, and 0 too if `or_zero`. Numbers that are not finite are in none.
+
+    What is no number is outside, so that a function can check an argument of its callers.
+    """
 
     least: float
     most: float = LARGEST
@@ -32,8 +36,10 @@ class Range(Limit):
     """What to give, where the numbers alone do not tell."""
     or_zero: bool = False
 
-    def check(self, name: str, value: float) -> None:
-        """Raises ValueError, naming what to give, for a number outside."""
+    def check(self, name: str, value: Any) -> None:
+        """Raises ValueError, naming what to give, for anything outside."""
+        if not isinstance(value, Real):
+            raise ValueError(f"{name} is {value!r}: give {self.words or 'a number'}")
         if self.least <= value <= self.most or (self.or_zero and value == 0):
             return
         open_ended = self.most == LARGEST and not value > LARGEST
@@ -78,7 +84,8 @@ SEEDS = Range(0, 2**32 - 1)  # what every generator of random numbers takes
 Seed = Annotated[int, SEEDS]
 Depth = Annotated[float | None, Range(0, 1, "0, the start of the book, to 1, its end")]
 # Logits are divided by it: below, they exceed what numbers can hold.
-Temperature = Annotated[float, Range(1e-3, 1e3, "0 for the most likely tokens, or 0.001 to 1000 to sample", True)]
+TEMPERATURES = Range(1e-3, 1e3, "0 for the most likely tokens, or 0.001 to 1000 to sample", True)
+Temperature = Annotated[float, TEMPERATURES]
 Share = Annotated[float, Range(0, 1 - sys.float_info.epsilon, "a share of attention, 0 or more and less than 1")]
 LearningRate = Annotated[float | None, Range(1e-12, 1e3, "a number above 0, such as 0.0003")]
 Threads = Annotated[int | None, Range(1, 512)]
@@ -89,13 +96,23 @@ MaybeFromOne = Annotated[int | None, Range(1)]
 MaybeFromZero = Annotated[int | None, Range(0)]
 
 
+def inner_type(hint: Any) -> Any:
+    """A type without what its annotation adds."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def is_group(kind: Any) -> bool:
+    """Whether a type is options of its own: a dataclass or a TypedDict."""
+    return is_dataclass(kind) or is_typeddict(kind)
+
+
 def limits_of(kind: type) -> dict[str, list[Limit]]:
     """The limits in the annotations of a dataclass or TypedDict, by field; those of nested ones beside them."""
     found: dict[str, list[Limit]] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        if is_dataclass(inner) or is_typeddict(inner):
-            found |= limits_of(cast(type, inner))
+        inner = inner_type(hint)
+        if is_group(inner):
+            found |= limits_of(inner)
         else:
             found[name] = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Limit)]
     return found

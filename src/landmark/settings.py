@@ -170,7 +170,10 @@ def check_verification(verify: str) -> None:
 
 
 def current_names(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved settings under the names of today."""
+    """Saved settings under the names of today; raises ValueError where one has both of its names."""
+    for earlier, name in _NAMES.items():
+        if earlier in saved and name in saved:
+            raise ValueError(f"{earlier} and {name} are one setting, and both are given: leave {earlier} out")
     return {_NAMES.get(name, name): value for name, value in saved.items()}
 
 

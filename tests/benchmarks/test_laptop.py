@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import landmark
 from benchmarks import laptop
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "hf"))
 from tiny_gguf import written
 
 from landmark.hf.loading import gguf_model
-from landmark.hf.serialization import FILE, describe, write_adapter
+from landmark.hf.serialization import FILE, describe
 from landmark.training.adapters import adapt
 from landmark.training.plan import Lora
 
@@ -36,7 +36,7 @@ def files(tmp_path_factory) -> list[str]:
     adapted.save_pretrained(folder / "peft")
     tensors = load_file(folder / "peft" / FILE)
     described = describe(gguf_model(model, dtype=torch.float32), tensors, adapted.config.landmark, 2.0)
-    write_adapter(folder / "adapter.safetensors", tensors, described)
+    save_file(tensors, folder / "adapter.safetensors", described)
     (folder / "text.txt").write_text("It was a bright cold day in April. ")
     arguments = ["laptop", str(model), "--adapter", str(folder / "adapter.safetensors"), "--threads", "1"]
     return [*arguments, "--text", str(folder / "text.txt"), "--contexts", "60,20", "--limit", "40", "--piece", "25"]

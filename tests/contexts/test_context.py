@@ -122,6 +122,7 @@ def test_numbers_that_are_not_finite_are_not_committed(path, folder):
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": 1e-30}, "temperature is 1e-30"),
+        ({"temperature": None}, "temperature is None"),
         ({"sources": -1}, "sources is -1"),
         ({"sources": 1.5}, "sources is 1.5"),
     ],
@@ -129,6 +130,15 @@ def test_numbers_that_are_not_finite_are_not_committed(path, folder):
 def test_questions_that_mean_nothing(path, model, question, said):
     with pytest.raises(ValueError, match=said):
         Context.open(path, model).generate(**{"prompt": PROMPT} | question)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"path": 5}, "path is 5: give the folder"), ({"index": None}, "index kind is None"), ({"index": 7}, "kind is 7")],
+)
+def test_places_and_indexes_that_are_none(path, model, given, said):
+    with pytest.raises(ValueError, match=said):
+        Context.open(**{"path": path, "model": model} | given)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 import landmark
 from landmark.hf.loading import gguf_config, gguf_model, gguf_tokenizer, read_config, read_tokenizer
@@ -44,6 +45,15 @@ def test_weights_are_those_of_the_file(file):
     expected = gguf.quants.dequantize(packed.data, packed.tensor_type)
     found = gguf_model(file, dtype="float32").get_input_embeddings().weight
     np.testing.assert_array_equal(found.detach().numpy(), expected)
+
+
+def test_the_progress_bar_is_switched_off_with_those_of_transformers(file, capfd):
+    logging.disable_progress_bar()
+    try:
+        gguf_model(file)
+    finally:
+        logging.enable_progress_bar()
+    assert capfd.readouterr().err == ""
 
 
 def test_configuration_and_tokenizer_come_from_the_same_file(file):

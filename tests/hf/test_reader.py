@@ -243,3 +243,10 @@ def test_ids_that_are_none(ids, said):
     model = landmark.convert(family("llama"), block_size=5, retrieve=2)
     with pytest.raises(ValueError, match=said):
         landmark.read(model, ids)
+
+
+@pytest.mark.parametrize("size", [2.5, 0, True, "8", 10**6])
+def test_chunk_sizes_that_are_none(size):
+    model = landmark.convert(family("llama"), block_size=5, retrieve=2)
+    with pytest.raises(ValueError, match="chunk"):
+        landmark.read(model, [5, 6, 7], chunk_size=size)

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import landmark
 from landmark.hf.config import is_converted
-from landmark.hf.serialization import FILE, describe, read_adapter, write_adapter
+from landmark.hf.serialization import FILE, describe, read_adapter
 from landmark.training.adapters import adapt
 from landmark.training.plan import Lora
 
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     adapted.save_pretrained(folder / "peft")
     tensors = load_file(folder / "peft" / FILE)
     settings = adapted.config.landmark | {"trained_tokens": 100}
-    write_adapter(folder / FILE, tensors, describe(plain(), tensors, settings, LORA.alpha / LORA.rank))
+    save_file(tensors, folder / FILE, describe(plain(), tensors, settings, LORA.alpha / LORA.rank))
     with torch.no_grad():
         return folder, adapted.eval()(input_ids=IDS).logits
 

@@ -92,3 +92,5 @@ def test_an_adapter_does_not_name_the_model_to_load(converted):
     (converted / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/else"}))
     with pytest.raises(ValueError, match="holds an adapter"):
         landmark.from_pretrained(converted)
+    with pytest.raises(ValueError, match="holds an adapter"):
+        read_config(converted)

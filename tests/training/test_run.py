@@ -99,6 +99,10 @@ def test_wrong_options_are_errors(options, material, tmp_path):
         train(options(tokenizer=None))
     with pytest.raises(ValueError, match="no tokenizer can be loaded"):
         train(options(tokenizer=str(tmp_path / "none")))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter"):
+        train(options(config=None, model=str(tmp_path / "adapter"), tokenizer=None, block_size=None))
     small = json.loads((material / "config.json").read_text()) | {"vocab_size": 299}
     (tmp_path / "small.json").write_text(json.dumps(small))
     with pytest.raises(ValueError, match="ids reach 299, the model has 299"):

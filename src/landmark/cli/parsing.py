@@ -13,15 +13,16 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, field, fields, make_dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, get_type_hints, is_typeddict
 
 import tyro
 from tyro.conf import OmitArgPrefixes, arg
 
 from landmark.cli.output import NARROWEST, WIDEST
+from landmark.limits import inner_type, is_group
 
 MESSAGE_COLUMNS = 1000  # of a message that is put on one line afterwards
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -64,8 +65,8 @@ def _shown(kind: type, text: str | None = None) -> type:
     own: list[Any] = []
     grouped: dict[str, list[Any]] = {title: [] for title in groups}
     for name, default in _defaults(kind).items():
-        inner = _inner(hints[name])
-        if _is_group(inner):
+        inner = inner_type(hints[name])
+        if is_group(inner):
             shown = _shown(inner, texts.get(name))
             option = (name, OmitArgPrefixes[shown], field(default_factory=shown))
         else:
@@ -87,7 +88,7 @@ def _restored(kind: type, shown: Any) -> Any:
     if is_typeddict(kind):
         return {name: value for name, value in values.items() if value is not None}
     hints = get_type_hints(kind)
-    return kind(**{name: _restored(hints[name], v) if _is_group(hints[name]) else v for name, v in values.items()})
+    return kind(**{name: _restored(hints[name], v) if is_group(hints[name]) else v for name, v in values.items()})
 
 
 def _defaults(kind: type) -> dict[str, Any]:
@@ -95,15 +96,6 @@ def _defaults(kind: type) -> dict[str, Any]:
     if is_typeddict(kind):
         return dict.fromkeys(get_type_hints(kind))
     return {option.name: option.default for option in fields(kind)}
-
-
-def _is_group(kind: Any) -> bool:
-    return is_dataclass(kind) or is_typeddict(kind)
-
-
-def _inner(hint: Any) -> Any:
-    """A type without what its annotation adds."""
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def _default_hint(default: object) -> Any:
@@ -114,7 +106,7 @@ def _default_hint(default: object) -> Any:
 def _help_texts(kind: type) -> dict[str, str]:
     """Docstrings of fields, those of bases included, each as one paragraph."""
     texts: dict[str, str] = {}
-    for base in reversed([base for base in kind.__mro__ if _is_group(base)]):
+    for base in reversed([base for base in kind.__mro__ if is_group(base)]):
         (class_,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(class_, ast.ClassDef)
         for one, following in pairwise(class_.body):

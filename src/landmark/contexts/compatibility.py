@@ -19,7 +19,7 @@ from landmark.hf.config import landmark_settings, layer_budgets, layer_kinds, te
 from landmark.hf.fingerprint import config_fingerprint_like, differences, fingerprint_like, model_fingerprint
 from landmark.hf.serialization import resume_cache
 from landmark.hf.tokenizer import bos_tokens, load_tokenizer, text_encoder
-from landmark.index.options import IndexKind, IndexOptions
+from landmark.index.options import IndexKind, IndexOptions, index_options
 from landmark.memory import LayerMemory
 from landmark.memory.storage import Budgets
 from landmark.settings import LandmarkSettings, ReadingChanges
@@ -59,11 +59,13 @@ def check_header(snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTr
     _compare(snapshot.path, snapshot.header, kept, fingerprint_like(kept, model) | _fingerprint_of_tokenizer(tokenizer))
 
 
-def check_model(path: Path, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
+def check_model(path: Path, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
     """Raises ValueError as `check_header` does, for what config and tokenizer decide: before weights are read."""
     header = read_manifest(path).header
     kept = _entry(header, "fingerprint")
-    now = config_fingerprint_like(kept, config) | _fingerprint_of_tokenizer(tokenizer)
+    now = config_fingerprint_like(kept, config)
+    if tokenizer is not None:
+        now |= _fingerprint_of_tokenizer(tokenizer)
     _compare(path, header, {name: kept.get(name) for name in now}, now)
 
 
@@ -117,7 +119,7 @@ def cache_of(
     **reading: Unpack[ReadingChanges],
 ) -> LandmarkCache:
     """A cache that continues the context; settings that are given replace those with which it was read."""
-    options = IndexOptions(index) if isinstance(index, str) else index
+    options = index_options(index)
     config = text_config(model.config)
     settings = _settings(snapshot.header, config, reading)
     if isinstance(snapshot, Writer):

@@ -91,12 +91,13 @@ class Context:
         `model` is a converted model, `tokenizer` its own (by default the one saved beside it). `options`: see `open`.
         Raises ValueError if `path` exists, or for settings under which nothing would be kept.
         """
+        folder = _folder(path)
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
         settings = LandmarkCache(model.config, **options).settings  # rejects bad ones before anything is made
         compatibility.check_keeps(settings)
         header, layout = compatibility.header(model, tokenizer, settings), compatibility.layout(model)
         compatibility.check_memory(header, layout, model.config, **options)
-        writer = create(Path(path), header, layout)
+        writer = create(folder, header, layout)
         return cls._opened(writer, model, tokenizer, options)
 
     @classmethod
@@ -125,8 +126,9 @@ class Context:
         other adapters or scaling of them, another tokenizer or block size (naming the difference), or if it is damaged.
         """
         check_verification(verify)
+        folder = _folder(path)
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
-        snapshot = open_writer(Path(path)) if write else open_reader(Path(path))
+        snapshot = open_writer(folder) if write else open_reader(folder)
         try:
             compatibility.check_header(snapshot, model, tokenizer)
             snapshot.checks_landmarks = verify != "manifest"
@@ -321,7 +323,7 @@ class Context:
         if path is not None:
             if self._growing and self._documents.writer is None:
                 raise ValueError("this fork is in memory, with no files of its own: fork the context to a path instead")
-            fork(self.path, Path(path))
+            fork(self.path, _folder(path))
             return Context.open(path, self.model, self.tokenizer, write=True, **self._options)
         self.check()
         documents, cache = self._documents.fork(), self.cache.fork()
@@ -337,3 +339,11 @@ class Context:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _folder(path: Any) -> Path:
+    """The folder of a context; raises ValueError for what is no path."""
+    try:
+        return Path(path)
+    except TypeError:
+        raise ValueError(f"path is {path!r}: give the folder of a context") from None

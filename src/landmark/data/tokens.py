@@ -105,11 +105,13 @@ def tokenize(
     documents = (document for source in sources for document in read_documents(source))
     for number, old in enumerate(finished):
         now = next(documents, None)
-        if not complete and not _is_same(old, now):
+        same = now is not None and now.name == old.name and _digest(now) == (old.bytes, old.sha256)
+        if not same and complete:
+            raise _changed(out, old, now)
+        if not same:
             finished = finished[:number]
             documents = chain(() if now is None else (now,), documents)
             break
-        _check_unchanged(out, old, now)
         if on_document is not None:
             on_document(old)
     if complete:
@@ -118,7 +120,7 @@ def tokenize(
             raise ValueError(f"{out} does not hold {extra.name}; tokenize into another folder")
         return TokenFile.open(out, tokenizer=tokenizer)
     _append(out, documents, tokenizer, settings, finished, on_document)
-    return TokenFile.open(out, tokenizer=tokenizer)
+    return TokenFile.open(out, verify=False)  # it was measured just now
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -190,18 +192,14 @@ def _first_difference(before: list[str], now: list[str]) -> tuple[str | None, st
     return next(pair for pair in zip_longest(before, now) if pair[0] != pair[1])
 
 
-def _is_same(old: TokenizedDocument, now: Document | None) -> bool:
-    return now is not None and (now.name, *_digest(now)) == (old.name, old.bytes, old.sha256)
-
-
-def _check_unchanged(out: Path, old: TokenizedDocument, now: Document | None) -> None:
+def _changed(out: Path, old: TokenizedDocument, now: Document | None) -> ValueError:
+    """The error for a document that the sources no longer have."""
     if now is None:
-        raise ValueError(f"{out} holds {old.name}, which the sources no longer have; use another folder")
-    if not _is_same(old, now):
-        raise ValueError(
-            f"{old.name} has changed since {out} was made ({old.bytes} bytes then, {_digest(now)[0]} bytes now); "
-            "delete the folder or choose another"
-        )
+        return ValueError(f"{out} holds {old.name}, which the sources no longer have; use another folder")
+    return ValueError(
+        f"{old.name} has changed since {out} was made ({old.bytes} bytes then, {len(now.text.encode())} bytes now); "
+        "delete the folder or choose another"
+    )
 
 
 def _append(

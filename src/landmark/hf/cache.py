@@ -23,7 +23,7 @@ from landmark.hf.rope import Rope
 from landmark.hf.sliding import SlidingWindow
 from landmark.hf.trace import Forward, Recording, Trace
 from landmark.index.constant import has_constant_keys
-from landmark.index.options import IndexKind, IndexOptions
+from landmark.index.options import IndexKind, IndexOptions, index_options
 from landmark.memory import LayerMemory, Retrievals
 from landmark.memory.storage import ProcessStorage, Storage
 from landmark.ops.rotary import Rotation
@@ -118,8 +118,9 @@ class LandmarkCache(Cache):
         self.kinds = layer_kinds(config)
         self._window = getattr(config, "sliding_window", None)
         if storage is None:
-            options = IndexOptions(index) if isinstance(index, str) else index
-            shared = ProcessStorage(options, layer_budgets(self.settings, config, host_budget, device_budget))
+            shared = ProcessStorage(
+                index_options(index), layer_budgets(self.settings, config, host_budget, device_budget)
+            )
             storage = dict.fromkeys(range(len(self.kinds)), shared)
         self._storage = storage
         super().__init__(layers=[*self._fresh_layers()])

@@ -7,6 +7,7 @@ raise no error, so names are looked up on the model at hand, and every forward i
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig
+from transformers.utils import logging
 
 # The argument of a forward that takes the cache: the first until transformers 5.23, the second from 5.24 on.
 CACHE_NAMES = ("past_key_values", "cache")
@@ -123,6 +125,18 @@ def holds_all_tensors(path: Path) -> bool:
         )
     except Exception:  # a damaged file can raise any
         return False
+
+
+def obey_progress_bar_setting() -> None:
+    """Makes the bar over a GGUF file's tensors one of transformers, which `disable_progress_bar` switches off.
+
+    Until 5.23 it comes from tqdm itself; later releases have none.
+    """
+    with suppress(ImportError):
+        from transformers import modeling_gguf_pytorch_utils as gguf
+
+        if hasattr(gguf, "tqdm"):
+            gguf.tqdm = logging.tqdm
 
 
 def require(condition: Tensor, message: str) -> None:

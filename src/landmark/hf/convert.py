@@ -24,7 +24,7 @@ from landmark.hf.config import (
 )
 from landmark.hf.hooks import attention_pre_hook, base_hook, base_pre_hook
 from landmark.hf.loading import gguf_model, hub_options, is_gguf, read_config, read_tokenizer, read_weights
-from landmark.hf.model import install_mixin, ordinary_tokens, saved_rows, store_settings
+from landmark.hf.model import install_mixin, ordinary_tokens, rows_of_tokens, saved_rows, store_settings
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
 from landmark.hf.rope import evaluating, find_ropes, rotation
 from landmark.settings import DEFAULT_BLOCK_SIZE, LandmarkSettings, ReadingChanges
@@ -210,11 +210,8 @@ def _add_mean_row(model: PreTrainedModel) -> None:
     rows: Any = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(rows + 1, mean_resizing=False)
     with torch.no_grad():
-        parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-        for embeddings in parts:
-            embeddings.weight[rows] = embeddings.weight[:rows].mean(0)
-            if getattr(embeddings, "bias", None) is not None:
-                embeddings.bias[rows] = embeddings.bias[:rows].mean()
+        for part in rows_of_tokens(model):
+            part[rows] = part[:rows].mean(0)
 
 
 # Self-check: a converted model must compute what it did before, and the same through a cache.

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from landmark.data.hub import check_model
-from landmark.hf.compat import holds_all_tensors
+from landmark.hf.compat import holds_all_tensors, obey_progress_bar_setting
 from landmark.hf.config import text_config
 
 _SHOWN = 3  # names of weights in a message
@@ -67,6 +67,7 @@ def read_config(path: str | PathLike[str], **options: Any) -> PretrainedConfig:
     if is_gguf(path):
         return gguf_config(path)
     check_model(str(path), "config.json", options)
+    _check_no_adapter(Path(path, options.get("subfolder", "")))
     with _one_line_error(f"no model can be loaded from {path}"):
         config = AutoConfig.from_pretrained(path, **_NO_CODE | options)
     named = text_config(config)._attn_implementation
@@ -142,14 +143,10 @@ def _one_line_error(what: str) -> Iterator[None]:
 
 def _check_safetensors(folder: Path) -> None:
     """Raises ValueError for a folder of pickled weights, or of an adapter; others, and names on the hub, pass."""
+    _check_no_adapter(folder)
     if not folder.is_dir():
         return
     names = sorted(path.name for path in folder.iterdir())
-    if _ADAPTER in names:
-        raise ValueError(
-            f"{folder} holds an adapter ({_ADAPTER}), which names another model to load: give that and the adapter"
-            " to landmark.load_adapter, or save the merged model in a folder of its own"
-        )
     shards = [shard for name in names if name.endswith(_INDEX) for shard in _shards(folder / name)]
     whole = [name for name in names if name.endswith(".safetensors")]
     pickled = [name for name in (*shards, *(() if whole else names)) if name.endswith(_PICKLED)]
@@ -157,6 +154,15 @@ def _check_safetensors(folder: Path) -> None:
         raise ValueError(
             f"the weights at {folder} are pickled ({pickled[0]}), and a pickle can run any program: take the model's"
             " safetensors files, or, if you trust it, load it with use_safetensors=False in Python and save it again"
+        )
+
+
+def _check_no_adapter(folder: Path) -> None:
+    """Raises ValueError for a folder that holds an adapter, with which transformers would load another model."""
+    if (folder / _ADAPTER).exists():
+        raise ValueError(
+            f"{folder} holds an adapter ({_ADAPTER}), which names another model to load: give that and the adapter"
+            " to landmark.load_adapter, or save the merged model in a folder of its own"
         )
 
 
@@ -221,6 +227,7 @@ def gguf_model(file: str | PathLike[str], **options: Any) -> PreTrainedModel:
     if hasattr(transformers, "GgufConfig"):  # these releases would keep weights quantized where they have kernels
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     options = {"config": gguf_config(path)} | options
+    obey_progress_bar_setting()
     with _silence():
         model = _whole(path, _read(AutoModelForCausalLM.from_pretrained, path, **options | _REPORT))
     _without_quantization(model.config)

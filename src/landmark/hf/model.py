@@ -85,7 +85,7 @@ class LandmarkMixin:
             resize(wanted, pad_to_multiple_of, mean_resizing)
             store_settings(model, settings)
             return model.get_input_embeddings()
-        landmark = [part[ordinary].detach().clone() for part in _rows_of_tokens(model)]
+        landmark = [part[ordinary].detach().clone() for part in rows_of_tokens(model)]
         with _preserve_random_state(model):
             resize(ordinary, mean_resizing=False)
         resize(wanted, pad_to_multiple_of, mean_resizing)
@@ -93,7 +93,7 @@ class LandmarkMixin:
             ordinary = len(model.get_input_embeddings().weight)
             resize(ordinary + 1, mean_resizing=False)
         with torch.no_grad():
-            for part, row in zip(_rows_of_tokens(model), landmark, strict=True):
+            for part, row in zip(rows_of_tokens(model), landmark, strict=True):
                 part[ordinary] = row
         store_settings(model, replace(settings, landmark_id=ordinary))
         return model.get_input_embeddings()
@@ -374,7 +374,7 @@ def warn_untrained(base: nn.Module) -> None:
     )
 
 
-def _rows_of_tokens(model: PreTrainedModel) -> list[Tensor]:
+def rows_of_tokens(model: PreTrainedModel) -> list[Tensor]:
     """Parameters with one row per token: embeddings, and the head's weight and bias."""
     parts: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     found = [part.weight for part in parts]

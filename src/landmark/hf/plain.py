@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from landmark.hf.config import text_config, trained_positions
 from landmark.hf.loading import gguf_model, is_gguf, read_weights
-from landmark.hf.reader import chunks
+from landmark.hf.reader import chunks, end_tokens
 
 
 def load_plain(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
@@ -71,8 +71,7 @@ def decode(model: PreTrainedModel, ids: Tensor, count: int, **options: Any) -> l
 
     `options` go to every forward: a cache or a reader, which has read all tokens before `ids`.
     """
-    end = getattr(model.generation_config, "eos_token_id", None)
-    ends = end if isinstance(end, list) else [end]
+    ends = end_tokens(model)
     new: list[int] = []
     token = ids.to(model.device)[None]
     while len(new) < count:

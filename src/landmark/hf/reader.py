@@ -17,8 +17,7 @@ from transformers import (
 
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import cache_argument, cache_kwargs
-
-_COLDEST, _HOTTEST = 0.001, 1000  # logits are divided by a temperature: below, they exceed what numbers can hold
+from landmark.limits import TEMPERATURES
 
 
 @torch.no_grad()
@@ -47,7 +46,7 @@ def read(
     """
     if cache is None:
         cache = LandmarkCache(model.config)
-        if chunk_size is not None and chunk_size > cache.chunk_tokens:
+        if isinstance(chunk_size, int) and chunk_size > cache.chunk_tokens:
             cache = LandmarkCache(model.config, chunk_size=chunk_size)
     ids = torch.as_tensor(input_ids)
     ids = ids[None] if ids.dim() == 1 else ids
@@ -56,10 +55,10 @@ def read(
     if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"input_ids are {ids.dtype} {list(ids.shape)}: give whole numbers [1, N], one text")
     longest = cache.chunk_tokens if chunk_size is None else chunk_size
-    if not 1 <= longest <= cache.chunk_tokens:
+    if not isinstance(longest, int) or isinstance(longest, bool) or not 1 <= longest <= cache.chunk_tokens:
         raise ValueError(
-            f"chunk_size is {chunk_size}: this cache takes 1 to {cache.chunk_tokens} ordinary tokens; give longer ones"
-            " to LandmarkCache(chunk_size=...), which checks whether they fit the trained range"
+            f"chunk_size is {chunk_size!r}: this cache takes 1 to {cache.chunk_tokens} ordinary tokens; give larger"
+            " numbers to LandmarkCache(chunk_size=...), which checks whether they fit the trained range"
         )
     for chunk in chunks(ids, lambda: min(longest, cache.next_chunk)):
         model.base_model(input_ids=chunk.to(model.device), **cache_kwargs(model.base_model, cache))
@@ -102,12 +101,9 @@ def answer(
     Greedy decoding at `temperature` 0, sampling above. `input_ids` are the tokens that `cache` has not read yet; with
     `cache` None every step computes the attention of training over all tokens. An answer ends with a token that the
     model's generation settings name, or with `end`, or when `stop`, which is called after each token, returns True.
-    Raises ValueError for a negative temperature and for `max_new_tokens` below 1.
+    Raises ValueError for a temperature other than 0 or 0.001 to 1000, and for `max_new_tokens` below 1.
     """
-    if not (temperature == 0 or _COLDEST <= temperature <= _HOTTEST):  # NaN is neither
-        raise ValueError(
-            f"temperature is {temperature}: give 0 for the most likely tokens, or {_COLDEST} to {_HOTTEST} to sample"
-        )
+    TEMPERATURES.check("temperature", temperature)
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}: give 1 or more, a whole number")
     ends = end_tokens(model, end)

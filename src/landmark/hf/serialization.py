@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -54,12 +53,6 @@ def describe(
         "sample": base64.b64encode(np.concatenate(list(sampled.values())).astype("<f4").tobytes()).decode(),
     }
     return {ENTRY: json.dumps(entry)}
-
-
-def write_adapter(file: str | PathLike[str], tensors: Mapping[str, Tensor], described: Mapping[str, str]) -> None:
-    """Writes an adapter in bfloat16 with its header entry, from `describe`."""
-    halves = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}
-    save_file(halves, file, {"format": "pt", **described})
 
 
 class Adapter(NamedTuple):

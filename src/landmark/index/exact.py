@@ -1,7 +1,6 @@
 """Exact index: every query is scored against every landmark key."""
 
 import copy
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -53,10 +52,12 @@ class ExactIndex:
         # Many queries by many keys: the product of a few queries would be bound by memory bandwidth.
         length = max(1, min(query.shape[2], _TILE_QUERIES, limit // rows))
         span = max(1, min(numbers.shape[1], limit // (rows * length)))
+        if self._keys.format != "float32":
+            span = min(span, _TILE_ROUNDED)
         # One buffer for all tiles: fresh ones would cost more in page faults than in arithmetic.
         buffer = query.new_empty(rows * length * span)
         found = []
-        for some in self._tiles(numbers.shape[1], span):
+        for some in slot_tiles(0, numbers.shape[1], span):
             labels, keys = numbers[:, None, None, some], self._keys.span(some, query.dtype)
             tiles = [
                 top_newest(inner_products(q, keys, buffer), labels, k, self._rescoring(q, some.start))
@@ -79,12 +80,6 @@ class ExactIndex:
         rows = query.reshape(-1, query.shape[-1]).contiguous()
         tolerance = rows.norm(dim=-1) * rounding_error(self._keys.max_norm, query.shape[-1], query.dtype)
         return Rescoring(rows.numpy(), keys, scales, first, tolerance.numpy())
-
-    def _tiles(self, slots: int, longest: int) -> Iterator[slice]:
-        """The first `slots` slots in tiles of up to `longest`, shorter if their keys must be dequantized."""
-        if self._keys.format != "float32":
-            longest = min(longest, _TILE_ROUNDED)
-        return (slice(start, min(start + longest, slots)) for start in range(0, slots, longest))
 
     def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
         if self._keys.format != "float32":

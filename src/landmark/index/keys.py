@@ -161,9 +161,9 @@ def _score_pairs(query: Any, keys: Any, out: Any, k: int, sharing: int, start: i
 TILE = 1 << 13  # slots
 
 
-def slot_tiles(start: int, stop: int) -> Iterator[slice]:
-    """Slots start..stop in tiles, of which `start` begins the first."""
-    return (slice(first, min(first + TILE, stop)) for first in range(start, stop, TILE))
+def slot_tiles(start: int, stop: int, longest: int = TILE) -> Iterator[slice]:
+    """Slots start..stop in tiles of up to `longest`, of which `start` begins the first."""
+    return (slice(first, min(first + longest, stop)) for first in range(start, stop, longest))
 
 
 def inner_products(query: Tensor, keys: Tensor, out: Tensor | None = None) -> Tensor:

@@ -48,6 +48,11 @@ class IndexOptions:
             )
 
 
+def index_options(index: IndexKind | IndexOptions) -> IndexOptions:
+    """The options of an index that is named by its kind, or given by them; raises ValueError for anything else."""
+    return index if isinstance(index, IndexOptions) else IndexOptions(index)
+
+
 def make_index(
     options: IndexOptions, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device
 ) -> Index:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from landmark.ops.autograd import first_derivatives_only
 
+IGNORED = -100  # as a label: what is not predicted; that of transformers and torch
 # Rows per pass: with a vocabulary of 4096, a float32 temporary of 16 MiB for any batch.
 ROWS = 1024
 # Numbers per pass with two sets of logits: 64 MiB in float32.
@@ -19,9 +20,9 @@ def weighted_cross_entropy(
     """Weighted mean cross entropy of next tokens, and the cross entropy of each.
 
     `logits [B, T, V]` at position t predict the token at t + 1; `labels` and `weights [B, T]` belong to the token at
-    their own position; a label of -100 or a weight of 0 is ignored. Returns the loss (a float32 scalar, 0 if everything
-    is ignored) and, without gradient, `[B, T]` losses by the position of the *label* (0 at position 0 and where
-    ignored).
+    their own position; a label of `IGNORED` or a weight of 0 is left out. Returns the loss (a float32 scalar, 0 if all
+    are left out) and, without gradient, `[B, T]` losses by the position of the *label* (0 at position 0 and where one
+    is left out).
 
     With `own`, `logits [B, len(own), V]` are those of these positions only, and the loss is their part of the mean.
 
@@ -44,8 +45,8 @@ def distillation_loss(
 
     `logits [B, T, V']` at position t predict the token at t + 1, as do `teacher_logits [B, T, V]`; columns of the
     student beyond V belong to no token and are ignored. `labels`, `weights` and `answers [B, T]` (bool) belong to the
-    token at their own position; a label of -100 or a weight of 0 is ignored. The divergence is KL(teacher || student)
-    over all V tokens, independent of the label.
+    token at their own position; a label of `IGNORED` or a weight of 0 is left out. The divergence is
+    KL(teacher || student) over all V tokens, independent of the label.
 
     Returns the loss (a float32 scalar) and, without gradient, `[B, T]` losses by the position of the *label*. If a
     gradient is needed, it overwrites the logits, which must not be used afterwards. Raises ValueError for a teacher
@@ -65,11 +66,11 @@ def distillation_loss(
 
 def _next_tokens(labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Next token and its share of the mean, by the position that predicts it."""
-    targets = torch.full_like(labels, -100)
+    targets = torch.full_like(labels, IGNORED)
     targets[:, :-1] = labels[:, 1:]
     scale = torch.zeros_like(weights)
     scale[:, :-1] = weights[:, 1:]
-    scale = scale.masked_fill(targets == -100, 0.0).float()
+    scale = scale.masked_fill(targets == IGNORED, 0.0).float()
     return targets, scale / scale.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 

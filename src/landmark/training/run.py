@@ -30,6 +30,7 @@ from landmark.training.models import (
     compute_dtype,
     load_model,
     load_teacher,
+    read_config,
     tokenizer_of,
 )
 from landmark.training.options import TrainOptions
@@ -71,6 +72,7 @@ def train(training: TrainOptions | Plan) -> Path:
     validation = None
     with processes.main_process_first():  # the others reuse its results
         check_files((*plan.texts, *plan.validation))
+        read_config(plan)  # before the tokenizer: of a folder that holds no model, that is the error to report
         new = _new_tokenizer(plan)
         tokenizer = tokenizer_of(plan)
         with _removed_on_error(new):

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from landmark.data.chat import ChatFormat
 from landmark.data.recall import ANSWER, COPY, HIDDEN, TEXT, Piece, RecallTask, RecallWindows
 from landmark.stream import tokens_that_fit
+from landmark.training.loss import IGNORED
 
-IGNORED = -100
 # Attentions of a stage: whether windows hold landmarks, and whether they are read in several segments.
 ATTENTIONS = {
     "landmark": (True, False),
@@ -110,7 +110,7 @@ class StageBatches(Dataset):
     """Micro-batches of consecutive stages, numbered from 0; `micro_batches` of them make an optimizer step.
 
     `ids` is a 1-d array of ordinary tokens (see `TokenFile`). An item is a dictionary of model inputs:
-    `input_ids [B, N]`, `labels [B, N]` (-100 where ignored; not shifted), `loss_weights [B, N]` (float32),
+    `input_ids [B, N]`, `labels [B, N]` (`IGNORED` where not predicted; not shifted), `loss_weights [B, N]` (float32),
     `token_kinds [B, N]` (uint8, see `landmark.data.recall`), and for the attention `stage`, `phase` (int),
     `jumps [B, N]` (long, None without) and `documents [B, N]` (long, the documents of a row numbered from 0, None
     without packing). The phase is uniform over 0 .. block_size - 1 and the same for the whole micro-batch; N is the

@@ -14,12 +14,10 @@ from landmark.readers.distractors import DistractedLandmarks, Distractors
 from landmark.readers.memorizing import Memorizing
 from landmark.readers.recurrent import Recurrent, RecurrentLandmarks
 from landmark.readers.retrieval import RetrievedLandmarks
-from landmark.training.loss import distillation_loss, weighted_cross_entropy
+from landmark.training.loss import IGNORED, distillation_loss, weighted_cross_entropy
 from landmark.training.models import Teacher
 from landmark.training.plan import Plan
 from landmark.training.stages import Stage
-
-NO_LABEL = -100
 
 
 def only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -36,7 +34,7 @@ class Tally:
 
     def add(self, token_losses: Tensor, labels: Tensor, kinds: Tensor, right: Tensor) -> None:
         """Adds a micro-batch: `[B, T]` each, by the position of the label; `right [n]` for its answer tokens."""
-        text = (kinds == TEXT) & (labels != NO_LABEL)
+        text = (kinds == TEXT) & (labels != IGNORED)
         text[:, 0] = False
         answers = predicted_answers(kinds)
         losses = [(token_losses * text).sum(), (token_losses * answers).sum()]
