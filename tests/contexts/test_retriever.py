@@ -9,6 +9,7 @@ import torch
 import landmark
 from landmark.contexts import retriever as module
 from landmark.contexts.retriever import passages
+from landmark.hf.block_search import BlockSearch
 
 BLOCK = 5  # of the tiny model
 ONE = "it was a calm sea and jim looked at the ships for a long while . he spoke of keys and grüße 0123 . " * 4
@@ -49,6 +50,28 @@ def test_scores_are_the_same_in_a_context_that_was_reopened(context: landmark.Co
     expected = landmark.Retriever(context, HEADS).block_scores(QUERY)
     reopened = landmark.Context.open(context.path, model)
     assert torch.equal(landmark.Retriever(reopened, HEADS).block_scores(QUERY), expected)
+
+
+def test_the_documents_are_made_ready_once(context: landmark.Context, monkeypatch: pytest.MonkeyPatch):
+    made = []
+    monkeypatch.setattr(module, "BlockSearch", lambda *given: made.append(given) or BlockSearch(*given))
+    retriever = landmark.Retriever(context, HEADS)
+    expected = retriever.search(QUERY)
+    assert retriever.search(QUERY) == expected
+    assert len(made) == 1
+    retriever.add("a third text of jim .", "three")
+    retriever.search(QUERY)
+    assert len(made) == 2
+
+
+def test_a_search_that_was_interrupted_does_not_change_the_next(context: landmark.Context, monkeypatch):
+    retriever = landmark.Retriever(context, HEADS)
+    expected = retriever.block_scores(QUERY)
+    with monkeypatch.context() as patch:
+        patch.setattr(landmark.LandmarkCache, "advance", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            retriever.block_scores(QUERY)
+    assert torch.equal(retriever.block_scores(QUERY), expected)
 
 
 def test_equal_scores_rank_the_earlier_passage_first(context: landmark.Context, monkeypatch: pytest.MonkeyPatch):

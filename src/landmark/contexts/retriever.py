@@ -135,15 +135,18 @@ class Retriever:
         self.context.check()
         if self._read != self.context.tokens_read:
             self._ranker, self._read = self._ranker_of_now()
-        return self._ranker.scores(query)
+        read, self._read = self._read, -1  # where this is interrupted, some layers have read the query: begin anew
+        scores = self._ranker.scores(query)
+        self._read = read
+        return scores
 
     def _ranker_of_now(self) -> tuple[BlockRanker, int]:
         """The ranker of all that was read, and how many tokens that is."""
-        fork = self.context.fork()
-        if not fork.tokens_read:
+        fork, read = self.context.fork(), self.context.tokens_read
+        if not read:
             raise ValueError(f"{self.context.path} holds no text that was read: add a document first")
         search = BlockSearch(fork.model, fork.tokenizer, fork.cache)
-        return BlockRanker(search, fork.tokenizer, self.heads), fork.tokens_read
+        return BlockRanker(search, fork.tokenizer, self.heads), read
 
     def _ranking(self, scores: Tensor) -> Iterator[int]:
         """The blocks by falling score, without those that hold nothing but removed documents."""
