@@ -81,6 +81,8 @@ def test_time_ends_and_the_same_command_goes_on(plain_folder, haystack, capsys, 
     given += ["--lengths", "900", "--out", str(tmp_path / "log.jsonl"), "--json"]
     clock = itertools.count(0, 60)  # a minute each time
     monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert recall(*given[:-3], "--json", "--minutes", "1") == 0
+    assert "0 of 8 questions: only with --out" in capsys.readouterr().err
     assert recall(*given, "--minutes", "3") == 0
     output = capsys.readouterr()
     assert [json.loads(line)["samples"] for line in output.out.splitlines()] == [2, 2]
@@ -115,6 +117,8 @@ def test_baselines_are_of_the_ordinary_model(plain_folder, haystack, more, capsy
         (["--model", "/nowhere"], "no model at /nowhere"),
         (["--haystack", "/nowhere.txt"], "does not exist"),
         (["--minutes", "0"], "minutes is 0"),
+        (["--plot", "map.xyz"], "plot is map.xyz: end its name in one of"),
+        (["--plot", "map"], "plot is map: end its name in one of"),
     ],
 )
 def test_mistakes(model_folder, haystack, arguments, said, capsys):
@@ -124,6 +128,18 @@ def test_mistakes(model_folder, haystack, arguments, said, capsys):
     assert said in output.err
     assert output.err.count("\n") == 1
     assert output.out == ""
+
+
+def test_what_a_tokenizer_decides_is_known_before_weights_are_read(plain_folder, haystack, capsys, monkeypatch):
+    monkeypatch.setattr("landmark.hf.plain.load_plain", lambda path: pytest.fail("weights are read"))
+    given = ["--model", plain_folder, "--haystack", haystack, "--tasks", "passkey", "--samples", "1"]
+    assert recall(*given, "--lengths", "60") == recall(*given, "--lengths", "500", "--form", "chat") == 2
+    said = capsys.readouterr().err
+    assert "length 60 is too short" in said
+    assert "no chat template" in said
+    monkeypatch.setattr("landmark.evaluation.bm25.find_spec", lambda name: None)
+    assert recall(*given, "--lengths", "500", "--rag", "bm25") == 2
+    assert "BM25 needs the package bm25s" in capsys.readouterr().err
 
 
 def test_an_ordinary_model_has_no_landmarks(plain_folder, haystack, capsys):
@@ -177,6 +193,7 @@ def test_a_log_is_of_one_data_set(plain_folder, essay, capsys, tmp_path):
         (["--tasks", "niah"], "no task 'niah': choose of niah_single_1"),
         (["--tasks", "qa_1"], "the task qa_1 needs its data set"),
         (["--squad", "/nowhere.json"], "/nowhere.json is no file"),
+        (["--tasks", "vt", "--squad", "file.json"], "file.json is the data set of the task qa_1"),
         (["--tasks", "cwe", "--lengths", "900"], "length 900 is too short for cwe"),
     ],
 )

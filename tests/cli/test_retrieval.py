@@ -57,6 +57,10 @@ def test_heads_are_chosen_on_other_books_and_saved(model_folder, books, tmp_path
         (["--heads", "/nonexistent"], "is no file of heads"),
         (["--texts", "/nonexistent"], "does not exist"),
         (["--methods", "tfidf"], "tfidf"),
+        (["--methods", "bm25", "--heads", "x.json"], "heads is for the method landmarks"),
+        (["--methods", "bm25", "dense", "--choose-on", "BOOK"], "choose_on is for the method mean-keys or landmarks"),
+        (["--methods", "mean-keys", "--choose-on", "BOOK", "--save-heads", "x.json"], "save_heads is for the method"),
+        (["--methods", "bm25", "landmarks", "--heads", "/nonexistent"], "is no file of heads"),
     ],
 )
 def test_mistakes(model_folder, books, arguments, said, capsys):

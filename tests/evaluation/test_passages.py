@@ -53,5 +53,7 @@ def test_they_depend_on_the_arguments_alone():
 def test_texts_that_are_too_short_are_refused():
     with pytest.raises(ValueError, match="9 passages of it take 1800: give longer texts or fewer passages"):
         make_tasks([book(1500)], 9)
+    with pytest.raises(ValueError, match="a text ends in passage 2 of 2, for its sentences are long"):
+        make_tasks([f"{'word ' * 400}. Then it was. "], 2)
     with pytest.raises(ValueError, match="1 passages of these texts give no query for fact: give more of them"):
         make_tasks([book(600)], 1)

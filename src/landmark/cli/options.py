@@ -108,7 +108,12 @@ def load(
 
 
 def load_either(
-    source: str | None, adapter: Path | None, check: Callable[["PretrainedConfig"], object], dtype: Dtype | None = None
+    source: str | None,
+    adapter: Path | None,
+    check: Callable[["PretrainedConfig"], object],
+    dtype: Dtype | None = None,
+    *,
+    check_tokenizer: Callable[["PreTrainedTokenizerBase"], object] = lambda tokenizer: None,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """A model as it is, converted or not, in `dtype` if given, and its tokenizer; on a GPU if there is one.
 
@@ -116,12 +121,15 @@ def load_either(
     """
     import torch
 
-    model, tokenizer = _load_either(source, adapter, check)
+    model, tokenizer = _load_either(source, adapter, check, check_tokenizer)
     return model if dtype is None else model.to(getattr(torch, dtype)), tokenizer
 
 
 def _load_either(
-    source: str | None, adapter: Path | None, check: Callable[["PretrainedConfig"], object]
+    source: str | None,
+    adapter: Path | None,
+    check: Callable[["PretrainedConfig"], object],
+    check_tokenizer: Callable[["PreTrainedTokenizerBase"], object],
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     from landmark.hf.config import is_converted
     from landmark.hf.loading import read_config, read_tokenizer, to_default_device
@@ -130,13 +138,14 @@ def _load_either(
 
     path = None if source is None else Path(source)
     if source is None or adapter is not None:
-        return load(path, check, adapter=adapter)
+        return load(path, check, adapter=adapter, check_tokenizer=check_tokenizer)
     config = read_config(source)
     if is_converted(config):
-        return load(path, check)
+        return load(path, check, check_tokenizer=check_tokenizer)
     quiet_transformers()
     check(config)
     tokenizer = read_tokenizer(source)
+    check_tokenizer(tokenizer)
     return to_default_device(load_plain(source)), tokenizer
 
 
@@ -145,13 +154,13 @@ def model_of(context: Path, model: Path | None) -> Path | None:
 
     Whoever made the context chose that name, so it is never one inside the context, nor one to download. For a GGUF
     file it is the installed one that the package's adapter belongs to. Where there is no such folder, the package's
-    model serves if its configuration and tokenizer fit. Raises ValueError, asking for --model, otherwise. `load` and
-    opening the context check that it is the model that read it.
+    model serves if its configuration fits. Raises ValueError, asking for --model, otherwise. `load` and opening the
+    context check that it is the model that read it.
     """
     from landmark.assets import adapted_path, model_path
     from landmark.contexts.compatibility import check_model
     from landmark.contexts.manifest import read_manifest
-    from landmark.hf.loading import is_gguf, read_config, read_tokenizer
+    from landmark.hf.loading import is_gguf, read_config
 
     recorded = read_manifest(context).header.get("model")
     if model is not None:
@@ -162,7 +171,7 @@ def model_of(context: Path, model: Path | None) -> Path | None:
     if recorded and is_gguf(recorded):
         return adapted_path()
     try:
-        check_model(context, read_config(model_path()), read_tokenizer(model_path()))
+        check_model(context, read_config(model_path()))
     except ValueError as error:
         named = f"{recorded}, and there is no such folder" if recorded else "a model that it does not name"
         raise ValueError(f"{context} was read by {named}: give --model, the folder of that model") from error

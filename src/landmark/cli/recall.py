@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from landmark.evaluation.asking import Asker, Cell, Sample
     from landmark.evaluation.bm25 import Passages
     from landmark.evaluation.samples import Journal
-    from landmark.evaluation.tasks import Group
+    from landmark.evaluation.tasks import Group, Prompts
 
 LONGEST = 10**9  # tokens of a text
 FORMS = {"plain": (False,), "chat": (True,), "both": (False, True)}
@@ -119,6 +119,9 @@ def run_ruler(options: RulerOptions) -> int:
     for name in names:
         if name not in (known := (*ruler.NAMES, *beyond.TASKS)):
             raise ValueError(f"there is no task {name!r}: choose of {', '.join(known)}")
+    for name, file in files.items():
+        if file is not None and name not in names:
+            raise ValueError(f"{file} is the data set of the task {name}: add {name} to the tasks, or leave it out")
     of_ruler = ruler.groups([name for name in names if name in ruler.NAMES], haystack, files)
     groups = [*of_ruler, *(beyond.group(name) for name in names if name in beyond.TASKS)]
     return run_tasks(options, groups, haystack, {name: file for name, file in files.items() if file is not None})
@@ -142,25 +145,30 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
     if options.rag_tokens is not None and options.rag is None:
         raise ValueError(f"rag_tokens is {options.rag_tokens}, and nothing is searched: give --rag bm25")
     from landmark.data.text import read_text
-    from landmark.evaluation import figures
-    from landmark.evaluation.asking import Asker, Cell, Sample, contents, order, summaries
+    from landmark.evaluation import bm25, figures
+    from landmark.evaluation.asking import Asker, Sample, contents, order, summaries
     from landmark.evaluation.samples import Journal, digest
-    from landmark.evaluation.tasks import Prompts
 
     if options.plot is not None:
-        figures.check_matplotlib()
+        figures.check_can_draw(options.plot)
+    if options.rag is not None:
+        bm25.check_installed()
 
     def check(config: "PretrainedConfig") -> None:
         attending = _attending(options, config)
         for length in lengths if options.rag is None else [_rag_tokens(options, config)]:
             attending.check_length(config, length)
 
-    model, tokenizer = load_either(options.model, options.adapter, check, options.dtype)
+    planned: list[tuple[list[Cell], Prompts]] = []  # by what is checked before weights are read
+    model, tokenizer = load_either(
+        options.model,
+        options.adapter,
+        check,
+        options.dtype,
+        check_tokenizer=lambda tokenizer: planned.append(_plan(options, groups, haystack, lengths, tokenizer)),
+    )
+    ((cells, prompts),) = planned
     attending = _attending(options, model.config)
-    cells = [Cell(*cell) for cell in product(groups, _forms(options, tokenizer), lengths)]
-    prompts = Prompts(tokenizer, haystack, samples=options.samples, seed=options.seed)
-    for cell in cells:
-        prompts.check_length(cell.group, cell.length, cell.chat)
     settings = attending.settings() | {"dtype": str(model.dtype).removeprefix("torch."), "rag": options.rag}
     if options.rag is not None:
         settings["rag_tokens"] = _rag_tokens(options, model.config)
@@ -179,8 +187,27 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
     if options.plot is not None and rows:
         figures.draw(rows, options.plot)
     if len(found) < (asked := options.samples * sum(len(cell.group.tasks) for cell in cells)):
-        print_escaped(f"{len(found):,} of {asked:,} questions: the same command goes on", to_stderr=True)
+        more = "the same command goes on" if options.out is not None else "only with --out does the same command go on"
+        print_escaped(f"{len(found):,} of {asked:,} questions: {more}", to_stderr=True)
     return 0
+
+
+def _plan(
+    options: TaskOptions,
+    groups: "Sequence[Group]",
+    haystack: str,
+    lengths: Sequence[int],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> "tuple[list[Cell], Prompts]":
+    """What is asked; raises ValueError for lengths and forms that are not possible with the tokenizer."""
+    from landmark.evaluation.asking import Cell
+    from landmark.evaluation.tasks import Prompts
+
+    cells = [Cell(*cell) for cell in product(groups, _forms(options, tokenizer), lengths)]
+    prompts = Prompts(tokenizer, haystack, samples=options.samples, seed=options.seed)
+    for cell in cells:
+        prompts.check_length(cell.group, cell.length, cell.chat)
+    return cells, prompts
 
 
 def _ask(

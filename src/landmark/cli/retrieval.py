@@ -56,6 +56,9 @@ def run(options: RetrievalOptions) -> int:
         raise ValueError("choose_on and heads both say which heads rank: give one of them")
     if options.save_heads is not None and not options.choose_on:
         raise ValueError("save_heads keeps heads that are chosen: give choose_on, the books to choose them on")
+    for name, methods in (("choose_on", OF_MODEL), ("heads", (LANDMARKS,)), ("save_heads", (LANDMARKS,))):
+        if getattr(options, name) and not {*methods} & {*options.methods}:
+            raise ValueError(f"{name} is for the method {' or '.join(methods)}: add it to the methods, or leave it out")
     tasks = _tasks(options, options.texts)
     validation = _tasks(options, options.choose_on) if options.choose_on else None
     from landmark.evaluation.retrieval import figures, rank
@@ -90,6 +93,8 @@ def _methods(
     from landmark.evaluation import retrieval
     from landmark.evaluation.bm25 import bm25
 
+    # Before anything is measured, for its errors.
+    loaded = _model(options) if {*OF_MODEL} & {*options.methods} else None
     without_model: dict[str, Callable[[list[str]], Scores]] = {"bm25": bm25, "dense": retrieval.dense}
     for method, make in without_model.items():
         if method in options.methods:
@@ -97,9 +102,9 @@ def _methods(
                 yield method, make(tasks.passage_texts())
             except ValueError as error:
                 print_escaped(f"{method} is left out: {error}", to_stderr=True)
-    if not set(OF_MODEL) & set(options.methods):
+    if loaded is None:
         return
-    model, tokenizer, heads = _model(options)
+    model, tokenizer, heads = loaded
     if validation is not None:
         heads = _chosen(options, model, tokenizer, validation)
     reader = _reader(model, tokenizer, tasks)

@@ -16,10 +16,15 @@ INCH = 0.55  # of a cell
 DARK = 0.6  # below this share, numbers are white
 
 
-def check_matplotlib() -> None:
-    """Raises ValueError where matplotlib is not installed."""
+def check_can_draw(file: Path) -> None:
+    """Raises ValueError where `draw` would, before there is anything to draw."""
     if find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: pip install 'landmark-attention[view]'")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix[1:].lower() not in kinds:
+        raise ValueError(f"plot is {file}: end its name in one of {', '.join(f'.{kind}' for kind in kinds)}")
 
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:

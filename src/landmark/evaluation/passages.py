@@ -16,7 +16,7 @@ from landmark.data.recall import random_name
 
 PASSAGE_WORDS = 100  # as in the passages of Dense Passage Retrieval (Karpukhin et al. 2020)
 TASKS = ("continuation", "fact", "question")
-_ROOM = 2  # a passage and its continuation take fewer words than so many times PASSAGE_WORDS
+_ROOM = 2  # a passage and its continuation take fewer words than so many times PASSAGE_WORDS, of usual sentences
 _QUERY_WORDS = range(6, 61)  # of a sentence that may be left out
 _FACTS_OF_A_KIND = 8  # facts are drawn in groups; those of half of the groups are alike
 # The end of a sentence or of a paragraph.
@@ -70,7 +70,13 @@ def make_tasks(books: Sequence[str], passages: int, *, seed: int = 0) -> Retriev
         parts = []
         left = _from_random(sentences(book), share, rng)
         for turn in range(share):
-            part, asked = _passage(left, turn, rng, facts)
+            try:
+                part, asked = _passage(left, turn, rng, facts)
+            except StopIteration:
+                raise ValueError(
+                    f"a text ends in passage {turn + 1} of {share}, for its sentences are long: give fewer passages, or"
+                    " texts of prose"
+                ) from None
             queries += [Query(task, text, len(cut) + turn) for task, text in asked]
             parts.append(part)
         ends = list(accumulate(map(len, parts), initial=0))

@@ -89,11 +89,11 @@ class PassageReader:
         return max(found, key=lambda chosen: found[chosen])
 
     def _weights(self, query: str, heads: list[tuple[int, int]], keys: Keys) -> Tensor:
-        """Weights [3,heads,N] of blocks for a query, by pooling."""
+        """Weights [3,heads,N] of blocks for a query, by pooling; on the CPU."""
         ids = encode(self._tokenizer, query, continues=True).ids
         scores = self._search.scores(ids, {layer for layer, _ in heads}, self._search_of(keys))
         every = torch.stack([scores[layer][head] for layer, head in heads])
-        return torch.stack([pooled(every, pooling) for pooling in POOLINGS])
+        return torch.stack([pooled(every, pooling) for pooling in POOLINGS]).cpu()
 
     def _quality(self, blocks: Tensor, tasks: RetrievalTasks) -> float:
         """The mean over tasks of the mean reciprocal rank by scores [Q,N] of blocks."""

@@ -144,9 +144,9 @@ class BlockRanker:
         self._background = torch.stack([self._weights(text) for text in BACKGROUND]).mean(0)
 
     def scores(self, query: str) -> Tensor:
-        """The score of every block [N]; raises ValueError for a query that is empty or too long."""
+        """The score of every block [N], on the CPU; raises ValueError for a query that is empty or too long."""
         return self._weights(query) - self._background
 
     def _weights(self, query: str) -> Tensor:
         ids = encode(self._tokenizer, query, continues=True).ids
-        return self._heads.pooled(self._search.scores(ids, self._heads.layers, self._search_of))
+        return self._heads.pooled(self._search.scores(ids, self._heads.layers, self._search_of)).cpu()
