@@ -108,14 +108,16 @@ def run_index(options: IndexSearchOptions) -> int:
     queries = whole_numbers("queries", options.queries)
     _check_plot(options)
     from benchmarks import index
-    from benchmarks.landmark_keys import landmarks_of_book
+    from benchmarks.landmark_keys import TOKENS, landmarks_of_book
     from benchmarks.machine import prepare
 
     chosen = index.methods(options.methods)
     machine = prepare(options)
-    landmarks = landmarks_of_book()
+    with tokens_read("reading the text of the keys", TOKENS) as progress:
+        landmarks = landmarks_of_book(progress=progress)
     rows = []
-    with tokens_read("index", len(sizes) * len(queries) * (options.rounds + 1)) as progress:
+    steps = len(sizes) * (len(chosen) + len(queries) * (options.rounds + 1))
+    with tokens_read("building and searching indexes", steps) as progress:
         for blocks in sizes:
             for row in index.run(machine, landmarks, blocks, queries, chosen, options.rounds, progress):
                 rows.append(row)

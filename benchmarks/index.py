@@ -74,12 +74,15 @@ def run(
     rounds: int,
     progress: Callable[[int], object],
 ) -> Iterator[Row]:
-    """The rows of so many blocks; `progress` gets `rounds + 1` steps for each number of queries."""
+    """The rows of so many blocks; `progress` gets a step for each index, `rounds + 1` for each number of queries."""
     generator = torch.Generator().manual_seed(0)
     copies = 1 + sum(blocks <= _LARGEST.get(name, blocks) for name in chosen)
     lack = shortage(4 * landmarks.keys.shape[1] * blocks * copies, machine.device)
     keys = drawn_like(landmarks.keys, blocks if lack is None else 1, generator)[None]
-    built = [_build(name, make, keys, landmarks.queries[None, :, :64], lack) for name, make in chosen.items()]
+    built = []
+    for name, make in chosen.items():
+        built.append(_build(name, make, keys, landmarks.queries[None, :, :64], lack))
+        progress(1)
     del keys
     for count in queries:
         sampled = torch.randint(landmarks.queries.shape[1], (count,), generator=generator)

@@ -1,6 +1,6 @@
 """Landmark keys and queries of a real text: the package's model reads the package's book."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,14 +58,14 @@ def recording_cache(config: Any, layers: Collection[int]) -> tuple[LandmarkCache
     return LandmarkCache(config, storage=storage), list(recorders.values())
 
 
-def landmarks_of_book(tokens: int = TOKENS) -> Landmarks:
-    """Reads the beginning of the book, which takes a quarter of a minute."""
+def landmarks_of_book(tokens: int = TOKENS, progress: Callable[[int], object] | None = None) -> Landmarks:
+    """Reads the beginning of the book, which takes a quarter of a minute; `progress` gets numbers of tokens."""
     quiet_transformers()
     model = landmark.from_pretrained(model_path())
     tokenizer = load_tokenizer(model_path(), model)
     ids = encode(tokenizer, read_text(book_path())).ids[:tokens]
     cache, (index,) = recording_cache(model.config, [LAYER])
-    landmark.read(model, ids, cache)
+    landmark.read(model, ids, cache, progress=progress)
     count = int(index.numbers(torch.device("cpu")).max()) + 1
     keys = index.keys(torch.arange(count)[None])[0]
     group = index.asked[0].shape[1] // len(keys)

@@ -15,7 +15,7 @@ TINY = ["index", "--threads", "1", "--rounds", "2", "--queries", "1,3"]
 def _no_reading(monkeypatch):
     torch.manual_seed(0)
     made = Landmarks(torch.randn(200, 16) @ torch.diag(torch.logspace(0, -1, 16)), torch.randn(2, 50, 16), 2)
-    monkeypatch.setattr(landmark_keys, "landmarks_of_book", lambda: made)
+    monkeypatch.setattr(landmark_keys, "landmarks_of_book", lambda progress: made)
     monkeypatch.setattr(machine, "MATMUL_WIDTH", {"cpu": 64})
     monkeypatch.setattr(machine, "COPIED_BYTES", {"cpu": 1 << 16})
 
