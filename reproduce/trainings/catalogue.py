@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from landmark.training.options import TrainOptions, flags
+from landmark.training.options import flags, given_options
 
 if TYPE_CHECKING:
     from landmark.training.plan import Plan
+    from reproduce.train import NamedTraining
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def find(name: str) -> Entry:
     raise ValueError(f"there is no training {name!r}; {remedy}")
 
 
-def plan_of(entry: Entry, options: TrainOptions) -> "Plan":
+def plan_of(entry: Entry, options: "NamedTraining") -> "Plan":
     """The plan of a training, with the options of a command line.
 
     A training takes the options that its function has parameters for, and always the precision and those that change no
@@ -70,13 +71,13 @@ def plan_of(entry: Entry, options: TrainOptions) -> "Plan":
     module, name = entry.target.split(":")
     make = getattr(import_module(module), name)
     parameters = inspect.signature(make).parameters
-    given = options.given()
-    del given["name"]
-    taken = {name: given.pop(name) for name in parameters if name in given}
-    free = {name: given.pop(name) for name in (*FREE, "precision") if name in given}
-    if given:
+    left = given_options(options)
+    del left["name"]
+    taken = {name: left.pop(name) for name in parameters if name in left}
+    free = {name: left.pop(name) for name in (*FREE, "precision") if name in left}
+    if left:
         raise ValueError(
-            f"the training {entry.name} does not take {flags(given)}: leave that out; it takes {flags(parameters)}"
+            f"the training {entry.name} does not take {flags(left)}: leave that out; it takes {flags(parameters)}"
         )
     missing = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     if missing := [name for name in missing if name not in taken]:

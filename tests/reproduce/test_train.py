@@ -57,7 +57,8 @@ def test_a_recipe_trains_by_its_name_and_is_known_again(data, tmp_path, capsys):
         (["small_books"], "needs --data"),
         (["small_books", "--data", "DATA/none"], "none/books/train does not exist"),
         (["small_math", "--data", "DATA"], "math/train does not exist"),
-        (["small_books", "--data", "DATA", "--texts", "a.txt"], "does not take --texts"),
+        (["small_books", "--data", "DATA", "--model", "a.gguf"], "does not take --model"),
+        (["shipped_model", "--data", "DATA", "--steps", "5"], "does not take --steps"),
         (["small_books", "--data", "DATA", "--attention", "sparse"], "choose one of landmark, full"),
     ],
 )

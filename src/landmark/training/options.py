@@ -7,6 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from landmark.limits import SEEDS, LearningRate, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range, Threads
 
+Precision = Literal["auto", "float32", "bfloat16", "float16"] | None
+Parallel = Literal["ddp", "fsdp", "sequence"] | None
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -93,7 +96,7 @@ class TrainOptions:
     retrieve: MaybeFromZero = None
     """Blocks opened per query by the final model. Default: the model's own, else 4."""
 
-    precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    precision: Precision = None
     """Dtype of the forward pass; auto (the default) is bfloat16 or float16 on GPUs that have it, else float32."""
 
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -115,7 +118,7 @@ class TrainOptions:
     seed: Annotated[int | None, SEEDS] = None
     """Seed of the initial parameters and of the windows (default 0)."""
 
-    parallel: Literal["ddp", "fsdp", "sequence"] | None = None
+    parallel: Parallel = None
     """Parallelism of the processes of torchrun: ddp (the default), data parallel; fsdp, the same with parameters,
     gradients and optimizer states sharded; sequence, as fsdp, but all share every window, for very long windows."""
 
@@ -125,9 +128,10 @@ class TrainOptions:
     json: Annotated[str | None, OutFile(or_stdout=True)] = None
     """Write each log event as a line of JSON to this file, or to standard output if it is -."""
 
-    def given(self) -> dict[str, Any]:
-        """The options that differ from their defaults, by name."""
-        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+
+def given_options(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass of options that differ from their defaults, by name."""
+    return {field.name: value for field in fields(options) if (value := getattr(options, field.name)) != field.default}
 
 
 def flags(names: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from landmark.limits import check_limits
-from landmark.training.options import TrainOptions
+from landmark.training.options import TrainOptions, given_options
 from landmark.training.recipe import Recipe, recipe_of
 
 # Settings of folders, logs and processes, which change no parameter of the model.
@@ -121,13 +121,12 @@ class Plan:
 def plan_of(options: TrainOptions) -> Plan:
     """The plan of these options; raises ValueError, naming the file or option, if they are inconsistent."""
     check_limits(options)
-    given = options.given()
     if not options.texts:
         raise ValueError("there is no text to train on: name some with --texts")
     known = {field.name for field in fields(Plan)} - {"recipe", "config", "adapter"}
-    given = {name: value for name, value in given.items() if name in known}
+    taken = {name: value for name, value in given_options(options).items() if name in known}
     config = None if options.config is None else _read_config(options.config)
-    return Plan(**given, recipe=recipe_of(options), config=config, adapter=_adapter(options))
+    return Plan(**taken, recipe=recipe_of(options), config=config, adapter=_adapter(options))
 
 
 def _adapter(options: TrainOptions) -> Lora | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from landmark.data.recall import RecallTask
 from landmark.settings import current_names
-from landmark.training.options import TrainOptions, flags
+from landmark.training.options import TrainOptions, flags, given_options
 from landmark.training.stages import Stage
 
 ONE_STAGE_OPTIONS = ("steps", "window_positions", "batch_size", "micro_batches", "learning_rate", "packing")
@@ -55,7 +55,7 @@ def recipe_of(options: TrainOptions) -> Recipe:
 
     Raises ValueError if both are given.
     """
-    given = {name: value for name, value in options.given().items() if name in ONE_STAGE_OPTIONS}
+    given = {name: value for name, value in given_options(options).items() if name in ONE_STAGE_OPTIONS}
     if options.recipe is not None:
         if given:
             raise ValueError(f"the recipe {options.recipe} decides about {flags(given)}; set them there")

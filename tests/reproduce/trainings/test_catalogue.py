@@ -39,8 +39,8 @@ def test_given_where_the_package_has_another_default_is_given(data):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("small_books", {"texts": ("a",), "learning_rate": 0.1}, "does not take --texts, --learning-rate: leave that"),
-        ("small_books", {"data": Path(), "adapter": "lora"}, "small_books does not take --adapter"),
+        ("smollm2_135m", {"attention": "full", "steps": 5}, "does not take --attention, --steps: leave that"),
+        ("small_books", {"data": Path(), "model": "a.gguf"}, "small_books does not take --model"),
         ("shipped_model", {"attention": "full"}, "it takes --out, --data, --seed"),
         ("paper_pg19", {"data": Path()}, "paper_pg19 does not take --data"),
         ("small_math", {}, "the training small_math needs --data"),
