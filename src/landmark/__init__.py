@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from landmark.assets import adapter_path, book_path, model_path
     from landmark.contexts.chat import Chat
+    from landmark.contexts.collection import Collection
+    from landmark.contexts.collection_manifest import Member
     from landmark.contexts.context import Answer, Context
     from landmark.contexts.disk import Damage
     from landmark.contexts.documents import Source
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Answer",
     "Chat",
+    "Collection",
     "Context",
     "Damage",
     "Document",
@@ -47,6 +50,7 @@ __all__ = [
     "LandmarkCache",
     "LandmarkSettings",
     "Match",
+    "Member",
     "Plan",
     "ReadingSettings",
     "RecallTask",
@@ -79,6 +83,7 @@ __all__ = [
 _MODULES = {
     "Answer": "landmark.contexts.context",
     "Chat": "landmark.contexts.chat",
+    "Collection": "landmark.contexts.collection",
     "Context": "landmark.contexts.context",
     "Damage": "landmark.contexts.disk",
     "Document": "landmark.contexts.segments",
@@ -86,6 +91,7 @@ _MODULES = {
     "LandmarkCache": "landmark.hf.cache",
     "LandmarkSettings": "landmark.settings",
     "Match": "landmark.contexts.retriever",
+    "Member": "landmark.contexts.collection_manifest",
     "Plan": "landmark.training.plan",
     "ReadingSettings": "landmark.settings",
     "RecallTask": "landmark.data.recall",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
+import torch
 from torch import Tensor
 
 import landmark
@@ -22,6 +23,7 @@ from landmark.hf.tokenizer import bos_tokens, load_tokenizer, text_encoder
 from landmark.index.options import IndexKind, IndexOptions, index_options
 from landmark.memory import LayerMemory
 from landmark.memory.storage import Budgets
+from landmark.memory.window import WindowState
 from landmark.settings import LandmarkSettings, ReadingChanges
 from landmark.store.base import BlockShape
 
@@ -139,7 +141,23 @@ def cache_of(
     cache = LandmarkCache(model.config, storage=storages, **asdict(settings.reading))
     if metadata:
         _resume(cache, tensors, metadata, snapshot, model.device)
+    elif snapshot.blocks:
+        _begin_behind(cache, snapshot, model.device)
     return cache
+
+
+def _begin_behind(cache: LandmarkCache, snapshot: Snapshot, device: Any) -> None:
+    """Lets the cache begin behind the blocks of a collection, with nothing in its local windows."""
+    tokens = 0
+    layers = [memory for memory in cache.memories if isinstance(memory, LayerMemory)]
+    for memory, shape in zip(layers, snapshot.layout.blocks, strict=True):
+        keys, values = (
+            torch.zeros(1, shape.heads, 0, width, dtype=shape.dtype, device=device)
+            for width in (shape.key_dim, shape.value_dim)
+        )
+        memory.resume(WindowState(keys, values, keys, [0]), [snapshot.blocks * shape.stride], [snapshot.blocks])
+        tokens = snapshot.blocks * (shape.stride - 1)
+    cache.resume(torch.tensor([tokens], device=device))
 
 
 def _resume(

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from landmark.contexts import compatibility
+from landmark.contexts.collection_folder import open_snapshot
 from landmark.contexts.documents import DocumentStore, Source, check_document, check_limit, distinct
 from landmark.contexts.folder import fork
 from landmark.contexts.segments import Document
-from landmark.contexts.snapshot import Snapshot, open_reader
+from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.verify import check_snapshot
 from landmark.contexts.writer import Writer, create, open_writer
 from landmark.hf import LandmarkCache, read
@@ -113,6 +114,8 @@ class Context:
     ) -> "Context":
         """Opens the context in the folder `path` at its newest commit; with `write` it can grow.
 
+        A collection opens for reading, too: see `Collection`, which changes it.
+
         `verify` is what is checked before it opens: the "manifest" and the sizes of all files; also all "landmarks",
         the keys that every query is compared with; or "all" committed bytes, as `landmark contexts verify` does.
         Tokens, texts and blocks are checked in any case when they are first read: `generate` or `read` raise ValueError
@@ -128,7 +131,7 @@ class Context:
         check_verification(verify)
         folder = _folder(path)
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
-        snapshot = open_writer(folder) if write else open_reader(folder)
+        snapshot = open_writer(folder) if write else open_snapshot(folder)
         try:
             compatibility.check_header(snapshot, model, tokenizer)
             snapshot.checks_landmarks = verify != "manifest"

@@ -74,6 +74,12 @@ class Layout:
         """Bytes of a block in all layers."""
         return sum(shape.nbytes for shape in self.blocks)
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Its fields in a manifest; `layout_of` takes them."""
+        blocks = [[*shape[:-1], str(shape.dtype).removeprefix("torch.")] for shape in self.blocks]
+        return {"blocks": blocks, "landmarks": self.landmarks}
+
     @cached_property
     def landmark_record(self) -> np.dtype:
         """A landmark record: keys `[Hkv,D]` under each layer's number, checksums of the block's layers, and its own."""
@@ -168,20 +174,23 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The file: a first line with the checksum of the rest; both together are one JSON object."""
-        blocks = [[*shape[:-1], str(shape.dtype).removeprefix("torch.")] for shape in self.layout.blocks]
         fields = {
             "format": FORMAT,
             "version": VERSION,
             "generation": self.generation,
-            "blocks": blocks,
-            "landmarks": self.layout.landmarks,
+            **self.layout.fields,
             "segments": [asdict(segment) for segment in self.segments],
             "state": self.state and asdict(self.state),
             "header": self.header,
         }
-        lines = [f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in fields.items()]
-        rest = (",\n".join(lines) + "}\n").encode()
-        return b'{"crc32": "%08x",\n%s' % (zlib.crc32(rest), rest)
+        return framed(fields)
+
+
+def framed(fields: dict[str, Any]) -> bytes:
+    """A file of JSON fields, a line each, whose first line is the checksum of the rest."""
+    lines = [f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in fields.items()]
+    rest = (",\n".join(lines) + "}\n").encode()
+    return b'{"crc32": "%08x",\n%s' % (zlib.crc32(rest), rest)
 
 
 def state_name(generation: int) -> str:
@@ -263,7 +272,7 @@ def to_json(value: Any, what: str) -> str:
 
 def check_header(header: Any) -> None:
     """Raises ValueError for a header that a manifest cannot hold."""
-    _header(header)
+    header_of(header)
     if len(json.dumps(header)) > MOST_BYTES // 4:
         raise Malformed(f"the header is too long: {MOST_BYTES // 4} bytes are allowed")
 
@@ -271,9 +280,7 @@ def check_header(header: Any) -> None:
 def _parse(data: bytes, path: Path) -> Manifest:
     if not _is_manifest(data):
         raise ValueError(f"{path} is not the manifest of a context; give the folder that a context was saved to")
-    first = _FIRST_LINE.match(data)
-    if first is None or int(first[1], 16) != zlib.crc32(memoryview(data)[first.end() :]):
-        raise Damage(path, "is damaged: its checksum does not fit")
+    check_frame(data, path)
     try:
         found = fields.parse(data, "the manifest")
         version = fields.whole(found.get("version"), "the format version")
@@ -288,6 +295,13 @@ def _parse(data: bytes, path: Path) -> Manifest:
     )
 
 
+def check_frame(data: bytes, path: Path) -> None:
+    """Raises Damage for a file whose first line is not the checksum of the rest."""
+    first = _FIRST_LINE.match(data)
+    if first is None or int(first[1], 16) != zlib.crc32(memoryview(data)[first.end() :]):
+        raise Damage(path, "is damaged: its checksum does not fit")
+
+
 def _manifest(found: dict[str, Any]) -> Manifest:
     fields.fields(found, "the manifest", _FIELDS)
     fields.one_of(found["format"], "format", {FORMAT: FORMAT})
@@ -296,14 +310,15 @@ def _manifest(found: dict[str, Any]) -> Manifest:
         raise Malformed(f"generation is {generation}, and state is {fields.shown(found['state'])}")
     return Manifest(
         generation=generation,
-        header=_header(found["header"]),
-        layout=_layout(found),
+        header=header_of(found["header"]),
+        layout=layout_of(found),
         segments=_segments(found["segments"]),
         state=None if found["state"] is None else _committed(found["state"], "state"),
     )
 
 
-def _layout(found: dict[str, Any]) -> Layout:
+def layout_of(found: dict[str, Any]) -> Layout:
+    """The layout in the fields of a manifest; Malformed if it is none."""
     layers = fields.items(found["blocks"], "blocks", _MOST_LAYERS, least=1)
     keys = fields.items(found["landmarks"], "landmarks", len(layers), least=len(layers))
     layout = Layout(
@@ -375,7 +390,7 @@ def _committed(value: Any, what: str, record: int = 1) -> Committed:
     return Committed(size, crc32)
 
 
-def _header(value: Any) -> dict[str, Any]:
+def header_of(value: Any) -> dict[str, Any]:
     """A header of this release or an earlier one, its settings under the names of today."""
     fields.check_object(value, "header")
     found = dict(value)

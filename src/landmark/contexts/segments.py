@@ -9,7 +9,7 @@ import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,10 @@ def text_digest(data: bytes) -> str:
 
 
 class Segment:
-    """The committed part of a segment, read from its open `files`, by kind."""
+    """The committed part of a segment, read from its open `files`, by kind.
+
+    With a `name`, its one document goes by that instead of the name in its line.
+    """
 
     def __init__(
         self,
@@ -95,10 +98,12 @@ class Segment:
         layout: Layout,
         files: Mapping[str, OpenFile],
         blocks: ContextBlocks | None = None,
+        name: str | None = None,
     ) -> None:
         self.number = number
         self.entry = entry
         self.files = files
+        self.name = name
         self._layout = layout
         self._blocks = blocks
         self._computed_parts: np.ndarray | None = None
@@ -155,7 +160,7 @@ class Segment:
                 held = Document(**parse_line(line), first_token=token, segment=index, start=start)
             except Malformed as error:
                 raise Damage(self.path("documents"), f"does not describe document {len(found)}: {error}") from error
-            found.append(held)
+            found.append(held if self.name is None else replace(held, name=self.name))
             token, start = token + held.tokens, start + held.bytes
         if (token - first_token, start) != (self.entry.token_count, self.entry.text.bytes):
             raise Damage(
@@ -175,7 +180,7 @@ class Segment:
         """The parts of its documents. A segment of format version 1 has no such file: they are computed once."""
         if self.entry.parts is None and self._computed_parts is None:
             self._computed_parts = self._compute_parts()
-        return Parts(self.entry, self.files, self._computed_parts)
+        return Parts(self.entry, self.files, self._computed_parts, self.name)
 
     def _compute_parts(self) -> np.ndarray:
         tokens, line_start, found = self.tokens(), 0, [np.zeros(0, PART)]
@@ -225,13 +230,20 @@ class Passage:
 class Parts:
     """The parts of a segment for reading. Everything returned was checked; raises Damage.
 
-    `records` are those of a segment without a parts file.
+    `records` are those of a segment without a parts file, `name` that of its segment.
     """
 
-    def __init__(self, entry: SegmentEntry, files: Mapping[str, OpenFile], records: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        entry: SegmentEntry,
+        files: Mapping[str, OpenFile],
+        records: np.ndarray | None = None,
+        name: str | None = None,
+    ) -> None:
         self._entry = entry
         self._files = files
         self._records = records
+        self._own_name = name
 
     def __len__(self) -> int:
         if self._records is not None:
@@ -360,7 +372,7 @@ class Parts:
     def _name(self, part: Part) -> str:
         line = self._checked("documents", part.line, part.line + part.line_bytes, part.line_crc32)
         try:
-            return parse_line(line)["name"]
+            return self._own_name or parse_line(line)["name"]
         except Malformed as error:
             raise Damage(self._files["documents"].path, f"does not describe a document: {error}") from error
 

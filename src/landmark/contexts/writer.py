@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from landmark.contexts import disk
+from landmark.contexts.collection_manifest import is_collection
 from landmark.contexts.folder import creating, stray_files
 from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard, grown_files, new_files
 from landmark.contexts.key_file import update_keys
@@ -65,6 +66,8 @@ def open_writer(path: str | Path) -> "Writer":
     Raises ValueError where `open_reader` does, and if another writer has it open or it may not be written.
     """
     folder = context_folder(path)
+    if is_collection(folder):
+        raise ValueError(f"{folder.path} is a collection: add documents with `landmark add` or landmark.Collection")
     read_manifest(folder)  # before a lock is made where there is no context
     lock = take_lock(folder)
     try:

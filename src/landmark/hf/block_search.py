@@ -18,6 +18,11 @@ SearchOf = Callable[[int, Retrieval], Retrieval]
 """The search to score with in a layer, from the one that the layer does."""
 
 
+def filler(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that completes an unfinished block: a line end."""
+    return int(encode(tokenizer, ".\n", continues=True).ids[-1])
+
+
 class BlockSearch:
     """The landmark scores of queries with all that `cache` has read, one text; `cache` is used up.
 
@@ -36,8 +41,8 @@ class BlockSearch:
         self.blocks = -(-tokens // size)  # with text, the unfinished one included
         self._model = model
         self._cache = cache
-        filler = encode(tokenizer, ".\n", continues=True).ids[-1:]
-        read(model, filler.repeat(size - tokens % size), cache)  # a block of its own where the text ends with one
+        ends = [filler(tokenizer)] * (size - tokens % size)  # a block of its own where the text ends with one
+        read(model, ends, cache)
         ropes: Any = model.base_model.landmark_ropes
         cache.settle(ropes, local_blocks=0)
 

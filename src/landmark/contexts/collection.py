@@ -1,0 +1,345 @@
+"""`Collection`: a set of documents, each read apart; adding and removing one costs that document alone."""
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack, cast
+
+from landmark.contexts import compatibility, disk
+from landmark.contexts.apart import DocumentContext
+from landmark.contexts.collection_folder import creating, open_set, remove_others, remove_removed, verify_collection
+from landmark.contexts.collection_manifest import (
+    DOCUMENTS,
+    CollectionManifest,
+    Member,
+    collection_bytes,
+    collection_place,
+    document_key,
+    publish_collection,
+    read_collection,
+)
+from landmark.contexts.context import Answer, Context
+from landmark.contexts.disk import Folder
+from landmark.contexts.documents import DocumentStore, check_document
+from landmark.contexts.folder import fork
+from landmark.contexts.lock import WriterLock, not_alone, take_lock
+from landmark.contexts.manifest import Manifest, has_manifest, to_json
+from landmark.contexts.segments import encode_text, text_digest
+from landmark.contexts.snapshot import Snapshot, open_reader
+from landmark.data.text import read_text
+from landmark.hf import LandmarkCache
+from landmark.hf.cache import CacheOptions
+from landmark.settings import LandmarkSettings, Verification, check_verification
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Collection:
+    """A set of documents on disk, each read from scratch, and the memory of all of them. Made by `create` and `open`.
+
+    A `Context` reads its documents one after another, each with all earlier ones in reach, and can only grow. Here no
+    document knows of another: one is added, replaced or removed at the cost of reading it alone, and the order of
+    adding changes nothing. A question has the blocks of all of them in memory.
+
+    One process may write to it while others read. A change that was interrupted was made or was not; reading a document
+    goes on where it was interrupted when the same text is added again. Use it in a `with` statement, or `close` it.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        place: Folder,
+        manifest: CollectionManifest,
+        options: CacheOptions,
+        *,
+        share: Iterable[str | PathLike[str]] = (),
+        lock: WriterLock | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._place = place
+        self._manifest = manifest
+        self._options = options
+        self._share = [Path(other) for other in share]
+        self._lock = lock
+        self._known = b"" if lock is None else collection_bytes(place)
+        self._checks_landmarks = True
+        self._context: Context | None = None
+        # Without documents, to see whether the model is still the one whose fingerprint was compared.
+        self._of_model = self._context_over(_without_documents(place, manifest))
+
+    @classmethod
+    def create(
+        cls,
+        path: str | PathLike[str],
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        *,
+        share: Iterable[str | PathLike[str]] = (),
+        **options: Unpack[CacheOptions],
+    ) -> "Collection":
+        """Makes an empty collection in the folder `path`, open for writing.
+
+        `model` is a converted model, `tokenizer` its own (by default the one saved beside it). `share` and `options`:
+        see `open`. Raises ValueError if `path` exists, or for settings under which documents cannot be put together.
+        """
+        tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
+        settings = LandmarkCache(model.config, **options).settings  # rejects bad ones before anything is made
+        compatibility.check_keeps(settings)
+        if settings.reading.positions != "stingy":
+            raise ValueError(
+                f"positions is {settings.reading.positions!r}: documents read apart have no places in one text; use"
+                " positions='stingy'"
+            )
+        header, layout = compatibility.header(model, tokenizer, settings), compatibility.layout(model)
+        compatibility.check_memory(header, layout, model.config, **options)
+        manifest = CollectionManifest(0, json.loads(to_json(header, "the header")), layout)
+        with creating(Path(path)) as lock:
+            publish_collection(lock.folder, manifest)
+        return cls(model, tokenizer, lock.folder, manifest, options, share=share, lock=lock)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | PathLike[str],
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        *,
+        write: bool = False,
+        verify: Verification = "landmarks",
+        share: Iterable[str | PathLike[str]] = (),
+        **options: Unpack[CacheOptions],
+    ) -> "Collection":
+        """Opens the collection in the folder `path`; with `write` documents can be added and removed.
+
+        `share` are folders of other collections: a document that one of them holds, read by the same model with the
+        same settings, is taken from there by hard links and not read again. `verify` and `options` are those of
+        `Context.open`; settings that are given change how questions are read, not how documents are.
+
+        Raises ValueError if this is no collection, if another process writes to it, if it was read by another model,
+        adapters, tokenizer or block size (naming the difference), or if it is damaged. One opened with `write` opens
+        with damaged documents too, so that they can be removed.
+        """
+        check_verification(verify)
+        tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
+        place = collection_place(Path(path))
+        read_collection(place)  # before a lock is made where there is no collection
+        lock = take_lock(place) if write else None
+        try:
+            manifest = read_collection(place)
+            compatibility.check_header(_without_documents(place, manifest), model, tokenizer)
+            found = cls(model, tokenizer, place, manifest, options, share=share, lock=lock)
+            found._checks_landmarks = verify != "manifest"
+            if verify == "all":
+                for damage in verify_collection(Path(path)):
+                    raise damage
+            if lock is None:
+                found.context  # noqa: B018 - opens all documents
+            else:
+                disk.sync_folder(place)
+                remove_removed(place, manifest)
+            return found
+        except BaseException:
+            if lock is not None:
+                lock.close()
+            raise
+
+    # Contents.
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self._place.path
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """Settings and fingerprint of the model that reads its documents, as JSON values."""
+        return self._manifest.header
+
+    @property
+    def documents(self) -> list[Member]:
+        """Names and sizes of the documents, in the order in which they were added."""
+        return list(self._manifest.members)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its documents on disk, those that it shares with other collections too."""
+        return sum(open_reader(self._folder(member)).manifest.committed_bytes for member in self.documents)
+
+    @property
+    def context(self) -> Context:
+        """The set of documents as a context to ask, made anew after each change.
+
+        It cannot grow on disk. One that was taken before a change goes on with the documents from before.
+        """
+        if self._context is None:
+            self._context = self._context_over(open_set(self._place))
+        return self._context
+
+    def text(self, name: str) -> str:
+        """The text of the document `name`; ValueError if there is none."""
+        snapshot = open_reader(self._folder(self._member(name)))
+        return snapshot.text(snapshot.documents()[0])
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        temperature: float = 0.0,
+        sources: int = 5,
+        write: Callable[[str], object] | None = None,
+    ) -> Answer:
+        """Decodes a continuation of `prompt`, with the blocks of all documents in memory; see `Context.generate`."""
+        return self.context.generate(
+            prompt, max_new_tokens=max_new_tokens, temperature=temperature, sources=sources, write=write
+        )
+
+    # Changes.
+
+    def add(
+        self,
+        source: str | PathLike[str],
+        name: str | None = None,
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> bool:
+        """Reads a document and adds it: a str is the text itself, a Path the UTF-8 file that has it.
+
+        A file is named by its path unless it gets a `name`; a text needs one. `progress` is called with the number of
+        tokens of each chunk. Returns False, and does nothing, if the text is held already, under whatever name: equal
+        texts, by SHA-256, are one document. Raises ValueError for another text under a known name, for an empty text,
+        and for a collection that is not open for writing, before anything is read.
+        """
+        name, text = _named(source, name)
+        self._check_writing()
+        check_document(name, text)
+        if self._holder(text) is not None:
+            return False
+        if any(member.name == name for member in self.documents):
+            raise ValueError(f"{self.path} holds another text named {name}: replace it, or give another name")
+        self._publish((*self.documents, self._brought(name, text, progress)))
+        return True
+
+    def replace(
+        self, name: str, source: str | PathLike[str], *, progress: Callable[[int], object] | None = None
+    ) -> bool:
+        """Reads another text for the document `name`, and puts it in its place in one step.
+
+        Returns False, and does nothing, if this is its text already. Raises ValueError as `add` does, for an unknown
+        name, and for a text that is held under another name.
+        """
+        _, text = _named(source, name)
+        self._check_writing()
+        check_document(name, text)
+        before, holder = self._member(name), self._holder(text)
+        if holder == before:
+            return False
+        if holder is not None:
+            raise ValueError(f"{self.path} holds this text already, named {holder.name}: remove {name} instead")
+        after = self._brought(name, text, progress)
+        self._publish(tuple(after if member == before else member for member in self.documents))
+        return True
+
+    def remove(self, name: str) -> None:
+        """Removes the document `name`: its space comes back unless another collection shares it.
+
+        Contexts that were taken before go on answering from it. Raises ValueError for an unknown name.
+        """
+        self._check_writing()
+        gone = self._member(name)
+        self._publish(tuple(member for member in self.documents if member != gone))
+
+    def close(self) -> None:
+        """Releases the writer's lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> "Collection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _brought(self, name: str, text: str, progress: Callable[[int], object] | None) -> Member:
+        """The document in its folder: there already, taken from a collection that shares it, or read now."""
+        data = encode_text(name, text)
+        sha256 = text_digest(data)
+        key = document_key(sha256, self.header)
+        path = self.path / DOCUMENTS / key
+        shared = (other / DOCUMENTS / key for other in self._share)
+        holder = None if has_manifest(path) else next((other for other in shared if has_manifest(other)), None)
+        if holder is not None:
+            fork(holder, path)
+        else:
+            self._read(path, text, progress)
+        tokens = len(compatibility.tokenized(self.tokenizer, text, first=True))
+        return Member(name, key, sha256, tokens, open_reader(path).blocks, len(text), len(data))
+
+    def _read(self, path: Path, text: str, progress: Callable[[int], object] | None) -> None:
+        """Reads a document into its folder, or the rest of it."""
+        kept = asdict(LandmarkSettings.from_dict(self.header["settings"]).reading)
+        settings = cast(CacheOptions, kept | {"allow_nonfinite": self._options.get("allow_nonfinite", False)})
+        layout = self._manifest.layout
+        context = DocumentContext.reading(path, self.header, layout, self.model, self.tokenizer, settings)
+        with closing(context):
+            context.add_text(text)
+            context.read(progress=progress)
+
+    def _publish(self, members: tuple[Member, ...]) -> None:
+        manifest = self._manifest.followed_by(members)
+        self._known = publish_collection(self._place, manifest, self._check_alone)
+        self._manifest, self._context = manifest, None
+        remove_others(self._place, manifest)
+
+    def _check_writing(self) -> None:
+        if self._lock is None:
+            raise ValueError(f"{self.path} is open for reading: open it with write=True")
+        self._of_model.check()
+
+    def _check_alone(self) -> None:
+        """Raises ValueError unless the folder, the lock and the newest state are those of this writer."""
+        assert self._lock is not None
+        self._lock.check()
+        if collection_bytes(self._place) != self._known:
+            raise not_alone(f"{self.path} was changed by another writer")
+
+    def _member(self, name: str) -> Member:
+        found = next((member for member in self.documents if member.name == name), None)
+        if found is None:
+            names = ", ".join(member.name for member in self.documents[:20]) or "none"
+            raise ValueError(f"{self.path} has no document named {name!r}: there are {names}")
+        return found
+
+    def _holder(self, text: str) -> Member | None:
+        """The document that has this text."""
+        sha256 = text_digest(encode_text("text", text))
+        return next((member for member in self.documents if member.sha256 == sha256), None)
+
+    def _folder(self, member: Member) -> Path:
+        return self.path / DOCUMENTS / member.key
+
+    def _context_over(self, snapshot: Snapshot) -> Context:
+        snapshot.checks_landmarks = self._checks_landmarks
+        cache = compatibility.cache_of(snapshot, self.model, **self._options)
+        return Context(self.model, self.tokenizer, DocumentStore(snapshot), cache, self._options, growing=False)
+
+
+def _without_documents(place: Folder, manifest: CollectionManifest) -> Snapshot:
+    """The snapshot of an empty collection."""
+    return Snapshot(place, Manifest(0, manifest.header, manifest.layout), None, [])
+
+
+def _named(source: str | PathLike[str], name: str | None) -> tuple[str, str]:
+    """Name and text of a document."""
+    if isinstance(source, PathLike):
+        return (str(Path(source)) if name is None else name), read_text(Path(source))
+    if name is None:
+        raise ValueError("a text has no name of its own: give name=..., or a Path for a file")
+    return name, source
