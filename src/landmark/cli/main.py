@@ -11,6 +11,7 @@ COMMANDS = (
     Command("append", "landmark.cli.read:run_append", "add texts to a context"),
     Command("ask", "landmark.cli.ask:run", "continue a prompt after a context or a text, and show where it looked"),
     Command("retrieve", "landmark.cli.retrieve:run", "rank the passages of a context for a query, without generating"),
+    Command("serve", "landmark.cli.serve:run", "answer questions about contexts over OpenAI's protocol"),
     Command("view", "landmark.cli.view:run", "show what was read for each token of an answer, as a page or a figure"),
     Command("contexts ls", "landmark.cli.contexts:run_ls", "list contexts"),
     Command("contexts info", "landmark.cli.contexts:run_info", "what a context holds, and how much"),

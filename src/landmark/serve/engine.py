@@ -1,0 +1,230 @@
+"""The engine: one thread that owns the model. Answers take turns, one forward each; reading yields to them.
+
+Caches of different contexts cannot be joined to one batch, so that requests are not decoded together: each forward is
+that of one answer. What an answer is does not depend on what runs beside it.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
+
+from landmark.serve.errors import Refusal, too_busy
+
+log = logging.getLogger("landmark.serve")
+T = TypeVar("T")
+_SHARE = 9  # seconds that answers get for each second of reading, while there are any
+
+
+class Work(Protocol):
+    """A request that takes turns. Its methods are called by the engine's thread only."""
+
+    owner: str
+
+    @property
+    def rows(self) -> int:
+        """Branches that it takes."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        ...
+
+    def begin(self) -> None:
+        """Opens what it needs."""
+        ...
+
+    def step(self) -> bool:
+        """One forward for each of its rows; whether there is more to do."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """Reports an error; nothing else is called then, but `close`."""
+        ...
+
+    def close(self) -> None:
+        """Frees what it holds."""
+        ...
+
+
+class Reading(Protocol):
+    """A job that reads documents. `run` calls `between` after each chunk, which may raise."""
+
+    @property
+    def owner(self) -> str: ...
+
+    def run(self, between: Callable[[], None]) -> None: ...
+
+
+class Paused(Exception):
+    """Raised in a reading job when the engine stops: it goes on after the next start."""
+
+
+class Engine:
+    """Runs at most `most_rows` branches at a time; at most `most_waiting` requests wait for one."""
+
+    def __init__(self, *, most_rows: int, most_waiting: int) -> None:
+        self.most_rows = most_rows
+        self.most_waiting = most_waiting
+        self.running: list[Work] = []
+        self.waiting: list[Work] = []
+        self.reading: list[Reading] = []
+        self._calls: list[tuple[Callable[[], object], Future]] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._ended = 0.0
+        self._read_last: dict[str, float] = {}  # when a job of an owner began
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._chunk_began = 0.0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self, grace: float) -> None:
+        """Ends the thread: reading pauses at its next chunk, answers get `grace` seconds to finish."""
+        with self._changed:
+            self._stopping, self._ended = True, time.monotonic() + grace
+            self._changed.notify()
+        self._thread.join(grace + 30)
+
+    # Called by other threads.
+
+    def call(self, function: Callable[[], T]) -> "Future[T]":
+        """Runs `function` between two forwards."""
+        future: Future[T] = Future()
+        with self._changed:
+            if self._stopping:
+                future.set_exception(_shutting_down())
+            else:
+                self._calls.append((function, future))
+                self._changed.notify()
+        return future
+
+    def submit(self, work: Work) -> None:
+        """Lets a request wait for its turn; Refusal where too many do."""
+        with self._changed:
+            if self._stopping:
+                raise _shutting_down()
+            if len(self.waiting) >= self.most_waiting:
+                raise too_busy(1 + len(self.waiting) // self.most_rows)
+            self.waiting.append(work)
+            self._changed.notify()
+
+    def read(self, job: Reading) -> None:
+        """Lets a job read when its turn comes."""
+        with self._changed:
+            self.reading.append(job)
+            self._changed.notify()
+
+    # The thread.
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._calls or self.running or self.waiting or self._may_read() or self._stopping):
+                    self._changed.wait()
+                if self._stopping and (not self.running or time.monotonic() > self._ended):
+                    break
+            self._turn()
+            if self._may_read():
+                self._read()
+        self._end()
+
+    def _may_read(self) -> bool:
+        return bool(self.reading) and not self._stopping
+
+    def _turn(self) -> bool:
+        """What was called for, and one forward of each running request; whether any runs."""
+        self._run_calls()
+        self._admit()
+        for work in list(self.running):
+            if work.over or not self._stepped(work):
+                self.running.remove(work)
+                work.close()
+        return bool(self.running)
+
+    def _run_calls(self) -> None:
+        with self._changed:
+            calls, self._calls = self._calls, []
+        for function, future in calls:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:
+                    future.set_exception(error)
+
+    def _admit(self) -> None:
+        """Begins waiting requests while there is room: those of the user that has the fewest running come first."""
+        with self._changed:
+            self.waiting = [work for work in self.waiting if not work.over]
+        while self.waiting and not self._stopping:
+            rows = Counter[str]()
+            for work in self.running:
+                rows[work.owner] += work.rows
+            work = min(self.waiting, key=lambda one: rows[one.owner])  # of several the one that came first
+            if rows.total() and rows.total() + work.rows > self.most_rows:
+                return
+            with self._changed:
+                self.waiting.remove(work)
+            if self._guarded(work, work.begin) is not None:
+                self.running.append(work)
+            else:
+                work.close()
+
+    def _stepped(self, work: Work) -> bool:
+        return bool(self._guarded(work, work.step))
+
+    def _guarded(self, work: Work, call: Callable[[], object]) -> object:
+        """What `call` returns, True for nothing; None after an error, which is reported."""
+        try:
+            result = call()
+        except Exception as error:
+            if not isinstance(error, Refusal):
+                log.exception("a request failed")
+            work.fail(error)
+            return None
+        return True if result is None else result
+
+    def _read(self) -> None:
+        """Runs the reading job of the owner whose last one began longest ago."""
+        with self._changed:
+            job = min(self.reading, key=lambda one: self._read_last.get(one.owner, 0.0))
+        self._chunk_began = self._read_last[job.owner] = time.monotonic()
+        try:
+            job.run(self._between_chunks)
+        except Paused:
+            log.info("reading pauses")
+        except Exception:
+            log.exception("a reading job failed")
+        finally:
+            with self._changed:
+                self.reading.remove(job)
+
+    def _between_chunks(self) -> None:
+        """Answers' turns between two chunks of a reading job."""
+        if self._stopping:
+            raise Paused
+        now = time.monotonic()
+        until = now + _SHARE * (now - self._chunk_began)
+        while self._turn() and time.monotonic() < until and not self._stopping:
+            pass
+        self._chunk_began = time.monotonic()
+
+    def _end(self) -> None:
+        for work in [*self.running, *self.waiting]:
+            work.fail(_shutting_down())
+            work.close()
+        for _, future in self._calls:
+            future.set_exception(_shutting_down())
+
+
+def _shutting_down() -> Refusal:
+    return Refusal(503, "the server is shutting down", kind="server_error", retry_after=5)

@@ -1,0 +1,49 @@
+"""Refusals: what a client is to know of an error, in OpenAI's form."""
+
+
+class Refusal(Exception):
+    """An answer that is an error: its HTTP status, a message without a path of the server, and OpenAI's fields."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+
+def bad_request(message: str, param: str | None = None) -> Refusal:
+    """A request that cannot be honoured."""
+    return Refusal(400, message, param=param)
+
+
+def no_such_context() -> Refusal:
+    """The same for a context that is another's and for one that does not exist."""
+    return Refusal(404, "there is no such context", param="context", code="context_not_found")
+
+
+def too_busy(seconds: int) -> Refusal:
+    """A full queue."""
+    return Refusal(
+        429,
+        f"the server is busy: try again in {seconds} s",
+        kind="rate_limit_error",
+        code="queue_full",
+        retry_after=seconds,
+    )
+
+
+def over_quota(what: str) -> Refusal:
+    """A key that has used up what it may use."""
+    return Refusal(429, f"the quota of this key is used up: {what}", kind="insufficient_quota", code="quota")

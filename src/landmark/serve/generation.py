@@ -1,0 +1,185 @@
+"""A request for an answer: what it asks, and how it runs in the engine."""
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from landmark.contexts.context import Context
+from landmark.contexts.disk import Damage
+from landmark.contexts.documents import Source
+from landmark.hf import LandmarkCache
+from landmark.hf.decoding import Decoding, Sampling
+from landmark.hf.trace import Span
+from landmark.serve.choice import Choice, Piece
+from landmark.serve.errors import Refusal, bad_request
+from landmark.store.base import Traffic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Began:
+    """The request runs: tokens of its context, and of its prompt."""
+
+    cached: int
+    prompt: int
+
+
+@dataclass(frozen=True)
+class Grew:
+    """A choice has another piece of text."""
+
+    index: int
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A choice is finished: why, its whole text, its tokens, and what was read for it and for its sentences."""
+
+    index: int
+    reason: str
+    text: str
+    tokens: int
+    sources: list[Source]
+    sentences: list[tuple[int, int, list[Source]]] | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request ends with an error."""
+
+    error: Refusal
+
+
+Event = Began | Grew | Ended | Failed
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked. `ids` makes the tokens of the prompt, given whether they follow a text."""
+
+    ids: Callable[[bool], Tensor]
+    most_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    choices: int
+    stops: list[str]
+    logprobs: int | None
+    sources: int
+    sentences: bool
+    ends: list[int]
+
+
+@dataclass(eq=False)
+class Generation:
+    """Implements `landmark.serve.engine.Work`. `open_context` gives the context that is asked, None for none.
+
+    `emit` gets its events in the engine's thread; `count`, once, at its end, the tokens that were cached, read and
+    generated, and the traffic of blocks. After `deadline`, a time of `time.monotonic`, it fails; after `cancel` it ends
+    without a word.
+    """
+
+    owner: str
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    question: Question
+    open_context: Callable[[], Context | None]
+    emit: Callable[[Event], None]
+    count: Callable[[int, int, int, Traffic], None]
+    deadline: float
+    cancelled: bool = False
+    _context: Context | None = None
+    _choices: list[Choice] = field(default_factory=list)
+    _finished: set[int] = field(default_factory=set)
+    _first: int = 0  # number of the answer's first token
+    _prompt: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.question.choices
+
+    def cancel(self) -> None:
+        """Ends it before its next forward."""
+        self.cancelled = True
+
+    @property
+    def over(self) -> bool:
+        if not self.cancelled and time.monotonic() > self.deadline:
+            self.fail(Refusal(504, "the answer took longer than the server allows", kind="server_error"))
+        return self.cancelled
+
+    def begin(self) -> None:
+        self._context = context = self.open_context()
+        ids = self.question.ids(context is not None and context.tokens_read > 0)
+        if not len(ids):
+            raise bad_request("the prompt is empty")
+        self._prompt, cached = len(ids), context.tokens_read if context is not None else 0
+        self._first = cached + len(ids)
+        seed = secrets.randbits(32) if self.question.seed is None else self.question.seed
+        self._choices = [self._choice(ids, (seed + index) % 2**32) for index in range(self.rows)]
+        self.emit(Began(cached, len(ids)))
+
+    def _choice(self, ids: Tensor, seed: int) -> Choice:
+        question, context = self.question, self._context
+        cache = LandmarkCache(self.model.config) if context is None else context.fork().cache
+        cache.start_trace()
+        decoding = Decoding(
+            self.model,
+            cache,
+            ids,
+            max_new_tokens=question.most_tokens,
+            sampling=Sampling(question.temperature, question.top_p, seed),
+            ends=question.ends,
+        )
+        return Choice(decoding, self.tokenizer, stops=question.stops, logprobs=question.logprobs)
+
+    def step(self) -> bool:
+        for index, choice in enumerate(self._choices):
+            if index in self._finished or self.cancelled:
+                continue
+            piece = choice.step()
+            if piece is not None:
+                self.emit(Grew(index, piece))
+            if choice.finish_reason is not None:
+                self._finished.add(index)
+                self.emit(self._ended(index, choice, choice.finish_reason))
+        return len(self._finished) < self.rows
+
+    def _ended(self, index: int, choice: Choice, reason: str) -> Ended:
+        sentences = None
+        if self.question.sentences:
+            found = choice.sentences(self._first)
+            sentences = [(one.first, one.last, self._passages(one.spans)) for one in found]
+        tokens = len(choice.decoding.ids)
+        return Ended(index, reason, choice.text, tokens, self._passages(choice.spans()), sentences)
+
+    def _passages(self, spans: list[Span]) -> list[Source]:
+        return [] if self._context is None else self._context.passages(spans, self.question.sources)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.cancelled:
+            self.cancelled = True
+            self.emit(Failed(refusal_of(error)))
+
+    def close(self) -> None:
+        decodings = [choice.decoding for choice in self._choices]
+        traffic = sum((decoding.cache.traffic for decoding in decodings), Traffic())
+        new = sum(len(decoding.ids) for decoding in decodings)
+        self.count(self._first - self._prompt, self._prompt * len(decodings), new, traffic)
+        self._choices, self._context = [], None
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """What a client is told: nothing of the server's files."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, Damage):
+        return Refusal(500, "the context is damaged; its server's log names the place", kind="server_error")
+    return Refusal(500, "the server could not answer; its log says why", kind="server_error")

@@ -1,0 +1,121 @@
+"""A job that reads documents into the next version of a context. It survives a restart, and leaves nothing if it fails.
+
+The newest version can be asked all the while. Its fork shares its bytes (hard links), so that a version costs what is
+added to it.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landmark.contexts import folder as folders
+from landmark.contexts.context import Context
+from landmark.contexts.manifest import has_manifest
+from landmark.serve.engine import Paused
+from landmark.serve.records import CANCELLED, DONE, FAILED, READING, Job, Record, read_json, texts_file, version_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("landmark.serve")
+
+
+class Cancelled(Exception):
+    """Raised between two chunks of a job that a client cancelled."""
+
+
+@dataclass(eq=False)
+class ReadingJob:
+    """Implements `landmark.serve.engine.Reading` for one job of a record in `folder`; `finished` is called at its end.
+
+    `options` are keywords of `Context.open`.
+    """
+
+    record: Record
+    job: Job
+    folder: Path
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    options: dict[str, Any]
+    finished: Callable[["ReadingJob"], None]
+
+    @property
+    def owner(self) -> str:
+        return self.record.owner
+
+    def run(self, between: Callable[[], None]) -> None:
+        """Reads; Paused, and the job stays to be done, where `between` raises that."""
+        try:
+            self._check_wanted()
+            self._read(between)
+        except Paused:
+            raise
+        except Cancelled:
+            self._end(CANCELLED)
+        except (ValueError, OSError) as error:
+            log.warning("reading job %s failed: %s", self.job.id, type(error).__name__)
+            self._end(FAILED, _told(error))
+        else:
+            self._end(DONE)
+
+    def _check_wanted(self) -> None:
+        if self.job.status == CANCELLED or self.record.expired:
+            raise Cancelled
+
+    def _read(self, between: Callable[[], None]) -> None:
+        self.job.status = READING
+        self.record.save(self.folder)
+        texts = read_json(texts_file(self.folder, self.job))["documents"]
+
+        def move(tokens: int) -> None:
+            self.job.tokens_read += tokens
+            between()
+            self._check_wanted()
+
+        with self._writing() as context:
+            before = context.tokens
+            context.add(context.missing([(one["name"], one["text"]) for one in texts]))
+            self.job.tokens_read, self.job.tokens = 0, context.tokens - context.tokens_read
+            if context.tokens == before:  # added before a restart
+                log.info("reading job %s goes on", self.job.id)
+            context.read(progress=move)
+
+    def _writing(self) -> Context:
+        """The next version, open for writing: where a restart left it, a fork of the newest, or an empty one."""
+        path = version_folder(self.folder, self.job.version)
+        if has_manifest(path):
+            return Context.open(path, self.model, self.tokenizer, write=True, verify="manifest", **self.options)
+        if self.record.version:
+            folders.fork(version_folder(self.folder, self.record.version), path)
+            return Context.open(path, self.model, self.tokenizer, write=True, verify="manifest", **self.options)
+        return Context.create(path, self.model, self.tokenizer, **self.options)
+
+    def _end(self, status: str, error: str | None = None) -> None:
+        """Makes the version the newest or removes it. The record decides: what it does not name is removed later."""
+        old = self.record.version if status == DONE else self.job.version
+        if status == DONE:
+            self.record.version = self.job.version
+        self.job.status, self.job.error = status, error
+        if self.folder.exists():
+            self.record.save(self.folder)
+            texts_file(self.folder, self.job).unlink(missing_ok=True)
+        self.finished(self)
+        remove_version(self.folder, old)
+
+
+def remove_version(folder: Path, version: int) -> None:
+    """Removes a version if it is there; one that cannot be removed now is removed at the next start."""
+    path = version_folder(folder, version)
+    if version and path.is_dir():
+        with suppress(ValueError, OSError):
+            folders.delete(path)
+
+
+def _told(error: Exception) -> str:
+    """What a client is told: nothing of the server's files."""
+    if isinstance(error, OSError):
+        return f"the server could not write ({error.strerror or type(error).__name__})"
+    return "these documents cannot be read into this context; the server's log has the reason"

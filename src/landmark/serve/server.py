@@ -1,0 +1,227 @@
+"""What a server is made of: model, engine, contexts, keys, limits; and the requests that it hands to the engine."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landmark.contexts.context import Context
+from landmark.hf.reader import end_tokens
+from landmark.serve.contexts import Contexts
+from landmark.serve.engine import Engine
+from landmark.serve.errors import Refusal, bad_request, over_quota
+from landmark.serve.generation import Event, Generation, Grew, Question
+from landmark.serve.keys import LOCAL, Caller, Keys, Usage
+from landmark.serve.metrics import Metrics
+from landmark.serve.prompts import Prompts
+from landmark.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from landmark.settings import Verification
+from landmark.store.base import Traffic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL_CONTEXT = "@"  # between a model and a context in the name of a model
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the whole server: branches at once, requests that wait, seconds and tokens of an answer, bytes."""
+
+    running: int = 8
+    waiting: int = 32
+    seconds: float = 300.0
+    new_tokens: int = 4096
+    prompt_tokens: int = 32768
+    body_bytes: int = 16_000_000
+
+
+@dataclass
+class Server:
+    """A server without its routes. `keys` None lets everybody in, as the user named local."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    name: str
+    data: Path | None = None
+    given: Mapping[str, Path] = field(default_factory=dict)
+    keys: Keys | None = None
+    limits: Limits = field(default_factory=Limits)
+    verify: Verification = "landmarks"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.engine = Engine(most_rows=self.limits.running, most_waiting=self.limits.waiting)
+        folder = None if self.data is None else self.data / "contexts"
+        self.contexts = Contexts(folder, self.given, self.model, self.tokenizer, self.engine, self.verify, self.options)
+        self.usage = Usage(None if self.data is None else self.data / "usage.json")
+        self.prompts = Prompts(self.tokenizer)
+        self.metrics = Metrics()
+        self.metrics.watch("landmark_running_requests", "Requests that take turns", lambda: len(self.engine.running))
+        self.metrics.watch("landmark_waiting_requests", "Requests that wait", lambda: len(self.engine.waiting))
+        self.metrics.watch("landmark_reading_jobs", "Reading jobs to be done", lambda: len(self.engine.reading))
+
+    def start(self) -> None:
+        """Opens the contexts it was given, takes up jobs, starts the engine; ValueError for what cannot be opened."""
+        for given in self.contexts.given.values():
+            context = self.contexts.opened_at(given.path)
+            if context.tokens_read < context.tokens:
+                raise ValueError(f"{given.path} has documents that are not read yet: run landmark append {given.path}")
+        self.contexts.resume()
+        self.engine.start()
+
+    def stop(self, grace: float) -> None:
+        """Lets answers finish for `grace` seconds, pauses reading, and keeps what was used."""
+        self.engine.stop(grace)
+        self.usage.save()
+        self.contexts.close()
+
+    def caller(self, authorization: str | None) -> Caller:
+        """Whom a request comes from, by its header; Refusal for none who may come in."""
+        if self.keys is None:
+            return Caller(LOCAL)
+        scheme, _, key = (authorization or "").partition(" ")
+        caller = self.keys.caller(key.strip()) if scheme.lower() == "bearer" else None
+        if caller is None:
+            raise Refusal(
+                401, "give a valid API key as a bearer token", kind="authentication_error", code="invalid_api_key"
+            )
+        return caller
+
+    def check_room(self, caller: Caller, *, new_context: bool = False) -> None:
+        """Refusal for a caller that has as many contexts, bytes or tokens as its quota allows."""
+        self.usage.check(caller)
+        quota = caller.quota
+        own = sum(record.owner == caller.name for record in self.contexts.records.values())
+        if new_context and quota.contexts is not None and own >= quota.contexts:
+            raise over_quota(f"{quota.contexts} contexts")
+        if quota.bytes is not None and self.contexts.bytes_of(caller.name) >= quota.bytes:
+            raise over_quota(f"{quota.bytes:,} bytes of contexts")
+
+    # Asking.
+
+    def chat(self, caller: Caller, request: ChatRequest, emit: Callable[[Event], None]) -> Generation:
+        """Lets a conversation wait for its answer; Refusal for what cannot be honoured."""
+        if request.top_logprobs is not None and not request.logprobs:
+            raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
+        if request.max_tokens is not None and request.max_completion_tokens is not None:
+            raise bad_request("give max_completion_tokens or max_tokens, not both", "max_tokens")
+        most = request.max_completion_tokens or request.max_tokens
+
+        def ids(after_text: bool) -> "Tensor":
+            return self.prompts.conversation(request.messages, after_text=after_text)
+
+        logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        return self._submit(caller, request, emit, ids, most, logprobs, self.prompts.chat_end)
+
+    def complete(self, caller: Caller, request: CompletionRequest, emit: Callable[[Event], None]) -> Generation:
+        """Lets a prompt wait for its continuation; Refusal for what cannot be honoured."""
+
+        def ids(after_text: bool) -> "Tensor":
+            return self.prompts.continuation(request.prompt, after_text=after_text)
+
+        return self._submit(caller, request, emit, ids, request.max_tokens, request.logprobs, None)
+
+    def _submit(
+        self,
+        caller: Caller,
+        request: GenerationRequest,
+        emit: Callable[[Event], None],
+        ids: "Callable[[bool], Tensor]",
+        most: int | None,
+        logprobs: int | None,
+        end: int | None,
+    ) -> Generation:
+        name = self._context_name(request)
+        self.usage.check(caller)
+        question = Question(
+            ids=lambda after_text: self._checked(ids(after_text)),
+            most_tokens=self._most_tokens(most),
+            temperature=_temperature(request.temperature),
+            top_p=1.0 if request.top_p is None else request.top_p,
+            seed=request.seed,
+            choices=request.n or 1,
+            stops=request.stops,
+            logprobs=logprobs,
+            sources=request.sources,
+            sentences=request.sentences,
+            ends=end_tokens(self.model, end),
+        )
+        if question.choices > self.limits.running:
+            raise bad_request(f"n is {question.choices}: this server gives at most {self.limits.running}", "n")
+
+        def open_context() -> Context | None:
+            return None if name is None else self.contexts.opened(caller.name, name)
+
+        def count(cached: int, prompt: int, completion: int, traffic: Traffic) -> None:
+            self.metrics.count_tokens(cached, prompt, completion)
+            self.metrics.count_blocks(traffic)
+            self.usage.add(caller.name, prompt + completion)
+
+        generation = Generation(
+            caller.name,
+            self.model,
+            self.tokenizer,
+            question,
+            open_context,
+            Timed(emit, self.metrics),
+            count,
+            time.monotonic() + self.limits.seconds,
+        )
+        self.engine.submit(generation)
+        return generation
+
+    def _context_name(self, request: GenerationRequest) -> str | None:
+        """The context that a request names, in its model or by itself; Refusal for another model."""
+        model, at, context = request.model.partition(MODEL_CONTEXT)
+        if model != self.name or (at and not context):
+            raise Refusal(
+                404, f"there is no such model: this server has {self.name}", param="model", code="model_not_found"
+            )
+        if at and request.context is not None and request.context != context:
+            raise bad_request("model and context name two contexts: name one", "context")
+        return context if at else request.context
+
+    def _most_tokens(self, most: int | None) -> int:
+        if most is not None and most > self.limits.new_tokens:
+            raise bad_request(f"this server generates at most {self.limits.new_tokens} tokens", "max_tokens")
+        return min(200, self.limits.new_tokens) if most is None else most
+
+    def _checked(self, ids: "Tensor") -> "Tensor":
+        if len(ids) > self.limits.prompt_tokens:
+            raise bad_request(
+                f"the prompt has {len(ids)} tokens, and this server takes {self.limits.prompt_tokens}: put long texts"
+                " into a context"
+            )
+        return ids
+
+
+def _temperature(given: float | None) -> float:
+    if given is None or given == 0:
+        return 0.0
+    if given < 0.001:
+        raise bad_request("temperature is 0, or 0.001 and more", "temperature")
+    return given
+
+
+class Timed:
+    """Passes events on, and notes the time between tokens."""
+
+    def __init__(self, emit: Callable[[Event], None], metrics: Metrics) -> None:
+        self._emit = emit
+        self._metrics = metrics
+        self._arrived = time.monotonic()
+        self._last: dict[int, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Grew):
+            now = time.monotonic()
+            last = self._last.get(event.index)
+            if last is not None:
+                self._metrics.next.observe(now - last)
+            elif not self._last:
+                self._metrics.first.observe(now - self._arrived)
+            self._last[event.index] = now
+        self._emit(event)

@@ -1,0 +1,260 @@
+"""Answers through the server, asked by OpenAI's client: those of `Context.generate` and `Chat`, however many run."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import httpx
+import openai
+import pytest
+import torch
+from serving import NAME, running
+
+from landmark import Chat, Context
+
+PROMPT, QUESTION = "jim looked at the ", "where are the keys ?"
+ASKED = f"{NAME}@library"
+
+
+@pytest.fixture(scope="module")
+def context(reader, library):
+    return Context.open(library, *reader)
+
+
+def expected(context, prompt=PROMPT, seed=0, temperature=0.0, tokens=24):
+    torch.manual_seed(seed)
+    return context.generate(prompt, max_new_tokens=tokens, temperature=temperature)
+
+
+def complete(served, prompt=PROMPT, tokens=24, **options):
+    return served.client().completions.create(model=ASKED, prompt=prompt, max_tokens=tokens, **options)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_completion_is_that_of_the_context(served, context, temperature):
+    answer = expected(context, seed=7, temperature=temperature)
+    found = complete(served, temperature=temperature, seed=7)
+    (choice,) = found.choices
+    assert (choice.text, choice.finish_reason) == (answer.text, "length")
+    assert choice.landmark["sources"] == [asdict(source) for source in answer.sources]
+    assert len(answer.sources) > 2
+    assert found.usage.prompt_tokens_details.cached_tokens == context.tokens == choice.landmark["tokens_read"]
+    assert found.usage.completion_tokens == 24
+    assert found.usage.total_tokens == found.usage.prompt_tokens + 24 > context.tokens + 24
+
+
+def test_a_long_prompt_is_read_in_the_same_chunks(served, context):
+    prompt = "the sea was calm and jim looked at it . " * 30
+    assert complete(served, prompt).choices[0].text == expected(context, prompt).text
+
+
+def test_a_chat_is_that_of_the_library(served, context):
+    chat = Chat.about(context)
+    first = chat.ask(QUESTION, max_new_tokens=12)
+    client = served.client()
+    asked = [{"role": "user", "content": QUESTION}]
+    found = client.chat.completions.create(model=NAME, messages=asked, max_tokens=12, extra_body={"context": "library"})
+    assert found.choices[0].message.content == first.text
+    assert found.choices[0].landmark["sources"] == [asdict(source) for source in first.sources]
+
+
+def test_eight_at_once_answer_as_one_alone(served, context):
+    asked = [
+        (f"{word} ", seed, 1.0 if seed % 2 else 0.0)
+        for seed, word in enumerate(["the", "sea", "was", "calm", "and", "jim", "he", "of"])
+    ]
+    answers = [expected(context, *one).text for one in asked]
+    assert len(set(answers)) > 4
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda one: complete(served, one[0], seed=one[1], temperature=one[2]), asked))
+    assert [one.choices[0].text for one in found] == answers
+
+
+def test_a_stream_is_the_answer_in_pieces(served, context):
+    answer = expected(context)
+    chunks = list(complete(served, stream=True, stream_options={"include_usage": True}))
+    pieces = [choice for chunk in chunks for choice in chunk.choices]
+    assert "".join(choice.text for choice in pieces) == answer.text
+    assert [choice.finish_reason for choice in pieces if choice.finish_reason] == ["length"]
+    assert pieces[-1].landmark["sources"] == [asdict(source) for source in answer.sources]
+    assert len(pieces) > 10
+    assert chunks[-1].usage.completion_tokens == 24
+
+
+def test_a_streamed_chat_is_the_same_as_a_whole_one(served):
+    asked = {"model": ASKED, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12}
+    whole = served.client().chat.completions.create(**asked).choices[0].message.content
+    chunks = [chunk.choices[0] for chunk in served.client().chat.completions.create(**asked, stream=True)]
+    assert chunks[0].delta.role == "assistant"
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == whole
+
+
+def test_a_conversation_needs_no_context(served, reader):
+    chat = Chat(*reader)
+    first = chat.ask("hello ?", max_new_tokens=5)
+    asked = [{"role": "user", "content": "hello ?"}]
+    found = served.client().chat.completions.create(model=NAME, messages=asked, max_tokens=5)
+    assert found.choices[0].message.content == first.text
+    assert found.usage.prompt_tokens_details.cached_tokens == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_ends_before_a_stop_string(served, context, stream):
+    text = expected(context).text
+    stop = text[9:12]
+    found = complete(served, stop=["never comes", stop], stream=stream)
+    choices = [choice for chunk in found for choice in chunk.choices] if stream else found.choices
+    assert "".join(choice.text for choice in choices) == text[: text.index(stop)]
+    assert choices[-1].finish_reason == "stop"
+
+
+def test_choices_are_those_of_successive_seeds(served, context):
+    found = complete(served, n=3, seed=11, temperature=1.0)
+    answers = [expected(context, seed=seed, temperature=1.0).text for seed in (11, 12, 13)]
+    assert [choice.text for choice in found.choices] == answers
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+    assert found.usage.completion_tokens == 72
+
+
+def test_logprobs_are_those_of_the_model(served, context):
+    found = complete(served, tokens=4, logprobs=3)
+    logs = found.choices[0].logprobs
+    assert logs.tokens[0] == next(iter(logs.top_logprobs[0]))
+    branch = context.fork().cache
+    from landmark.hf.tokenizer import encode
+
+    ids = encode(context.tokenizer, PROMPT, continues=True).ids
+    with torch.no_grad():
+        logits = context.model(input_ids=ids[None], past_key_values=branch, use_cache=True).logits[0, -1]
+    assert logs.token_logprobs[0] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-6)
+    assert [len(top) for top in logs.top_logprobs] == [3] * 4
+    asked = {"model": ASKED, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 3}
+    chat = served.client().chat.completions.create(**asked, logprobs=True, top_logprobs=2).choices[0]
+    assert [len(token.top_logprobs) for token in chat.logprobs.content] == [2] * 3
+    assert all(token.logprob == token.top_logprobs[0].logprob for token in chat.logprobs.content)
+
+
+def test_top_p_of_almost_nothing_is_greedy(served, context):
+    found = complete(served, temperature=1.0, top_p=1e-6, seed=3)
+    assert found.choices[0].text == expected(context).text
+
+
+def test_sentences_have_their_own_sources(served):
+    found = complete(served, tokens=40, extra_body={"sentences": True}).choices[0]
+    sentences = found.landmark["sentences"]
+    letters = [number for number, letter in enumerate(found.text) if not letter.isspace()]
+    covered = [number for one in sentences for number in range(one["first"], one["last"])]
+    assert set(letters) <= set(covered)
+    assert all(one["sources"] for one in sentences)
+    assert sum(source["weight"] for source in sentences[0]["sources"]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"5": 10}}, "logit_bias"),
+        ({"max_tokens": 5000}, "max_tokens"),
+        ({"n": 9}, "n"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"suffix": "end"}, "suffix"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"extra_body": {"nonsense": 1}}, "nonsense"),
+        ({"extra_body": {"context": "other"}}, "context"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(served, options, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        served.client().completions.create(model=ASKED, prompt=PROMPT, **options)
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("messages", "options"),
+    [
+        ([{"role": "assistant", "content": "yes"}], {}),
+        ([{"role": "user", "content": " "}], {}),
+        ([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "user", "content": "c"}], {}),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], {}),
+        ([{"role": "user", "content": "a"}], {"tools": [{"type": "function", "function": {"name": "f"}}]}),
+        ([{"role": "user", "content": "a"}], {"response_format": {"type": "json_object"}}),
+        ([{"role": "user", "content": "a"}], {"top_logprobs": 2}),
+    ],
+)
+def test_conversations_that_cannot_be_honoured_are_refused(served, messages, options):
+    with pytest.raises(openai.BadRequestError):
+        served.client().chat.completions.create(model=ASKED, messages=messages, **options)
+
+
+@pytest.mark.parametrize("model", ["gpt-4", f"{NAME}@", f"{NAME}@nothing"])
+def test_unknown_models_and_contexts_are_not_found(served, model):
+    with pytest.raises(openai.NotFoundError):
+        served.client().completions.create(model=model, prompt=PROMPT)
+
+
+def test_models_are_listed_with_their_contexts(served):
+    assert {NAME, ASKED} <= {model.id for model in served.client().models.list()}
+    assert served.client().models.retrieve(ASKED).id == ASKED
+
+
+def until(condition, seconds=20.0):
+    """Waits for a condition; whether it came."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_branch(served, stream):
+    engine = served.server.engine
+    body = {"model": ASKED, "prompt": PROMPT, "max_tokens": 4000, "stream": stream}
+    client = httpx.Client(timeout=httpx.Timeout(60, read=1.0))
+    try:
+        with client.stream("POST", f"{served.url}/v1/completions", json=body) as found:
+            next(found.iter_lines())  # of the stream; the whole answer takes longer than the client waits
+    except httpx.ReadTimeout:
+        assert not stream
+    assert until(lambda: not engine.running)
+
+
+def test_more_than_the_queue_holds_are_told_to_come_again(reader, library):
+    from landmark.serve.server import Limits
+
+    with running(*reader, given={"library": library}, limits=Limits(running=1, waiting=1)) as one:
+        engine, client = one.server.engine, one.client()
+        long = {"model": ASKED, "prompt": PROMPT, "max_tokens": 4000, "stream": True}
+        with client.completions.create(**long) as first:
+            assert until(lambda: engine.running)
+            with ThreadPoolExecutor(1) as pool:
+                second = pool.submit(client.completions.create, model=ASKED, prompt=PROMPT, max_tokens=2)
+                assert until(lambda: engine.waiting)
+                with pytest.raises(openai.RateLimitError) as refused:
+                    client.completions.create(model=ASKED, prompt=PROMPT)
+                assert int(refused.value.response.headers["retry-after"]) >= 1
+                first.close()
+                assert second.result(30).usage.completion_tokens == 2
+        figures = httpx.get(f"{one.url}/metrics").text
+        assert 'landmark_requests_total{route="/v1/completions",status="429"} 1.0' in figures
+        assert "landmark_waiting_requests 0.0" in figures
+
+
+def test_an_answer_that_takes_too_long_is_ended(reader, library):
+    from landmark.serve.server import Limits
+
+    with running(*reader, given={"library": library}, limits=Limits(seconds=1)) as one:
+        with pytest.raises(openai.InternalServerError) as late:
+            one.client().completions.create(model=ASKED, prompt=PROMPT, max_tokens=4000)
+        assert late.value.status_code == 504
+        assert until(lambda: not one.server.engine.running)
+
+
+def test_logs_have_no_text(served, caplog):
+    with caplog.at_level("INFO", "landmark.serve"):
+        complete(served, "a secret that nobody else shall read ")
+    lines = [json.loads(record.message) for record in caplog.records if record.message.startswith("{")]
+    assert lines[-1]["route"] == "/v1/completions"
+    assert "secret" not in caplog.text
