@@ -144,10 +144,9 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
     lengths = whole_numbers("lengths", options.lengths, LONGEST)
     if options.rag_tokens is not None and options.rag is None:
         raise ValueError(f"rag_tokens is {options.rag_tokens}, and nothing is searched: give --rag bm25")
-    from landmark.data.text import read_text
     from landmark.evaluation import bm25, figures
     from landmark.evaluation.asking import Asker, Sample, contents, order, summaries
-    from landmark.evaluation.samples import Journal, digest
+    from landmark.evaluation.samples import Journal
 
     if options.plot is not None:
         figures.check_can_draw(options.plot)
@@ -174,10 +173,8 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
         settings["rag_tokens"] = _rag_tokens(options, model.config)
     journal = None
     if options.out is not None:
-        together = [group.name for group in groups if len(group.tasks) > 1]  # they share a text
-        described = {"samples": options.samples, "seed": options.seed, "together": together}
-        described |= {name: digest(read_text(file)) for name, file in files.items()}
-        journal = Journal(options.out, contents(model, tokenizer, haystack) | described | settings, Sample)
+        described = contents(model, tokenizer, haystack) | _described(options, groups, files) | settings
+        journal = Journal(options.out, described, Sample)
 
     asker = Asker(model, attending, prompts, _passages(options, model, tokenizer))
     ends = None if options.minutes is None else started + 60 * options.minutes
@@ -190,6 +187,16 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
         more = "the same command goes on" if options.out is not None else "only with --out does the same command go on"
         print_escaped(f"{len(found):,} of {asked:,} questions: {more}", to_stderr=True)
     return 0
+
+
+def _described(options: TaskOptions, groups: "Sequence[Group]", files: Mapping[str, Path]) -> dict[str, Any]:
+    """What of the options determines questions, for a log."""
+    from landmark.data.text import read_text
+    from landmark.evaluation.samples import digest
+
+    together = [group.name for group in groups if len(group.tasks) > 1]  # they share a text
+    asked = {"samples": options.samples, "seed": options.seed, "together": together}
+    return asked | {name: digest(read_text(file)) for name, file in files.items()}
 
 
 def _plan(

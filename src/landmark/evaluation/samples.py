@@ -1,4 +1,4 @@
-"""Samples of evaluations that ask: depths, shares with their intervals, and the log from which a run resumes."""
+"""Samples of evaluations that ask: depths, shares with their intervals, and their log."""
 
 import hashlib
 import json
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Generic, Protocol, TypeVar
+
+from landmark.evaluation.log import Log
 
 CONFIDENCE = 0.95
 DEPTH_BINS = 10
@@ -75,58 +77,15 @@ def digest(what: Any) -> str:
 class Journal(Generic[S]):
     """The log of answered samples in the file `path`, so that an interrupted evaluation resumes.
 
-    Its first line holds the `settings` of the evaluation, which must determine every answer; each further line holds a
-    sample, an object of `kind`. An incomplete last line is dropped, and its sample is asked again. Raises ValueError if
-    the file holds samples of other settings (naming the difference) or something else, and leaves it unchanged.
+    The `settings` of the evaluation must determine every answer; samples are objects of `kind`. Raises ValueError as
+    `Log` does.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any], kind: type[S]) -> None:
-        self.path = Path(path)
-        self.kind = kind
-        self.samples: dict[tuple[Any, ...], S] = {}
-        if not self.path.parent.is_dir():
-            raise ValueError(f"the folder {self.path.parent} does not exist: make it, or choose another file")
-        data = self.path.read_bytes() if self.path.exists() else b""
-        header = (json.dumps(settings) + "\n").encode()
-        if header.startswith(data):  # new, empty, or incomplete in its first line
-            self.path.write_bytes(header)
-            return
-        finished = data[: data.rfind(b"\n") + 1]
-        first, *rest = self._lines(finished)
-        for name in {**settings, **first}:
-            if name not in first:
-                raise ValueError(
-                    f"{path} does not record the {name} it was made with, like logs of earlier releases:"
-                    " choose another file or delete it"
-                )
-            if first.get(name) != settings.get(name):
-                raise ValueError(
-                    f"{path} was made with another {name} ({first.get(name)!r}, now {settings.get(name)!r}):"
-                    " choose another file or delete it"
-                )
-        for line in rest:
-            sample = self._sample(line)
-            self.samples[sample.place] = sample
-        if finished != data:
-            self.path.write_bytes(finished)
+        self._log = Log(Path(path), settings, lambda line: kind(**line))
+        self.samples = {sample.place: sample for sample in self._log.found}
 
     def add(self, sample: S) -> None:
         """Appends a sample."""
         self.samples[sample.place] = sample
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(sample.to_dict()) + "\n")
-
-    def _sample(self, line: dict[str, Any]) -> S:
-        try:
-            return self.kind(**line)
-        except TypeError:
-            raise ValueError(f"{self.path} is not a log of this evaluation: choose another file") from None
-
-    def _lines(self, data: bytes) -> list[dict[str, Any]]:
-        try:
-            lines = [json.loads(line) for line in data.splitlines()]
-        except ValueError:
-            lines = []
-        if not lines or not all(isinstance(line, dict) for line in lines):
-            raise ValueError(f"{self.path} is not a log of this evaluation: choose another file")
-        return lines
+        self._log.add(sample.to_dict())

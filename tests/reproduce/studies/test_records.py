@@ -21,7 +21,12 @@ def test_an_incomplete_last_line_is_dropped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [('{"model": "other"}\n', "another model"), ("poems\n", "no records of this study")]
+    ("content", "message"),
+    [
+        ('{"model": "other"}\n', "another model"),
+        ("poems\n", "not a log"),
+        ('{"model": "m"}\n{"value": 1}\n', "not a log"),
+    ],
 )
 def test_other_files_are_left_alone(tmp_path, content, message):
     (tmp_path / "a").write_text(content)
