@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reader_cases import DIM, random_layer, read, rotation, turn, widths
+from reader_cases import DIM, random_layer, read, rotation, sharp, turn, widths
 from torch import Tensor
 
 from landmark.ops.attention import landmark_attention
@@ -93,6 +93,26 @@ def test_saved_and_loaded_they_are_the_same(tmp_path):
     assert again.capacity == 5
     assert again.keys.keys() == kept.keys.keys()
     assert all(torch.equal(again.keys[layer], keys) for layer, keys in kept.keys.items())
+
+
+def test_under_gradient_checkpointing_gradients_and_distractors_are_the_same():
+    ids = torch.randint(3, 61, (2, 41), generator=torch.Generator().manual_seed(5))
+    grads, keys = [], []
+    for checkpointing in (False, True):
+        model, kept = sharp("llama").train(), Distractors(30)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        for _ in range(2):  # the second window meets the landmarks of the first one
+            one = DistractedLandmarks(41, 2, 7, kept, PLAIN, phase=3)
+            model(input_ids=ids, labels=ids, landmark_reader=one, use_cache=False).loss.backward()
+        grads.append(model.get_input_embeddings().weight.grad)
+        keys.append(kept.keys)
+    torch.testing.assert_close(grads[0], grads[1])
+    assert keys[0].keys() == keys[1].keys() != set()
+    for layer, of_layer in keys[0].items():
+        torch.testing.assert_close(keys[1][layer], of_layer, atol=0, rtol=0)
+    with pytest.raises(ValueError, match="has read its window"):
+        model(input_ids=ids, landmark_reader=one)
 
 
 def test_refuses_settings_that_mean_nothing():

@@ -189,9 +189,12 @@ class Reader(ABC):
 
     All rows of a batch are equally long. `block_size` is `ENDLESS` where streams have no landmarks. `seen` counts the
     ordinary tokens read, those of the first block before the text (the phase of a training window) included.
+    `recomputable` is whether a layer may attend again in the backward pass, as gradient checkpointing lets it, to the
+    same result and without a change of state.
     """
 
     block_size = ENDLESS
+    recomputable = False
 
     def __init__(self, segment: int, *, phase: int = 0) -> None:
         if segment < 1:

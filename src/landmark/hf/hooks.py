@@ -160,9 +160,10 @@ def _read_segments(base: nn.Module, reader: Reader, inputs: Inputs) -> dict[str,
     config: Any = base.config
     if "sliding" in layer_kinds(config):
         raise ValueError("a landmark_reader attends in every layer, and this model has sliding layers of its own")
-    if base.training and any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
-        raise ValueError("a landmark_reader carries states: switch gradient checkpointing off to train with one")
     *others, last = inputs.tokens.split(reader.segment, dim=1)
+    again = base.training and any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
+    if again and (others or not reader.recomputable):
+        raise ValueError("a landmark_reader carries states: switch gradient checkpointing off to train with one")
     earlier = [base(**{inputs.name: piece}, landmark_reader=reader, **inputs.options) for piece in others]
     stream = reader.lay_out(last)
     rotations = _rotations(base, reader.reach(stream.width), trained_positions(config), last)

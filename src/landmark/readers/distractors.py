@@ -16,7 +16,7 @@ from landmark.ops.blockwise import blockwise_attention, complete_first_block
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 from landmark.settings import check_block_size
-from landmark.stream import check_phase
+from landmark.stream import Stream, check_phase
 
 
 class Distractors:
@@ -33,7 +33,7 @@ class Distractors:
 
     def add(self, layer: int, landmarks: Tensor) -> None:
         """Adds `landmarks [B,Hkv,n,D]`; the oldest beyond the capacity are dropped."""
-        new = landmarks.detach().transpose(0, 1).flatten(1, 2)
+        new = landmarks.transpose(0, 1).flatten(1, 2)
         old = self.keys.get(layer, new[:, :0])
         self.keys[layer] = torch.cat((old, new), dim=1)[:, -self.capacity :]
 
@@ -52,7 +52,7 @@ class Distractors:
 
 
 class DistractedLandmarks(Reader):
-    """The grouped softmax of a window, with landmarks of other windows as distractors for queries of recall windows.
+    """The grouped softmax of one window, with landmarks of other windows as distractors for queries of recall windows.
 
     A training window has a dozen blocks, memory may have a million, and among so many some landmark scores well by
     chance. So that the right landmark learns to outscore all others by a margin, the softmax of every query in a row
@@ -63,6 +63,8 @@ class DistractedLandmarks(Reader):
     `asking [B, segment]` (bool) only the queries of these tokens get distractors. Raises ValueError for invalid
     settings.
     """
+
+    recomputable = True
 
     def __init__(
         self,
@@ -82,6 +84,8 @@ class DistractedLandmarks(Reader):
         self.block_size = block_size
         self.slots = (retrieve + 1) * (block_size + 1)
         self.distractors = distractors
+        self._met = dict(distractors.keys)  # what was kept before the window
+        self._added: set[int] = set()  # layers; one that is computed again in the backward pass adds nothing
         self.plain = plain
         self.phase = phase
         self.asked: list[tuple[int, Tensor]] | None = None  # row, and stream positions of its asking queries
@@ -91,6 +95,11 @@ class DistractedLandmarks(Reader):
 
     def reach(self, width: int) -> int:
         return self.slots + width
+
+    def lay_out(self, tokens: Tensor) -> Stream:
+        if self.seen != self.phase:
+            raise ValueError("this reader has read its window: make another one for the next")
+        return super().lay_out(tokens)
 
     def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring) -> Tensor:
         scale = s.scale_of(query)
@@ -115,22 +124,23 @@ class DistractedLandmarks(Reader):
         if has_constant_keys(layer):
             return out
         asking = ~self.plain
-        if layer in self.distractors.keys and bool(asking.any()):
+        if layer in self._met and bool(asking.any()):
             # Positions as in memory, behind the slots of retrieved blocks.
             standing = rotation.apply(query[asking].to(working_dtype(query)), positions + self.slots) * scale
             lost = torch.full_like(lse, -torch.inf)
-            lost[asking] = _log_weight(standing, self.distractors.keys[layer], s)
+            lost[asking] = _log_weight(standing, self._met[layer], s)
             out = out * (lse - lost).sigmoid()[..., None].to(out.dtype)
         self._add(layer, key, rotation)
         return out
 
     def _add(self, layer: int, key: Tensor, rotation: Rotation) -> None:
         """Adds the landmarks of plain rows to the distractors of later windows."""
-        if has_constant_keys(layer):
+        if has_constant_keys(layer) or layer in self._added:
             return
-        landmarks = key[self.plain, :, self.block_size - self.phase :: self.block_size + 1].to(working_dtype(key))
+        self._added.add(layer)
+        own = key.detach()[self.plain, :, self.block_size - self.phase :: self.block_size + 1]
         offset = torch.tensor([self.block_size], device=key.device)
-        self.distractors.add(layer, rotation.apply(landmarks, offset))
+        self.distractors.add(layer, rotation.apply(own.to(working_dtype(key)), offset))
 
     def _among_answers(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, s: Scoring
@@ -149,7 +159,7 @@ class DistractedLandmarks(Reader):
             sinks=s.sinks,
             dropout=s.dropout,
         )
-        if layer not in self.distractors.keys or not self.asked:
+        if layer not in self._met or not self.asked:
             return out
         scale = s.scale_of(query)
         shares = torch.ones(query.shape[:3], dtype=working_dtype(query), device=query.device)
@@ -157,7 +167,7 @@ class DistractedLandmarks(Reader):
             seen = self._seen(where, positions)
             kept = _log_sum(rotated[row, :, where].to(shares) * scale, keys[row].to(shares), seen, s)
             standing = rotation.apply(query[row, :, where].to(shares), where + self.slots) * scale
-            lost = _log_weight(standing[None], self.distractors.keys[layer], s)[0]
+            lost = _log_weight(standing[None], self._met[layer], s)[0]
             heads = torch.arange(len(kept), device=where.device)[:, None]
             at = (torch.full_like(where, row), heads, where)
             shares = shares.index_put(at, (kept - lost).sigmoid())

@@ -12,6 +12,7 @@ from landmark.training.recipe import Recipe, recipe_of
 # Settings of folders, logs and processes, which change no parameter of the model.
 FREE = {"out", "tokens", "parallel", "threads", "json", "log_every", "eval_every", "save_every", "eval_windows"}
 FREE.add("gradient_checkpointing")  # recomputes the same activations
+WHOLE_WINDOWS = {"landmark", "landmark_distractors"}  # attentions that read a window at once
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class Plan:
         if self.load_in is not None and str(self.model).lower().endswith(".gguf"):
             raise ValueError("--load-in 4bit quantizes models of a folder or the hub: leave it out with a GGUF file")
         attentions = {stage.attention for stage in self.recipe.stages}
-        if self.gradient_checkpointing and attentions != {"landmark"}:
-            others = ", ".join(sorted(attentions - {"landmark"}))
-            raise ValueError(f"attention {others} carries states: leave --gradient-checkpointing out")
+        if self.gradient_checkpointing and (others := attentions - WHOLE_WINDOWS):
+            named = ", ".join(sorted(others))
+            raise ValueError(f"attention {named} carries states: leave --gradient-checkpointing out")
         if self.adapter is not None:
             self._check_adapter(attentions)
         if self.distill:
@@ -96,7 +97,7 @@ class Plan:
             raise ValueError("--distill requires a pretrained model: use --model, not --config")
         if self.parallel not in (None, "ddp"):
             raise ValueError(f"--distill cannot be sharded yet: leave --parallel {self.parallel} out")
-        if others := attentions - {"landmark", "landmark_distractors"}:
+        if others := attentions - WHOLE_WINDOWS:
             raise ValueError(
                 f"--distill compares whole windows, and a stage has attention {', '.join(sorted(others))}: choose "
                 "landmark or landmark_distractors"
