@@ -147,7 +147,7 @@ def _chosen(
     chosen: dict[Keys, RetrievalHeads] = {}
     for keys in OF_MODEL:
         if keys in options.methods:
-            with tokens_read(f"choosing heads for {keys}", len(validation.queries)) as progress:
+            with tokens_read(f"choosing heads for {keys}", 2 * len(validation.queries)) as progress:
                 chosen[keys] = reader.choose(validation, keys, progress)
             print_escaped(f"{keys}: {chosen[keys].pooling} of heads {list(chosen[keys].heads)}", to_stderr=True)
     if options.save_heads is not None and LANDMARKS in chosen:

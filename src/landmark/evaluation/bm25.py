@@ -29,8 +29,11 @@ def bm25(passages: Sequence[str]) -> Callable[[str], Tensor]:
     check_installed()
     import bm25s
 
+    words_of: Any = bm25s.tokenize(list(passages), return_ids=False, show_progress=False)
+    if not any(words_of):  # bm25s needs a word
+        return lambda query: torch.zeros(len(passages))
     index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(passages), return_ids=False, show_progress=False), show_progress=False)
+    index.index(words_of, show_progress=False)
 
     def scores(query: str) -> Tensor:
         words: Any = bm25s.tokenize([query], return_ids=False, show_progress=False)[0]

@@ -70,23 +70,32 @@ class PassageReader:
     def choose(self, tasks: RetrievalTasks, keys: Keys, progress: Callable[[int], Any]) -> RetrievalHeads:
         """The heads and the pooling with the best mean reciprocal rank on `tasks`, those of the reader.
 
-        Each head alone is tried with each pooling, and the best 1, 2, 4 and 8 of a pooling together. `progress` is
-        called with 1 after each query.
+        Each head alone is tried with each pooling, and the best 1, 2, 4 and 8 of a pooling together. So that memory
+        does not grow with queries times heads times blocks, every query is scored twice; `progress` is called with 1
+        after each time.
         """
         heads = searchable_heads(self._config) if keys == "landmarks" else landmark_heads(self._config)
         background = torch.stack([self._weights(text, heads, keys) for text in BACKGROUND]).mean(0)
-        weights = []
-        for query in tasks.queries:
-            weights.append(self._weights(query.text, heads, keys) - background)
-            progress(1)
-        found: dict[RetrievalHeads, float] = {}
-        for pooling, of_heads in zip(POOLINGS, torch.stack(weights).unbind(1), strict=True):
-            alone = [self._quality(of_head, tasks) for of_head in of_heads.unbind(1)]
-            order = np.argsort(-np.array(alone), kind="stable").tolist()
-            for count in TOGETHER:
-                chosen = RetrievalHeads(tuple(heads[place] for place in order[:count]), pooling)
-                found[chosen] = self._quality(of_heads[:, order[:count]].mean(1), tasks)
-        return max(found, key=lambda chosen: found[chosen])
+
+        def ranks(of_query: Callable[[Tensor], Tensor]) -> Tensor:
+            """Ranks [Q,...] of the right passages by what is made of the weights of each query."""
+            found = []
+            for query in tasks.queries:
+                scores = self._of_passages(of_query(self._weights(query.text, heads, keys) - background))
+                found.append(_rank(scores, query.passage))
+                progress(1)
+            return torch.stack(found)
+
+        alone = ranks(lambda weights: weights)
+        orders = []
+        for of_heads in alone.unbind(1):
+            quality = [-_quality(one, tasks) for one in of_heads.unbind(1)]
+            orders.append(np.argsort(quality, kind="stable").tolist())
+        tried = [(number, order[:count]) for number, order in enumerate(orders) for count in TOGETHER]
+        together = ranks(lambda weights: torch.stack([weights[number, places].mean(0) for number, places in tried]))
+        quality = [_quality(one, tasks) for one in together.unbind(1)]
+        number, places = tried[quality.index(max(quality))]
+        return RetrievalHeads(tuple(heads[place] for place in places), POOLINGS[number])
 
     def _weights(self, query: str, heads: list[tuple[int, int]], keys: Keys) -> Tensor:
         """Weights [3,heads,N] of blocks for a query, by pooling; on the CPU."""
@@ -94,11 +103,6 @@ class PassageReader:
         scores = self._search.scores(ids, {layer for layer, _ in heads}, self._search_of(keys))
         every = torch.stack([scores[layer][head] for layer, head in heads])
         return torch.stack([pooled(every, pooling) for pooling in POOLINGS]).cpu()
-
-    def _quality(self, blocks: Tensor, tasks: RetrievalTasks) -> float:
-        """The mean over tasks of the mean reciprocal rank by scores [Q,N] of blocks."""
-        ranks = ranks_of(self._of_passages(blocks), tasks)
-        return float(np.mean([(1 / ranks[_of_task(tasks, task)]).mean() for task in TASKS]))
 
     def _search_of(self, keys: Keys) -> SearchOf:
         if keys == "mean-keys":
@@ -158,8 +162,18 @@ def rank(method: str, tasks: RetrievalTasks, scores: Scores, progress: Callable[
 
 def ranks_of(scores: Tensor, tasks: RetrievalTasks) -> np.ndarray:
     """Ranks [Q] of the right passages in scores [Q,P]."""
-    right = torch.tensor([query.passage for query in tasks.queries])
-    return (scores >= scores.gather(1, right[:, None])).sum(1).numpy()
+    ranked = zip(scores, tasks.queries, strict=True)
+    return torch.stack([_rank(of_query, query.passage) for of_query, query in ranked]).numpy()
+
+
+def _rank(scores: Tensor, passage: int) -> Tensor:
+    """Ranks [...] of a passage in scores [...,P]."""
+    return (scores >= scores[..., passage : passage + 1]).sum(-1)
+
+
+def _quality(ranks: Tensor, tasks: RetrievalTasks) -> float:
+    """The mean over tasks of the mean reciprocal rank, from ranks [Q]."""
+    return float(np.mean([(1 / ranks.numpy()[_of_task(tasks, task)]).mean() for task in TASKS]))
 
 
 def figures(ranked: Ranked, tasks: RetrievalTasks) -> list[dict[str, Any]]:
