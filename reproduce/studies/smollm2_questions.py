@@ -131,7 +131,7 @@ class Answering:
         branch = context.cache.fork()
         branch.start_trace()
         reply = answer(self.pair.converted, self._question(question, LEAD), branch, max_new_tokens=LONGEST)
-        heaviest = context._documents.sources(branch.trace().spans(), HEAVIEST)
+        heaviest = context.passages(branch.trace().spans(), HEAVIEST)
         start, stop = (len(INTRODUCTION) + place for place in (question.offsets[-1], question.ends))
         found = any(s.document == "book" and s.first < stop and start < s.last for s in heaviest)
         return self._text(reply), found

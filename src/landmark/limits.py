@@ -1,7 +1,7 @@
 """What options may be: limits that stand beside their types, and the one place where they are checked.
 
-A dataclass of options annotates a field, `depth: Annotated[float | None, Range(0, 1)] = None`, and `check_limits` tells
-of a value outside before any work starts. None is a default and always allowed. Light to import.
+A dataclass of options annotates a field, `depth: Annotated[float | None, Range(0, 1)] = None`, and `check_limits`
+reports a value outside before any work starts. None is a default and always allowed. Light to import.
 """
 
 import os
@@ -33,7 +33,7 @@ class Range(Limit):
     least: float
     most: float = LARGEST
     words: str | None = None
-    """What to give, where the numbers alone do not tell."""
+    """What to give, where the numbers alone do not say it."""
     or_zero: bool = False
 
     def check(self, name: str, value: Any) -> None:

@@ -55,6 +55,7 @@ def test_a_context_without_text(model_folder, tmp_path, capsys):
         (["--out", "/nonexistent/page.html"], "in a folder that does not exist"),
         (["--text", "--prompt", ""], "prompt is empty"),
         (["--text", "--passages", "0"], "passages is 0: give 1 or more"),
+        (["--out", "page.html", "--passages", "3"], "passages is 3, and none are printed: give --text"),
         (["--text", "--retrieve", "0"], "no block was opened"),
     ],
 )

@@ -152,7 +152,7 @@ def _load_either(
 def model_of(context: Path, model: Path | None) -> Path | None:
     """The model for a context: `model`, or the folder that its manifest names; None is the package's.
 
-    Whoever made the context chose that name, so it is never one inside the context, nor one to download. For a GGUF
+    The maker of the context chose that name, so it is never one inside the context, nor one to download. For a GGUF
     file it is the installed one that the package's adapter belongs to. Where there is no such folder, the package's
     model serves if its configuration fits. Raises ValueError, asking for --model, otherwise. `load` and opening the
     context check that it is the model that read it.

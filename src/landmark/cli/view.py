@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from landmark.cli.answering import AnswerOptions, answer_from_context, answer_from_text, check_asked
 from landmark.cli.output import print_escaped, print_sources
-from landmark.limits import FromOne, OutFile
+from landmark.limits import MaybeFromOne, OutFile
 
 if TYPE_CHECKING:
     from landmark.view.gather import View
+
+PASSAGES = 10  # that are printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,8 @@ class ViewOptions(AnswerOptions):
     """Write a page, FILE.html, that opens in any browser and needs no network."""
     text: bool = False
     """Print the passages, the most read first."""
-    passages: FromOne = 10
-    """How many of them."""
+    passages: MaybeFromOne = None
+    """How many of them (default 10)."""
     figure: Annotated[Path | None, OutFile()] = None
     """Draw blocks against generated tokens: FILE.png, FILE.svg or FILE.pdf."""
     jsonl: Annotated[Path | None, OutFile()] = None
@@ -55,7 +57,7 @@ def run(options: ViewOptions) -> int:
     view = _view(options)
     if options.text:
         print_escaped(view.texts[-1].text, lines=True)
-        print_sources(asdict(source) for source in view.sources(options.passages))
+        print_sources(asdict(source) for source in view.sources(options.passages or PASSAGES))
     for path in files:
         view.save(path)
         print_escaped(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB", to_stderr=True)
@@ -73,6 +75,8 @@ def _files(options: ViewOptions) -> list[Path]:
         if path.suffix.lower() not in endings:
             raise ValueError(f"{name} is {path}: end its name in {' or '.join(endings)}")
         files.append(path)
+    if options.passages is not None and not options.text:
+        raise ValueError(f"passages is {options.passages}, and none are printed: give --text")
     if not files and not options.text:
         raise ValueError("nothing is to be made: give --out PAGE.html, --text, --figure FILE.png or --jsonl FILE.jsonl")
     return files

@@ -65,15 +65,15 @@ def _other_words(rng: np.random.Generator) -> Draft:
     while len(names) <= STRANGERS:
         names[random_name(rng)] = None
     pairs = [PAIRS[int(number)] for number in rng.permutation(len(PAIRS))]
-    told = [f" {pair[0].replace('<p>', name)}" for pair, name in zip(pairs, names, strict=False)]
-    return _asked(Hidden((told[0],), tuple(told[1:])), pairs[0][1], next(iter(names)))
+    stated = [f" {pair[0].replace('<p>', name)}" for pair, name in zip(pairs, names, strict=False)]
+    return _asked(Hidden((stated[0],), tuple(stated[1:])), pairs[0][1], next(iter(names)))
 
 
 # BABILong: people go from room to room, take things along and leave them.
 
 
 class _World:
-    """Simulates steps: `lines` tell what happens, `where` and `before` are rooms of people and things."""
+    """Simulates steps: `lines` say what happens, `where` and `before` are rooms of people and things."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -149,9 +149,9 @@ def only_room(answer: str, draft: Draft) -> float:
 def _nth(rng: np.random.Generator) -> Draft:
     name, nth = random_name(rng), int(rng.integers(NOTES))
     values = [random_key(rng) for _ in range(NOTES)]
-    told = tuple(f"\n\nNote about {name}: the number is {value}.\n\n" for value in values)
+    stated = tuple(f"\n\nNote about {name}: the number is {value}.\n\n" for value in values)
     question = f"The text has {NOTES} notes about {name}. What is the number of the {ORDINALS[nth]} one?"
-    return _asked(Hidden(told), question, values[nth])
+    return _asked(Hidden(stated), question, values[nth])
 
 
 # Oolong: counts and comparisons over all lines, for which no choice of a few blocks suffices.

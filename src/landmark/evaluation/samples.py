@@ -29,7 +29,7 @@ class Answered(Protocol):
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """What tells the sample from all others of a log."""
+        """What identifies the sample in a log."""
         ...
 
     def to_dict(self) -> dict[str, Any]:

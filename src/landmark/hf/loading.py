@@ -67,7 +67,7 @@ def read_config(path: str | PathLike[str], **options: Any) -> PretrainedConfig:
     if is_gguf(path):
         return gguf_config(path)
     check_model(str(path), "config.json", options)
-    _check_no_adapter(Path(path, options.get("subfolder", "")))
+    _check_no_adapter(Path(path, options.get("subfolder") or ""))
     with _one_line_error(f"no model can be loaded from {path}"):
         config = AutoConfig.from_pretrained(path, **_NO_CODE | options)
     named = text_config(config)._attn_implementation
@@ -96,7 +96,7 @@ def read_weights(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
     """
     options = _NO_CODE | {"use_safetensors": True} | options
     if options["use_safetensors"]:
-        _check_safetensors(Path(path, options.get("subfolder", "")))
+        _check_safetensors(Path(path, options.get("subfolder") or ""))
     with _one_line_error(f"the model at {path} cannot be loaded"), _silence():
         loaded = AutoModelForCausalLM.from_pretrained(path, **options | _REPORT)
     return _whole(path, loaded)

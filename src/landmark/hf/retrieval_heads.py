@@ -121,7 +121,7 @@ def _of_saved(saved: Mapping[str, Any]) -> RetrievalHeads:
 
 
 def _shape(config: PretrainedConfig) -> dict[str, int]:
-    """What tells the models apart whose heads are known."""
+    """What identifies the models whose heads are known."""
     config = text_config(config)
     names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
     return {name: getattr(config, name) for name in names} | {"block_size": landmark_settings(config).block_size}
