@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 import landmark
 from landmark.data.recall import ANSWER, TEXT
+from landmark.data.text import read_text
 from landmark.hf import LandmarkCache
 from landmark.hf.loading import gguf_model, read_tokenizer
 from landmark.hf.reader import answer
@@ -67,6 +68,7 @@ def run(options: ConvertOptions) -> int:
     """Converts, trains and measures."""
     if not options.smoke and (options.gguf is None or options.tokens is None or not options.book):
         raise ValueError("give --gguf, --tokens and --book, or --smoke for a dry run without them")
+    books = [read_text(book) for book in options.book]
     options.out.mkdir(parents=True, exist_ok=True)
     log = Log(options.out)
     torch.manual_seed(options.seed)
@@ -77,10 +79,10 @@ def run(options: ConvertOptions) -> int:
     if options.smoke:
         smoke(options, log)
         return 0
+    ids = np.load(str(options.tokens))
     base, tokenizer = load(options)
     log("model and tokenizer are loaded")
-    ids = np.load(str(options.tokens))
-    texts = [encode(tokenizer, book.read_text(encoding="utf-8")).ids for book in options.book]
+    texts = [encode(tokenizer, book).ids for book in books]
     log(f"{len(ids):,} tokens to train on, {[len(text) for text in texts]} to measure on")
     schedule = CONVERSION if options.adapter is None else REFINEMENT
     if options.learning_rate is not None:

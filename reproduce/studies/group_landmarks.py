@@ -7,8 +7,7 @@ first text by cross entropy against the groups of the best blocks: a weighted su
 """
 
 import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -62,7 +61,8 @@ def run(options: GroupLandmarksOptions) -> int:
     """Trains the gates and prints the shares."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    trained_on, tested_on = (record(paths, options.tokens) for paths in (options.train, options.test))
+    texts = ["\n".join(read_text(path) for path in paths) for paths in (options.train, options.test)]
+    trained_on, tested_on = (record(text, options.tokens) for text in texts)
     for size in (16, 32):
         shares: dict[str, list[Tensor]] = {"mean": [], "pooled": [], "network": []}
         for seen, held_out in zip(trained_on, tested_on, strict=True):
@@ -79,10 +79,9 @@ def run(options: GroupLandmarksOptions) -> int:
     return 0
 
 
-def record(paths: Sequence[Path], tokens: int) -> list[Searches]:
+def record(text: str, tokens: int) -> list[Searches]:
     """Landmark keys of the first `tokens` tokens, and queries of the next `QUERIES`, for each head that searches."""
     model = landmark.from_pretrained(model_path())
-    text = "\n".join(read_text(path) for path in paths)
     ids = encode(load_tokenizer(model_path(), model), text[: 5 * (tokens + QUERIES)]).ids
     if len(ids) < tokens + QUERIES:
         raise ValueError(f"{len(ids)} tokens are fewer than the {tokens + QUERIES} to be read: give more texts")

@@ -69,8 +69,8 @@ PARTS = {"baselines": BASELINES, "converted": CONVERTED, "table": ()}
 def run(options: RecallTablesOptions) -> int:
     """Runs a part as far as there is time, each run for its share of it, and writes the table of all runs so far."""
     torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
     runs = chosen(PARTS[options.part], options.only)
+    options.out.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + 60 * options.minutes
     for one in runs:
         print_escaped(f"{one.name}: {one.options.samples} texts, about {one.minutes:.0f} minutes on a quiet core")

@@ -30,7 +30,7 @@ from reproduce.trainings.smollm2 import SETTINGS
 
 def perplexities(pair: Pair, texts: list[Tensor], length: int, windows: int, out: Path, until: float) -> Any:
     """Perplexity and divergence on windows of each text: original, converted over the window and through memory."""
-    readings = smollm2_perplexity.readings_of(pair.converted, PerplexityOptions.readings, length)
+    readings = smollm2_perplexity.readings_of(pair.converted.config, PerplexityOptions.readings, length)
     cut = smollm2_perplexity.windows_of({str(number): text for number, text in enumerate(texts)}, length, windows)
     records = Records(out / f"perplexity_{length}.jsonl", {"length": length})
     measured = smollm2_perplexity.measure_windows(pair, readings, cut, records, until + STARTED)

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,12 +34,16 @@ class Pair:
         warnings.filterwarnings("ignore", message="the weights differ slightly")
         tokenizer = read_tokenizer(options.original)
         original = load_plain(options.original)
-        adapter = landmark.adapter_path() if options.adapter is None else options.adapter
-        return cls(original, landmark.load_adapter(options.original, adapter).eval(), tokenizer)
+        return cls(original, landmark.load_adapter(options.original, adapter_of(options)).eval(), tokenizer)
 
     def settings(self) -> dict[str, Any]:
         """What of the models determines a measurement, for `Records`."""
         return {"model": digest(model_fingerprint(self.converted))}
+
+
+def adapter_of(options: ConvertedOptions) -> Path:
+    """The adapter that the options name, or the one in the package."""
+    return landmark.adapter_path() if options.adapter is None else options.adapter
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> str:

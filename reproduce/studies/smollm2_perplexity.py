@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from landmark.cli.options import whole_numbers
 from landmark.cli.output import print_table, tokens_read
@@ -22,10 +22,11 @@ from landmark.evaluation.perplexity import Setting, cut_windows, mean_and_error,
 from landmark.evaluation.reading import Reading
 from landmark.evaluation.samples import digest
 from landmark.hf.compat import cache_kwargs
+from landmark.hf.serialization import adapted_config
 from landmark.hf.tokenizer import encode
 from reproduce.studies.commands import PerplexityOptions
 from reproduce.studies.records import Records
-from reproduce.studies.smollm2_models import Pair
+from reproduce.studies.smollm2_models import Pair, adapter_of
 from reproduce.tables.intervals import over_seeds
 
 ROWS = 256  # positions whose logits are computed at a time: with a vocabulary of 49,152, 48 MiB a model
@@ -48,8 +49,8 @@ def run(options: PerplexityOptions) -> int:
     texts = {path.stem: read_text(path) for path in options.texts}
     if len(texts) < len(options.texts):
         raise ValueError(f"two of the texts have one name ({', '.join(map(str, options.texts))}): rename one")
+    named = readings_of(adapted_config(options.original, adapter_of(options)), options.readings, max(lengths))
     pair = Pair.load(options)
-    named = readings_of(pair.converted, options.readings, max(lengths))
     documents = {name: encode(pair.tokenizer, text).ids for name, text in texts.items()}
     settings = pair.settings() | {"texts": digest(texts), "windows": options.windows, "readings": list(named)}
     records = Records(options.out, settings)
@@ -66,17 +67,17 @@ def run(options: PerplexityOptions) -> int:
     return 0
 
 
-def readings_of(model: PreTrainedModel, texts: Iterable[str], length: int) -> dict[str, Reading]:
+def readings_of(config: PretrainedConfig, texts: Iterable[str], length: int) -> dict[str, Reading]:
     """Readings as options name them, ATTENTION[,SETTING=VALUE]...: `full` is over the window, `landmark` by memory.
 
     Raises ValueError for what is no reading, or does not fit the trained range.
     """
-    usual = Setting(Reading.of(model.config), length)
+    usual = Setting(Reading.of(config), length)
     found = {}
     for text in texts:
         attention, comma, changes = text.partition(",")
-        found[text] = parse_setting(f"{attention}@{length}{comma}{changes}", model.config, usual).reading
-        found[text].check_length(model.config, length)
+        found[text] = parse_setting(f"{attention}@{length}{comma}{changes}", config, usual).reading
+        found[text].check_length(config, length)
     return found
 
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 import landmark
 from landmark.data.text import read_text
 from landmark.hf.compat import cache_kwargs
-from landmark.hf.loading import gguf_model, is_gguf, read_tokenizer, read_weights
+from landmark.hf.loading import read_tokenizer
+from landmark.hf.plain import load_plain
 from landmark.hf.tokenizer import encode
 from reproduce.studies.commands import UntrainedOptions
 
@@ -20,11 +21,12 @@ def run(options: UntrainedOptions) -> int:
     """Prints the three perplexities."""
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # that the model was not trained with landmarks is what is measured here
-    load = gguf_model if is_gguf(options.model) else read_weights
-    model, tokenizer = load(options.model, dtype=torch.float32), read_tokenizer(options.model)
-    ids = encode(tokenizer, read_text(options.text)).ids[: options.tokens]
+    text = read_text(options.text)
+    ids = encode(read_tokenizer(options.model), text).ids[: options.tokens]
+    if len(ids) < 2:
+        raise ValueError(f"{len(ids)} tokens of {options.text} predict nothing: give a text and tokens of 2 or more")
     windows = list(ids[None].split(options.window, 1))
-    model.eval()
+    model = load_plain(options.model)
     print("pretrained", perplexity(windows, lambda ids: _logits(model, ids)), flush=True)
     landmark.convert(model)
     print("converted", perplexity(windows, lambda ids: _logits(model, ids)), flush=True)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from reproduce.studies import smollm2_perplexity
+from reproduce.studies.commands import PerplexityOptions
 from reproduce.studies.records import Records
 from reproduce.studies.smollm2_perplexity import compared, figures, measure_windows, readings_of, windows_of
 
@@ -16,7 +17,7 @@ def text(tokens: int = 90) -> torch.Tensor:
 
 
 def test_where_conversion_changes_nothing_nothing_is_lost(same_pair):
-    found = compared(same_pair, readings_of(same_pair.converted, ("full", "landmark"), 90), text())
+    found = compared(same_pair, readings_of(same_pair.converted.config, ("full", "landmark"), 90), text())
     assert found["divergence"] == {"full": pytest.approx(0, abs=1e-5), "landmark": pytest.approx(0, abs=1e-5)}
     assert found["nll"]["full"] == pytest.approx(found["nll"]["original"], abs=1e-5)
 
@@ -24,7 +25,7 @@ def test_where_conversion_changes_nothing_nothing_is_lost(same_pair):
 def test_likelihoods_and_divergences_are_those_of_whole_logits(pair, monkeypatch):
     monkeypatch.setattr(smollm2_perplexity, "ROWS", 32)  # in several pieces
     ids = text()
-    found = compared(pair, readings_of(pair.converted, READINGS, len(ids)), ids)
+    found = compared(pair, readings_of(pair.converted.config, READINGS, len(ids)), ids)
     with torch.no_grad():
         p = pair.original(ids[None]).logits[0, :-1].log_softmax(-1)
         q = pair.converted(ids[None], use_cache=False).logits[0, :-1].log_softmax(-1)
@@ -34,6 +35,14 @@ def test_likelihoods_and_divergences_are_those_of_whole_logits(pair, monkeypatch
     assert found["divergence"]["full"] == pytest.approx(wanted, rel=1e-4)
     assert wanted > 0.01
     assert found["divergence"]["landmark,chunk_size=14"] != pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_reading_that_is_none_is_refused_before_a_model_is_loaded(pair, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("a text", encoding="utf-8")
+    monkeypatch.setattr(smollm2_perplexity, "adapted_config", lambda *_: pair.converted.config)
+    options = {"original": "model.gguf", "texts": (tmp_path / "text.txt",), "out": tmp_path / "out.jsonl"}
+    with pytest.raises(ValueError, match="attention is 'foo'"):
+        smollm2_perplexity.run(PerplexityOptions(**options, readings=("foo",)))
 
 
 def test_windows_are_spread_and_an_early_end_has_all_texts():
@@ -49,7 +58,7 @@ def test_windows_are_spread_and_an_early_end_has_all_texts():
 
 
 def test_a_second_run_measures_what_is_missing_and_time_ends_it(pair, tmp_path):
-    readings = readings_of(pair.converted, READINGS, 30)
+    readings = readings_of(pair.converted.config, READINGS, 30)
     windows = windows_of({"a": text(60)}, 30, 2)
     records = Records(tmp_path / "a", {})
     assert measure_windows(pair, readings, windows, records, until=-math.inf) == []
