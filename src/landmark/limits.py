@@ -38,11 +38,12 @@ class Range(Limit):
 
     def check(self, name: str, value: Any) -> None:
         """Raises ValueError, naming what to give, for anything outside."""
+        number: Any = value
         if not isinstance(value, Real):
             raise ValueError(f"{name} is {value!r}: give {self.words or 'a number'}")
-        if self.least <= value <= self.most or (self.or_zero and value == 0):
+        if self.least <= number <= self.most or (self.or_zero and number == 0):
             return
-        open_ended = self.most == LARGEST and not value > LARGEST
+        open_ended = self.most == LARGEST and not number > LARGEST
         numbers = f"{self.least} or more" if open_ended else f"a number from {self.least} to {self.most}"
         raise ValueError(f"{name} is {value}: give {self.words or numbers}")
 
@@ -53,8 +54,9 @@ class OutFolder(Limit):
 
     makes_parents: bool = True
 
-    def check(self, name: str, value: Path) -> None:
+    def check(self, name: str, value: Path | str) -> None:
         """Raises ValueError where it can be seen that such a folder cannot be written."""
+        value = Path(value)
         if value.exists() and not value.is_dir():
             raise ValueError(f"{name} is {value}, which is a file: give a folder")
         if not self.makes_parents and not value.absolute().parent.exists():

@@ -137,6 +137,10 @@ def test_what_a_tokenizer_decides_is_known_before_weights_are_read(plain_folder,
     said = capsys.readouterr().err
     assert "length 60 is too short" in said
     assert "no chat template" in said
+    with monkeypatch.context() as patch:
+        patch.setattr("landmark.hf.loading.read_tokenizer", lambda path: SimpleNamespace(is_fast=False))
+        assert recall(*given, "--lengths", "500") == 2
+        assert "has no character offsets" in capsys.readouterr().err
     monkeypatch.setattr("landmark.evaluation.bm25.find_spec", lambda name: None)
     assert recall(*given, "--lengths", "500", "--rag", "bm25") == 2
     assert "BM25 needs the package bm25s" in capsys.readouterr().err

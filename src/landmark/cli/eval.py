@@ -14,9 +14,11 @@ from landmark.limits import FromOne, MaybeFromOne, OutFile, Range, Seed
 from landmark.settings import ReadingChanges
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from landmark.evaluation.passkey import PasskeyPrompts, Sample
     from landmark.evaluation.reading import Reading
+    from landmark.evaluation.samples import Journal
 
 LONGEST = 10**9  # tokens of a text
 
@@ -82,28 +84,24 @@ def run_passkey(options: PasskeyOptions) -> int:
     from landmark.assets import book_path
     from landmark.data.text import read_text
     from landmark.evaluation import passkey
-    from landmark.evaluation.passkey import Sample, contents
-    from landmark.evaluation.samples import Journal
     from landmark.hf.tokenizer import encode
 
     haystack = read_text(options.haystack or book_path())
+    made: list[passkey.PasskeyPrompts] = []
 
     def check(config: "PretrainedConfig") -> None:
         for length in lengths:
             _reading_of(options, config).check_length(config, length + passkey.DIGITS)
 
-    model, tokenizer = load(options.model, check)
-    reading = _reading_of(options, model.config)
-    keys = passkey.PasskeyPrompts(tokenizer, encode(tokenizer, haystack).ids, seed=options.seed)
-    for length in lengths:
-        keys.check_length(length)
-    journal: Journal[Sample] | None = None
-    if options.out is not None:
-        described = contents(model, keys) | {"samples": options.samples, "seed": options.seed}
-        described |= {"attention": reading.attention, "block_size": reading.block_size} | asdict(reading.settings)
-        del described["allow_nonfinite"]  # changes no answer
-        journal = Journal(options.out, described, Sample)
+    def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
+        made.append(passkey.PasskeyPrompts(tokenizer, encode(tokenizer, haystack).ids, seed=options.seed))
+        for length in lengths:
+            made[0].check_length(length)
 
+    model, _ = load(options.model, check, check_tokenizer=check_tokenizer)
+    (keys,) = made
+    reading = _reading_of(options, model.config)
+    journal = _journal(options, model, keys, reading)
     rows = []
     for length in lengths:
         done = {} if journal is None else {i: s for (n, i), s in journal.samples.items() if n == length}
@@ -123,6 +121,21 @@ def run_passkey(options: PasskeyOptions) -> int:
             spread = ", ".join(f"{depth}: {right:.0%}" for depth, right in row["by_depth"].items())
             print(f"{row['length']:,} tokens by depth: {spread}")
     return 0
+
+
+def _journal(
+    options: PasskeyOptions, model: "PreTrainedModel", keys: "PasskeyPrompts", reading: "Reading"
+) -> "Journal[Sample] | None":
+    """The log of answers, if there is to be one."""
+    if options.out is None:
+        return None
+    from landmark.evaluation.passkey import Sample, contents
+    from landmark.evaluation.samples import Journal
+
+    described = contents(model, keys) | {"samples": options.samples, "seed": options.seed}
+    described |= {"attention": reading.attention, "block_size": reading.block_size} | asdict(reading.settings)
+    del described["allow_nonfinite"]  # changes no answer
+    return Journal(options.out, described, Sample)
 
 
 def run_perplexity(options: PerplexityOptions) -> int:

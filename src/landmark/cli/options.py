@@ -89,7 +89,7 @@ def load(
     from landmark.hf.config import landmark_settings
     from landmark.hf.loading import is_gguf, read_config, read_tokenizer, to_default_device
     from landmark.hf.serialization import adapted_config
-    from landmark.hf.tokenizer import checked, quiet_transformers
+    from landmark.hf.tokenizer import check_offsets, checked, quiet_transformers
 
     source = str(model_path() if path is None else path)
     adapter = adapter_path() if adapter is None and is_gguf(source) else adapter
@@ -100,6 +100,7 @@ def load(
     landmark_settings(config)
     check(config)
     tokenizer = read_tokenizer(source)  # before the weights, which may take minutes
+    check_offsets(tokenizer, source)
     check_tokenizer(tokenizer)
     if context is not None:
         check_model(context, config, tokenizer)
@@ -134,7 +135,7 @@ def _load_either(
     from landmark.hf.config import is_converted
     from landmark.hf.loading import read_config, read_tokenizer, to_default_device
     from landmark.hf.plain import load_plain
-    from landmark.hf.tokenizer import quiet_transformers
+    from landmark.hf.tokenizer import check_offsets, quiet_transformers
 
     path = None if source is None else Path(source)
     if source is None or adapter is not None:
@@ -145,6 +146,7 @@ def _load_either(
     quiet_transformers()
     check(config)
     tokenizer = read_tokenizer(source)
+    check_offsets(tokenizer, source)
     check_tokenizer(tokenizer)
     return to_default_device(load_plain(source)), tokenizer
 

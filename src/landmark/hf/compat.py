@@ -136,7 +136,7 @@ def obey_progress_bar_setting() -> None:
         from transformers import modeling_gguf_pytorch_utils as gguf
 
         if hasattr(gguf, "tqdm"):
-            gguf.tqdm = logging.tqdm
+            gguf.tqdm = logging.tqdm  # pyright: ignore[reportPrivateImportUsage]
 
 
 def require(condition: Tensor, message: str) -> None:

@@ -38,8 +38,7 @@ def checked(
     tokenizer: PreTrainedTokenizerBase, path: str | PathLike[str], model: PreTrainedModel
 ) -> PreTrainedTokenizerBase:
     """The `tokenizer` that was read from `path`; raises ValueError as `load_tokenizer` does."""
-    if not tokenizer.is_fast:
-        raise ValueError(f"the tokenizer at {path} has no character offsets: a tokenizer.json is needed")
+    check_offsets(tokenizer, path)
     landmark = landmark_settings(model.config).landmark_id
     ordinary = ordinary_tokens(model)
     reserved = landmark in tokenizer.all_special_ids
@@ -56,6 +55,12 @@ def checked(
     if reserved:
         _check_never_text(tokenizer, landmark)
     return tokenizer
+
+
+def check_offsets(tokenizer: PreTrainedTokenizerBase, path: str | PathLike[str]) -> None:
+    """Raises ValueError for a tokenizer that does not give the characters of its tokens."""
+    if not tokenizer.is_fast:
+        raise ValueError(f"the tokenizer at {path} has no character offsets: a tokenizer.json is needed")
 
 
 def _check_never_text(tokenizer: PreTrainedTokenizerBase, landmark: int) -> None:

@@ -126,7 +126,8 @@ def plan_of(options: TrainOptions) -> Plan:
         raise ValueError("there is no text to train on: name some with --texts")
     known = {field.name for field in fields(Plan)} - {"recipe", "config", "adapter"}
     taken = {name: value for name, value in given_options(options).items() if name in known}
-    config = None if options.config is None else _read_config(options.config)
+    taken |= {name: Path(taken[name]) for name in ("out", "tokens") if name in taken}  # programs may give text
+    config = None if options.config is None else _read_config(Path(options.config))
     return Plan(**taken, recipe=recipe_of(options), config=config, adapter=_adapter(options))
 
 
