@@ -7,7 +7,7 @@ import torch
 from families import FAMILIES, family
 
 import landmark
-from landmark.hf.serialization import cache_state, resume_cache
+from landmark.hf.cache_state import cache_state, resume_cache
 
 GENERATOR = torch.Generator().manual_seed(3)
 IDS = torch.randint(3, 61, (2, 45), generator=GENERATOR)

@@ -16,9 +16,9 @@ from landmark.contexts.storage import ContextStorage, index_prefix
 from landmark.contexts.writer import Writer
 from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
+from landmark.hf.cache_state import resume_cache
 from landmark.hf.config import landmark_settings, layer_budgets, layer_kinds, text_config
 from landmark.hf.fingerprint import config_fingerprint_like, differences, fingerprint_like, model_fingerprint
-from landmark.hf.serialization import resume_cache
 from landmark.hf.tokenizer import bos_tokens, load_tokenizer, text_encoder
 from landmark.index.options import IndexKind, IndexOptions, index_options
 from landmark.memory import LayerMemory

@@ -20,9 +20,9 @@ from landmark.contexts.verify import check_snapshot
 from landmark.contexts.writer import Writer, create, open_writer
 from landmark.hf import LandmarkCache, read
 from landmark.hf.cache import CacheOptions
+from landmark.hf.cache_state import cache_state
 from landmark.hf.fingerprint import model_mark
 from landmark.hf.reader import TextTo, answer
-from landmark.hf.serialization import cache_state
 from landmark.hf.tokenizer import encode
 from landmark.hf.trace import Span, Trace
 from landmark.process_memory import return_freed_pages

@@ -70,7 +70,7 @@ def _checked_metadata(header: dict[str, Any], manifest: Manifest) -> dict[str, A
     metadata = fields.parse(fields.text(entry, "the state's metadata").encode(), "the state's metadata")
     if not metadata and manifest.blocks:
         raise Malformed(f"the manifest counts {manifest.blocks} blocks, and the state is of a cache that read nothing")
-    if "layers" in metadata:  # a KV cache (`landmark.hf.serialization.cache_state`); another program's is its own
+    if "layers" in metadata:  # a KV cache (`landmark.hf.cache_state.cache_state`); another program's is its own
         _check_cache(metadata, header, manifest)
     return metadata
 

@@ -1,4 +1,4 @@
-"""Serialization: adapters of converted models as one file, and the state of a KV cache as named tensors.
+"""Adapters of converted models, each as one file.
 
 An adapter holds low-rank matrices and the landmark's row. Its file is that of peft (adapter_model.safetensors) with an
 entry in the header for the settings and the model that it belongs to. It is read without peft.
@@ -19,14 +19,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import config_fields
 from landmark.hf.config import chunk_tokens, is_converted, landmark_settings, text_config
 from landmark.hf.convert import convert
 from landmark.hf.loading import gguf_model, hub_options, is_gguf, read_config, read_weights
-from landmark.hf.sliding import SlidingWindow
-from landmark.memory import LayerMemory
-from landmark.memory.window import WindowState
 from landmark.settings import LandmarkSettings
 
 ENTRY = "landmark"
@@ -243,41 +239,3 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, numbers) and isinstance(other, numbers):
         return math.isclose(one, other, rel_tol=1e-6)
     return one == other
-
-
-# The state of a KV cache besides its blocks: with the blocks, enough to go on in another process.
-
-_WINDOW = ("keys", "values", "turned")
-_SLIDING = ("keys", "values", "kept", "seen")
-
-
-def cache_state(cache: LandmarkCache) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors named "LAYER.NAME" and JSON-serializable metadata of a cache that has read something and was settled."""
-    tensors: dict[str, Tensor] = {}
-    layers: dict[str, Any] = {}
-    for layer, memory in enumerate(cache.memories):
-        if isinstance(memory, LayerMemory):
-            window, seen = memory.state()
-            layers[str(layer)] = {"lengths": window.lengths, "seen": seen}
-            named = zip(_WINDOW, window[:3], strict=True)
-        else:
-            named = ((name, getattr(memory, name)) for name in _SLIDING)
-        tensors |= {f"{layer}.{name}": tensor.contiguous().cpu() for name, tensor in named}
-    return tensors, {"layers": layers, "tokens": cache.tokens_read()}
-
-
-def resume_cache(
-    cache: LandmarkCache, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], blocks: int, device: torch.device
-) -> None:
-    """Restores what `cache_state` returned into a new cache whose storage holds `blocks` blocks a row."""
-    for layer, memory in enumerate(cache.memories):
-        if isinstance(memory, LayerMemory):
-            saved = metadata["layers"][str(layer)]
-            keys, values, turned = (tensors[f"{layer}.{name}"].to(device) for name in _WINDOW)
-            window = WindowState(keys, values, turned, saved["lengths"])
-            memory.resume(window, saved["seen"], [blocks] * len(saved["seen"]))
-        else:
-            assert isinstance(memory, SlidingWindow)
-            for name in _SLIDING:
-                setattr(memory, name, tensors[f"{layer}.{name}"].to(device))
-    cache.resume(torch.tensor(metadata["tokens"], device=device))
