@@ -56,11 +56,12 @@ class ExportOptions:
 
 def run_ls(options: ListOptions) -> int:
     """One line for each context; one that cannot be opened is marked."""
-    from landmark.contexts.folder import find, info
-    from landmark.contexts.manifest import MANIFEST
+    from landmark.contexts.collection_manifest import is_collection
+    from landmark.contexts.either import find, info, is_either
 
-    if (options.folder / MANIFEST).exists():
-        raise ValueError(f"{options.folder} is a context itself: run landmark contexts info {options.folder}")
+    if is_either(options.folder):
+        kind = "collection" if is_collection(options.folder) else "context"
+        raise ValueError(f"{options.folder} is a {kind} itself: run landmark contexts info {options.folder}")
     contexts = list(find(options.folder))
     if not contexts:
         print_escaped(f"no contexts in {options.folder}", to_stderr=True)
@@ -82,12 +83,10 @@ def run_ls(options: ListOptions) -> int:
 
 def run_info(options: ContextOptions) -> int:
     """What a context holds, without loading a model."""
-    from landmark.contexts.folder import facts
-    from landmark.contexts.snapshot import open_reader
+    from landmark.contexts.either import described
 
-    snapshot = open_reader(options.context)
-    found = facts(options.context, snapshot)
-    documents = [asdict(document) for document in snapshot.documents()]
+    found, held = described(options.context)
+    documents = [asdict(document) for document in held]
     if options.json:
         print(json.dumps({**found, "documents": documents}))
         return 0
@@ -116,10 +115,10 @@ def _print_facts(title: str, facts: dict[str, Any]) -> None:
 
 def run_verify(options: ContextOptions) -> int:
     """Each damage on a line of its own; exit code 1 if there is any."""
-    from landmark.contexts.verify import verify
+    from landmark.contexts.either import verify_all
 
     with bytes_done(f"verifying {options.context}") as progress:
-        damages = verify(options.context, progress)
+        damages = verify_all(options.context, progress)
     if options.json:
         print(json.dumps({"context": str(options.context), "damages": [str(damage) for damage in damages]}))
     elif damages:
@@ -132,7 +131,7 @@ def run_verify(options: ContextOptions) -> int:
 
 def run_delete(options: DeleteOptions) -> int:
     """Ask on a terminal, and delete."""
-    from landmark.contexts.folder import check_deletable, delete
+    from landmark.contexts.either import check_deletable, delete
 
     check_deletable(options.context)
     if not options.yes:
@@ -149,7 +148,7 @@ def run_delete(options: DeleteOptions) -> int:
 
 def _contents(context: Path) -> str:
     """What would be deleted, in a few words."""
-    from landmark.contexts.folder import info
+    from landmark.contexts.either import info
 
     try:
         found = info(context)

@@ -9,6 +9,8 @@ COMMANDS = (
     Command("chat", "landmark.cli.chat:run", "ask about documents in plain language, and see where answers come from"),
     Command("read", "landmark.cli.read:run_read", "read texts into a context on disk"),
     Command("append", "landmark.cli.read:run_append", "add texts to a context"),
+    Command("add", "landmark.cli.collections:run_add", "add texts to a collection, or replace some"),
+    Command("remove", "landmark.cli.collections:run_remove", "remove documents from a collection"),
     Command("ask", "landmark.cli.ask:run", "continue a prompt after a context or a text, and show where it looked"),
     Command("retrieve", "landmark.cli.retrieve:run", "rank the passages of a context for a query, without generating"),
     Command("serve", "landmark.cli.serve:run", "answer questions about contexts over OpenAI's protocol"),

@@ -44,14 +44,14 @@ class MemoryOptions:
         import torch
 
         from landmark.contexts.compatibility import check_memory
-        from landmark.contexts.manifest import read_manifest
+        from landmark.contexts.either import manifest_of
         from landmark.hf import LandmarkCache
 
         if self.device_budget is not None and not torch.cuda.is_available():
             raise ValueError("device_budget is for GPUs, and torch sees none here: give host_budget")
         LandmarkCache(config, **self.keywords(), **settings)
         if context is not None:
-            manifest = read_manifest(context)
+            manifest = manifest_of(context)
             check_memory(manifest.header, manifest.layout, config, **self.keywords(), **settings)
 
 
@@ -161,10 +161,10 @@ def model_of(context: Path, model: Path | None) -> Path | None:
     """
     from landmark.assets import adapted_path, model_path
     from landmark.contexts.compatibility import check_model
-    from landmark.contexts.manifest import read_manifest
+    from landmark.contexts.either import manifest_of
     from landmark.hf.loading import is_gguf, read_config
 
-    recorded = read_manifest(context).header.get("model")
+    recorded = manifest_of(context).header.get("model")
     if model is not None:
         return model
     if recorded and Path(recorded).is_dir():

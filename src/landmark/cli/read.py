@@ -26,6 +26,11 @@ class ReadOptions:
     """Texts to read, in this order: UTF-8 files, - for standard input, or the other sources of `landmark train`."""
     out: Annotated[Path, OutFolder(makes_parents=False)]
     """Folder of the context. If it exists, reading resumes: documents that it holds are skipped."""
+    apart: bool = False
+    """Make a collection: every document is read from scratch, and can be replaced and removed later. Otherwise each is
+    read with all earlier ones in reach."""
+    share: tuple[Path, ...] = ()
+    """With --apart, folders of other collections: documents that they hold are taken from there, not read again."""
     model: Path | None = None
     """Folder of a converted model with its tokenizer; default: the one in the package."""
     json: bool = False
@@ -62,10 +67,15 @@ def run_read(options: ReadOptions) -> int:
     if not options.files and known is None:
         raise ValueError("there is nothing to read: name at least one file, or - for standard input")
     documents = distinct(named_texts(options.files))
+    if options.share and not options.apart:
+        raise ValueError("--share is for documents that are read apart: give --apart too")
     from landmark.contexts.context import Context
 
     if known is not None:
         check_context(known, "--out")  # before a model is loaded
+        check_kind(known, apart=options.apart)
+    if options.apart:
+        return read_apart(options, known, documents)
     model, tokenizer = load(options.model, lambda config: options.memory.check(config, known), known)
     keywords = options.memory.keywords()
     if known is not None:
@@ -77,11 +87,38 @@ def run_read(options: ReadOptions) -> int:
 
 def check_context(folder: Path, option: str) -> None:
     """Raises ValueError unless a context is in `folder`, which the command was given with `option`."""
-    from landmark.contexts.manifest import has_manifest, read_manifest
+    from landmark.contexts.either import is_either, manifest_of
 
-    if folder.is_dir() and not has_manifest(folder):
+    if folder.is_dir() and not is_either(folder):
         raise ValueError(f"{folder} holds other files: give {option} a new folder, an empty one or a context")
-    read_manifest(folder)
+    manifest_of(folder)
+
+
+def check_kind(folder: Path, *, apart: bool) -> None:
+    """Raises ValueError unless documents are read in this way into what is in a folder."""
+    from landmark.contexts.collection_manifest import is_collection
+
+    if is_collection(folder) and not apart:
+        raise ValueError(f"{folder} is a collection, whose documents are read apart: give --apart, or run landmark add")
+    if apart and not is_collection(folder):
+        raise ValueError(
+            f"{folder} is a context, whose documents are read one after another: leave --apart out, or give a new"
+            " folder"
+        )
+
+
+def read_apart(options: ReadOptions, known: Path | None, documents: list[tuple[str, str]]) -> int:
+    """Make or open the collection, and add what it lacks."""
+    from landmark.cli.collections import add_all
+    from landmark.contexts.collection import Collection
+
+    model, tokenizer = load(options.model, lambda config: options.memory.check(config, known), known)
+    keywords: dict[str, Any] = {**options.memory.keywords(), "share": options.share}
+    if known is not None:
+        collection = Collection.open(known, model, tokenizer, write=True, verify=options.verify, **keywords)
+    else:
+        collection = Collection.create(options.out, model, tokenizer, **keywords)
+    return add_all(collection, documents, as_json=options.json)
 
 
 def run_append(options: AppendOptions) -> int:

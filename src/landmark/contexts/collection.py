@@ -8,24 +8,22 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from landmark.contexts import compatibility, disk
+from landmark.contexts import compatibility
 from landmark.contexts.apart import DocumentContext
-from landmark.contexts.collection_folder import creating, open_set, remove_others, remove_removed, verify_collection
+from landmark.contexts.collection_folder import open_set, verify_collection
 from landmark.contexts.collection_manifest import (
     DOCUMENTS,
     CollectionManifest,
     Member,
-    collection_bytes,
     collection_place,
     document_key,
-    publish_collection,
     read_collection,
 )
+from landmark.contexts.collection_writer import CollectionWriter, member_of
 from landmark.contexts.context import Answer, Context
 from landmark.contexts.disk import Folder
-from landmark.contexts.documents import DocumentStore, check_document
+from landmark.contexts.documents import DocumentStore, check_document, distinct
 from landmark.contexts.folder import fork
-from landmark.contexts.lock import WriterLock, not_alone, take_lock
 from landmark.contexts.manifest import Manifest, has_manifest, to_json
 from landmark.contexts.segments import encode_text, text_digest
 from landmark.contexts.snapshot import Snapshot, open_reader
@@ -58,7 +56,7 @@ class Collection:
         options: CacheOptions,
         *,
         share: Iterable[str | PathLike[str]] = (),
-        lock: WriterLock | None = None,
+        writer: CollectionWriter | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -66,8 +64,7 @@ class Collection:
         self._manifest = manifest
         self._options = options
         self._share = [Path(other) for other in share]
-        self._lock = lock
-        self._known = b"" if lock is None else collection_bytes(place)
+        self._writer = writer
         self._checks_landmarks = True
         self._context: Context | None = None
         # Without documents, to see whether the model is still the one whose fingerprint was compared.
@@ -99,9 +96,8 @@ class Collection:
         header, layout = compatibility.header(model, tokenizer, settings), compatibility.layout(model)
         compatibility.check_memory(header, layout, model.config, **options)
         manifest = CollectionManifest(0, json.loads(to_json(header, "the header")), layout)
-        with creating(Path(path)) as lock:
-            publish_collection(lock.folder, manifest)
-        return cls(model, tokenizer, lock.folder, manifest, options, share=share, lock=lock)
+        writer = CollectionWriter.create(Path(path), manifest)
+        return cls(model, tokenizer, writer.place, manifest, options, share=share, writer=writer)
 
     @classmethod
     def open(
@@ -127,26 +123,22 @@ class Collection:
         """
         check_verification(verify)
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
-        place = collection_place(Path(path))
-        read_collection(place)  # before a lock is made where there is no collection
-        lock = take_lock(place) if write else None
+        writer = CollectionWriter.open(Path(path)) if write else None
         try:
-            manifest = read_collection(place)
+            place = collection_place(Path(path)) if writer is None else writer.place
+            manifest = read_collection(place) if writer is None else writer.manifest
             compatibility.check_header(_without_documents(place, manifest), model, tokenizer)
-            found = cls(model, tokenizer, place, manifest, options, share=share, lock=lock)
+            found = cls(model, tokenizer, place, manifest, options, share=share, writer=writer)
             found._checks_landmarks = verify != "manifest"
             if verify == "all":
                 for damage in verify_collection(Path(path)):
                     raise damage
-            if lock is None:
+            if writer is None:
                 found.context  # noqa: B018 - opens all documents
-            else:
-                disk.sync_folder(place)
-                remove_removed(place, manifest)
             return found
         except BaseException:
-            if lock is not None:
-                lock.close()
+            if writer is not None:
+                writer.close()
             raise
 
     # Contents.
@@ -216,15 +208,30 @@ class Collection:
         texts, by SHA-256, are one document. Raises ValueError for another text under a known name, for an empty text,
         and for a collection that is not open for writing, before anything is read.
         """
-        name, text = _named(source, name)
-        self._check_writing()
-        check_document(name, text)
-        if self._holder(text) is not None:
-            return False
-        if any(member.name == name for member in self.documents):
-            raise ValueError(f"{self.path} holds another text named {name}: replace it, or give another name")
-        self._publish((*self.documents, self._brought(name, text, progress)))
-        return True
+        new = self.missing([_named(source, name)])
+        for each, text in new:
+            self._publish((*self.documents, self._brought(each, text, progress)))
+        return bool(new)
+
+    def missing(self, documents: Iterable[tuple[str, str]], *, replace: bool = False) -> list[tuple[str, str]]:
+        """Those of `documents`, pairs of a name and a text, whose text the collection lacks, each text once.
+
+        Raises ValueError for two texts under one name, for an empty text, for another text under a known name unless it
+        is to `replace` that, and for a text that would replace one and is held under another name.
+        """
+        found: dict[str, tuple[str, str]] = {}
+        names = {member.name for member in self.documents}
+        for name, text in distinct(documents):
+            check_document(name, text)
+            holder = self._holder(text)
+            if name in names and (holder is None or holder.name != name):
+                if not replace:
+                    raise ValueError(f"{self.path} holds another text named {name}: replace it, or give another name")
+                if holder is not None:
+                    raise ValueError(f"{self.path} holds this text already, named {holder.name}: remove {name} instead")
+            if holder is None:
+                found.setdefault(text, (name, text))
+        return list(found.values())
 
     def replace(
         self, name: str, source: str | PathLike[str], *, progress: Callable[[int], object] | None = None
@@ -234,32 +241,27 @@ class Collection:
         Returns False, and does nothing, if this is its text already. Raises ValueError as `add` does, for an unknown
         name, and for a text that is held under another name.
         """
-        _, text = _named(source, name)
-        self._check_writing()
-        check_document(name, text)
-        before, holder = self._member(name), self._holder(text)
-        if holder == before:
-            return False
-        if holder is not None:
-            raise ValueError(f"{self.path} holds this text already, named {holder.name}: remove {name} instead")
-        after = self._brought(name, text, progress)
-        self._publish(tuple(after if member == before else member for member in self.documents))
-        return True
+        before = self._member(name)
+        new = self.missing([_named(source, name)], replace=True)
+        for _, text in new:
+            after = self._brought(name, text, progress)
+            self._publish(tuple(after if member == before else member for member in self.documents))
+        return bool(new)
 
     def remove(self, name: str) -> None:
         """Removes the document `name`: its space comes back unless another collection shares it.
 
         Contexts that were taken before go on answering from it. Raises ValueError for an unknown name.
         """
-        self._check_writing()
-        gone = self._member(name)
-        self._publish(tuple(member for member in self.documents if member != gone))
+        writer = self._opened_writer()
+        writer.remove([name])
+        self._changed(writer)
 
     def close(self) -> None:
         """Releases the writer's lock."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def __enter__(self) -> "Collection":
         return self
@@ -269,6 +271,8 @@ class Collection:
 
     def _brought(self, name: str, text: str, progress: Callable[[int], object] | None) -> Member:
         """The document in its folder: there already, taken from a collection that shares it, or read now."""
+        self._opened_writer()
+        self._of_model.check()
         data = encode_text(name, text)
         sha256 = text_digest(data)
         key = document_key(sha256, self.header)
@@ -292,30 +296,21 @@ class Collection:
             context.add_text(text)
             context.read(progress=progress)
 
-    def _publish(self, members: tuple[Member, ...]) -> None:
-        manifest = self._manifest.followed_by(members)
-        self._known = publish_collection(self._place, manifest, self._check_alone)
-        self._manifest, self._context = manifest, None
-        remove_others(self._place, manifest)
-
-    def _check_writing(self) -> None:
-        if self._lock is None:
+    def _opened_writer(self) -> CollectionWriter:
+        if self._writer is None:
             raise ValueError(f"{self.path} is open for reading: open it with write=True")
-        self._of_model.check()
+        return self._writer
 
-    def _check_alone(self) -> None:
-        """Raises ValueError unless the folder, the lock and the newest state are those of this writer."""
-        assert self._lock is not None
-        self._lock.check()
-        if collection_bytes(self._place) != self._known:
-            raise not_alone(f"{self.path} was changed by another writer")
+    def _publish(self, members: tuple[Member, ...]) -> None:
+        writer = self._opened_writer()
+        writer.publish(members)
+        self._changed(writer)
+
+    def _changed(self, writer: CollectionWriter) -> None:
+        self._manifest, self._context = writer.manifest, None
 
     def _member(self, name: str) -> Member:
-        found = next((member for member in self.documents if member.name == name), None)
-        if found is None:
-            names = ", ".join(member.name for member in self.documents[:20]) or "none"
-            raise ValueError(f"{self.path} has no document named {name!r}: there are {names}")
-        return found
+        return member_of(self.path, self._manifest, name)
 
     def _holder(self, text: str) -> Member | None:
         """The document that has this text."""

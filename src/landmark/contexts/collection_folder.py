@@ -30,16 +30,6 @@ _NAMES = (COLLECTION, NEW_COLLECTION, LOCK, DOCUMENTS)
 _FILES_A_DOCUMENT = 8  # open at most, of a document in one segment file
 
 
-def manifest_of(path: str | Path) -> Manifest | CollectionManifest:
-    """The manifest of the context or collection in `path`: both have a header and a layout. Raises as reading does."""
-    return read_collection(path) if is_collection(path) else read_manifest(path)
-
-
-def open_snapshot(path: str | Path) -> Snapshot:
-    """The newest state of the context or collection in `path`, for reading; raises as `open_reader` does."""
-    return open_set(path) if is_collection(path) else open_reader(path)
-
-
 def open_set(path: Folder | str | Path) -> Snapshot:
     """The documents of a collection, side by side: one snapshot with the blocks of all of them, and without a state.
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import landmark
 from landmark.contexts.disk import Damage
-from landmark.contexts.manifest import Layout, read_manifest
+from landmark.contexts.either import manifest_of
+from landmark.contexts.manifest import Layout
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.storage import ContextStorage, index_prefix
 from landmark.contexts.writer import Writer
@@ -63,7 +64,7 @@ def check_header(snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTr
 
 def check_model(path: Path, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
     """Raises ValueError as `check_header` does, for what config and tokenizer decide: before weights are read."""
-    header = read_manifest(path).header
+    header = manifest_of(path).header
     kept = _entry(header, "fingerprint")
     now = config_fingerprint_like(kept, config)
     if tokenizer is not None:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from landmark.contexts import compatibility
-from landmark.contexts.collection_folder import open_snapshot
 from landmark.contexts.documents import DocumentStore, Source, check_document, check_limit, distinct
+from landmark.contexts.either import open_snapshot
 from landmark.contexts.folder import fork
 from landmark.contexts.segments import Document
 from landmark.contexts.snapshot import Snapshot

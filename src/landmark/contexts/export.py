@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from landmark.contexts import disk
+from landmark.contexts.collection_manifest import is_collection
 from landmark.contexts.disk import Damage, OpenFile, Place, Progress
 from landmark.contexts.folder import check_outside
 from landmark.contexts.key_file import open_keys
@@ -32,6 +33,8 @@ def export(path: str | Path, file: str | Path, progress: Progress | None = None)
     place, partial = folder / file.name, folder / unfinished(file).name
     if place.stat() is not None:
         raise _taken(place)
+    if is_collection(path):
+        raise ValueError(f"{path} is a collection: pack its folder with tar, while nobody writes to it")
     snapshot = open_reader(path)
     with closing(_opened(partial, snapshot)) as target:
         if not try_lock(target.descriptor):

@@ -1,0 +1,136 @@
+"""`landmark add` and `landmark remove`: documents of a collection, each read apart."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from itertools import chain, count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from landmark.cli.options import MemoryOptions, load, model_of
+from landmark.cli.output import print_escaped, tokens_read
+from landmark.cli.read import named_texts
+from landmark.settings import Verification
+
+if TYPE_CHECKING:
+    from landmark.contexts.collection import Collection
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddOptions:
+    """Read texts, each from scratch, and add them to a collection."""
+
+    collection: Annotated[Positional[Path], arg(metavar="COLLECTION")]
+    """Folder of a collection, which `landmark read --apart` made."""
+    files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")] = ()
+    """Texts to add, as for `landmark read`. A text that the collection holds, under whatever name, is left out."""
+    replace: bool = False
+    """Where a document has the name of a text, put the text in its place."""
+    share: tuple[Path, ...] = ()
+    """Folders of other collections: documents that they hold are taken from there, not read again."""
+    model: Path | None = None
+    """Folder of the model that read the collection; default: where it was then."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+    verify: Verification = "landmarks"
+    """What of a collection is checked before it opens: docs/contexts.md."""
+    memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveOptions:
+    """Remove documents from a collection. Their space comes back, unless another collection shares them."""
+
+    collection: Annotated[Positional[Path], arg(metavar="COLLECTION")]
+    """Folder of the collection."""
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...")] = ()
+    """Names of the documents, as `landmark contexts info` lists them."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def run_add(options: AddOptions) -> int:
+    """Open the collection, and add."""
+    from landmark.contexts.collection_manifest import read_collection
+    from landmark.contexts.documents import distinct
+
+    read_collection(options.collection)
+    if not options.files:
+        raise ValueError("there is nothing to add: name at least one file, or - for standard input")
+    documents = distinct(named_texts(options.files))
+    from landmark.contexts.collection import Collection
+
+    path = options.collection
+    folder = model_of(path, options.model)
+    model, tokenizer = load(folder, lambda config: options.memory.check(config, path), path)
+    keywords: dict[str, Any] = {**options.memory.keywords(), "share": options.share}
+    collection = Collection.open(path, model, tokenizer, write=True, verify=options.verify, **keywords)
+    return add_all(collection, documents, replace=options.replace, as_json=options.json)
+
+
+def add_all(
+    collection: "Collection", documents: list[tuple[str, str]], *, replace: bool = False, as_json: bool = False
+) -> int:
+    """Add the documents that the collection does not hold, one after the other, and print the figures."""
+    from landmark.contexts.compatibility import tokenized
+
+    with collection:
+        named = [(_free_name(collection, name, text), text) for name, text in documents]
+        new = collection.missing(named, replace=replace)
+        started = time.perf_counter()
+        total = sum(len(tokenized(collection.tokenizer, text, first=True)) for _, text in new)
+        with tokens_read(f"reading into {collection.path.name}", total) as progress:
+            for name, text in new:
+                known = any(member.name == name for member in collection.documents)
+                (collection.replace if known else collection.add)(name=name, source=text, progress=progress)
+        seconds = time.perf_counter() - started
+        held = collection.documents
+    figures: dict[str, Any] = {
+        "documents": len(held),
+        "new_documents": len(new),
+        "tokens": sum(member.tokens for member in held),
+        "new_tokens": total,
+        "seconds": seconds,
+    }
+    if as_json:
+        print(json.dumps({"collection": str(collection.path), **figures}))
+        return 0
+    print_escaped(
+        f"{collection.path}: {len(new)} documents of {total:,} tokens added in {seconds:.1f} s;"
+        f" {figures['documents']} documents, {figures['tokens']:,} tokens in all"
+    )
+    return 0
+
+
+def _free_name(collection: "Collection", name: str, text: str) -> str:
+    """The name of a document; standard input is named stdin, or stdin 2, stdin 3 and so on where another text is."""
+    from landmark.contexts.segments import text_digest
+    from landmark.data.text import STDIN
+
+    if name != STDIN:
+        return name
+    sha256 = text_digest(text.encode())
+    known = {member.name for member in collection.documents if member.sha256 != sha256}
+    return next(free for free in chain(["stdin"], (f"stdin {number}" for number in count(2))) if free not in known)
+
+
+def run_remove(options: RemoveOptions) -> int:
+    """Take the documents out of the manifest, and delete their files. No model is loaded."""
+    from landmark.contexts.collection_writer import CollectionWriter
+
+    if not options.names:
+        raise ValueError(f"no document is named: `landmark contexts info {options.collection}` lists them")
+    with CollectionWriter.open(options.collection) as writer:
+        gone = writer.remove(options.names)
+        left = writer.manifest.members
+    freed = sum(member.tokens for member in gone)
+    if options.json:
+        figures = {"documents": len(left), "removed": len(gone), "removed_tokens": freed}
+        print(json.dumps({"collection": str(options.collection), **figures}))
+    else:
+        print_escaped(
+            f"{options.collection}: {len(gone)} documents of {freed:,} tokens removed; {len(left)} documents left"
+        )
+    return 0
