@@ -13,6 +13,7 @@ COMMANDS = (
     Command("study smollm2-questions", f"{STUDIES}:run_smollm2_questions", "questions about a book it read at length"),
     Command("study conversion-cost", f"{STUDIES}:run_conversion_cost", "what converting larger models takes, reckoned"),
     Command("study untrained-perplexity", f"{STUDIES}:run_untrained_perplexity", "perplexity right after conversion"),
+    Command("study reading-apart", f"{STUDIES}:run_reading_apart", "documents read apart beside reading in sequence"),
     Command("study recall-tables", f"{STUDIES}:run_recall_tables", "recall beside baselines, in one table"),
     Command("study key-margins", f"{STUDIES}:run_key_margins", "retrieval margins of passkeys in a context"),
     Command("study group-landmarks", f"{STUDIES}:run_group_landmarks", "recall of landmark keys for groups of blocks"),

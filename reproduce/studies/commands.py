@@ -224,6 +224,32 @@ def run_smollm2_perplexity(options: PerplexityOptions) -> int:
     return smollm2_perplexity.run(options)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadingApartOptions:
+    """Compare documents read apart with the same documents read in sequence: passkeys and keys of names that they
+    state, the first passage that is found for a question, and the perplexity of the text that goes on behind each.
+
+    A group is some documents, which are read once in each way. Run again with the same options it resumes.
+    """
+
+    texts: Annotated[Positional[tuple[Path, ...]], arg(metavar="TEXT ...")]
+    """UTF-8 texts that the model was not trained on; documents are pieces of them."""
+    out: Annotated[Path, OutFile()]
+    """JSON-lines file of all groups, from which the same command resumes."""
+    model: Path | None = None
+    """Folder of a converted model with its tokenizer; default: the one in the package."""
+    groups: FromOne = 24
+    """Groups of documents."""
+    documents: FromOne = 8
+    """Documents of a group."""
+    characters: FromOne = 1200
+    """Characters of a document, on average."""
+    threads: FromOne = 1
+    """Threads to compute with."""
+    seed: Seed = 0
+    """Seed of the pieces and of what they state."""
+
+
 def run_smollm2_chat(options: ChatOptions) -> int:
     """What a conversion changes in ordinary chat."""
     from reproduce.studies import smollm2_chat
@@ -236,6 +262,13 @@ def run_smollm2_questions(options: QuestionsOptions) -> int:
     from reproduce.studies import smollm2_questions
 
     return smollm2_questions.run(options)
+
+
+def run_reading_apart(options: ReadingApartOptions) -> int:
+    """Documents read apart and in sequence."""
+    from reproduce.studies import reading_apart
+
+    return reading_apart.run(options)
 
 
 def run_untrained_perplexity(options: UntrainedOptions) -> int:
