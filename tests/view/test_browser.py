@@ -221,6 +221,34 @@ def test_a_click_in_the_map_opens_the_passage(page, made):
     assert page.evaluate("shown.to - shown.from") < view.block_count
 
 
+@pytest.mark.parametrize("canvas", ["#strip", "#heat"])
+def test_two_fingers_zoom_the_map(browser, made, canvas):
+    view, _ = made
+
+    def spread(*distances):
+        """Two fingers around the middle, so far apart one after the other."""
+        for number, apart in enumerate(distances):
+            points = [{"x": middle + side * apart / 2, "y": y, "id": side + 1} for side in (-1, 1)]
+            touch("touchMove" if number else "touchStart", points)
+        touch("touchEnd", [])
+        return page.evaluate("[shown.from, shown.to]")
+
+    with opened(browser, made[1], PHONE, has_touch=True) as page:
+        session = page.context.new_cdp_session(page)
+
+        def touch(kind, points):
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        page.locator(canvas).scroll_into_view_if_needed()
+        box = page.locator(canvas).bounding_box()
+        middle, y = box["x"] + box["width"] / 2, box["y"] + min(box["height"], 20) / 2
+        start, stop = spread(*range(40, 201, 10))
+        assert stop - start == pytest.approx(view.block_count / 5, rel=0.1)
+        assert (start + stop) / 2 == pytest.approx(view.block_count / 2, rel=0.1)
+        assert spread(*range(200, 19, -10)) == [0, view.block_count]
+        assert page.evaluate("visualViewport.scale") == 1, "the page itself does not grow"
+
+
 def test_the_text_grows_where_it_is_scrolled_to(page):
     page.evaluate("openBlock(1400)")
     low, high = page.evaluate("[reader.low, reader.high]")
