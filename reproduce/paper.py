@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from landmark.limits import OutFolder, Threads
+from reproduce.tables.names import TABLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class PaperOptions:
     seed, for a GPU."""
     threads: Threads = None
     """Threads to compute with. Default: one for each core."""
+    tables: str | None = None
+    """Measure for these tables only, separated by commas: language_modeling, controls, selection, retrieve, block_size,
+    miss_gate, positions, block_dropout, training_memory, passkey, conversion, throughput. Default: all."""
     tables_only: bool = False
     """Only write the tables and plots of the measurements in OUT/results.jsonl."""
 
@@ -39,6 +43,7 @@ def run(options: PaperOptions) -> int:
         raise ValueError("name the texts with --data DIR (see --help), or try it without them with --quick")
     if options.quick and options.size != "small":
         raise ValueError(f"--quick passes through everything with small models: leave --size {options.size} out")
+    wanted = _tables(options)
     from reproduce.tables.render import check_plots, render
     from reproduce.tables.results import Results
 
@@ -52,7 +57,20 @@ def run(options: PaperOptions) -> int:
         scale = setup.QUICK if options.quick else setup.SCALES[options.size]
         corpora = setup.corpora(options.data, options.out)
         whole = setup.Setup(options.out, corpora, scale, options.threads)
-        run_all(whole, results, lambda: render(results, options.out))
+        run_all(whole, results, lambda: render(results, options.out), wanted)
     render(results, options.out)
     print(f"the report is in {options.out / 'results.md'}", file=sys.stderr)
     return 0
+
+
+def _tables(options: PaperOptions) -> tuple[str, ...]:
+    """The tables to measure for; raises ValueError for one that there is not, and for none with --tables-only."""
+    if options.tables is None:
+        return TABLES
+    if options.tables_only:
+        raise ValueError("--tables-only measures nothing: leave --tables out")
+    tables = tuple(name.strip() for name in options.tables.split(","))
+    for name in tables:
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}: choose of {', '.join(TABLES)}")
+    return tables

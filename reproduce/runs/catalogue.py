@@ -1,6 +1,6 @@
 """The experiments of the report in their order: the main comparisons of the paper come first."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from reproduce.runs import perplexities as read
@@ -11,6 +11,7 @@ from reproduce.tables import names
 
 JUMPS = 400  # largest, so that positions reach as far in training as 4,096 tokens do
 BLOCK_DROPOUT = 0.1
+CONTROL_WINDOWS = (64, 128)  # about a block, and two
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3)
 # Blocks opened for each block size, so that about as many keys are read; and chunks of whole blocks near 250 tokens.
 BLOCK_SIZES = {15: (8, 240), 31: (4, 248), 50: (2, 250), 63: (2, 252), 127: (1, 254)}
@@ -23,6 +24,10 @@ class Experiment:
 
     training: Training
     rows: tuple[Row, ...]
+
+    def of_tables(self, tables: Collection[str]) -> "Experiment":
+        """The same with its rows of these tables."""
+        return Experiment(self.training, tuple(row for row in self.rows if row.table in tables))
 
 
 def experiments(scale: Scale) -> Iterator[Experiment]:
@@ -38,6 +43,7 @@ def experiments(scale: Scale) -> Iterator[Experiment]:
     for size in BLOCK_SIZES:
         yield Experiment(Training("books", block_size=size), _block_size_rows(size))
     yield Experiment(Training("books", "knn"), tuple(read.memorizing(names.LANGUAGE_MODELING, n) for n in (2048, 4096)))
+    yield from _controls(scale)
 
 
 def _landmark_rows() -> tuple[Row, ...]:
@@ -105,6 +111,35 @@ def _variants() -> Iterator[Experiment]:
     yield Experiment(Training("books", "landmark_retrieval"), rows)
     recurrent = tuple(_beside_window(names.WITH_RECURRENCE, length) for length in (2048, 4096))
     yield Experiment(Training("books", "landmark_recurrent"), recurrent)
+
+
+def _controls(scale: Scale) -> Iterator[Experiment]:
+    """What else an advantage of landmark attention may come from: local attention, short windows, extra tokens.
+
+    The rows of one training are all of one model, also where another table has the same setting.
+    """
+    table = names.CONTROLS
+    for seed in scale.seeds:
+        for corpus in ("books", "math") if seed == 0 else ("books",):
+            rows = [read.landmark(table, length, k) for length in (512, 2048, 4096) for k in (0, 4)]
+            if corpus == "books":
+                rows += _in_parts(read.landmark(table, 512, 0), read.landmark(table, 512, 2))
+            yield Experiment(Training(corpus, "landmark", seed), tuple(rows))
+        yield Experiment(Training("books", "full", seed), _in_parts(_trained_on(512)))
+        for window in CONTROL_WINDOWS:
+            training = Training("books", "full", seed, changes={"window": window})
+            yield Experiment(training, _in_parts(_trained_on(window)))
+        plain = Training("books", "landmark", seed, changes={"gates": False})
+        yield Experiment(plain, _in_parts(read.plain_tokens(table)))
+
+
+def _trained_on(window: int) -> Row:
+    """Full attention over windows as long as those of training."""
+    return read.full(names.CONTROLS, window).with_settings(window=window)
+
+
+def _in_parts(*rows: Row) -> tuple[Row, ...]:
+    return tuple(row.with_targets(targets) for row in rows for targets in (names.FIRST_BLOCK, names.BEHIND_IT))
 
 
 def _block_size_rows(size: int) -> tuple[Row, ...]:

@@ -34,14 +34,15 @@ NEAR = RecallTask(keys=(1, 2), questions=(2, 3))
 FAR = RecallTask(keys=(1, 4), questions=(2, 5))
 SHORT = 192  # tokens of the windows in which recall is first learnt
 READ = 2048  # tokens read where the perplexity of a converted model is measured
-BASELINES = {"recurrent": names.TRANSFORMER_XL, "knn": names.MEMORIZING}
-
 
 # Trainings.
 
 
-def base_stages(setup: Setup, attention: str) -> tuple[Stage, ...]:
-    """Short windows dense in passkeys under full attention, then longer ones with `attention`, as in `small`."""
+def base_stages(setup: Setup, attention: str = "full", more: int = 0) -> tuple[Stage, ...]:
+    """Short windows dense in passkeys under full attention, then longer ones with `attention`, as in `small`.
+
+    `more` steps of the latter are those that a converted model is fine-tuned for.
+    """
     steps = setup.scale.steps
     short = Stage(
         steps * 3 // 8,
@@ -51,14 +52,27 @@ def base_stages(setup: Setup, attention: str) -> tuple[Stage, ...]:
         recall_fraction=0.8,
         recall=NEAR,
     )
-    return short, stage(attention, steps // 2, recall_fraction=0.5, recall=FAR)
+    return short, stage(attention, steps // 2 + more, recall_fraction=0.5, recall=FAR)
 
 
-def base_model(setup: Setup, attention: str = "full") -> Path:
-    """Trains, or resumes, a model that learns passkeys without landmarks; returns its folder."""
-    whole = Training("books", attention).plan(setup)
-    out = whole.out.with_name(f"base-{attention}")
-    recipe = replace(whole.recipe, stages=base_stages(setup, attention))
+def base_model(setup: Setup) -> Path:
+    """Trains, or resumes, the model that is converted; returns its folder."""
+    return _without_landmarks(setup, "base-full", base_stages(setup))
+
+
+def peer(setup: Setup, attention: str) -> Path:
+    """Trains, or resumes, a model that learns passkeys with `attention`, in as many steps as base and conversion."""
+    return _without_landmarks(setup, f"peer-{attention}", _peer_stages(setup, attention))
+
+
+def _peer_stages(setup: Setup, attention: str) -> tuple[Stage, ...]:
+    return base_stages(setup, attention, conversion_steps(setup)[-1])
+
+
+def _without_landmarks(setup: Setup, name: str, stages: tuple[Stage, ...]) -> Path:
+    whole = Training("books", stages[-1].attention).plan(setup)
+    out = whole.out.with_name(name)
+    recipe = replace(whole.recipe, stages=stages)
     return train(replace(whole, out=out, recipe=recipe, json=f"{out}.jsonl"))
 
 
@@ -112,29 +126,29 @@ def learning_curve(setup: Setup, results: Results, windows: TestWindows) -> None
 
 
 def passkey_retrieval(setup: Setup, results: Results) -> None:
-    """Passkeys by length and depth: the converted model, its base model, and baselines trained on the same passkeys."""
+    """Passkeys by length and depth: the converted model, its base model, and peers.
+
+    Peers are trained for as many steps on as many passkeys as base and conversion together.
+    """
     lengths = setup.scale.key_lengths
     last = _converted(setup, conversion_steps(setup)[-1])
     passkeys.measure(last, setup, results, names.PASSKEY, lengths, setup.scale.passkeys)
-    baselines = [_base(setup), _base(setup, names.SINKS, _sinks)]
-    for attention, method in BASELINES.items():
-        steps = sum(stage.steps for stage in base_stages(setup, attention))
-        baselines.append(Measured(partial(_load_base, setup, attention), method, steps, _baseline(attention)))
-    for baseline in baselines:
-        passkeys.measure(baseline, setup, results, names.PASSKEY, lengths, _few(setup))
+    for other in (_base(setup), *(_peer(setup, *peer) for peer in PEERS)):
+        passkeys.measure(other, setup, results, names.PASSKEY, lengths, _few(setup))
 
 
 def _few(setup: Setup) -> int:
     return min(setup.scale.passkeys, passkeys.BASELINE_PROMPTS)
 
 
-def _load_base(setup: Setup, attention: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return load(base_model(setup, attention))
+def _base(setup: Setup) -> Measured:
+    steps = sum(stage.steps for stage in base_stages(setup))
+    return Measured(lambda: load(base_model(setup)), names.BASE_MODEL, steps, passkeys.everything, 0)
 
 
-def _base(setup: Setup, method: str = names.BASE_MODEL, reading: passkeys.ReadingOf = passkeys.everything) -> Measured:
-    steps = sum(stage.steps for stage in base_stages(setup, "full"))
-    return Measured(partial(_load_base, setup, "full"), method, steps, reading, 0)
+def _peer(setup: Setup, attention: str, method: str, reading: passkeys.ReadingOf) -> Measured:
+    steps = sum(stage.steps for stage in _peer_stages(setup, attention))
+    return Measured(lambda: load(peer(setup, attention)), method, steps, reading)
 
 
 def _converted(setup: Setup, steps: int) -> Measured:
@@ -146,13 +160,21 @@ def _sinks(config: PretrainedConfig, length: int) -> SegmentReading:
     return SegmentReading("sinks", 256, lambda: Sinks(256, WINDOW - 4, 4))
 
 
-def _baseline(attention: str) -> passkeys.ReadingOf:
-    def reading(config: PretrainedConfig, length: int) -> SegmentReading:
-        if attention == "recurrent":
-            return SegmentReading("recurrent", 256, lambda: Recurrent(256, 256))
-        return SegmentReading("knn", WINDOW, lambda: Memorizing(WINDOW, 32, config.landmark_memory_layer))
+def _recurrent(config: PretrainedConfig, length: int) -> SegmentReading:
+    return SegmentReading("recurrent", 256, lambda: Recurrent(256, 256))
 
-    return reading
+
+def _memorizing(config: PretrainedConfig, length: int) -> SegmentReading:
+    return SegmentReading("knn", WINDOW, lambda: Memorizing(WINDOW, 32, config.landmark_memory_layer))
+
+
+# Attention of training, method and reading.
+PEERS: tuple[tuple[str, str, passkeys.ReadingOf], ...] = (
+    ("full", names.FULL, passkeys.everything),
+    ("full", names.SINKS, _sinks),
+    ("recurrent", names.TRANSFORMER_XL, _recurrent),
+    ("knn", names.MEMORIZING, _memorizing),
+)
 
 
 def _perplexity(measured: Measured, row: Row, setup: Setup, results: Results, windows: TestWindows) -> None:

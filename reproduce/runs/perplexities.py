@@ -61,6 +61,14 @@ class SegmentReading:
 
 
 @dataclass(frozen=True)
+class PlainTokens(Reading):
+    """The whole text at once, by causal attention over its stream: landmarks are read like other tokens."""
+
+    def start(self, config: PretrainedConfig) -> dict[str, Any]:
+        return {"use_cache": False, "landmark_gates": False}
+
+
+@dataclass(frozen=True)
 class Row:
     """One measurement of a model: texts of `length` tokens read as `reading` makes of its configuration."""
 
@@ -71,11 +79,18 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     trained_positions: int | None = None
     """Declared in the model's configuration while it is measured; None leaves its own."""
+    targets: tuple[int, int] = (1, min(LENGTHS) - 1)
+    """First and last position that is scored in each window of 512: by default all but the first token."""
 
     def key(self, corpus: str, seed: int, steps: int) -> dict[str, Any]:
         """The key fields of the measurement."""
         named = {"table": self.table, "method": self.method, "read_length": self.length, "corpus": corpus}
         return named | {"seed": seed, "steps": steps} | self.settings
+
+    def with_targets(self, name: str) -> "Row":
+        """The row with the targets of a name, such as "1 to 49", alone."""
+        first, last = map(int, name.split(" to "))
+        return replace(self, targets=(first, last)).with_settings(targets=name)
 
     def with_settings(self, **settings: Any) -> "Row":
         """The row with further settings."""
@@ -113,6 +128,12 @@ def full(table: str, local: int = WINDOW, length: int = WINDOW) -> Row:
     """Full attention within windows of `local` tokens, each read from scratch."""
     one = SegmentReading("full", local, lambda: Recurrent(local, 0))
     return Row(table, "full attention", length, lambda config: one, {"local": local})
+
+
+def plain_tokens(table: str, length: int = WINDOW) -> Row:
+    """Causal attention over windows with landmarks in them, each read from scratch."""
+    one = PlainTokens("full", BLOCK_SIZE)
+    return Row(table, "landmarks as plain tokens", length, lambda config: one, {"local": length})
 
 
 def transformer_xl(table: str, length: int, window: int = 256) -> Row:
@@ -159,14 +180,15 @@ class TestWindows:
 def measure(row: Row, model: PreTrainedModel, windows: np.ndarray) -> dict[str, Any]:
     """The figures of one row.
 
-    Every method is scored on the same tokens, those that are not the first of a piece of any length read. `nll` holds
+    Every method is scored on the same tokens, unless the row names others: those that are not the first of a piece of
+    any length read. `nll` holds
     the mean of each window in nats a token, from which differences between methods are taken window by window.
     """
     with _declared_range(model.config, row.trained_positions):
         reading = row.reading(model.config)
         scored = score(model, windows, Setting(reading, row.length), batch_size=BATCH_SIZE)  # type: ignore[arg-type]
-    targets = np.arange(SPAN) % min(LENGTHS) != 0
-    nll = scored.nll[:, targets].mean(axis=1)
+    positions, (first, last) = np.arange(SPAN) % min(LENGTHS), row.targets
+    nll = scored.nll[:, (first <= positions) & (positions <= last)].mean(axis=1)
     assert np.isfinite(nll).all(), "every method predicts these tokens"
     figures = {
         "perplexity": math.exp(nll.mean()),

@@ -1,8 +1,7 @@
 """Runs the experiments one after the other, and resumes where an earlier run stopped."""
 
-import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -14,28 +13,36 @@ from reproduce.runs.catalogue import Experiment, experiments
 from reproduce.runs.perplexities import Row, SegmentReading, TestWindows, measure
 from reproduce.runs.setup import Setup
 from reproduce.runs.trainings import load
+from reproduce.tables import names
 from reproduce.tables.claims import comparisons
+from reproduce.tables.measured import window_by_window
 from reproduce.tables.results import KEY, Line, Results
 
-Figures = dict[tuple[str, Reading | SegmentReading, int], dict[str, Any]]  # by training, reading and length
+# By training, reading, length and targets.
+Figures = dict[tuple[str, Reading | SegmentReading, int, tuple[int, int]], dict[str, Any]]
 
 
-def run_all(setup: Setup, results: Results, after_each: Callable[[], None]) -> None:
-    """Trains and measures what `results` lacks; `after_each` is called after every complete experiment."""
+def run_all(
+    setup: Setup, results: Results, after_each: Callable[[], None], tables: Collection[str] = names.TABLES
+) -> None:
+    """Trains and measures what `results` lacks of these tables; `after_each` is called after every experiment."""
     windows = TestWindows(setup)
     measured: Figures = {}
-    wanted = list(experiments(setup.scale))
+    wanted = [one.of_tables(tables) for one in experiments(setup.scale)]
     for number, experiment in enumerate(wanted, 1):
         if missing_rows(experiment, setup, results):
             print(f"experiment {number} of {len(wanted)}: {experiment.training.name}", file=sys.stderr, flush=True)
             run_experiment(experiment, setup, results, windows, measured)
             add_comparisons(results, setup.fields())
             after_each()
-    conversion.learning_curve(setup, results, windows)
-    conversion.passkey_retrieval(setup, results)
+    if names.CONVERSION in tables:
+        conversion.learning_curve(setup, results, windows)
+    if names.PASSKEY in tables:
+        conversion.passkey_retrieval(setup, results)
     after_each()
-    throughput.measure(setup, results)
-    after_each()
+    if names.THROUGHPUT in tables:
+        throughput.measure(setup, results)
+        after_each()
 
 
 def missing_rows(experiment: Experiment, setup: Setup, results: Results) -> list[Row]:
@@ -52,7 +59,7 @@ def run_experiment(
     model, tokenizer = load(training.run(setup))
     cut = windows.of(training.corpus, tokenizer)
     for row in missing_rows(experiment, setup, results):
-        key = training.name, row.reading(model.config), row.length
+        key = training.name, row.reading(model.config), row.length, row.targets
         if key not in measured:
             measured[key] = _measure_and_print(row, model, cut)
         line = row.key(training.corpus, training.seed, setup.scale.steps) | measured[key]
@@ -85,15 +92,14 @@ def add_comparisons(results: Results, circumstances: dict[str, Any]) -> None:
 
 def difference(line: Line, against: Line) -> Line:
     """`line` minus `against` in nats a token, below 0 where `line` is better."""
-    gaps = np.asarray(line["nll"]) - np.asarray(against["nll"])
-    error = float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else None
+    mean, error, windows = window_by_window(line, against)
     fields = {name: line[name] for name in KEY if line.get(name) is not None}
     changed = {
         f"against_{name}": against.get(name)
         for name in KEY
         if name not in ("method", "table", "seed") and against.get(name) != line.get(name)
     }
-    figures = {"difference": float(gaps.mean()), "difference_se": error, "samples": len(gaps)}
+    figures = {"difference": mean, "difference_se": error, "samples": windows}
     return fields | {"against": against["method"]} | changed | figures
 
 

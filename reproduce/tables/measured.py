@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from landmark.evaluation.samples import share_interval
@@ -75,7 +75,7 @@ def mean(lines: Sequence[Line], name: str) -> float | None:
 def difference(results: Results, one: Line, other: Line) -> Interval:
     """Nats a token of the setting `one` above those of `other`, each given as fields to find; below 0 `one` is better.
 
-    From the differences measured token by token where there are any, else from the perplexities of the seeds that both
+    From the differences measured token by token where there are any, else from the measurements of the seeds that both
     have. Raises Untested where neither was measured, or only one of the two with toy step counts.
     """
     for own, against, sign in ((one, other, 1), (other, one, -1)):
@@ -92,7 +92,14 @@ def difference(results: Results, one: Line, other: Line) -> Interval:
         raise Untested(f"{describe(one)} and {describe(other)} have no seed in common")
     if any(bool(a.get("quick")) != bool(b.get("quick")) for a, b in common):
         raise Untested(f"only one of {describe(one)} and {describe(other)} was measured with --quick")
-    return _over_seeds({a["seed"]: _unpaired(a, b) for a, b in common})
+    return _over_seeds({a["seed"]: _between(a, b) for a, b in common})
+
+
+def window_by_window(a: Line, b: Line) -> tuple[float, float | None, int]:
+    """The mean difference `a - b` of two measurements of the same windows, its standard error and their number."""
+    gaps = [one - other for one, other in zip(a["nll"], b["nll"], strict=True)]
+    error = stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else None
+    return fmean(gaps), error, len(gaps)
 
 
 def describe(fields: Line, beside: Line | None = None) -> str:
@@ -142,7 +149,12 @@ def _reference(line: Line) -> Line:
     return {**line, **changed, "method": line["against"]}
 
 
-def _unpaired(a: Line, b: Line) -> tuple[float, float | None, int]:
-    """As if the windows of the two had nothing in common: the error is on the high side."""
+def _between(a: Line, b: Line) -> tuple[float, float | None, int]:
+    """The difference of two perplexities, its error and windows: window by window where both kept theirs (`nll`).
+
+    Otherwise as if their windows had nothing in common: the error is on the high side.
+    """
+    if "nll" in a and "nll" in b:
+        return window_by_window(a, b)
     error = None if None in (a["se"], b["se"]) else math.hypot(a["se"], b["se"])
     return math.log(a["perplexity"] / b["perplexity"]), error, min(a["samples"], b["samples"])

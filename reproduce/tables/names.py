@@ -6,6 +6,7 @@ from reproduce.tables.intervals import Interval
 
 # Tables.
 LANGUAGE_MODELING = "language_modeling"
+CONTROLS = "controls"
 SELECTION = "selection"
 RETRIEVE = "retrieve"
 BLOCK_SIZE = "block_size"
@@ -18,6 +19,7 @@ CONVERSION = "conversion"
 THROUGHPUT = "throughput"
 TABLES = (
     LANGUAGE_MODELING,
+    CONTROLS,
     SELECTION,
     RETRIEVE,
     BLOCK_SIZE,
@@ -43,10 +45,16 @@ SINKS = "sliding window with sinks"
 MEMORIZING = "Memorizing Transformer"
 BASE_MODEL = "base model"  # pretrained, before conversion
 WITH_MISS_GATE = "landmark with miss gate"
+PLAIN_TOKENS = "landmarks as plain tokens"  # causal attention over the stream, no gates
 WITH_JUMPS = "landmark trained with positional jumps"
 WITH_BLOCK_DROPOUT = "landmark trained with block dropout"
 WITH_MEMORY = "landmark trained with memory"
 WITH_RECURRENCE = "landmark with a recurrent window"
+
+# Tokens scored in each window of 512: those before the end of the first block, where landmark attention is causal
+# attention, and the others.
+FIRST_BLOCK = "1 to 49"
+BEHIND_IT = "50 to 511"
 
 # Fields of a measurement whose heading is not the field's name.
 HEADINGS = {

@@ -41,6 +41,7 @@ SETTINGS = (
     "block_size",
     "threshold",
     "positions",
+    "targets",  # positions scored in each window of 512; all but the first without it
     "block_dropout",
     "depth",  # of the key in the text, 0 to 1: where its tenth begins
     "tokens_trained",

@@ -29,16 +29,25 @@ def windows(span: int) -> dict[str, tuple[int, int, int]]:
 
 
 def stage(
-    attention: str, steps: int, tokens: int, *, block_size: int = BLOCK_SIZE, span: int = SPAN, **changes: Any
+    attention: str,
+    steps: int,
+    tokens: int,
+    *,
+    block_size: int = BLOCK_SIZE,
+    span: int = SPAN,
+    window: int | None = None,
+    **changes: Any,
 ) -> Stage:
     """`steps` of micro-batches of `tokens` ordinary tokens, for an attention of `windows`.
 
-    `changes` are other settings of the stage. Raises ValueError for another attention.
+    `window` replaces the ordinary tokens of its windows; `changes` are other settings of the stage. Raises ValueError
+    for another attention.
     """
     known = windows(span)
     if attention not in known:
         raise ValueError(f"attention is {attention!r}: choose one of {', '.join(known)}")
-    window, segments, retrieve = known[attention]
+    usual, segments, retrieve = known[attention]
+    window = window or usual
     positions = reach(window, block_size) if attention.startswith("landmark") else window
     return Stage(
         steps, positions, tokens // window, attention=attention, segments=segments, retrieve=retrieve, **changes

@@ -10,6 +10,8 @@ from reproduce.__main__ import REPRODUCE
     [
         ((), "name the texts with --data DIR"),
         (("--quick", "--size", "medium"), "leave --size medium out"),
+        (("--quick", "--tables", "controls,control"), "there is no table 'control'"),
+        (("--tables-only", "--tables", "controls"), "--tables-only measures nothing"),
     ],
 )
 def test_mistakes_are_told_in_one_line_before_anything_is_written(tmp_path, capsys, arguments, message):

@@ -119,8 +119,20 @@ def test_passkeys_at_64_windows(results: Results, right, prompts, verdict):
     assert outcome.verdict == verdict
     assert outcome.figures.startswith(f"at 32,768 tokens {100 * right / prompts:.1f} % (")
     assert (
-        "beside it base model 5.0 % (0.9 % to 23.6 %), sliding window with sinks: not measured yet" in outcome.figures
+        "beside it base model 5.0 % (0.9 % to 23.6 %), full attention: not measured yet, sliding window with sinks: not"
+        in outcome.figures
     )
+
+
+def test_passkeys_are_compared_with_those_of_as_many_steps(results: Results):
+    results.add(passkey(32768, 200, 200, steps=300))
+    results.add(passkey(32768, 1, 20, names.BASE_MODEL, steps=200))
+    results.add(passkey(32768, 2, 20, names.TRANSFORMER_XL, steps=200))
+    results.add(passkey(32768, 3, 20, names.MEMORIZING, steps=300))
+    beside = judge(results, "Landmark attention finds").figures
+    assert "base model 5.0 % (" in beside, "it is what was converted"
+    assert "Transformer-XL: not measured yet" in beside
+    assert "Memorizing Transformer 15.0 % (" in beside
 
 
 def test_the_window_says_how_far_is_far(results: Results):
@@ -130,11 +142,18 @@ def test_the_window_says_how_far_is_far(results: Results):
     assert judge(results, "Landmark attention finds").verdict == HELD
 
 
-@pytest.mark.parametrize(("true", "verdict"), [(20.2, HELD), (21.0, FAILED)])
-def test_true_positions_are_held_against_stingy_ones(results: Results, true, verdict):
+@pytest.mark.parametrize(
+    ("true", "without", "verdict"),
+    [(20.2, 22.0, HELD), (21.0, 22.0, FAILED), (20.2, 20.2, SAME), (20.2, 19.0, FAILED), (20.2, None, UNTESTED)],
+)
+def test_true_positions_are_held_against_stingy_ones_and_a_model_without_jumps(
+    results: Results, true, without, verdict
+):
     setting = {"table": names.POSITIONS, "corpus": "books", "method": names.WITH_JUMPS, "read_length": 4096}
     add_perplexities(results, setting | {"positions": "stingy"}, 20.0, se=0.001)
     add_perplexities(results, setting | {"positions": "true"}, true, se=0.001)
+    if without is not None:
+        add_perplexities(results, setting | {"method": names.LANDMARK, "positions": "true"}, without, se=0.001)
     assert judge(results, "Books: jumps of position").verdict == verdict
 
 

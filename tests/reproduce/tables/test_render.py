@@ -89,7 +89,7 @@ def test_nothing_measured_is_a_whole_report(results: Results, tmp_path: Path):
     report = (tmp_path / "results.md").read_text()
     assert report.count("\n## ") == 1 + len(names.TABLES)
     assert report.count("Plot of ") == len(PLOTS)
-    assert "0 held, 0 did not hold, 0 no difference, 0 not decided, 15 not measured." in report
+    assert "0 held, 0 did not hold, 0 no difference, 0 not decided, 20 not measured." in report
     assert list((tmp_path / "figures").iterdir()) == []
 
 

@@ -121,7 +121,7 @@ def test_passkeys_are_pooled_over_depths(results: Results):
     assert row[4:8] == ["90.0 % (69.9 % to 97.2 %)", "20", "80.0 % at depth 0.5", "98 % at 32,070 tokens"]
     assert [row[0] for row in found if row[4] == "not measured yet"] == [
         *[names.LANDMARK] * 3,
-        *(names.BASE_MODEL, names.SINKS, names.TRANSFORMER_XL, names.MEMORIZING),
+        *(names.BASE_MODEL, names.FULL, names.SINKS, names.TRANSFORMER_XL, names.MEMORIZING),
     ]
 
 
