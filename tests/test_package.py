@@ -70,7 +70,7 @@ except SystemExit as end:
 def test_everything_public_is_there_without_any_extra():
     code = """
 import sys
-for extra in ("triton", "peft", "bitsandbytes", "gguf", "datasets", "matplotlib", "faiss", "psutil"):
+for extra in ("triton", "peft", "bitsandbytes", "gguf", "datasets", "matplotlib", "faiss", "psutil", "lm_eval"):
     sys.modules[extra] = None
 import landmark
 for name in landmark.__all__:
