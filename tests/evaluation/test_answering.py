@@ -179,6 +179,15 @@ def test_the_best_passages_stand_in_text_order():
 # Asking.
 
 
+def test_full_attention_of_a_converted_model_need_only_reach_over_what_was_found(converted):
+    tokenizer = chat_tokenizer()
+    prompts = Prompts(tokenizer, "It was a calm day and nothing was seen. " * 20, samples=1)
+    length = 2 * SHAPE["max_position_embeddings"]
+    asker = Asker(converted, Attending.of(converted.config, "full"), prompts, Passages(tokenizer, 300, 15))
+    (sample,) = asker.ask(Cell(recall(["passkey"]), False, length), 0, ["passkey"], lambda tokens: None)
+    assert 200 < sample.read < 500
+
+
 @pytest.mark.parametrize("rag", [False, True])
 def test_samples_add_up(plain, rag):
     tokenizer = chat_tokenizer()

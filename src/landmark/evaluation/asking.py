@@ -137,8 +137,11 @@ class Asker:
         count(unread)
 
     def _read(self, cell: Cell, prompt: Prompt, progress: Callable[[int], Any]) -> Answer:
-        if self._reading is None or self._reading[0] != cell.length:
-            self._reading = cell.length, self.attending.of_length(self.model, cell.length)
+        length = cell.length
+        if self.passages is not None:  # what is read is shorter than the text that was searched
+            length = len(prompt.text) + len(prompt.question) + prompt.task.answer_tokens
+        if self._reading is None or self._reading[0] != length:
+            self._reading = length, self.attending.of_length(self.model, length)
         return self._reading[1](prompt.text, progress)
 
     def _text(self, new: list[int], prompt: Prompt, cell: Cell) -> str:
