@@ -176,6 +176,12 @@ def test_all_tasks_without_files_and_a_plot(plain_folder, essay, capsys, tmp_pat
     assert [row["task"] for row in lines(capsys)] == ["vt", "cwe"]
 
 
+def test_an_answer_counts_once(plain_folder, essay, capsys):
+    given = ["eval", "ruler", "--model", plain_folder, "--haystack", essay, "--samples", "1", "--lengths", "900"]
+    assert cli.main([*given, "--tasks", "count,most,count", "--json"]) == 0
+    assert [(row["task"], row["samples"]) for row in lines(capsys)] == [("count", 1), ("most", 1)]
+
+
 def test_a_log_is_of_one_data_set(plain_folder, essay, capsys, tmp_path):
     def squad(colour: str) -> str:
         asked = {"question": "What colour is the sea?", "answers": [{"text": colour}]}

@@ -115,7 +115,7 @@ def run_ruler(options: RulerOptions) -> int:
         "ruler": [name for name in ruler.NAMES if name not in files or files[name] is not None],
         "beyond": list(beyond.TASKS),
     }
-    names = [name for given in _names(options.tasks) for name in lists.get(given, [given])]
+    names = list(dict.fromkeys(name for given in _names(options.tasks) for name in lists.get(given, [given])))
     for name in names:
         if name not in (known := (*ruler.NAMES, *beyond.TASKS)):
             raise ValueError(f"there is no task {name!r}: choose of {', '.join(known)}")
