@@ -60,9 +60,10 @@ class AppendOptions:
 
 def run_read(options: ReadOptions) -> int:
     """Make or open the context, add what it lacks, read."""
+    from landmark.contexts import collection_folder, folder
     from landmark.contexts.documents import distinct
-    from landmark.contexts.folder import is_unused
 
+    is_unused = (collection_folder if options.apart else folder).is_unused
     known = None if is_unused(options.out) else options.out
     if not options.files and known is None:
         raise ValueError("there is nothing to read: name at least one file, or - for standard input")

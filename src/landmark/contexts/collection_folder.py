@@ -130,6 +130,15 @@ def is_unused(path: str | Path) -> bool:
     return known and (documents.stat() is None or (documents.is_folder() and not disk.open_inner(documents).names()))
 
 
+def is_remains(path: str | Path) -> bool:
+    """Whether a folder is what a killed creation or deletion of a collection left."""
+    try:
+        names = disk.open_folder(path).names()
+    except OSError:
+        return False
+    return COLLECTION not in names and {LOCK, DOCUMENTS} <= set(names) <= set(_NAMES)
+
+
 def check_outside(path: str | Path) -> None:
     """Raises ValueError if `path` lies in a context or a collection, where only their own files may be."""
     folder.check_outside(Path(path))

@@ -1,6 +1,7 @@
 """What is done in the same way with the folder of a context and with that of a collection."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from landmark.contexts import collection_folder, folder, verify
@@ -54,9 +55,14 @@ def verify_all(path: str | Path, progress: Progress | None = None) -> list[Damag
 
 def check_deletable(path: Path) -> None:
     """Raises ValueError if `path` cannot be deleted as a context or collection."""
-    (collection_folder if is_collection(path) else folder).check_deletable(path)
+    _folder_of(path).check_deletable(path)
 
 
 def delete(path: Path) -> None:
     """Deletes a context or collection, with all its files; forks of it, and those that share with it, keep theirs."""
-    (collection_folder if is_collection(path) else folder).delete(path)
+    _folder_of(path).delete(path)
+
+
+def _folder_of(path: Path) -> ModuleType:
+    """The module for what is in `path`, or for what a crash left of it."""
+    return collection_folder if is_collection(path) or collection_folder.is_remains(path) else folder
