@@ -35,7 +35,8 @@ from landmark.limits import LARGEST
 ROOT = Path(__file__).parents[1]
 LLAMA, MEMORY, NO_MEMORY, FULL = "llama.cpp", "memory", "no memory", "full"
 METHODS = (LLAMA, MEMORY, NO_MEMORY, FULL)
-DTYPES = ("float32", "bfloat16")
+INT8 = "int8"  # weights of linear layers; all else is bfloat16
+DTYPES = ("float32", "bfloat16", INT8)
 FIGURES = ("tokens_per_s", "lowest_tokens_per_s", "highest_tokens_per_s", "last_tokens_per_s")
 FIGURES += ("step_s", "lower_quartile_step_s", "upper_quartile_step_s", "rounds", "steps")
 PAUSE = 0.25  # seconds before a turn: threads of the contender before spin for a while
@@ -71,9 +72,14 @@ def check(options: LaptopOptions) -> Asked:
     )
     methods, dtypes = _chosen("methods", options.methods, METHODS), _chosen("dtypes", options.dtypes, DTYPES)
     kinds = [(LLAMA, "as the file")] if LLAMA in methods else []
-    kinds += [(method, dtype) for method in methods if method != LLAMA for dtype in dtypes]
+    kinds += [(method, dtype) for method in methods if method != LLAMA for dtype in dtypes if _exists(method, dtype)]
     read_adapter(_adapter_file(options))
     return Asked(options, lengths, threads, kinds)
+
+
+def _exists(method: str, dtype: str) -> bool:
+    """Whether a method computes in a dtype: weights in 8 bits are of converted models."""
+    return method != FULL or dtype != INT8
 
 
 def _chosen(name: str, text: str, known: tuple[str, ...]) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import landmark
-from benchmarks.laptop import FULL, NO_MEMORY, Setup
+from benchmarks.laptop import FULL, INT8, NO_MEMORY, Setup
 from landmark.hf.compat import cache_kwargs
 from landmark.hf.loading import read_weights
 
@@ -27,8 +27,9 @@ class Reader:
 
     def __init__(self, setup: Setup) -> None:
         load = read_weights if setup.method == FULL else landmark.from_pretrained
+        numbers = {"weights": INT8, "dtype": torch.bfloat16} if setup.dtype == INT8 else {"dtype": setup.dtype}
         self.method = setup.method
-        self.model: Any = load(setup.model, dtype=getattr(torch, setup.dtype)).eval()
+        self.model: Any = load(setup.model, **numbers).eval()
         self.ids = torch.tensor(json.loads(Path(setup.ids).read_text(encoding="utf-8")))
         self.start()
 

@@ -401,8 +401,9 @@ class LaptopOptions:
     """Numbers of threads, separated by commas."""
     methods: str = "llama.cpp,memory,no memory,full"
     """Which of them run, separated by commas."""
-    dtypes: str = "float32,bfloat16"
-    """Of weights, keys and values of all but llama.cpp, which computes with those of the file."""
+    dtypes: str = "float32,bfloat16,int8"
+    """Of weights, keys and values of all but llama.cpp, which computes with those of the file. int8: weights of linear
+    layers in 8 bits, all else in bfloat16; not of full, which is the original model."""
     limit: FromOne = 8000
     """Longest context of no memory, whose speed is the same at all lengths, and of full, which takes minutes beyond;
     and the longest that more than one round reads."""

@@ -80,6 +80,13 @@ class Counting:
         return [1.0] * call["count"] if call["call"] == "decode" else float(call.get("count", 0)) or None
 
 
+def test_weights_in_8_bits_are_of_converted_models(files, capsys, monkeypatch):
+    monkeypatch.setattr(laptop, "PAUSE", 0.0)
+    arguments = ["--dtypes", "int8", "--methods", "memory,full", "--contexts", "20", "--rounds", "1", "--steps", "1"]
+    (row,) = rows_of([*files, *arguments], capsys)
+    assert (row["method"], row["dtype"], row["skipped"]) == ("memory", "int8", None)
+
+
 def test_all_read_the_same_tokens_in_pieces_and_by_turns(files, monkeypatch):
     options = laptop.LaptopOptions(
         model=Path(files[1]), adapter=Path(files[3]), contexts="20,60", limit=20, piece=25, rounds=2, steps=3

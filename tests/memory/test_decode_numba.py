@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from memory_cases import DIM, layer_memory, rotation
 
 from landmark.memory.blocks import BlockMemory
-from landmark.ops.scoring import Scoring
+from landmark.ops.scoring import Scoring, working_dtype
 
 STRIDE = 4
 
@@ -18,7 +18,7 @@ STRIDE = 4
     retrieve=st.integers(1, 4),
     max_blocks=st.sampled_from([None, 3]),
     positions=st.sampled_from(["stingy", "true"]),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     softcap=st.sampled_from([None, 0.5]),
     has_sinks=st.booleans(),
 )
@@ -32,10 +32,10 @@ def test_the_steps_together_and_one_by_one(
     }  # fmt: skip
     together, apart = layer_memory(**settings), layer_memory(**settings)
     scoring = Scoring(0.4, softcap, torch.randn(4) if has_sinks else None)
-    turning = rotation(dtype=dtype)
+    turning = rotation(dtype=working_dtype(torch.empty(0, dtype=dtype)))
     replaced = []
     for lengths in ([37, 21], [length] * 2, [length, length - 1], [length] * 2):
-        query, key, value = (torch.randn(2, heads, max(lengths), DIM, dtype=dtype) for heads in (4, 2, 2))
+        query, key, value = (torch.randn(2, heads, max(lengths), DIM).to(dtype) for heads in (4, 2, 2))
         options = {"lengths": lengths, "rotation": turning, "scoring": scoring}
         out = together.attend(query, key, value, **options)
         with pytest.MonkeyPatch.context() as patch:
@@ -54,13 +54,34 @@ def test_the_steps_together_and_one_by_one(
 
 
 @torch.no_grad()
-def test_a_plain_step_is_one_call(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_in_16_bits_are_those_in_32(dtype):
+    """The same blocks, gates of scores in float32, an output rounded once; keys rotated as by PyTorch."""
+    narrow, wide = (layer_memory(block_size=STRIDE - 1, retrieve=2, local_blocks=1) for _ in range(2))
+    turning = rotation(dtype=torch.float32)
+    for lengths in ([37, 21], [1, 1], [3, 2], [1, 1]):
+        query, key, value = (torch.randn(2, heads, max(lengths), DIM).to(dtype) for heads in (4, 2, 2))
+        found = narrow.attend(query, key, value, lengths=lengths, rotation=turning)
+        wanted = wide.attend(query.float(), key.float(), value.float(), lengths=lengths, rotation=turning)
+        one, other = narrow.state()[0], wide.state()[0]
+        assert torch.equal(one.turned, turning.apply(one.keys, torch.arange(one.keys.shape[2])))
+        assert torch.equal(one.keys.float(), other.keys)
+        for row, valid in enumerate(lengths):
+            torch.testing.assert_close(found[row, :, :valid].float(), wanted[row, :, :valid], atol=2e-2, rtol=2e-2)
+        if narrow.last is not None and wide.last is not None:
+            assert narrow.last.gates.dtype == torch.float32
+            assert torch.equal(narrow.last.blocks, wide.last.blocks)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_plain_step_is_one_call(monkeypatch, dtype):
     """Nothing but the call for few queries attends while tokens are decoded."""
     memory = layer_memory(block_size=STRIDE - 1, retrieve=2, local_blocks=1)
     turning = rotation(dtype=torch.float32)
 
     def read(length: int) -> torch.Tensor:
-        query, key, value = (torch.randn(1, heads, length, DIM) for heads in (4, 2, 2))
+        query, key, value = (torch.randn(1, heads, length, DIM).to(dtype) for heads in (4, 2, 2))
         return memory.attend(query, key, value, lengths=None, rotation=turning)
 
     read(30)

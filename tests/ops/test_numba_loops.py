@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from landmark.ops import numba_loops as module
-from landmark.ops.numba_loops import as_array, as_float, compiled, in_parts
+from landmark.ops.numba_loops import as_array, as_bits, as_float, compiled, in_parts
 
 
 def double(x):
@@ -74,3 +74,22 @@ def test_every_number_of_16_bits_is_read(dtype):
     widen(as_array(numbers), out.numpy())
     torch.testing.assert_close(out, numbers.float(), atol=0, rtol=0, equal_nan=True)
     assert torch.equal(out.signbit(), numbers.float().signbit())
+
+
+@compiled
+def rounded(x, out):
+    for i in range(len(x)):
+        out[i] = as_bits(x[i], out)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounds_to_16_bits_as_torch_does(dtype):
+    """Any bits, all numbers of few bits, and the ones halfway between two."""
+    few = torch.arange(1 << 16, dtype=torch.int64) << 16
+    numbers = torch.cat((torch.randint(1 << 32, (100_000,)), few, few + (1 << 15), few + (1 << 12)))
+    x = numbers.to(torch.uint32).view(torch.float32)
+    out, expected = torch.empty(len(x), dtype=dtype), x.to(dtype)
+    rounded(x.numpy(), as_array(out))
+    nan = x.isnan()
+    assert torch.equal(out[~nan], expected[~nan])
+    assert out[nan].isnan().all()

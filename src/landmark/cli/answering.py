@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tyro.conf import OmitArgPrefixes
 
-from landmark.cli.options import MemoryOptions, load, model_of
+from landmark.cli.options import MemoryOptions, Weights, load, model_of
 from landmark.cli.output import tokens_read
 from landmark.limits import FromOne, Seed, Temperature
 from landmark.settings import ReadingChanges, Verification
@@ -29,6 +29,9 @@ class AnswerOptions:
     model: Path | None = None
     """Folder of a converted model with its tokenizer; default: the one that read the context, for a text the one in the
     package."""
+    weights: Weights | None = None
+    """int8 keeps the weights of linear layers in 8 bits: on a CPU a token takes a fraction of the time, and predictions
+    change a little. Default: as the context was read; for a text, the weights as they are."""
     max_new_tokens: FromOne = 100
     """Most tokens to generate."""
     temperature: Temperature = 0.0
@@ -85,7 +88,9 @@ def answer_from_context(
     from landmark.contexts.context import Context
 
     folder = model_of(path, options.model)
-    model, tokenizer = load(folder, lambda config: options.memory.check(config, path, **options.reading), path)
+    model, tokenizer = load(
+        folder, lambda config: options.memory.check(config, path, **options.reading), path, weights=options.weights
+    )
     context = Context.open(
         path, model, tokenizer, verify=options.verify, **options.reading, **options.memory.keywords()
     )
@@ -119,7 +124,7 @@ def answer_from_text(
         options.memory.check(config, **options.reading)
         return Reading.of(config, **options.reading)
 
-    model, tokenizer = load(options.model, reading_of)
+    model, tokenizer = load(options.model, reading_of, weights=options.weights)
     reading = reading_of(model.config)
     before = bos_tokens(tokenizer) + encode(tokenizer, text)
     asked = encode(tokenizer, prompt, continues=True)

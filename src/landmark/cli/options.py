@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Dtype = Literal["float32", "bfloat16"]
+Weights = Literal["int8"]
 
 
 class Bytes(Limit):
@@ -72,6 +73,7 @@ def load(
     context: Path | None = None,
     *,
     adapter: Path | None = None,
+    weights: Weights | None = None,
     check_tokenizer: Callable[["PreTrainedTokenizerBase"], object] = lambda tokenizer: None,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """A converted model and its tokenizer from a folder, that of the package if None; on a GPU if there is one.
@@ -80,11 +82,11 @@ def load(
     without one gets that of the package, which is refused unless it belongs to it. `check` gets the configuration
     before the weights are read, and raises ValueError for options that do not go with it; `check_tokenizer` gets the
     tokenizer. A `context` must have been read with this configuration and tokenizer, which is checked before the
-    weights are read, and with these weights, which opening it checks. Raises ValueError where a file is missing or
-    damaged.
+    weights are read, and with these weights, which opening it checks; without `weights` it decides whether they are in
+    8 bits. Raises ValueError where a file is missing or damaged, and for weights in 8 bits on a GPU.
     """
     from landmark.assets import adapter_path, model_path
-    from landmark.contexts.compatibility import check_model
+    from landmark.contexts.compatibility import check_model, recorded_weights
     from landmark.hf import from_pretrained, load_adapter
     from landmark.hf.config import landmark_settings
     from landmark.hf.loading import is_gguf, read_config, read_tokenizer, to_default_device
@@ -104,8 +106,21 @@ def load(
     check_tokenizer(tokenizer)
     if context is not None:
         check_model(context, config, tokenizer)
-    model = to_default_device(from_pretrained(source) if adapter is None else load_adapter(source, adapter))
+        recorded: Any = recorded_weights(context)
+        weights = recorded if weights is None else weights
+    check_device(weights)
+    options = {"weights": weights}
+    loaded = from_pretrained(source, **options) if adapter is None else load_adapter(source, adapter, **options)
+    model = to_default_device(loaded)
     return model, checked(tokenizer, source, model)
+
+
+def check_device(weights: Weights | None) -> None:
+    """Raises ValueError for weights in 8 bits where models go to a GPU."""
+    import torch
+
+    if weights is not None and torch.cuda.is_available():
+        raise ValueError(f"weights is {weights}, for decoding on a CPU, and torch sees a GPU: leave it out")
 
 
 def load_either(

@@ -19,7 +19,13 @@ from landmark.data.tokens import tokenizer_fingerprint
 from landmark.hf import LandmarkCache, read
 from landmark.hf.cache_state import resume_cache
 from landmark.hf.config import landmark_settings, layer_budgets, layer_kinds, text_config
-from landmark.hf.fingerprint import config_fingerprint_like, differences, fingerprint_like, model_fingerprint
+from landmark.hf.fingerprint import (
+    config_fingerprint_like,
+    differences,
+    fingerprint_like,
+    model_fingerprint,
+    weights_of,
+)
 from landmark.hf.tokenizer import bos_tokens, load_tokenizer, text_encoder
 from landmark.index.options import IndexKind, IndexOptions, index_options
 from landmark.memory import LayerMemory
@@ -54,6 +60,11 @@ def header(
         "settings": settings.to_dict() | {"allow_nonfinite": False},
         "fingerprint": model_fingerprint(model) | _fingerprint_of_tokenizer(tokenizer),
     }
+
+
+def recorded_weights(path: Path) -> str | None:
+    """The `weights` of `landmark.from_pretrained` with which a context was read."""
+    return weights_of(_entry(manifest_of(path).header, "fingerprint"))
 
 
 def check_header(snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -150,6 +150,10 @@ class LandmarkCache(Cache):
         """The memory, or native sliding window, of each layer."""
         return [layer.memory for layer in self.layers]  # type: ignore[union-attr]
 
+    def memory(self, layer: int) -> LayerMemory | SlidingWindow:
+        """That of one layer; each layer of each step asks for its own."""
+        return self.layers[layer].memory  # type: ignore[union-attr]
+
     @property
     def chunk_positions(self) -> int:
         """Stream positions of the longest chunk, landmarks included."""

@@ -101,7 +101,7 @@ class ChunkCall(StreamCall):
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         layer: int = module.layer_idx  # type: ignore[assignment]
-        memory = self.cache.memories[layer]
+        memory = self.cache.memory(layer)
         # Otherwise the cache would keep the autograd graph of every forward alive.
         heads = _without_gradient(query), _without_gradient(key), _without_gradient(value)
         if self.finite is not None:

@@ -22,7 +22,10 @@ from landmark.hf.config import (
     text_config,
     trained_positions,
 )
+from landmark.hf.decoder_layer import serve_few_tokens
 from landmark.hf.hooks import attention_pre_hook, base_hook, base_pre_hook
+from landmark.hf.int8 import check_weights, with_weights
+from landmark.hf.linear import serve_few_rows
 from landmark.hf.loading import gguf_model, hub_options, is_gguf, read_config, read_tokenizer, read_weights
 from landmark.hf.model import install_mixin, ordinary_tokens, rows_of_tokens, saved_rows, store_settings
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
@@ -79,20 +82,26 @@ def convert(
         model.set_attn_implementation(attention.NAME)
     else:
         _attach(model, kinds, add_row=settings.landmark_id == rows)
+    serve_few_rows(model)
+    serve_few_tokens(base)
     store_settings(model, settings)
     install_mixin(model)
     return model
 
 
-def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
+def from_pretrained(path: str | PathLike[str], *, weights: str | None = None, **options: Any) -> PreTrainedModel:
     """Loads a converted model that was saved with `save_pretrained`, in float32 by default.
 
-    `path` is a folder or a hub id; `options` go to `AutoModelForCausalLM.from_pretrained`. A GGUF file gives the
-    ordinary model in it, dequantized and not converted yet. Code that comes with a model is not run unless
-    `trust_remote_code=True`, and pickled weights are not read unless `use_safetensors=False`. Raises ValueError where
-    `path` has no landmark settings, and where files are missing, damaged or do not belong together.
+    `path` is a folder or a hub id; `options` go to `AutoModelForCausalLM.from_pretrained`. With `weights="int8"` linear
+    layers keep their weights in 8 bits, which decodes faster on a CPU; such a model can be neither saved nor trained. A
+    GGUF file gives the ordinary model in it, dequantized and not converted yet. Code that comes with a model is not run
+    unless `trust_remote_code=True`, and pickled weights are not read unless `use_safetensors=False`. Raises ValueError
+    where `path` has no landmark settings, and where files are missing, damaged or do not belong together.
     """
+    check_weights(weights)
     if is_gguf(path):
+        if weights is not None:
+            raise ValueError(f"weights={weights!r} is for converted models: give {path} to landmark.load_adapter")
         return gguf_model(path, **{"dtype": torch.float32} | options)
     if "attn_implementation" in options:
         raise ValueError(f"the attention of a converted model is {attention.NAME!r}: leave attn_implementation out")
@@ -102,7 +111,7 @@ def from_pretrained(path: str | PathLike[str], **options: Any) -> PreTrainedMode
     if "config" in options:  # a config that is passed takes no changes by keyword
         options["config"] = deepcopy(config)
         text_config(options["config"]).vocab_size = options.pop("vocab_size")
-    return convert(read_weights(path, attn_implementation="eager", **options))
+    return with_weights(convert(read_weights(path, attn_implementation="eager", **options)), weights)
 
 
 def save_plain(path: str | PathLike[str], out: str | PathLike[str]) -> None:

@@ -16,6 +16,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from landmark.hf.compat import config_fields
 from landmark.hf.config import landmark_settings, text_config
+from landmark.hf.int8 import in_8_bits
+
+_IN_8_BITS = ", weights in 8 bits"  # of a number type
 
 
 def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
@@ -67,7 +70,12 @@ def _landmark_fields(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _number_type(model: PreTrainedModel) -> str:
-    return str(model.dtype).removeprefix("torch.")
+    return str(model.dtype).removeprefix("torch.") + (_IN_8_BITS if in_8_bits(model) else "")
+
+
+def weights_of(fingerprint: Mapping[str, Any]) -> str | None:
+    """The `weights` of `landmark.from_pretrained` with which a model of this fingerprint was loaded."""
+    return "int8" if str(fingerprint.get("number type")).endswith(_IN_8_BITS) else None
 
 
 def fingerprint_like(saved: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:

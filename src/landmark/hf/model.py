@@ -22,6 +22,7 @@ from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import UnsupportedRelease, cache_argument, rename_cache_argument, require
 from landmark.hf.config import is_converted, landmark_settings, text_config
 from landmark.hf.finite import FiniteCheck
+from landmark.hf.int8 import refuse_8_bits
 from landmark.hf.refusals import check_rows_can_be_added
 from landmark.settings import LandmarkSettings
 
@@ -125,9 +126,11 @@ class LandmarkMixin:
         """Saves the model so that only `landmark.from_pretrained` loads it.
 
         The saved config has one token less than the embeddings have rows. transformers refuses these sizes; otherwise
-        it would load a model that reads its landmark as a token and has no blocks.
+        it would load a model that reads its landmark as a token and has no blocks. Raises ValueError for a model whose
+        weights are in 8 bits.
         """
         model: Any = self
+        refuse_8_bits(model, "this model cannot be saved")
         config = text_config(model.config)
         if behind_vocabulary(config):
             super().save_pretrained(*args, **options)  # type: ignore[misc]
@@ -382,6 +385,7 @@ def rows_of_tokens(model: PreTrainedModel) -> list[Tensor]:
 
 
 def _check_resizable(model: PreTrainedModel, settings: LandmarkSettings, wanted: Any) -> None:
+    refuse_8_bits(model, "the vocabulary of this model cannot be resized")
     config = text_config(model.config)
     if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
         raise ValueError(f"new_num_tokens is {wanted!r}: give the number of ordinary tokens, 1 or more")

@@ -121,7 +121,7 @@ def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] |
         )
     ropes = []
     for layer in range(layers):
-        if not all(_close(x[..., _PERIOD:, :], x[..., :-_PERIOD, :]) for x in plain.seen[layer]):
+        if not all(close(x[..., _PERIOD:, :], x[..., :-_PERIOD, :]) for x in plain.seen[layer]):
             raise ValueError(
                 f"layer {layer} of {name} rotates by code of its own, not by what transformers hands to attention: its"
                 " keys cannot be read at another position, not supported"
@@ -133,7 +133,7 @@ def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] |
 
 def _detect(rotary: nn.Module, layer_type: str | None, native: tuple, plain: tuple, where: str) -> Rope:
     length = plain[0].shape[-2]
-    if all(_close(a, b) for a, b in zip(native, plain, strict=False)):
+    if all(close(a, b) for a, b in zip(native, plain, strict=False)):
         return Rope("none")
     positions = torch.arange(length, device=plain[0].device)
     for table in get_args(Table):
@@ -141,13 +141,14 @@ def _detect(rotary: nn.Module, layer_type: str | None, native: tuple, plain: tup
             rope = Rope(style, table, layer_type)
             tables = rotation(rotary, rope, length, length, plain[0])
             if 0 < tables.cos.shape[-1] <= plain[0].shape[-1] and all(
-                _close(a, tables.apply(b, positions)) for a, b in zip(native, plain, strict=False)
+                close(a, tables.apply(b, positions)) for a, b in zip(native, plain, strict=False)
             ):
                 return rope
     raise ValueError(f"{where}: external rotation does not reproduce the model's own queries and keys")
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal up to the rounding of their dtype, of the larger numbers in them."""
     if a.shape != b.shape:
         return False
     tolerance = {torch.float16: 5e-3, torch.bfloat16: 4e-2}.get(a.dtype, 1e-5)

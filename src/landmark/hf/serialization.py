@@ -22,6 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from landmark.hf.compat import config_fields
 from landmark.hf.config import chunk_tokens, is_converted, landmark_settings, text_config
 from landmark.hf.convert import convert
+from landmark.hf.int8 import check_weights, with_weights
 from landmark.hf.loading import gguf_model, hub_options, is_gguf, read_config, read_weights
 from landmark.settings import LandmarkSettings
 
@@ -64,18 +65,24 @@ class Adapter(NamedTuple):
 
 
 def load_adapter(
-    base: str | PathLike[str] | PreTrainedModel, adapter: str | PathLike[str], **options: Any
+    base: str | PathLike[str] | PreTrainedModel,
+    adapter: str | PathLike[str],
+    *,
+    weights: str | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """Converts `base`, the model that an adapter was trained on, and merges the adapter into its weights.
 
     `base` is a GGUF file, a folder, a hub id, or a model, which is modified; `adapter` is a file, or a folder with
     adapter_model.safetensors. `options` go to `AutoModelForCausalLM.from_pretrained` where it loads the model, in
-    float32 by default. The converted model needs no peft and can be saved.
+    float32 by default. The converted model needs no peft and can be saved. With `weights="int8"` linear layers keep
+    their weights in 8 bits afterwards, which decodes faster on a CPU; such a model can be neither saved nor trained.
 
     Warns where the weights are close to those the adapter was trained on but not equal (another quantization).
     Raises ValueError for a file that is no such adapter, and for another model: other shapes, other weights, or one
     that is converted already. All but the weights is checked before they are read.
     """
+    check_weights(weights)
     found = read_adapter(_file(adapter))
     if given := sorted(options.keys() & found.settings.to_dict().keys()):
         value = found.settings.to_dict()[given[0]]
@@ -95,7 +102,7 @@ def load_adapter(
             weight.copy_(weight.float() + found.scale * (up @ down))
         embeddings: Any = model.get_input_embeddings()
         embeddings.weight[found.settings.landmark_id] = found.row.to(embeddings.weight)
-    return model
+    return with_weights(model, weights)
 
 
 def adapted_config(base: str | PathLike[str], adapter: str | PathLike[str]) -> PretrainedConfig:

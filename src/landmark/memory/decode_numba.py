@@ -1,7 +1,8 @@
 """Decoding on a CPU: what a layer's memory does for a few queries, in two compiled calls.
 
 One writes to the window, the other attends to it, chooses blocks and opens them. With few queries the number of calls
-counts, not their size. The loops are those of the separate operations, so results are theirs to the last bit.
+counts, not their size. The loops are those of the separate operations, so results are theirs to the last bit. Keys and
+values of 16 bits are read as they lie and computed in float32.
 """
 
 from typing import Any
@@ -15,17 +16,19 @@ from landmark.index.keys import rounding_error
 from landmark.memory.geometry import Past
 from landmark.memory.selection_numba import choose_loop
 from landmark.ops.decode_cpu import FEW_QUERIES, attend_loop
-from landmark.ops.numba_loops import compiled, in_parts, rotate
+from landmark.ops.numba_loops import as_array, as_bits, as_float, compiled, in_parts, rotate, rounded
 from landmark.ops.retrieved.cpu import join_loop
 from landmark.ops.rotary import Rotation
-from landmark.ops.scoring import Scoring
+from landmark.ops.scoring import Scoring, working_dtype
 from landmark.store.base import ResidentBlocks
+
+_NARROW = (torch.bfloat16, torch.float16)
 
 
 def serves_few(*tensors: Tensor) -> bool:
-    """Whether the loops serve `tensors`, the first of them [B,H,T,D]: few queries on a CPU, one of two dtypes."""
+    """Whether the loops serve `tensors`, the first of them [B,H,T,D]: few queries on a CPU, in one dtype."""
     first = tensors[0]
-    if first.shape[2] > FEW_QUERIES or first.dtype not in (torch.float32, torch.float64):
+    if first.shape[2] > FEW_QUERIES or first.dtype not in (torch.float32, torch.float64, *_NARROW):
         return False
     return all(x.device.type == "cpu" and x.dtype == first.dtype for x in tensors)
 
@@ -42,8 +45,9 @@ def write_few(
 
     The buffers hold keys before rotary, values, and keys rotated to their position.
     """
-    tensors = key.contiguous(), value.contiguous(), *buffers, *rotation.by_partner
-    _write(*(x.numpy() for x in tensors), np.array(starts), np.array(valid))
+    arrays = (as_array(x) for x in (key.contiguous(), value.contiguous(), *buffers))
+    write = _write_narrow if key.dtype in _NARROW else _write
+    write(*arrays, *rotation.arrays, np.array(starts), np.array(valid))
 
 
 @compiled
@@ -56,6 +60,25 @@ def _write(
             keys[row, head, place] = key[row, head, step]
             values[row, head, place] = value[row, head, step]
             rotate(key[row, head, step], cos, sin, partner, place, turned[row, head, place])
+
+
+@compiled
+def _write_narrow(
+    key: Any, value: Any, keys: Any, values: Any, turned: Any, cos: Any, sin: Any, partner: Any, starts: Any, valid: Any
+) -> None:
+    """`_write` for 16 bits: keys are rotated in the dtype of the tables, and rounded."""
+    width = key.shape[3]
+    plain, rotated = np.empty(width, cos.dtype), np.empty(width, cos.dtype)
+    for row, head in np.ndindex(key.shape[:2]):
+        for step in range(valid[row]):
+            place = starts[row] + step
+            keys[row, head, place] = key[row, head, step]
+            values[row, head, place] = value[row, head, step]
+            for i in range(width):
+                plain[i] = as_float(key[row, head, step, i])
+            rotate(plain, cos, sin, partner, place, rotated)
+            for i in range(width):
+                turned[row, head, place, i] = as_bits(rotated[i], turned)
 
 
 def attend_few(
@@ -72,17 +95,18 @@ def attend_few(
 
     `window` are rotated keys and values [B,Hkv,L,D] and `places`, long [B,T], the indices of the queries among them.
     Returns the output [B,H,T,Dv], the blocks by age, long [B,H,T,k], the weights of their gates, of the same shape, and
-    that of local attention [B,H,T].
+    that of local attention [B,H,T]; weights have the dtype of scores.
     """
-    heads, shape = query.shape[1], (*query.shape[:3], past.k)
-    out = query.new_empty(*query.shape[:3], window[1].shape[3])
-    blocks, gates, own = torch.empty(shape, dtype=torch.long), query.new_empty(shape), query.new_empty(shape[:3])
-    sinks = query.new_full((heads,), -torch.inf) if scoring.sinks is None else scoring.sinks.to(query.dtype)
-    tensors = (
-        query.contiguous(), *rotation.by_partner, sinks, *window, places, past.positions, past.bounds, landmarks.keys,
-        landmarks.first, resident.keys, resident.values, out, blocks, gates, own,
-    )  # fmt: skip
-    arrays = [x.numpy() for x in tensors]
+    wide = query.to(working_dtype(query)).contiguous().numpy()
+    shape = (*query.shape[:3], past.k)
+    out = np.empty((*shape[:3], window[1].shape[3]), wide.dtype)
+    blocks, gates, own = np.empty(shape, np.int64), np.empty(shape, wide.dtype), np.empty(shape[:3], wide.dtype)
+    sinks = np.full(shape[1], -np.inf, wide.dtype)
+    if scoring.sinks is not None:
+        sinks[:] = scoring.sinks.to(working_dtype(query)).numpy()
+    read = (as_array(x) for x in (*window, places))
+    kept = (as_array(x) for x in (landmarks.keys, landmarks.first, resident.keys, resident.values))
+    arrays = wide, *rotation.arrays, sinks, *read, *past.arrays, *kept, out, blocks, gates, own
     slack = rounding_error(landmarks.max_norm, query.shape[3], torch.float32)
     numbers = scoring.scale_of(query), scoring.softcap or 0.0, slack, landmarks.modulus, resident.modulus, past.stride
     in_parts(
@@ -90,7 +114,8 @@ def attend_few(
         query.shape[:3].numel(),
         size=max(past.kept) + (past.k + 1) * past.stride,
     )
-    return out, blocks, gates, own
+    attended, chosen, weights, local = (torch.from_numpy(x) for x in (out, blocks, gates, own))
+    return attended.to(query.dtype), chosen, weights, local
 
 
 @compiled
@@ -108,6 +133,11 @@ def _attend(
     attend_loop(
         scaled, cos, sin, partner, window_keys, window_values, places, sinks, local, lse, stride, softcap, start, stop
     )
+    heads, length = query.shape[1:3]
+    for flat in range(start, stop):  # the separate operation gives the dtype of the values
+        row, head, step = flat // (heads * length), flat // length % heads, flat % length
+        for i in range(local.shape[3]):
+            local[row, head, step, i] = rounded(local[row, head, step, i], window_values)
     choose_loop(
         searching, cos, sin, partner, positions, bounds, landmarks, first, blocks, distance, slack, landmark_modulus,
         stride, stingy, start, stop,

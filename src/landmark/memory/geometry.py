@@ -6,6 +6,7 @@ in a cache, so the tensors are shared: they must not be written to.
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,11 @@ class Past:
     def bounds(self) -> Tensor:
         """`upto` and `counts` of each row, long [B,2]."""
         return torch.tensor([self.upto, self.counts], device=self.device).T.contiguous()
+
+    @cached_property
+    def arrays(self) -> tuple[Any, Any]:
+        """`positions` and `bounds` on a CPU, for compiled loops."""
+        return self.positions.numpy(), self.bounds.numpy()
 
     @cached_property
     def recent(self) -> Tensor:

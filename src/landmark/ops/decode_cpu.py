@@ -14,6 +14,7 @@ from landmark.ops.numba_loops import (
     add_weighted,
     as_array,
     compiled,
+    exp,
     gated_softmax,
     in_parts,
     inner_products,
@@ -105,12 +106,12 @@ def attend_loop(
         if highest == -np.inf:
             lse[row, head, step] = highest
             continue
-        total = np.exp(sinks[head] - highest)
+        total = exp(sinks[head] - highest)
         for j in range(own, end):
-            seen[j] = np.exp(seen[j] - highest)
+            seen[j] = exp(seen[j] - highest)
             total += seen[j]
         for j in range(stride - 1, own, stride):
-            seen[j] = np.exp(seen[j] - highest)
+            seen[j] = exp(seen[j] - highest)
             total += seen[j]
         for j in range(own, end):
             seen[j] /= total

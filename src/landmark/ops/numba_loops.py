@@ -49,13 +49,14 @@ def in_parts(work: Callable[[int, int], None], count: int, size: int = 1) -> Non
 
 def as_array(x: Tensor) -> np.ndarray[Any, Any]:
     """A tensor for compiled loops, in place: numpy has no bfloat16 and numba no float16, so both are given as bits."""
+    x = x.detach() if x.requires_grad else x  # detaching, too, is an operation of every layer
     if x.dtype == torch.bfloat16:
-        return x.detach().view(torch.uint16).numpy()
-    return (x.view(torch.int16) if x.dtype == torch.float16 else x).detach().numpy()
+        return x.view(torch.uint16).numpy()
+    return (x.view(torch.int16) if x.dtype == torch.float16 else x).numpy()
 
 
 def as_float(x: Any) -> Any:
-    """An entry of an array of `as_array` as a number, 16 bits as a float32; in compiled code only."""
+    """An entry of an array of `as_array` as a number, 8 and 16 bits as a float32; in compiled code only."""
     raise NotImplementedError
 
 
@@ -65,7 +66,31 @@ def _as_float(x: Any) -> Any:
         return lambda x: np.uint32(np.uint32(x) << 16).view(np.float32)
     if x == types.int16:
         return lambda x: _from_float16(np.uint32(np.uint16(x)))
+    if x == types.int8:
+        return lambda x: np.float32(x)
     return lambda x: x
+
+
+def as_bits(x: Any, like: Any) -> Any:
+    """A float32 rounded to 16 bits, to be written to the array `like` of `as_array`; in compiled code only."""
+    raise NotImplementedError
+
+
+@overload(as_bits, inline="always", strict=False)
+def _as_bits(x: Any, like: Any) -> Any:
+    return (lambda x, like: _to_bfloat16(x)) if like.dtype == types.uint16 else (lambda x, like: _to_float16(x))
+
+
+def rounded(x: Any, like: Any) -> Any:
+    """A number rounded to those that the array `like` of `as_array` can hold; in compiled code only."""
+    raise NotImplementedError
+
+
+@overload(rounded, inline="always", strict=False)
+def _rounded(x: Any, like: Any) -> Any:
+    if like.dtype in (types.uint16, types.int16):
+        return lambda x, like: as_float(as_bits(x, like))
+    return lambda x, like: x
 
 
 @compiled
@@ -105,6 +130,37 @@ def add_weighted(weights: Any, rows: Any, out: Any) -> None:
             out[i] += weights[j] * as_float(rows[j, i])
 
 
+_LEAST = np.float32(-87.0)  # below, exponentials are smaller than the smallest normal number: 0
+_ROUNDER = np.float32(1.5 * 2**23)  # a small number added to it is rounded to a whole one, in its lowest bits
+
+
+@partial(compiled, as_written=True)
+def _exp_float32(x: Any) -> Any:
+    """exp(x) of x <= 0 to 1e-7, in operations that fill vector registers (Cody & Waite's reduction, as in Cephes)."""
+    bounded = _LEAST if x < _LEAST else x  # NaN stays NaN
+    whole = bounded * np.float32(1.44269504088896341) + _ROUNDER
+    n = whole - _ROUNDER
+    r = bounded - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
+    p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * (r * r) + r + np.float32(1.0)
+    power = np.uint32((np.float32(whole).view(np.uint32) + np.uint32(127)) << np.uint32(23)).view(np.float32)
+    return np.float32(0.0) if x < _LEAST else p * power
+
+
+def exp(x: Any) -> Any:
+    """exp(x) of x <= 0, or NaN; in compiled code only."""
+    raise NotImplementedError
+
+
+@overload(exp, inline="always", strict=False)
+def _exp(x: Any) -> Any:
+    return (lambda x: _exp_float32(x)) if x == types.float32 else (lambda x: np.exp(x))
+
+
 @compiled
 def soft_cap(scores: Any, softcap: float) -> None:
     """Soft-caps `scores [n]` in place as `Scoring.cap` does; a `softcap` of 0 is none."""
@@ -119,7 +175,7 @@ def gated_softmax(scores: Any, gate: Any) -> None:
     highest = scores.max()
     total = scores.dtype.type(0)
     for j in range(scores.shape[0]):
-        scores[j] = np.exp(scores[j] - highest)
+        scores[j] = exp(scores[j] - highest)
         total += scores[j]
     for j in range(scores.shape[0]):
         scores[j] *= gate / total
@@ -135,10 +191,10 @@ def joint_gates(lse: Any, gates: Any) -> Any:
     if highest == -np.inf:
         gates[:] = 0
         return gates.dtype.type(0)
-    local = np.exp(lse - highest)
+    local = exp(lse - highest)
     total = local
     for j in range(gates.shape[0]):
-        gates[j] = np.exp(gates[j] - highest)
+        gates[j] = exp(gates[j] - highest)
         total += gates[j]
     for j in range(gates.shape[0]):
         gates[j] /= total
@@ -189,6 +245,31 @@ def _from_float16(bits: Any) -> Any:
     special = np.uint32(0x7F800000) if rest >= np.uint32(0x0F800000) else np.uint32(0)  # infinities and NaN
     scaled = np.float32(np.uint32(rest).view(np.float32) * np.float32(2.0**112))
     return np.uint32(scaled.view(np.uint32) | special | sign).view(np.float32)
+
+
+@partial(compiled, as_written=True)
+def _to_float16(x: Any) -> Any:
+    """The bits of a float32 rounded to the nearest float16, to the even one of two (Giesen's float_to_half)."""
+    bits = np.float32(x).view(np.uint32)
+    sign, rest = np.uint32(bits & np.uint32(0x80000000)), np.uint32(bits & np.uint32(0x7FFFFFFF))
+    if rest >= np.uint32(0x47800000):  # too large, infinite, or NaN
+        short = np.uint32(0x7E00) if rest > np.uint32(0x7F800000) else np.uint32(0x7C00)
+    elif rest < np.uint32(0x38800000):  # below the normal numbers: an addition rounds
+        short = np.uint32(np.float32(rest.view(np.float32) + np.float32(0.5)).view(np.uint32) - np.uint32(0x3F000000))
+    else:
+        odd = (rest >> np.uint32(13)) & np.uint32(1)
+        short = np.uint32((rest - np.uint32(0x38000000) + np.uint32(0xFFF) + odd) >> np.uint32(13))
+    return np.int16(np.uint16(short | (sign >> np.uint32(16))))
+
+
+@partial(compiled, as_written=True)
+def _to_bfloat16(x: Any) -> Any:
+    """The bits of a float32 rounded to the nearest bfloat16, to the even one of two."""
+    bits = np.float32(x).view(np.uint32)
+    if bits & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):  # NaN
+        return np.uint16(0x7FC0)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
 @cache

@@ -5,7 +5,6 @@ run down columns, and nothing is added across a register. No column sees another
 queries lie beside it.
 """
 
-from functools import partial
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -13,9 +12,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-from landmark.ops.numba_loops import compiled
+from landmark.ops.numba_loops import compiled, exp
 
 LANES = 32  # queries of a tile: with its scores, its outputs and a block it fits a first-level cache
 
@@ -108,37 +107,6 @@ class _Kernel:
         number = builder.load(builder.bitcast(builder.gep(start, [offset]), self._number.as_pointer()))
         single = builder.insert_element(undefined, number, ir.IntType(32)(0))
         return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
-
-
-_LEAST = np.float32(-87.0)  # below, exponentials are smaller than the smallest normal number: 0
-_ROUNDER = np.float32(1.5 * 2**23)  # a small number added to it is rounded to a whole one, in its lowest bits
-
-
-@partial(compiled, as_written=True)
-def _exp_float32(x: Any) -> Any:
-    """exp(x) of x <= 0 to 1e-7, in operations that fill vector registers (Cody & Waite's reduction, as in Cephes)."""
-    bounded = _LEAST if x < _LEAST else x  # NaN stays NaN
-    whole = bounded * np.float32(1.44269504088896341) + _ROUNDER
-    n = whole - _ROUNDER
-    r = bounded - n * np.float32(0.693359375) - n * np.float32(-2.12194440e-4)
-    p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * (r * r) + r + np.float32(1.0)
-    power = np.uint32((np.float32(whole).view(np.uint32) + np.uint32(127)) << np.uint32(23)).view(np.float32)
-    return np.float32(0.0) if x < _LEAST else p * power
-
-
-def exp(x: Any) -> Any:
-    """exp(x) of x <= 0, or NaN; in compiled code only."""
-    raise NotImplementedError
-
-
-@overload(exp, inline="always", strict=False)
-def _exp(x: Any) -> Any:
-    return (lambda x: _exp_float32(x)) if x == types.float32 else (lambda x: np.exp(x))
 
 
 @compiled

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,12 @@ class Rotation:
         each = torch.arange(width, device=self.cos.device)
         partner = (each + width // 2) % width if self.style == "half" else each ^ 1
         return self.cos.contiguous(), self.sin * torch.where(partner > each, -1, 1), partner
+
+    @cached_property
+    def arrays(self) -> tuple[Any, Any, Any]:
+        """`by_partner` on a CPU, for compiled loops: every layer of every step asks for them."""
+        cos, sin, partner = (x.numpy() for x in self.by_partner)
+        return cos, sin, partner
 
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotates `x [..., D]` to `positions`, long and broadcastable to `x.shape[:-1]`, each in 0..P-1.

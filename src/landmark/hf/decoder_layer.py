@@ -1,0 +1,231 @@
+"""Decoder layers that read a few tokens on a CPU, as in decoding, in a handful of compiled calls.
+
+A step of decoding takes one row through every layer, and what transformers does around attention is some sixty small
+operations a layer, which cost more than the weights that are read. Layers of the usual form (norms by root mean square,
+three projections, a gated feed-forward network with SiLU) are computed by the loops of `landmark.ops.few_rows`;
+attention stays where it was. Whether a layer has that form is not guessed from its name: its parts are looked at, and
+once it computes some random tokens both ways. Where the two differ, and where parts have hooks or adapters, the layer
+stays that of transformers.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import repeat
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from landmark.hf.attention import attention_forward
+from landmark.hf.chunks import ChunkCall
+from landmark.hf.hooks import attention_pre_hook
+from landmark.hf.int8 import Int8Linear
+from landmark.hf.linear import FewRowsLinear
+from landmark.hf.rope import close
+from landmark.ops.few_rows import Weights, add_product, gate_normed, in_outputs, project_normed, serves_rows
+from landmark.ops.numba_loops import as_array
+from landmark.ops.scoring import Scoring, working_dtype
+
+_PARTS = {
+    "": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
+    "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
+}
+_EPS = ("variance_epsilon", "eps")  # names of the number that norms add, by family
+_UNKNOWN: Any = object()
+_NOISE = 0.01  # of the tokens that are computed both ways: next to it the number that norms add shows
+
+
+class FewTokensMixin:
+    """The forward of a decoder layer that computes few tokens by compiled loops where they serve it."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # The class is created in this process: other processes, and copies, create it from the original one.
+        _, _, *state = super().__reduce_ex__(protocol)
+        bases = type(self).__mro__
+        return _rebuild, (bases[bases.index(FewTokensMixin) + 1],), *state
+
+    def forward(self, hidden_states: Tensor, *args: Any, **options: Any) -> Any:
+        layer: Any = self
+        call = options.get("landmark_call")
+        if isinstance(call, ChunkCall) and not layer.training:
+            loops = _loops(layer, hidden_states, args, options)
+            if loops is not None:
+                return loops.forward(hidden_states, call)
+        return super().forward(hidden_states, *args, **options)  # type: ignore[misc]
+
+
+def serve_few_tokens(base: nn.Module) -> None:
+    """Puts `FewTokensMixin` in front of the class of every decoder layer of `base` that has the usual parts."""
+    for module in list(base.modules()):
+        if not isinstance(module, FewTokensMixin) and _has_parts(module):
+            module.__class__ = _class_of(type(module))
+
+
+@cache
+def _class_of(plain: type[nn.Module]) -> Any:
+    names: dict[str, Any] = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(plain.__name__, (FewTokensMixin, plain), names)
+
+
+def _rebuild(plain: type[nn.Module]) -> Any:
+    return object.__new__(_class_of(plain))
+
+
+def _has_parts(layer: nn.Module) -> bool:
+    """Whether a module has the parts of a decoder layer of the usual form, and no others."""
+    for name, parts in _PARTS.items():
+        module: Any = getattr(layer, name, None) if name else layer
+        if not isinstance(module, nn.Module) or {part for part, _ in module.named_children()} != parts:
+            return False
+    return all(_is_norm(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm))
+
+
+def _is_norm(module: Any) -> bool:
+    """Whether a module may be a norm by root mean square: it has a weight alone, and the number that is added."""
+    return [name for name, _ in module.named_parameters()] == ["weight"] and _eps_of(module) is not None
+
+
+@dataclass
+class _Recorder:
+    """Attention call that records what a layer asks for; its output is the values."""
+
+    calls: list[int] = field(default_factory=list)
+    asked: list[tuple[Tensor, Tensor, Tensor, Scoring]] = field(default_factory=list)
+
+    def rotates(self, layer: int) -> bool:
+        return True
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        self.asked.append((query, key, value, scoring))
+        return value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+
+
+def _eps_of(norm: Any) -> float | None:
+    """The number that a norm adds to the mean square; None where it is not found."""
+    return next((getattr(norm, name) for name in _EPS if isinstance(getattr(norm, name, None), float)), None)
+
+
+class _Loops:
+    """The loops of one layer, over arrays of its weights; `scoring` and `head_dim` are those of its attention."""
+
+    def __init__(self, layer: Any, scoring: Scoring, head_dim: int) -> None:
+        *linears, first, second = _parts(layer)
+        modules = [module for module in layer.modules() if module is not layer]
+        self._found = [
+            (owner, name, part)
+            for module in (layer, *modules)
+            for owner in (module._modules, module._parameters, module._buffers)
+            for name, part in owner.items()
+        ]
+        self._tensors = [part for _, _, part in self._found if isinstance(part, Tensor)]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._hooks = [hooks for module in modules for hooks in _hooks_of(module)]
+        self._contents = [vars(module) for module in modules]
+        self._attention, self._scoring, self._head_dim = layer.self_attn, scoring, head_dim
+        self._query, self._key, self._value, self._out, *self._network = (Weights.of(*x.parts) for x in linears)
+        self._norms = [(as_array(norm.weight), _eps_of(norm)) for norm in (first, second)]
+        self._ends = np.cumsum([len(weights.numbers) for weights in (self._query, self._key, self._value)]).tolist()
+
+    def current(self) -> bool:
+        """Whether the arrays are still those of the layer, whose parts have no hooks and no forward of their own."""
+        for owner, name, part in self._found:
+            if owner.get(name) is not part:
+                return False
+        # Every layer of every step asks: few calls of Python.
+        moved = list(map(Tensor.data_ptr, self._tensors)) != self._addresses
+        hooked = any(self._hooks) or len(self._attention._forward_pre_hooks) > 1  # one is that of conversion
+        return not (moved or hooked or any(map(dict.__contains__, self._contents, repeat("forward"))))
+
+    def forward(self, hidden: Tensor, call: Any) -> Tensor:
+        """The layer's output for `hidden [B,T,C]`."""
+        rows, length, width = hidden.shape
+        x = hidden.reshape(-1, width).to(working_dtype(hidden)).contiguous().numpy()
+        heads = np.empty((len(x), self._ends[-1]), x.dtype)
+        arrays = x, *self._norms[0], self._query, self._key, self._value, heads
+        in_outputs(lambda start, stop: project_normed(*arrays, start, stop), heads.shape[1], width)
+        parts = torch.from_numpy(heads).to(hidden.dtype).view(rows, length, -1, self._head_dim).transpose(1, 2)
+        query, key, value = parts.tensor_split([end // self._head_dim for end in self._ends[:2]], dim=1)
+        scale, softcap, _, _, window = self._scoring
+        attended, _ = attention_forward(
+            self._attention, query, key, value, None, scale, landmark_call=call, sliding_window=window, softcap=softcap
+        )
+        out = self._behind(x, attended.view(len(x), -1).to(working_dtype(hidden)).numpy())
+        return torch.from_numpy(out).view(hidden.shape).to(hidden.dtype)
+
+    def _behind(self, x: Any, attended: Any) -> Any:
+        """The output [n,C] for `x [n,C]` and what its attention gave, `attended [n,H*D]`."""
+        gate, up, down = self._network
+        between, inner, out = np.empty_like(x), np.empty((len(x), len(gate.numbers)), x.dtype), np.empty_like(x)
+        arrays = between, *self._norms[1], gate, up, inner
+        in_outputs(lambda a, b: add_product(attended, self._out, x, between, a, b), x.shape[1], attended.shape[1])
+        in_outputs(lambda a, b: gate_normed(*arrays, a, b), inner.shape[1], 2 * x.shape[1])
+        in_outputs(lambda a, b: add_product(inner, down, between, out, a, b), x.shape[1], inner.shape[1])
+        return out
+
+
+_LOOPS: WeakKeyDictionary[nn.Module, _Loops | None] = WeakKeyDictionary()  # None: the layer has another form
+
+
+def _loops(layer: Any, hidden: Tensor, args: tuple, options: dict[str, Any]) -> _Loops | None:
+    """The loops of `layer` for `hidden [B,T,C]`, None where they do not serve."""
+    if not serves_rows(hidden, hidden) or not options["landmark_call"].rotates(layer.self_attn.layer_idx):
+        return None
+    loops = _LOOPS.get(layer, _UNKNOWN)
+    if loops is _UNKNOWN or (loops is not None and not loops.current()):
+        if not _is_served(layer, hidden):
+            return None
+        loops = _LOOPS[layer] = _checked(layer, hidden, args, options)
+    return loops
+
+
+def _is_served(layer: Any, hidden: Tensor) -> bool:
+    """Whether the parts of `layer` are such as the loops read, of the dtype of `hidden`, without hooks or adapters."""
+    if not _has_parts(layer):
+        return False
+    *linears, first, second = _parts(layer)
+    weights = [part.parts[0] for part in linears if isinstance(part, FewRowsLinear | Int8Linear)]
+    return (
+        len(weights) == len(linears)
+        and all(serves_rows(hidden, weight) for weight in (*weights, first.weight, second.weight))
+        and not any(_is_changed(module) for module in layer.modules() if module is not layer)
+    )
+
+
+def _parts(layer: Any) -> list[Any]:
+    """Linear layers of the attention and of the feed-forward network, and both norms, in the order of their use."""
+    attention, network = layer.self_attn, layer.mlp
+    projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+    return [
+        *projections, network.gate_proj, network.up_proj, network.down_proj, layer.input_layernorm,
+        layer.post_attention_layernorm,
+    ]  # fmt: skip
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether a module does more than its class: by hooks, but for that of conversion, or by a forward of its own."""
+    return any(_hooks_of(module)) or "forward" in vars(module)
+
+
+def _hooks_of(module: nn.Module) -> list[Any]:
+    """What holds the hooks of a module, all empty where it has none but that of conversion."""
+    ours = list(module._forward_pre_hooks.values()) == [attention_pre_hook]
+    return [module._forward_hooks] if ours else [module._forward_hooks, module._forward_pre_hooks]
+
+
+def _checked(layer: Any, hidden: Tensor, args: tuple, options: dict[str, Any]) -> _Loops | None:
+    """The loops of `layer`, None unless they give what the layer gives for random tokens of the shape of `hidden`."""
+    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden.dtype) * _NOISE
+    plain, ours, original = _Recorder(), _Recorder(), super(FewTokensMixin, layer)
+    expected = original.forward(noise, *args, **options | {"landmark_call": plain})  # type: ignore[attr-defined]
+    if not isinstance(expected, Tensor) or len(plain.asked) != 1:
+        return None
+    query, _, value, scoring = plain.asked[0]
+    if scoring.sinks is not None or query.shape[-1] != value.shape[-1]:
+        return None
+    loops = _Loops(layer, scoring, query.shape[-1])
+    found = loops.forward(noise, ours)
+    pairs = zip((found, *ours.asked[0][:3]), (expected, *plain.asked[0][:3]), strict=True)
+    return loops if all(close(one, other) for one, other in pairs) else None

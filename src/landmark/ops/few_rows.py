@@ -1,0 +1,141 @@
+"""Linear layers for few rows on a CPU, as in decoding: loops compiled by numba that read every weight once.
+
+A product with one row is bound by the memory that weights come from. Weights of 16 bits and of 8 are read as they lie
+and multiplied in float32, so that a step takes half and a quarter of the time; the products of BLAS with so few rows
+run at half of that speed.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landmark.ops.numba_loops import as_array, as_float, compiled, exp, in_parts
+from landmark.ops.scoring import working_dtype
+
+MOST_ROWS = 4  # rows up to which these loops are faster than the products of BLAS
+_PLAIN = (Tensor, torch.nn.Parameter)
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_NUMBERS_A_PIECE = 1 << 12  # weights that are a small piece of work for a thread
+
+
+class Weights(NamedTuple):
+    """A linear layer as arrays: `numbers [N,G,K/G]` in groups, a scale for each `[N,G]`, and `bias [N]`.
+
+    `scales` are empty where numbers are what they are, of one group, and `bias` where there is none.
+    """
+
+    numbers: Any
+    scales: Any
+    bias: Any
+
+    @classmethod
+    def of(cls, numbers: Tensor, scales: Tensor | None, bias: Tensor | None) -> "Weights":
+        """The arrays of tensors, in place."""
+        scales = torch.empty(0, 1, dtype=working_dtype(numbers)) if scales is None else scales
+        bias = numbers.new_empty(0) if bias is None else bias
+        return cls(*(as_array(x) for x in (numbers.unflatten(1, (scales.shape[1], -1)), scales, bias)))
+
+
+def serves_rows(x: Tensor, weight: Tensor) -> bool:
+    """Whether the loops serve `x [..., K]` and the weights of a layer: few rows on a CPU, outside of autograd.
+
+    Tensors of other classes, such as quantized or sharded ones, are not served.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
+        and not torch.is_grad_enabled()
+        and type(x) in _PLAIN
+        and type(weight) in _PLAIN
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype in _FLOATS
+        and (weight.dtype == x.dtype or weight.dtype == torch.int8)
+        and weight.is_contiguous()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def few_rows_linear(x: Tensor, numbers: Tensor, scales: Tensor | None, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.linear` for `x [..., K]` of few rows; see `Weights` and `serves_rows`."""
+    weights = Weights.of(numbers, scales, bias)
+    rows = x.reshape(-1, x.shape[-1]).to(working_dtype(x)).contiguous()
+    out = rows.new_empty(len(rows), len(numbers))
+    arrays = rows.numpy(), weights, out.numpy()
+    in_outputs(lambda start, stop: _linear(*arrays, start, stop), out.shape[1], x.shape[-1])
+    return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def in_outputs(work: Any, outputs: int, width: int) -> None:
+    """Calls `work(start, stop)` on parts of the `outputs` of a layer, each the product of `width` weights a row."""
+    in_parts(work, outputs, size=1 + width // _NUMBERS_A_PIECE)
+
+
+@compiled
+def _linear(x: Any, weights: Any, out: Any, start: int, stop: int) -> None:
+    multiply(x, weights, out, 0, start, stop)
+
+
+@compiled
+def multiply(x: Any, weights: Any, out: Any, first: int, start: int, stop: int) -> None:
+    """Writes the products of `x [n,K]` to the columns of `out` from `first` on, those of them in start..stop alone."""
+    numbers, scales, bias = weights
+    groups = x.reshape(len(x), numbers.shape[1], numbers.shape[2])
+    for row in range(max(0, start - first), min(len(numbers), stop - first)):
+        for step in range(len(x)):
+            total = x.dtype.type(0)
+            for group in range(numbers.shape[1]):
+                part = x.dtype.type(0)
+                for i in range(numbers.shape[2]):
+                    part += as_float(numbers[row, group, i]) * groups[step, group, i]
+                total += part * as_float(scales[row, group]) if len(scales) else part
+            out[step, first + row] = total + as_float(bias[row]) if len(bias) else total
+
+
+@compiled
+def normalize(x: Any, weight: Any, eps: float, out: Any) -> None:
+    """Root-mean-square norm of the rows of `x [n,C]`, times `weight [C]`."""
+    for step in range(len(x)):
+        square = x.dtype.type(0)
+        for i in range(x.shape[1]):
+            square += x[step, i] * x[step, i]
+        factor = x.dtype.type(1 / np.sqrt(square / x.shape[1] + eps))
+        for i in range(x.shape[1]):
+            out[step, i] = x[step, i] * factor * as_float(weight[i])
+
+
+@compiled
+def project_normed(
+    x: Any, norm: Any, eps: float, query: Any, key: Any, value: Any, out: Any, start: int, stop: int
+) -> None:
+    """Writes to `out [n,Nq+Nk+Nv]` the three products of the normalized rows of `x [n,C]`, columns start..stop."""
+    normed = np.empty_like(x)
+    normalize(x, norm, eps, normed)
+    multiply(normed, query, out, 0, start, stop)
+    multiply(normed, key, out, len(query[0]), start, stop)
+    multiply(normed, value, out, len(query[0]) + len(key[0]), start, stop)
+
+
+@compiled
+def add_product(x: Any, weights: Any, residual: Any, out: Any, start: int, stop: int) -> None:
+    """Writes `residual [n,N]` plus the product of `x [n,K]` to columns start..stop of `out [n,N]`."""
+    multiply(x, weights, out, 0, start, stop)
+    for step in range(len(x)):
+        for i in range(start, stop):
+            out[step, i] += residual[step, i]
+
+
+@compiled
+def gate_normed(x: Any, norm: Any, eps: float, gate: Any, up: Any, out: Any, start: int, stop: int) -> None:
+    """Writes SiLU(gate) * up of the normalized rows of `x [n,C]` to columns start..stop of `out [n,N]`."""
+    normed, gates = np.empty_like(x), np.empty((len(x), out.shape[1]), x.dtype)
+    normalize(x, norm, eps, normed)
+    multiply(normed, gate, gates, 0, start, stop)
+    multiply(normed, up, out, 0, start, stop)
+    one = x.dtype.type(1)
+    for step in range(len(x)):
+        for i in range(start, stop):
+            small = exp(-abs(gates[step, i]))
+            share = one / (one + small) if gates[step, i] >= 0 else small / (one + small)
+            out[step, i] *= gates[step, i] * share

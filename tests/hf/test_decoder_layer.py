@@ -1,0 +1,129 @@
+"""Decoder layers by compiled loops: what transformers computes, where it is the same, and transformers elsewhere."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from families import family
+
+import landmark
+from landmark.hf import decoder_layer
+
+IDS = torch.arange(40)[None] % 50 + 2
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def converted(name: str, dtype: torch.dtype = torch.float32, **changes) -> Any:
+    """A model whose biases and norms are not those it was born with."""
+    model: Any = family(name, **changes)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    return landmark.convert(model.to(dtype).eval(), block_size=5, retrieve=2)
+
+
+@torch.no_grad()
+def decoded(model) -> torch.Tensor:
+    """Logits of ten steps behind thirty tokens, two of which complete a block."""
+    cache = landmark.LandmarkCache(model.config)
+    model(input_ids=IDS[:, :30], past_key_values=cache, use_cache=True)
+    steps = [model(input_ids=step, past_key_values=cache, use_cache=True).logits for step in IDS[:, 30:].split(1, 1)]
+    return torch.cat(steps, 1)
+
+
+@pytest.fixture
+def by_transformers(monkeypatch):
+    """What a model gives when no layer is served."""
+
+    def run(model) -> torch.Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder_layer, "_loops", lambda *_: None)
+            return decoded(model)
+
+    return run
+
+
+def served(model) -> list[bool]:
+    """For each layer, whether it was last computed by loops."""
+    found = [decoder_layer._LOOPS.get(layer) for layer in model.base_model.layers]
+    return [loops is not None and loops.current() for loops in found]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_loops_give_what_transformers_gives(dtype, by_transformers):
+    model = converted("llama", dtype, attention_bias=True, mlp_bias=True)
+    found, expected = decoded(model), by_transformers(model)
+    assert all(served(model))
+    assert (found - expected).abs().max() < TOLERANCE[dtype] * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "is_served"),
+    [
+        ("mistral", {}, True),
+        ("qwen2", {}, True),
+        ("gemma", {}, False),
+        ("granite", {"residual_multiplier": 0.5}, False),
+        ("qwen3", {}, False),
+        ("mixtral", {}, False),
+    ],
+)
+def test_only_layers_of_the_usual_form_are_served(name, changes, is_served, by_transformers):
+    """Gemma has the same parts and computes other norms; granite scales what is added to the residual."""
+    model = converted(name, **changes)
+    torch.testing.assert_close(decoded(model), by_transformers(model), atol=1e-3, rtol=1e-3)
+    assert served(model) == [is_served] * len(model.base_model.layers)
+
+
+def test_weights_that_changed_are_the_ones_read(by_transformers):
+    model = converted("llama")
+    before = decoded(model)
+    layer = model.base_model.layers[1]
+    with torch.no_grad():
+        layer.mlp.up_proj.weight *= 2  # in place
+        layer.self_attn.o_proj.weight.data = layer.self_attn.o_proj.weight * 2  # elsewhere
+        layer.input_layernorm.weight = torch.nn.Parameter(layer.input_layernorm.weight * 2)
+    after = decoded(model)
+    assert not torch.allclose(after, before, atol=1e-2)
+    torch.testing.assert_close(after, by_transformers(model), atol=1e-4, rtol=1e-4)
+    assert all(served(model))
+
+
+@pytest.mark.parametrize("part", ["mlp", "self_attn.v_proj", "input_layernorm"])
+def test_hooks_are_called(part, by_transformers):
+    model = converted("llama")
+    decoded(model)
+    model.base_model.layers[0].get_submodule(part).register_forward_hook(
+        lambda module, args, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
+    )
+    torch.testing.assert_close(decoded(model), by_transformers(model), atol=1e-5, rtol=1e-5)
+    assert served(model) == [False, True, True]
+
+
+def test_a_hook_before_attention_is_called(by_transformers):
+    model = converted("llama")
+    decoded(model)
+    attention = model.base_model.layers[2].self_attn
+    attention.register_forward_pre_hook(
+        lambda module, args, options: (args, options | {"hidden_states": options["hidden_states"] * 2}),
+        with_kwargs=True,
+    )
+    torch.testing.assert_close(decoded(model), by_transformers(model), atol=1e-5, rtol=1e-5)
+    assert served(model) == [True, True, False]
+
+
+def test_copies_and_pickles_compute_the_same():
+    model = converted("llama")
+    expected = decoded(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other.base_model.layers[0]) is type(model.base_model.layers[0])
+        assert torch.equal(decoded(other), expected)
+
+
+def test_training_is_that_of_transformers(monkeypatch):
+    monkeypatch.setattr(decoder_layer, "_loops", lambda *_: pytest.fail("loops have no gradients"))
+    model = converted("llama").train()
+    model(input_ids=IDS[:, :3], labels=IDS[:, :3]).loss.backward()
+    assert model.base_model.layers[0].mlp.up_proj.weight.grad.abs().max() > 0
