@@ -31,7 +31,8 @@ def test_files_come_back(tmp_path: Path):
     heads = landmark.RetrievalHeads(((1, 0), (2, 3)), "max")
     heads.save(tmp_path / "heads.json")
     assert landmark.RetrievalHeads.load(tmp_path / "heads.json") == heads
-    for text in ("", "[]", "{}", '{"heads": [[1]], "pooling": "max"}', '{"heads": [[1, 0]], "pooling": "sum"}'):
+    of_heads = (f'{{"heads": {heads}, "pooling": "max"}}' for heads in ("[[1]]", "[[1.5, 0]]", "[[1e999, 0]]"))
+    for text in ("", "[]", "{}", *of_heads, '{"heads": [[1, 0]], "pooling": "sum"}', "[" * 10**5):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match=r"bad\.json is no file of heads"):
             landmark.RetrievalHeads.load(tmp_path / "bad.json")
@@ -42,7 +43,7 @@ def test_files_come_back(tmp_path: Path):
 def test_mistakes():
     with pytest.raises(ValueError, match="pooling is 'sum'"):
         landmark.RetrievalHeads(((1, 0),), "sum")  # type: ignore[arg-type]
-    for heads in ((), ((1, -1),)):
+    for heads in ((), ((1, -1),), ((1.5, 0),), ((True, 0),), (("1", 0),)):
         with pytest.raises(ValueError, match="give one pair"):
             landmark.RetrievalHeads(heads)
 

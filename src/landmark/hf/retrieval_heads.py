@@ -45,7 +45,7 @@ class RetrievalHeads:
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling is {self.pooling!r}: choose one of {', '.join(POOLINGS)}")
-        if not self.heads or any(len(pair) != 2 or min(pair) < 0 for pair in self.heads):
+        if not self.heads or any(len(pair) != 2 or not all(map(_is_number, pair)) for pair in self.heads):
             raise ValueError(f"heads are {self.heads}: give one pair (layer, head) or more, counted from 0")
 
     @property
@@ -77,7 +77,7 @@ class RetrievalHeads:
         try:
             saved = json.loads(Path(path).read_text(encoding="utf-8"))
             return _of_saved(saved)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{path} is no file of heads that `landmark eval retrieval` wrote: {error}") from error
 
     @classmethod
@@ -117,7 +117,12 @@ def searchable_heads(config: PretrainedConfig) -> list[tuple[int, int]]:
 
 
 def _of_saved(saved: Mapping[str, Any]) -> RetrievalHeads:
-    return RetrievalHeads(tuple((int(layer), int(head)) for layer, head in saved["heads"]), saved["pooling"])
+    return RetrievalHeads(tuple((layer, head) for layer, head in saved["heads"]), saved["pooling"])
+
+
+def _is_number(given: Any) -> bool:
+    """Whether this is a number of a layer or head."""
+    return isinstance(given, int) and not isinstance(given, bool) and given >= 0
 
 
 def _shape(config: PretrainedConfig) -> dict[str, int]:
