@@ -8,16 +8,15 @@ import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, get_args, get_origin, get_type_hints
+from typing import get_args, get_type_hints
 
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS
 from landmark.cli import main as cli
 from landmark.cli.main import LANDMARK
-from landmark.cli.parsing import _is_group
 from landmark.cli.program import USAGE_ERROR, Command, Program
-from landmark.limits import LARGEST, OutFile, OutFolder, Range, limits_of
+from landmark.limits import LARGEST, OutFile, OutFolder, Range, inner_type, is_group, limits_of
 from reproduce.__main__ import REPRODUCE
 
 PROGRAMS = (LANDMARK, BENCHMARKS, REPRODUCE)
@@ -31,8 +30,8 @@ def hints_of(kind: type) -> dict[str, object]:
     """The types of all options, those of nested groups beside the others."""
     found: dict[str, object] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        found |= hints_of(inner) if _is_group(inner) else {name: hint}
+        inner = inner_type(hint)
+        found |= hints_of(inner) if is_group(inner) else {name: hint}
     return found
 
 
