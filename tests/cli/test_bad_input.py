@@ -48,6 +48,8 @@ def kinds_of(hint: object) -> set[object]:
 NEEDED = {
     (LANDMARK, "read"): ["no.txt", "--out", "new"],
     (LANDMARK, "append"): ["no", "no.txt"],
+    (LANDMARK, "add"): ["no", "no.txt"],
+    (LANDMARK, "remove"): ["no", "x"],
     (LANDMARK, "ask"): ["no", "x"],
     (LANDMARK, "retrieve"): ["no", "x"],
     (LANDMARK, "view"): ["--file", "no.txt", "--prompt", "x", "--text"],
@@ -71,6 +73,7 @@ NEEDED = {
     (REPRODUCE, "study smollm2-chat"): ["no", "--out", "new"],
     (REPRODUCE, "study smollm2-perplexity"): ["no", "--texts", "no.txt", "--out", "new"],
     (REPRODUCE, "study smollm2-questions"): ["no", "--work", "new"],
+    (REPRODUCE, "study reading-apart"): ["no.txt", "--out", "new.jsonl"],
     (REPRODUCE, "study key-margins"): ["no"],
     (REPRODUCE, "study group-landmarks"): ["--train", "no.txt", "--test", "no.txt"],
 }
