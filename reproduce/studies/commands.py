@@ -52,6 +52,8 @@ class ConvertedOptions:
     """The model before conversion: a GGUF file, a folder, or a name on the Hugging Face hub."""
     adapter: Path | None = None
     """What its conversion learnt, a file or folder; default: the adapter in the package, for SmolLM2-135M-Instruct."""
+    dtype: Dtype = "float32"
+    """Number type of weights, keys and values, of both models."""
     threads: FromOne = 1
     """Threads to compute with."""
     json: bool = False

@@ -20,7 +20,7 @@ from reproduce.studies.commands import ConvertedOptions
 
 @dataclass(frozen=True)
 class Pair:
-    """The `original` with its own full attention, and the `converted` model; both on a CPU in float32."""
+    """The `original` with its own full attention, and the `converted` model; both on a CPU."""
 
     original: PreTrainedModel
     converted: PreTrainedModel
@@ -34,7 +34,11 @@ class Pair:
         warnings.filterwarnings("ignore", message="the weights differ slightly")
         tokenizer = read_tokenizer(options.original)
         original = load_plain(options.original)
-        return cls(original, landmark.load_adapter(options.original, adapter_of(options)).eval(), tokenizer)
+        converted, dtype = (
+            landmark.load_adapter(options.original, adapter_of(options)).eval(),
+            getattr(torch, options.dtype),
+        )
+        return cls(original.to(dtype), converted.to(dtype), tokenizer)
 
     def settings(self) -> dict[str, Any]:
         """What of the models determines a measurement, for `Records`."""

@@ -40,7 +40,7 @@ LONGEST = 40  # tokens of an answer
 WINDOW = 2048  # tokens that the original sees with passages, its answer included
 BLOCK = 63  # tokens by which the book is cut for BM25, whose passages have three such blocks
 TASK = Task("lord_jim", lambda reply, draft: 0.0, LONGEST)  # for `Passages`, which scores nothing
-HEAVIEST = 5  # opened blocks of highest weight, as `landmark ask` shows them
+SHOWN = 5  # opened blocks, as `landmark ask` shows them
 COLUMNS = ("answered_by", "right", "of", "low", "high", "named", "plain", "two", "none", "found")
 
 
@@ -106,7 +106,7 @@ Way = Callable[[Question], tuple[str, bool | None]]
 class Answering:
     """The ways to answer a question. Each gives the answer, and whether the stating passage was found, None if given.
 
-    Found is, through landmarks, a place among the `HEAVIEST` opened blocks, and by BM25 one in the prompt.
+    Found is, through landmarks, a place among the first `SHOWN` opened blocks, and by BM25 one in the prompt.
     """
 
     def __init__(self, pair: Pair, book: EncodedText, folder: Path) -> None:
@@ -131,9 +131,9 @@ class Answering:
         branch = context.cache.fork()
         branch.start_trace()
         reply = answer(self.pair.converted, self._question(question, LEAD), branch, max_new_tokens=LONGEST)
-        heaviest = context.passages(branch.trace().spans(), HEAVIEST)
+        shown = context.passages(context.ranked(branch.trace()), SHOWN)
         start, stop = (len(INTRODUCTION) + place for place in (question.offsets[-1], question.ends))
-        found = any(s.document == "book" and s.first < stop and start < s.last for s in heaviest)
+        found = any(s.document == "book" and s.first < stop and start < s.last for s in shown)
         return self._text(reply), found
 
     def _from_passage(self, question: Question, *, converted: bool) -> tuple[str, None]:

@@ -21,8 +21,7 @@ def test_ask_reads_a_text_streams_the_answer_and_names_what_it_read(model_folder
         assert source["document"] == str(book)
         assert text[source["first"] : source["last"]] == source["text"] != ""
         assert source["start"] == source["block"] * 5 < source["stop"] <= source["start"] + 5
-    weights = [source["weight"] for source in found["sources"]]
-    assert weights == sorted(weights, reverse=True)
+    assert all(0 < source["weight"] < 1 for source in found["sources"])
 
     assert cli.main(arguments) == 0
     output = capsys.readouterr()

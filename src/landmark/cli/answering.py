@@ -54,7 +54,10 @@ class FromContext(NamedTuple):
 
 
 class FromText(NamedTuple):
-    """Tokens `ids` that continue a text and a prompt, the cache that traced them, and the seconds of both parts."""
+    """Tokens `ids` that continue a text and a prompt, the `cache` that traced them, and the seconds of both parts.
+
+    `after_text` is the cache before the prompt.
+    """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -62,6 +65,7 @@ class FromText(NamedTuple):
     prompt: "EncodedText"
     ids: list[int]
     cache: "LandmarkCache"
+    after_text: "LandmarkCache"
     read_seconds: float
     seconds: float
 
@@ -135,6 +139,7 @@ def answer_from_text(
         read(model, before.ids, cache, progress=progress)
     read_seconds = time.perf_counter() - started
 
+    after_text = cache.fork()
     cache.start_trace()
     torch.manual_seed(options.seed)
     started = time.perf_counter()
@@ -146,4 +151,5 @@ def answer_from_text(
         temperature=options.temperature,
         streamer=None if write is None else TextTo(tokenizer, write),
     )
-    return FromText(model, tokenizer, before, asked, new, cache, read_seconds, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return FromText(model, tokenizer, before, asked, new, cache, after_text, read_seconds, seconds)

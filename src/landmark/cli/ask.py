@@ -25,7 +25,7 @@ class AskOptions(AnswerOptions):
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
     """What is continued, word for word."""
     sources: FromZero = 5
-    """Opened blocks to show, the most read first."""
+    """Opened blocks to show, those first that the question asked for."""
     json: bool = False
     """Print one JSON object instead of text."""
 
@@ -73,12 +73,14 @@ def _ask_context(options: AskOptions, write: Callable[[str], object] | None) -> 
 def _ask_text(options: AskOptions, write: Callable[[str], object] | None) -> Result:
     """Reads a text, and continues the prompt after it."""
     found = answer_from_text(options, options.source, options.prompt, write=write)
+    from landmark.hf.ranking import Ranking
     from landmark.hf.trace import passages
 
     tokens = len(found.text)
     figures = figures_of(tokens, len(found.ids), found.read_seconds, found.seconds, found.cache.traffic)
-    spans = (span for span in found.cache.trace().spans() if span.start < tokens)  # those of the prompt are left out
-    spans = (replace(span, stop=min(span.stop, tokens)) for span in spans)
+    ranking = Ranking.after(found.model, found.tokenizer, found.after_text) if options.sources else Ranking()
+    ranked = ranking.spans(found.cache.trace())
+    spans = (replace(one, stop=min(one.stop, tokens)) for one in ranked if one.start < tokens)  # none of the prompt
     opened = passages(spans, found.text, options.sources)
     sources = [{"document": str(options.source), **asdict(passage)} for passage in opened]
     return Result(str(found.tokenizer.decode(found.ids, skip_special_tokens=True)), figures, sources)

@@ -53,7 +53,8 @@ class ChatOptions(AnswerOptions):
     question: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Ask this, and end; may be repeated."""
     sources: FromZero = 0
-    """Opened blocks to show after every answer, the most read first; /sources shows them at any time."""
+    """Opened blocks to show after every answer, those first that the question asked for; /sources shows them at any
+    time."""
     max_new_tokens: FromOne = 200
     """Most tokens of an answer."""
     json: bool = False

@@ -13,6 +13,7 @@ from landmark.contexts.segments import Document
 from landmark.data.chat import ChatFormat
 from landmark.data.encoder import TextEncoder
 from landmark.hf import LandmarkCache, Span, read
+from landmark.hf.ranking import Ranking
 from landmark.hf.reader import TextTo, answer, end_tokens
 from landmark.hf.tokenizer import text_encoder
 
@@ -60,6 +61,7 @@ class Chat:
         self._tokens = 0  # of the conversation; the cache has read as many
         self._opening = self._template(self._format.begin)  # to be read before anything else
         self._separator = ""  # of the next question
+        self._ranking: Ranking | None = None  # for the documents read so far
 
     @classmethod
     def about(cls, context: Context) -> "Chat":
@@ -99,6 +101,7 @@ class Chat:
         tokens = compatibility.tokenized(self.tokenizer, text, first=False)
         read(self.model, torch.from_numpy(self._opening), self.cache)
         self._opening, self._separator = np.empty(0, np.int64), _SEPARATOR
+        self._ranking = None
         first = self._tokens = self.tokens_read
         try:
             read(self.model, torch.from_numpy(tokens[:, 0].astype(np.int64)), self.cache, progress=progress)
@@ -122,7 +125,7 @@ class Chat:
 
         Greedy, or sampled at a `temperature` above 0; `write` gets the text word by word. `stop` is called after each
         token and ends the answer, which stays in the conversation as far as it came, when it returns True. The answer
-        lists passages of the documents in the `sources` blocks with the highest weight. Raises ValueError for a
+        lists passages of the documents in the first `sources` blocks, as `Ranking` has them. Raises ValueError for a
         question that is empty or no text, and as `Context.generate` does.
         """
         self._check_whole()
@@ -130,6 +133,8 @@ class Chat:
         check_document("question", question)
         asked = self._texts.encode(self._separator + question, continues=True).ids
         ids = np.concatenate([self._opening, asked, self._template(self._format.reply)])
+        if sources and self.documents and self._ranking is None:  # a question behind the text would be background too
+            self._ranking = Ranking.after(self.model, self.tokenizer, self.cache)
         traffic = self.cache.traffic
         self.cache.start_trace()
         new = answer(
@@ -149,7 +154,8 @@ class Chat:
         self._tokens = self.tokens_read
         text: Any = self.tokenizer.decode(new, skip_special_tokens=True)
         trace = self.cache.trace()
-        found = first_sources(self._sources, trace.spans(), sources)
+        ranked = self._ranking.spans(trace) if sources and self._ranking else []
+        found = first_sources(self._sources, ranked, sources)
         return Answer(question, text, new, found, self.cache.traffic - traffic, trace)
 
     def _template(self, text: str) -> np.ndarray:

@@ -22,6 +22,7 @@ from landmark.hf import LandmarkCache, read
 from landmark.hf.cache import CacheOptions
 from landmark.hf.cache_state import cache_state
 from landmark.hf.fingerprint import model_mark
+from landmark.hf.ranking import Ranking
 from landmark.hf.reader import TextTo, answer
 from landmark.hf.tokenizer import encode
 from landmark.hf.trace import Span, Trace
@@ -40,8 +41,9 @@ _CHUNKS = 8  # prefilled between two looks at the clock
 class Answer:
     """Generated text and token ids, which continue `prompt`.
 
-    `sources` are the passages that were retrieved for it, by falling weight; `traffic` counts blocks and bytes read;
-    `trace` has what each query of prompt and answer attended to, its tokens counted from the start of the context.
+    `sources` are the passages that were retrieved for it, the most telling first; `traffic` counts blocks and bytes
+    read; `trace` has what each query of prompt and answer attended to, its tokens counted from the start of the
+    context.
     """
 
     prompt: str
@@ -78,6 +80,7 @@ class Context:
         self._growing = growing
         self._interrupted = False
         self._mark = model_mark(model)  # of the model whose fingerprint was compared
+        self._ranking: tuple[int, Ranking] | None = None  # and the tokens read when it was made
 
     @classmethod
     def create(
@@ -298,7 +301,7 @@ class Context:
         """Decodes a continuation of `prompt`, literally, after all documents; the context does not change.
 
         Greedy, or sampled at a `temperature` above 0; `write` gets the text word by word. The answer lists passages of
-        the `sources` blocks with the highest weight. Raises ValueError for a prompt that is empty or no text, a
+        the first `sources` blocks, as `ranked` has them. Raises ValueError for a prompt that is empty or no text, a
         temperature other than 0 or 0.001 to 1000, less than one token to generate, and a model that changed since it
         was opened.
         """
@@ -313,8 +316,17 @@ class Context:
         new = answer(self.model, ids, branch, max_new_tokens=max_new_tokens, temperature=temperature, streamer=streamer)
         text: Any = self.tokenizer.decode(new, skip_special_tokens=True)
         trace = branch.trace()
-        passages = self._documents.sources(trace.spans(), sources)
+        passages = self._documents.sources(self.ranked(trace), sources) if sources else []
         return Answer(prompt, text, new, passages, branch.traffic, trace)
+
+    def ranked(self, trace: Trace) -> list[Span]:
+        """The blocks that a question and its answer opened, what the question asked for first (`Ranking`).
+
+        `trace` is that of an `Answer`.
+        """
+        if self._ranking is None or self._ranking[0] != self.tokens_read:
+            self._ranking = self.tokens_read, Ranking.after(self.model, self.tokenizer, self.cache)
+        return self._ranking[1].spans(trace)
 
     def fork(self, path: str | PathLike[str] | None = None) -> "Context":
         """A copy that shares what was read so far and grows on its own: many users, one book.

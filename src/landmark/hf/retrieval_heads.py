@@ -86,14 +86,19 @@ class RetrievalHeads:
 
         The package has them for its own model and for SmolLM2-135M-Instruct with its adapter (docs/retrieval.md).
         """
-        shape = _shape(config)
-        for entry in json.loads(retrieval_heads_path().read_text(encoding="utf-8")):
-            if entry["shape"] == shape:
-                return _of_saved(entry)
+        if (known := cls.known(config)) is not None:
+            return known
         raise ValueError(
             "no heads are known that rank passages in a model of this shape: choose them with `landmark eval retrieval"
             " --choose-on TEXTS --save-heads FILE`, and give that file"
         )
+
+    @classmethod
+    def known(cls, config: PretrainedConfig) -> "RetrievalHeads | None":
+        """Those chosen for a model of this shape, None where there are none."""
+        shape = _shape(config)
+        entries = json.loads(retrieval_heads_path().read_text(encoding="utf-8"))
+        return next((_of_saved(entry) for entry in entries if entry["shape"] == shape), None)
 
 
 def pooled(scores: Tensor, pooling: Pooling) -> Tensor:

@@ -1,6 +1,6 @@
 """Traces: the blocks that queries opened, their gates, and what local attention got."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Span:
     """One opened block: ordinary tokens `start:stop` of its row, and its mean gate.
 
-    `weight` is the mean over all layers, heads and queries that had blocks in memory, queries of landmarks included and
+    `weight` is the mean over layers, heads and queries that had blocks in memory, queries of landmarks included and
     padding excluded. A query that did not open this block, or none at all by a context miss, counts as 0.
     """
 
@@ -66,23 +66,28 @@ class Trace:
             found.append(place)
         return found
 
-    def spans(self, row: int = 0) -> list[Span]:
-        """The opened blocks of one row of the batch, by falling weight."""
-        weight: dict[int, float] = {}
+    def spans(self, row: int = 0, heads: Collection[tuple[int, int]] | None = None) -> list[Span]:
+        """The opened blocks of one row of the batch, by falling weight; `heads` as for `weights`."""
+        ranked = sorted(self.weights(row, heads).items(), key=lambda item: (-item[1], item[0]))
+        size = self.block_size
+        return [Span(block, block * size, (block + 1) * size, weight) for block, weight in ranked]
+
+    def weights(self, row: int = 0, heads: Collection[tuple[int, int]] | None = None) -> dict[int, float]:
+        """The mean gate of each opened block of a row, over all heads or `heads`, pairs (layer, head)."""
+        sums: dict[int, float] = {}
         queries = 0
         for layer, blocks in self.blocks.items():
-            opened = blocks[row].flatten()
-            gates = self.gates[layer][row].flatten().double()
+            counted = [head for head in range(blocks.shape[1]) if heads is None or (layer, head) in heads]
+            opened = blocks[row, counted].flatten()
+            gates = self.gates[layer][row, counted].flatten().double()
             valid = opened >= 0
-            queries += blocks.shape[1] * int(self.asking[layer][row])
+            queries += len(counted) * int(self.asking[layer][row])
             numbers, index = opened[valid].unique(return_inverse=True)
             totals = torch.zeros(len(numbers), dtype=torch.float64, device=gates.device)
             totals.index_add_(0, index, gates[valid])
-            for number, total in zip(numbers.tolist(), totals.tolist(), strict=False):
-                weight[number] = weight.get(number, 0.0) + total
-        ranked = sorted(weight.items(), key=lambda item: (-item[1], item[0]))
-        size = self.block_size
-        return [Span(block, block * size, (block + 1) * size, total / queries) for block, total in ranked]
+            for number, total in zip(numbers.tolist(), totals.tolist(), strict=True):
+                sums[number] = sums.get(number, 0.0) + total
+        return {block: total / queries for block, total in sums.items()}
 
 
 @dataclass(frozen=True)
