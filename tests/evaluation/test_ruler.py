@@ -205,3 +205,21 @@ def test_what_cannot_be_asked(prompts, tasks, tmp_path):
     for name, group in tasks.items():
         with pytest.raises(ValueError, match=f"too short for {name} .* give \\d+ tokens or more"):
             prompts.check_length(group, 150, False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"answer": None}, "empty, or no text"),
+        ({"answer": ""}, "empty, or no text"),  # would be in every answer
+        ({"question": 7}, "empty, or no text"),
+        ({"context": []}, "empty, or no text"),
+        ({"context": "title"}, "is not the HotpotQA data set"),
+    ],
+)
+def test_a_data_set_is_of_questions_answers_and_documents(asked, said, tmp_path):
+    file = tmp_path / "hotpotqa.json"
+    whole = {"question": "Who?", "answer": "Jim", "context": [["title", ["Jim was there."]]]}
+    file.write_text(json.dumps([whole, whole | asked]), encoding="utf-8")
+    with pytest.raises(ValueError, match=said):
+        groups(["qa_2"], ESSAY, {"qa_2": file})

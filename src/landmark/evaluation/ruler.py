@@ -280,7 +280,7 @@ def read_squad(file: Path) -> tuple[list[Question], list[str]]:
             for asked in paragraph["qas"]
             if not asked.get("is_impossible") and asked["answers"]
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is not the SQuAD data set in JSON ({type(error).__name__}: {error})") from error
     return _filled(file, questions, documents)
 
@@ -296,7 +296,7 @@ def read_hotpotqa(file: Path) -> tuple[list[Question], list[str]]:
             Question(one["question"], (one["answer"],), tuple(number[document] for document in found))
             for one, found in zip(asked, of_question, strict=True)
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is not the HotpotQA data set in JSON ({type(error).__name__}: {error})") from error
     return _filled(file, questions, documents)
 
@@ -304,6 +304,11 @@ def read_hotpotqa(file: Path) -> tuple[list[Question], list[str]]:
 def _filled(file: Path, questions: list[Question], documents: list[str]) -> tuple[list[Question], list[str]]:
     if not questions:
         raise ValueError(f"{file} has no question with an answer: give a whole data set")
+    texts = [*documents, *(text for one in questions for text in (one.question, *one.answers))]
+    if not all(isinstance(text, str) and text.strip() for text in texts) or not all(one.needed for one in questions):
+        raise ValueError(
+            f"{file} has questions, answers or documents that are empty, or no text: give a whole data set"
+        )
     return questions, documents
 
 
