@@ -1,5 +1,6 @@
 """`landmark.Collection`: documents read apart, and put together, whatever the order and whoever reads on."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import landmark
 from landmark import Collection, Context, Retriever
 from landmark.contexts.apart import DocumentContext
 from landmark.contexts.collection_folder import delete, info, is_unused, verify_collection
-from landmark.contexts.collection_manifest import DOCUMENTS, read_collection
+from landmark.contexts.collection_manifest import COLLECTION, DOCUMENTS, read_collection
+from landmark.contexts.manifest import framed
 from landmark.hf.block_search import filler
 from landmark.hf.tokenizer import encode
 from landmark.index.options import IndexOptions
@@ -270,7 +272,7 @@ def test_another_collection_shares_documents(path, model, tmp_path, monkeypatch)
     more = {**TEXTS, "other": "he looked at it . " * 8}
     read = []
     usual = DocumentContext.reading
-    monkeypatch.setattr(DocumentContext, "reading", lambda *given: read.append(given[0]) or usual(*given))
+    monkeypatch.setattr(DocumentContext, "reading", lambda *given: read.append(given) or usual(*given))
     other = made(tmp_path / "other", model, more, share=[path])
     assert len(read) == 1
     assert used(path, other) < 1.6 * alone  # the tiny model's blocks are smaller than what a folder takes
@@ -320,6 +322,8 @@ def test_what_is_refused(path, model, folder, tmp_path):
         Collection.open(tmp_path / "nothing", model)
     with pytest.raises(ValueError, match="is a collection: add documents with"):
         Context.open(path, model, write=True)
+    with pytest.raises(ValueError, match="make another one that shares its documents"):
+        Context.open(path, model).fork(tmp_path / "fork")
     with pytest.raises(ValueError, match="positions is 'true'"):
         Collection.create(tmp_path / "new", model, positions="true")
     with pytest.raises(ValueError, match="retrieve is 0"):
@@ -366,10 +370,47 @@ def test_a_missing_document_a_false_one_and_a_damaged_manifest(path, model):
     with pytest.raises(ValueError, match=f"is not the document '{first.name}' that collection.json names"):
         Context.open(path, model)
     assert [damage.file for damage in verify_collection(path)] == [folders[0]]
+    shutil.rmtree(folders[0])
+    folders[0].symlink_to(folders[1])
+    for open_it in (Collection.open, Context.open):
+        with pytest.raises(ValueError, match=f"{first.key} is not a folder of its own"):
+            open_it(path, model)
+    folders[0].unlink()
+    folders[0].mkdir()
+    assert [damage.file for damage in verify_collection(path)] == [folders[0]]
     flipped(path / "collection.json", 200)
     with pytest.raises(ValueError, match="its checksum does not fit"):
         Context.open(path, model)
     assert [damage.file.name for damage in verify_collection(path)] == ["collection.json"]
+
+
+def wrong_manifests(path):
+    """The manifest with one field, or one of a document, that cannot be, and a right checksum."""
+    found = json.loads((path / COLLECTION).read_bytes())
+    del found["crc32"]
+    for name in found:
+        yield framed({**found, name: {"a": [1e9]} if name != "header" else []})
+        yield framed({other: value for other, value in found.items() if other != name})
+    first, *others = found["documents"]
+    for name in first:
+        yield framed({**found, "documents": [{**first, name: -1}, *others]})
+        if name != "name":  # which may be any text
+            yield framed({**found, "documents": [{**first, name: "../../x"}, *others]})
+    yield framed({**found, "documents": [first, first]})
+    yield framed({**found, "removed": ["../" + first["key"]]})
+    yield framed({**found, "header": {**found["header"], "settings": {}}})
+    yield framed({**found, "header": {**found["header"], "fingerprint": {}}})
+    yield framed({**found, "blocks": found["blocks"][:1], "landmarks": found["landmarks"][:1]})
+
+
+def test_a_manifest_of_somebody_else_is_refused(path, model):
+    for data in wrong_manifests(path):
+        (path / COLLECTION).write_bytes(data)
+        with pytest.raises(ValueError):  # noqa: PT011 - each for another reason
+            Context.open(path, model)
+        with pytest.raises(ValueError), Collection.open(path, model, write=True) as collection:  # noqa: PT011
+            collection.generate(PROMPT, max_new_tokens=1)
+    assert len([*(path / DOCUMENTS).iterdir()]) == len(TEXTS)
 
 
 def test_figures_and_deletion(path, model):

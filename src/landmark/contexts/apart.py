@@ -1,12 +1,12 @@
 """A document that is read apart: from an empty memory, on a block grid of its own, to the end of a block."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landmark.contexts import compatibility
+from landmark.contexts import compatibility, disk
 from landmark.contexts.context import Context
+from landmark.contexts.disk import Folder
 from landmark.contexts.documents import DocumentStore
 from landmark.contexts.manifest import Layout, has_manifest
 from landmark.contexts.writer import create, open_writer
@@ -30,15 +30,18 @@ class DocumentContext(Context):
     @classmethod
     def reading(
         cls,
-        path: Path,
+        documents: Folder,
+        key: str,
         header: dict[str, Any],
         layout: Layout,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         options: "CacheOptions",
     ) -> "DocumentContext":
-        """The context in `path` to go on with, where an interrupted reading left one, or a new one."""
-        writer = open_writer(path) if has_manifest(path) else create(path, header, layout)
+        """The context `key` in a folder: to go on with, where an interrupted reading left one, or a new one."""
+        place = documents / key
+        begun = place.stat() is not None and has_manifest(disk.open_inner(place))
+        writer = open_writer(disk.open_inner(place)) if begun else create(place.path, header, layout)
         try:
             cache = compatibility.cache_of(writer, model, **options)
             return cls(model, tokenizer, DocumentStore(writer), cache, options, growing=True)

@@ -8,9 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from landmark.contexts import compatibility
+from landmark.contexts import compatibility, disk
 from landmark.contexts.apart import DocumentContext
-from landmark.contexts.collection_folder import open_set, verify_collection
+from landmark.contexts.collection_folder import document_folder, open_set, verify_collection
 from landmark.contexts.collection_manifest import (
     DOCUMENTS,
     CollectionManifest,
@@ -24,7 +24,7 @@ from landmark.contexts.context import Answer, Context
 from landmark.contexts.disk import Folder
 from landmark.contexts.documents import DocumentStore, check_document, distinct
 from landmark.contexts.folder import fork
-from landmark.contexts.manifest import Manifest, has_manifest, to_json
+from landmark.contexts.manifest import Manifest, has_manifest, read_manifest, to_json
 from landmark.contexts.segments import encode_text, text_digest
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.data.text import read_text
@@ -161,7 +161,8 @@ class Collection:
     @property
     def nbytes(self) -> int:
         """Bytes of its documents on disk, those that it shares with other collections too."""
-        return sum(open_reader(self._folder(member)).manifest.committed_bytes for member in self.documents)
+        folders = [document_folder(self._place, member.key) for member in self.documents]
+        return sum(read_manifest(folder).committed_bytes for folder in folders)
 
     @property
     def context(self) -> Context:
@@ -175,7 +176,7 @@ class Collection:
 
     def text(self, name: str) -> str:
         """The text of the document `name`; ValueError if there is none."""
-        snapshot = open_reader(self._folder(self._member(name)))
+        snapshot = open_reader(document_folder(self._place, self._member(name).key))
         return snapshot.text(snapshot.documents()[0])
 
     def generate(
@@ -282,16 +283,18 @@ class Collection:
         if holder is not None:
             fork(holder, path)
         else:
-            self._read(path, text, progress)
+            self._read(key, text, progress)
         tokens = len(compatibility.tokenized(self.tokenizer, text, first=True))
-        return Member(name, key, sha256, tokens, open_reader(path).blocks, len(text), len(data))
+        blocks = open_reader(document_folder(self._place, key)).blocks
+        return Member(name, key, sha256, tokens, blocks, len(text), len(data))
 
-    def _read(self, path: Path, text: str, progress: Callable[[int], object] | None) -> None:
+    def _read(self, key: str, text: str, progress: Callable[[int], object] | None) -> None:
         """Reads a document into its folder, or the rest of it."""
+        documents = disk.open_inner(self._place / DOCUMENTS)
         kept = asdict(LandmarkSettings.from_dict(self.header["settings"]).reading)
         settings = cast(CacheOptions, kept | {"allow_nonfinite": self._options.get("allow_nonfinite", False)})
         layout = self._manifest.layout
-        context = DocumentContext.reading(path, self.header, layout, self.model, self.tokenizer, settings)
+        context = DocumentContext.reading(documents, key, self.header, layout, self.model, self.tokenizer, settings)
         with closing(context):
             context.add_text(text)
             context.read(progress=progress)
@@ -316,9 +319,6 @@ class Collection:
         """The document that has this text."""
         sha256 = text_digest(encode_text("text", text))
         return next((member for member in self.documents if member.sha256 == sha256), None)
-
-    def _folder(self, member: Member) -> Path:
-        return self.path / DOCUMENTS / member.key
 
     def _context_over(self, snapshot: Snapshot) -> Context:
         snapshot.checks_landmarks = self._checks_landmarks

@@ -42,7 +42,7 @@ def open_set(path: Folder | str | Path) -> Snapshot:
         manifest = read_collection(place)
         try:
             return _joined(place, manifest)
-        except (Damage, ValueError):
+        except ValueError:
             if read_collection(place).generation == manifest.generation:
                 raise  # otherwise a document was removed meanwhile
 
@@ -50,9 +50,9 @@ def open_set(path: Folder | str | Path) -> Snapshot:
 def _joined(place: Folder, manifest: CollectionManifest) -> Snapshot:
     _allow_files(_FILES_A_DOCUMENT * len(manifest.members))
     segments: list[Segment] = []
-    documents, blocks = disk.open_inner(place / DOCUMENTS), 0
+    blocks = 0
     for member in sorted(manifest.members, key=lambda member: member.key):
-        for segment in _open_member(documents, member, manifest).segments:
+        for segment in _open_member(place, member, manifest).segments:
             entry = replace(segment.entry, first=blocks, owned=False)
             segments.append(Segment(len(segments) + 1, entry, manifest.layout, segment.files, name=member.name))
             blocks += entry.blocks
@@ -61,10 +61,14 @@ def _joined(place: Folder, manifest: CollectionManifest) -> Snapshot:
     return Snapshot(place, joined, None, segments)
 
 
-def _open_member(documents: Folder, member: Member, manifest: CollectionManifest) -> Snapshot:
+def document_folder(place: Folder, key: str) -> Folder:
+    """The folder of a document's context; Damage if it is missing, or a link."""
+    return disk.open_inner(disk.open_inner(place / DOCUMENTS) / key)
+
+
+def _open_member(place: Folder, member: Member, manifest: CollectionManifest) -> Snapshot:
     """A document of a collection; Damage unless it is what the manifest says, read by the model of the manifest."""
-    place = documents / member.key
-    found = open_reader(disk.open_inner(place))
+    found = open_reader(document_folder(place, member.key))
     held, stride = found.documents(), manifest.layout.blocks[0].stride
     sound = (
         len(held) == 1
@@ -75,7 +79,7 @@ def _open_member(documents: Folder, member: Member, manifest: CollectionManifest
         and held[0].tokens == member.blocks * (stride - 1)
     )
     if not sound:
-        raise Damage(place.path, f"is not the document {member.name!r} that {COLLECTION} names")
+        raise Damage(found.path, f"is not the document {member.name!r} that {COLLECTION} names")
     return found
 
 
@@ -214,7 +218,7 @@ def info(path: str | Path) -> dict[str, Any]:
     """
     place = collection_place(path)
     manifest = read_collection(place)
-    sizes = [read_manifest(place.path / DOCUMENTS / member.key) for member in manifest.members]
+    sizes = [read_manifest(document_folder(place, member.key)) for member in manifest.members]
     shared = [one for one in sizes if any(not entry.owned for entry in one.segments)]
     members = manifest.members
     return {
@@ -248,21 +252,21 @@ def verify_collection(path: str | Path, progress: Progress | None = None) -> lis
 def _verify_member(
     place: Folder, member: Member, manifest: CollectionManifest, progress: Progress | None
 ) -> list[Damage]:
-    path = place.path / DOCUMENTS / member.key
     try:
-        found = verify(path, progress)
+        folder = document_folder(place, member.key)
+        found = verify(folder, progress)
         if not found:
-            _open_member(disk.open_inner(place / DOCUMENTS), member, manifest)
+            _open_member(place, member, manifest)
         return found
     except Damage as damage:
         return [damage]
-    except ValueError:
-        return [Damage(path, f"is missing: it is the document {member.name!r}")]
+    except ValueError as error:  # no context at all
+        return [Damage(place.path / DOCUMENTS / member.key, f"is not the document {member.name!r} ({error})")]
 
 
 def _bytes_of(place: Folder, member: Member) -> int:
     try:
-        return read_manifest(place.path / DOCUMENTS / member.key).committed_bytes
+        return read_manifest(document_folder(place, member.key)).committed_bytes
     except (ValueError, OSError):
         return 0
 

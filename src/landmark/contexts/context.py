@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from landmark.contexts import compatibility
+from landmark.contexts.collection_manifest import is_collection
 from landmark.contexts.documents import DocumentStore, Source, check_document, check_limit, distinct
 from landmark.contexts.either import open_snapshot
 from landmark.contexts.folder import fork
@@ -336,6 +337,11 @@ class Context:
         `path` exists, or lies on another file system.
         """
         if path is not None:
+            if is_collection(self.path):
+                raise ValueError(
+                    f"{self.path} is a collection: make another one that shares its documents, with"
+                    " Collection.create(..., share=[...])"
+                )
             if self._growing and self._documents.writer is None:
                 raise ValueError("this fork is in memory, with no files of its own: fork the context to a path instead")
             fork(self.path, _folder(path))

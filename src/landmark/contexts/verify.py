@@ -9,7 +9,7 @@ import numpy as np
 
 from landmark.contexts import disk
 from landmark.contexts.committed import check_committed, check_size, read_committed
-from landmark.contexts.disk import Damage, OpenFile, Progress, damaged_records
+from landmark.contexts.disk import Damage, Folder, OpenFile, Progress, damaged_records
 from landmark.contexts.fields import Malformed
 from landmark.contexts.manifest import SEGMENTS, Layout, Manifest, context_folder, read_manifest
 from landmark.contexts.segments import Segment
@@ -19,7 +19,7 @@ from landmark.contexts.state import check_state
 MOST_DAMAGES = 1000  # then the rest is not looked at
 
 
-def verify(path: str | Path, progress: Progress | None = None) -> list[Damage]:
+def verify(path: Folder | str | Path, progress: Progress | None = None) -> list[Damage]:
     """All damage in the newest commit of the context in `path`; what is not committed is not read.
 
     Where there is very much, it ends after the first thousand and what was found with them.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from landmark.contexts import disk
 from landmark.contexts.collection_manifest import is_collection
+from landmark.contexts.disk import Folder
 from landmark.contexts.folder import creating, stray_files
 from landmark.contexts.growing import GrowingBlocks, GrowingSegment, Guard, grown_files, new_files
 from landmark.contexts.key_file import update_keys
@@ -60,7 +61,7 @@ def create(path: str | Path, header: Mapping[str, Any], layout: Layout) -> "Writ
     return Writer(Snapshot(lock.folder, manifest, None, []), lock, known)
 
 
-def open_writer(path: str | Path) -> "Writer":
+def open_writer(path: Folder | str | Path) -> "Writer":
     """Opens the context in `path` to append to it; what a crash left behind its last commit is removed.
 
     Raises ValueError where `open_reader` does, and if another writer has it open or it may not be written.
