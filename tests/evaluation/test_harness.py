@@ -224,6 +224,12 @@ def test_unusable_arguments(model_folder, arguments, said):
         LandmarkLM(str(model_folder), **arguments)
 
 
+def test_results_say_that_likelihoods_look_ahead(lm, monkeypatch):
+    assert "looks_ahead" not in lm.get_model_info()
+    monkeypatch.setitem(lm.cache_options, "selection", "per_head")
+    assert lm.get_model_info()["looks_ahead"]
+
+
 def test_what_cannot_be_answered_is_refused(lm):
     with pytest.raises(ValueError, match="no token of its own"):
         lm.loglikelihood([request("the sea", "")], disable_tqdm=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from landmark.assets import adapter_path, model_path
+from landmark.evaluation.reading import Reading
 from landmark.hf import LandmarkCache, from_pretrained, load_adapter
 from landmark.hf.cache import CacheOptions
 from landmark.hf.compat import cache_kwargs
@@ -180,10 +181,15 @@ class LandmarkLM(TemplateLM):
         )
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes beside results: how the model reads."""
-        settings = self._new_cache().settings
-        reading = {"block_size": settings.block_size, **asdict(settings.reading)}
-        return {"model_num_parameters": self.model.num_parameters(), "model_dtype": str(self.model.dtype)} | reading
+        """What the harness writes beside results: how the model reads.
+
+        With `selection="per_head"` likelihoods depend on later tokens, which is marked as in other evaluations.
+        """
+        cache = self._new_cache()
+        reading = Reading("landmark", cache.settings.block_size, cache.settings.reading)
+        info = {"model_num_parameters": self.model.num_parameters(), "model_dtype": str(self.model.dtype)}
+        info |= {"block_size": reading.block_size, **asdict(reading.settings)}
+        return info | ({"looks_ahead": True} if reading.looks_ahead else {})
 
     # Reading.
 
