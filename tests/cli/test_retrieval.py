@@ -54,6 +54,7 @@ def test_heads_are_chosen_on_other_books_and_saved(model_folder, books, tmp_path
         (["--passages", "100"], "give longer texts or fewer passages"),
         (["--save-heads", "heads.json"], "give choose_on"),
         (["--choose-on", "BOOK", "--heads", "x.json"], "give one of them"),
+        (["--choose-on", "BOOK", "TEXT"], "heads are chosen on other books"),
         (["--heads", "/nonexistent"], "is no file of heads"),
         (["--texts", "/nonexistent"], "does not exist"),
         (["--methods", "tfidf"], "tfidf"),
@@ -65,7 +66,7 @@ def test_heads_are_chosen_on_other_books_and_saved(model_folder, books, tmp_path
 )
 def test_mistakes(model_folder, books, arguments, said, capsys):
     given = ["--model", str(model_folder), "--texts", books[0], "--passages", "6", "--methods", "landmarks"]
-    arguments = [books[1] if word == "BOOK" else word for word in arguments]
+    arguments = [{"BOOK": books[1], "TEXT": books[0]}.get(word, word) for word in arguments]
     try:
         code = cli.main(["eval", "retrieval", *given, *arguments])
     except SystemExit as end:

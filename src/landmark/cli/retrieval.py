@@ -59,11 +59,15 @@ def run(options: RetrievalOptions) -> int:
     for name, methods in (("choose_on", OF_MODEL), ("heads", (LANDMARKS,)), ("save_heads", (LANDMARKS,))):
         if getattr(options, name) and not {*methods} & {*options.methods}:
             raise ValueError(f"{name} is for the method {' or '.join(methods)}: add it to the methods, or leave it out")
-    tasks = _tasks(options, options.texts)
-    validation = _tasks(options, options.choose_on) if options.choose_on else None
+    books, others = _books(options.texts), _books(options.choose_on)
+    if {*books} & {*others}:
+        raise ValueError("choose_on has a text that is measured on: heads are chosen on other books, give these")
+    from landmark.evaluation.passages import make_tasks
     from landmark.evaluation.retrieval import figures, rank
     from landmark.hf.tokenizer import quiet_transformers
 
+    tasks = make_tasks(books, options.passages, seed=options.seed)
+    validation = make_tasks(others, options.passages, seed=options.seed) if others else None
     quiet_transformers()
     rows = []
     for method, scores in _methods(options, tasks, validation):
@@ -78,12 +82,10 @@ def run(options: RetrievalOptions) -> int:
     return 0
 
 
-def _tasks(options: RetrievalOptions, sources: tuple[str, ...]) -> "RetrievalTasks":
+def _books(sources: tuple[str, ...]) -> list[str]:
     from landmark.data.text import read_documents
-    from landmark.evaluation.passages import make_tasks
 
-    books = [document.text for source in sources for document in read_documents(source)]
-    return make_tasks(books, options.passages, seed=options.seed)
+    return [document.text for source in sources for document in read_documents(source)]
 
 
 def _methods(
