@@ -29,7 +29,7 @@ def logits(model, steps: int) -> torch.Tensor:
     return torch.cat([model(input_ids=part, past_key_values=cache, use_cache=True).logits for part in parts], 1)
 
 
-@pytest.mark.parametrize(("width", "groups"), [(128, 2), (40, 1)])
+@pytest.mark.parametrize(("width", "groups"), [(512, 2), (576, 3), (40, 1)])
 def test_numbers_are_rounded_to_the_scale_of_their_group(width, groups):
     linear: Any = nn.Linear(width, 6)
     with torch.no_grad():

@@ -24,7 +24,7 @@ from landmark.hf.hooks import attention_pre_hook
 from landmark.hf.int8 import Int8Linear
 from landmark.hf.linear import FewRowsLinear
 from landmark.hf.rope import close
-from landmark.ops.few_rows import Weights, add_product, gate_normed, in_outputs, project_normed, serves_rows
+from landmark.ops.few_rows import add_product, gate_normed, in_outputs, project_normed, serves_rows, weights_of
 from landmark.ops.numba_loops import as_array
 from landmark.ops.scoring import Scoring, working_dtype
 
@@ -125,9 +125,9 @@ class _Loops:
         self._hooks = [hooks for module in modules for hooks in _hooks_of(module)]
         self._contents = [vars(module) for module in modules]
         self._attention, self._scoring, self._head_dim = layer.self_attn, scoring, head_dim
-        self._query, self._key, self._value, self._out, *self._network = (Weights.of(*x.parts) for x in linears)
+        self._query, self._key, self._value, self._out, *self._network = (weights_of(*x.parts) for x in linears)
         self._norms = [(as_array(norm.weight), _eps_of(norm)) for norm in (first, second)]
-        self._ends = np.cumsum([len(weights.numbers) for weights in (self._query, self._key, self._value)]).tolist()
+        self._ends = np.cumsum([len(numbers) for numbers, *_ in (self._query, self._key, self._value)]).tolist()
 
     def current(self) -> bool:
         """Whether the arrays are still those of the layer, whose parts have no hooks and no forward of their own."""
@@ -144,8 +144,9 @@ class _Loops:
         rows, length, width = hidden.shape
         x = hidden.reshape(-1, width).to(working_dtype(hidden)).contiguous().numpy()
         heads = np.empty((len(x), self._ends[-1]), x.dtype)
-        arrays = x, *self._norms[0], self._query, self._key, self._value, heads
-        in_outputs(lambda start, stop: project_normed(*arrays, start, stop), heads.shape[1], width)
+        projections = self._query, self._key, self._value
+        arrays = x, *self._norms[0], *projections, heads
+        in_outputs(lambda start, stop: project_normed(*arrays, start, stop), heads.shape[1], *projections)
         parts = torch.from_numpy(heads).to(hidden.dtype).view(rows, length, -1, self._head_dim).transpose(1, 2)
         query, key, value = parts.tensor_split([end // self._head_dim for end in self._ends[:2]], dim=1)
         scale, softcap, _, _, window = self._scoring
@@ -158,11 +159,11 @@ class _Loops:
     def _behind(self, x: Any, attended: Any) -> Any:
         """The output [n,C] for `x [n,C]` and what its attention gave, `attended [n,H*D]`."""
         gate, up, down = self._network
-        between, inner, out = np.empty_like(x), np.empty((len(x), len(gate.numbers)), x.dtype), np.empty_like(x)
+        between, inner, out = np.empty_like(x), np.empty((len(x), len(gate[0])), x.dtype), np.empty_like(x)
         arrays = between, *self._norms[1], gate, up, inner
-        in_outputs(lambda a, b: add_product(attended, self._out, x, between, a, b), x.shape[1], attended.shape[1])
-        in_outputs(lambda a, b: gate_normed(*arrays, a, b), inner.shape[1], 2 * x.shape[1])
-        in_outputs(lambda a, b: add_product(inner, down, between, out, a, b), x.shape[1], inner.shape[1])
+        in_outputs(lambda a, b: add_product(attended, self._out, x, between, a, b), x.shape[1], self._out)
+        in_outputs(lambda a, b: gate_normed(*arrays, a, b), inner.shape[1], gate, up)
+        in_outputs(lambda a, b: add_product(inner, down, between, out, a, b), x.shape[1], down)
         return out
 
 
@@ -171,7 +172,10 @@ _LOOPS: WeakKeyDictionary[nn.Module, _Loops | None] = WeakKeyDictionary()  # Non
 
 def _loops(layer: Any, hidden: Tensor, args: tuple, options: dict[str, Any]) -> _Loops | None:
     """The loops of `layer` for `hidden [B,T,C]`, None where they do not serve."""
-    if not serves_rows(hidden, hidden) or not options["landmark_call"].rotates(layer.self_attn.layer_idx):
+    # In float64 rounding would show: models compute norms in float32 all the same, in another order.
+    if hidden.dtype == torch.float64 or not serves_rows(hidden, hidden):
+        return None
+    if not options["landmark_call"].rotates(layer.self_attn.layer_idx):
         return None
     loops = _LOOPS.get(layer, _UNKNOWN)
     if loops is _UNKNOWN or (loops is not None and not loops.current()):

@@ -1,9 +1,9 @@
 """Linear layers with weights in 8 bits: a step of decoding reads a quarter of the bytes of float32.
 
-Each row of a weight matrix is cut into groups of `GROUP` numbers, rounded to whole numbers from -127 to 127 times a
-scale of the group, as in the Q8_0 of llama.cpp. Products with few rows on a CPU read them as they lie; with many rows
-the time goes to the product, and the weights are made whole for it. Embeddings, which are looked up and not multiplied,
-norms and everything else stay what they are.
+Each row of a weight matrix is cut into groups of up to 256 numbers, rounded to whole numbers from -127 to 127 times a
+scale of the group. Products with few rows on a CPU read them as they lie; with many rows the time goes to the product,
+and the weights are made whole for it. Embeddings, which are looked up and not multiplied, norms and everything else
+stay what they are.
 """
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from landmark.ops.few_rows import few_rows_linear, serves_rows
 
-GROUP = 64
+_GROUPS = (256, 192, 128, 64)  # numbers of a group; with smaller ones a product takes longer
 _LARGEST = 127
 
 
@@ -22,7 +22,8 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        size = GROUP if linear.in_features % GROUP == 0 else linear.in_features
+        width = linear.in_features
+        size = next((size for size in _GROUPS if width % size == 0), width)
         groups = linear.weight.detach().float().unflatten(1, (-1, size))
         scales = (groups.abs().amax(-1) / _LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
         self.register_buffer("numbers", (groups / scales[..., None]).round().to(torch.int8).flatten(1))
@@ -32,7 +33,7 @@ class Int8Linear(nn.Module):
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Numbers, scales and bias, as `landmark.ops.few_rows.Weights.of` takes them."""
+        """Numbers, scales and bias, as `landmark.ops.few_rows.weights_of` takes them."""
         return self.numbers, self.scales, self.bias  # type: ignore[return-value]
 
     def forward(self, input: Tensor) -> Tensor:

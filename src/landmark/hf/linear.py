@@ -10,7 +10,7 @@ class FewRowsLinear(nn.Linear):
 
     @property
     def parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Numbers `[N,K]`, their scales, and the bias `[N]`, as `landmark.ops.few_rows.Weights.of` takes them."""
+        """Numbers `[N,K]`, their scales, and the bias `[N]`, as `landmark.ops.few_rows.weights_of` takes them."""
         return self.weight, None, self.bias
 
     def forward(self, input: Tensor) -> Tensor:

@@ -72,7 +72,6 @@ class LayerMemory:
         """Queries that had blocks in memory so far, and their context misses."""
         return Retrievals() if self._blocks is None else self._blocks.retrievals
 
-    @torch.no_grad()
     def attend(
         self,
         query: Tensor,
@@ -96,6 +95,9 @@ class LayerMemory:
 
         Raises ValueError if the batch is not the one read before, or if the rotation table ends too early.
         """
+        if torch.is_grad_enabled():  # a context manager takes longer than to ask
+            with torch.no_grad():
+                return self.attend(query, key, value, lengths=lengths, rotation=rotation, scoring=scoring)
         valid = [query.shape[2]] * query.shape[0] if lengths is None else lengths
         starts = self._starts(query.shape[0])
         self._check_chunk(query, starts, valid, rotation)

@@ -5,7 +5,8 @@ and multiplied in float32, so that a step takes half and a quarter of the time; 
 run at half of that speed.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,25 +18,20 @@ from landmark.ops.scoring import working_dtype
 MOST_ROWS = 4  # rows up to which these loops are faster than the products of BLAS
 _PLAIN = (Tensor, torch.nn.Parameter)
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_NUMBERS_A_PIECE = 1 << 12  # weights that are a small piece of work for a thread
+_PIECE_BYTES = 1 << 13  # of weights that are a small piece of work for a thread
 
 
-class Weights(NamedTuple):
-    """A linear layer as arrays: `numbers [N,G,K/G]` in groups, a scale for each `[N,G]`, and `bias [N]`.
+Weights = tuple[Any, Any, Any]  # of a linear layer; no named tuple, with which compiled loops are called more slowly
 
-    `scales` are empty where numbers are what they are, of one group, and `bias` where there is none.
+
+def weights_of(numbers: Tensor, scales: Tensor | None, bias: Tensor | None) -> Weights:
+    """A linear layer as arrays, in place: numbers [N,G,K/G] in groups, a scale for each [N,G], and the bias [N].
+
+    The second is empty where numbers are what they are, of one group, and the third where there is no bias.
     """
-
-    numbers: Any
-    scales: Any
-    bias: Any
-
-    @classmethod
-    def of(cls, numbers: Tensor, scales: Tensor | None, bias: Tensor | None) -> "Weights":
-        """The arrays of tensors, in place."""
-        scales = torch.empty(0, 1, dtype=working_dtype(numbers)) if scales is None else scales
-        bias = numbers.new_empty(0) if bias is None else bias
-        return cls(*(as_array(x) for x in (numbers.unflatten(1, (scales.shape[1], -1)), scales, bias)))
+    scales = torch.empty(0, 1, dtype=working_dtype(numbers)) if scales is None else scales
+    bias = numbers.new_empty(0) if bias is None else bias
+    return as_array(numbers.unflatten(1, (scales.shape[1], -1))), as_array(scales), as_array(bias)
 
 
 def serves_rows(x: Tensor, weight: Tensor) -> bool:
@@ -58,18 +54,18 @@ def serves_rows(x: Tensor, weight: Tensor) -> bool:
 
 
 def few_rows_linear(x: Tensor, numbers: Tensor, scales: Tensor | None, bias: Tensor | None) -> Tensor:
-    """`torch.nn.functional.linear` for `x [..., K]` of few rows; see `Weights` and `serves_rows`."""
-    weights = Weights.of(numbers, scales, bias)
+    """`torch.nn.functional.linear` for `x [..., K]` of few rows; see `weights_of` and `serves_rows`."""
+    weights = weights_of(numbers, scales, bias)
     rows = x.reshape(-1, x.shape[-1]).to(working_dtype(x)).contiguous()
     out = rows.new_empty(len(rows), len(numbers))
     arrays = rows.numpy(), weights, out.numpy()
-    in_outputs(lambda start, stop: _linear(*arrays, start, stop), out.shape[1], x.shape[-1])
+    in_outputs(lambda start, stop: _linear(*arrays, start, stop), out.shape[1], weights)
     return out.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def in_outputs(work: Any, outputs: int, width: int) -> None:
-    """Calls `work(start, stop)` on parts of the `outputs` of a layer, each the product of `width` weights a row."""
-    in_parts(work, outputs, size=1 + width // _NUMBERS_A_PIECE)
+def in_outputs(work: Callable[[int, int], None], outputs: int, *weights: Weights) -> None:
+    """Calls `work(start, stop)` on parts of so many outputs, which read all `weights` together."""
+    in_parts(work, outputs, size=sum(numbers.nbytes for numbers, _, _ in weights) / outputs / _PIECE_BYTES)
 
 
 @compiled

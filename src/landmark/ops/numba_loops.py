@@ -31,13 +31,13 @@ def compiled(loop: Callable[..., Any], *, without_nan: bool = False, as_written:
         return numba.njit(nogil=True, fastmath=flags)(loop)
 
 
-def in_parts(work: Callable[[int, int], None], count: int, size: int = 1) -> None:
+def in_parts(work: Callable[[int, int], None], count: int, size: float = 1) -> None:
     """Calls `work(start, stop)` on equal parts of 0..count, one for each of torch's threads.
 
     `size` is how many small pieces of work each of the `count` is, such as queries that meet a block. `work` must
     release the GIL, as `compiled` loops do.
     """
-    threads = min(torch.get_num_threads(), count, count * size // _WORTH_A_THREAD)
+    threads = min(torch.get_num_threads(), count, int(count * size) // _WORTH_A_THREAD)
     if threads < 2:
         work(0, count)
         return
