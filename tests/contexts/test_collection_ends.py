@@ -1,21 +1,25 @@
 """A change of a collection that is cut off anywhere was made or was not; whoever comes next goes on."""
 
 import errno
+import os
 import random
+import resource
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from children import command, run
-from collecting import STATES, Session
+from collecting import HEADER, STATES, Session, write
 from faults import LOSSES, FaultyDisk, PowerCut
 from forking import logits
 from killed_commands import many_commits, write_texts
+from made import LAYOUT
 
 from landmark import Collection, Context
-from landmark.contexts.collection_folder import verify_collection
-from landmark.contexts.collection_manifest import DOCUMENTS, read_collection
+from landmark.contexts.collection_folder import open_set, verify_collection
+from landmark.contexts.collection_manifest import DOCUMENTS, CollectionManifest, read_collection
+from landmark.contexts.collection_writer import CollectionWriter
 
 STEP = 29  # every 29th call, with another start for each kind of fault
 
@@ -62,6 +66,22 @@ def test_refused_call(tmp_path, number):
         session.check()
         session.run()
         assert not session.path.exists()
+
+
+def test_many_documents_need_many_files(tmp_path, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    path = tmp_path / "set"
+    with CollectionWriter.create(path, CollectionManifest(0, HEADER, LAYOUT)) as writer:
+        writer.publish(tuple(write(path, str(number), number) for number in range(10)))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 30, hard))
+        assert len(open_set(path).segments) == 10
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 30, hard))
+        monkeypatch.setattr("landmark.contexts.collection_folder._allow_files", lambda count: None)
+        with pytest.raises(ValueError, match="more files than this process may hold open"):
+            open_set(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("name", ["read", "add", "replace", "remove"])

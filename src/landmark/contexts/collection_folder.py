@@ -43,8 +43,16 @@ def open_set(path: Folder | str | Path) -> Snapshot:
         try:
             return _joined(place, manifest)
         except ValueError:
-            if read_collection(place).generation == manifest.generation:
-                raise  # otherwise a document was removed meanwhile
+            if not _changed_since(place, manifest):
+                raise
+
+
+def _changed_since(place: Folder, manifest: CollectionManifest) -> bool:
+    """Whether a document may have been removed meanwhile."""
+    try:
+        return read_collection(place).generation != manifest.generation
+    except OSError:  # where the process may open no more files
+        return False
 
 
 def _joined(place: Folder, manifest: CollectionManifest) -> Snapshot:
