@@ -1,17 +1,18 @@
 """A server that listens, in a thread of the test's process."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvicorn
 
-from landmark.serve.app import create_app
-from landmark.serve.run import Address, listen
+from landmark.serve.run import Address, listen, web_config
 from landmark.serve.server import Server
 
 NAME = "tiny"
+_LOCAL = Address(grace=5)
 
 
 @dataclass
@@ -29,21 +30,27 @@ class Running:
 
 
 @contextmanager
-def running(model, tokenizer, **options) -> Iterator[Running]:
+def running(model, tokenizer, *, address: Address = _LOCAL, **options) -> Iterator[Running]:
     server = Server(model, tokenizer, NAME, **options)
-    listening = listen(Address(port=0))
-    address = Address(port=listening.getsockname()[1])
-    app = create_app(server, hosts=address.hosts, grace=5)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
-    web = uvicorn.Server(config)
+    server.start()
+    listening = listen(replace(address, port=0))
+    web = uvicorn.Server(web_config(server, address))
     thread = threading.Thread(target=web.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
         while not web.started and thread.is_alive():
             thread.join(0.01)
         assert web.started, "the server did not start"
-        yield Running(server, f"http://127.0.0.1:{address.port}")
+        yield Running(server, f"http://127.0.0.1:{listening.getsockname()[1]}")
     finally:
         web.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+def until(condition, seconds=120.0):
+    """Waits for a condition; whether it came."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()

@@ -1,7 +1,6 @@
 """Answers through the server, asked by OpenAI's client: those of `Context.generate` and `Chat`, however many run."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
@@ -9,7 +8,7 @@ import httpx
 import openai
 import pytest
 import torch
-from serving import NAME, running
+from serving import NAME, running, until
 
 from landmark import Chat, Context
 
@@ -198,14 +197,6 @@ def test_unknown_models_and_contexts_are_not_found(served, model):
 def test_models_are_listed_with_their_contexts(served):
     assert {NAME, ASKED} <= {model.id for model in served.client().models.list()}
     assert served.client().models.retrieve(ASKED).id == ASKED
-
-
-def until(condition, seconds=20.0):
-    """Waits for a condition; whether it came."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
 
 
 @pytest.mark.parametrize("stream", [False, True])

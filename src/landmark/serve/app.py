@@ -1,4 +1,4 @@
-"""The application: all routes around one server, which starts and stops with it."""
+"""The application: all routes around one server, which stops with it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -21,14 +21,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(server: Server, *, hosts: Sequence[str] | None = None, grace: float = 30.0) -> FastAPI:
-    """The application of a server; `hosts` are the names under which it is reached, None for any.
+    """The application of a server that has started; `hosts` are the names under which it is reached, None for any.
 
     When it stops, answers get `grace` seconds to finish.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        server.start()
         sweeping = asyncio.create_task(_sweep(server))
         yield
         sweeping.cancel()

@@ -1,6 +1,7 @@
 """The contexts of a server: those that clients made, and those that it was started with."""
 
 import logging
+import re
 import shutil
 import time
 from collections import OrderedDict
@@ -15,7 +16,7 @@ from landmark.contexts.context import Context
 from landmark.contexts.lock import take_lock
 from landmark.serve.engine import Engine
 from landmark.serve.errors import Refusal, bad_request, no_such_context
-from landmark.serve.reading import ReadingJob, remove_version
+from landmark.serve.reading import Accounts, ReadingJob, bytes_in, remove_version
 from landmark.serve.records import CANCELLED, Job, Record, texts_file, version_folder, write_json
 from landmark.settings import Verification
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("landmark.serve")
 _OPEN = 16  # contexts that are kept open
+_ID = re.compile(r"ctx-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Contexts:
         engine: Engine,
         verify: Verification,
         options: dict[str, Any],
+        accounts: Accounts,
     ) -> None:
         self.folder = folder
         self.given = {name: Given(name, path) for name, path in given.items()}
@@ -58,6 +61,7 @@ class Contexts:
         self._engine = engine
         self._verify: Verification = verify
         self._options = options
+        self._accounts = accounts
         self._open: OrderedDict[Path, Context] = OrderedDict()
         if folder is not None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -80,7 +84,9 @@ class Contexts:
                     self._start(record, job)
 
     def _folders(self) -> Iterable[Path]:
-        return [] if self.folder is None else (path for path in self.folder.iterdir() if path.is_dir())
+        """The folders of records. There may be others, which are not ours."""
+        names = () if self.folder is None else self.folder.iterdir()
+        return (path for path in names if _ID.fullmatch(path.name))
 
     def _remove_strays(self, record: Record) -> None:
         place = self.place(record)
@@ -210,7 +216,9 @@ class Contexts:
 
     def _start(self, record: Record, job: Job) -> None:
         place = self.place(record)
-        reading = ReadingJob(record, job, place, self.model, self.tokenizer, self._options, self._finished)
+        reading = ReadingJob(
+            record, job, place, self.model, self.tokenizer, self._options, self._accounts, self._finished
+        )
         self._engine.read(reading)
 
     def _finished(self, reading: ReadingJob) -> None:
@@ -224,10 +232,11 @@ class Contexts:
             job.status = CANCELLED
             record.save(self.place(record))
 
-    def bytes_of(self, owner: str) -> int:
-        """Bytes on disk of all contexts of an owner, with what is being read."""
-        places = [self.place(record) for record in self.records.values() if record.owner == owner]
-        return sum(path.stat().st_size for place in places for path in place.rglob("*") if path.is_file())
+    def bytes_of(self, owner: str, but: Record | None = None) -> int:
+        """Bytes on disk of the contexts of an owner, with what is being read; all `but` one."""
+        own = (record for record in self.records.values() if record.owner == owner and record is not but)
+        places = [self.place(record) for record in own]
+        return sum(map(bytes_in, places))
 
     def delete(self, record: Record) -> None:
         """Removes a context: its record first, so that no crash brings it back."""

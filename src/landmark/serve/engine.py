@@ -223,7 +223,8 @@ class Engine:
             work.fail(_shutting_down())
             work.close()
         for _, future in self._calls:
-            future.set_exception(_shutting_down())
+            if future.set_running_or_notify_cancel():
+                future.set_exception(_shutting_down())
 
 
 def _shutting_down() -> Refusal:

@@ -36,14 +36,14 @@ _HEADERS = [
 ]
 
 
-def _server_of(request: Request) -> Server:
+async def _server_of(request: Request) -> Server:
     return request.app.state.server
 
 
 Here = Annotated[Server, Depends(_server_of)]
 
 
-def _caller_of(request: Request, server: Here) -> Caller:
+async def _caller_of(request: Request, server: Here) -> Caller:
     return server.caller(request.headers.get("authorization"))
 
 
@@ -126,7 +126,8 @@ class Guard:
             await send(message)
 
         try:
-            app = self._app if self._is_ours(scope) else _foreign
+            refusal = self._refusal(scope)
+            app = self._app if refusal is None else error_response(refusal)
             await app(scope, receive, sending)
         finally:
             route = getattr(scope.get("route"), "path", "other")
@@ -134,18 +135,13 @@ class Guard:
             fields = {"method": scope["method"], "route": route, "status": status}
             log.info(json.dumps({**fields, "seconds": round(time.monotonic() - began, 4)}))
 
-    def _is_ours(self, scope: Scope) -> bool:
+    def _refusal(self, scope: Scope) -> Refusal | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get(b"host", "").lower()
-        if self._hosts is not None and _name_of(host) not in self._hosts:
-            return False
-        origin = headers.get(b"origin")
-        return origin is None or origin.lower().partition("://")[2] == host
-
-
-async def _foreign(scope: Scope, receive: Receive, send: Send) -> None:
-    refusal = Refusal(403, "this request names another server, or comes from a page of another site", code="foreign")
-    await error_response(refusal)(scope, receive, send)
+        host, origin = headers.get(b"host", "").lower(), headers.get(b"origin")
+        named = self._hosts is None or _name_of(host) in self._hosts
+        if not named or (origin is not None and origin.lower().partition("://")[2] != host):
+            return Refusal(403, "this request names another server, or comes from another site", code="foreign")
+        return None
 
 
 def _name_of(host: str) -> str | None:

@@ -54,6 +54,10 @@ class Keys:
         """Whose key this is. The look-up is by hash, so that its time tells nothing of other keys."""
         return self._callers.get(_digest(key))
 
+    def named(self, name: str) -> Caller:
+        """The caller of this name; one whose key is gone has no quota, and nobody can call in that name."""
+        return next((caller for caller in self._callers.values() if caller.name == name), Caller(name))
+
     def __len__(self) -> int:
         return len(self._callers)
 

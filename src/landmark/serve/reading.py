@@ -9,12 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from landmark.contexts import folder as folders
 from landmark.contexts.context import Context
 from landmark.contexts.manifest import has_manifest
 from landmark.serve.engine import Paused
+from landmark.serve.errors import Refusal
 from landmark.serve.records import CANCELLED, DONE, FAILED, READING, Job, Record, read_json, texts_file, version_folder
 
 if TYPE_CHECKING:
@@ -25,6 +26,19 @@ log = logging.getLogger("landmark.serve")
 
 class Cancelled(Exception):
     """Raised between two chunks of a job that a client cancelled."""
+
+
+class Accounts(Protocol):
+    """What owners may use, and what they used."""
+
+    def check_reading(self, record: Record, bytes_now: int) -> None:
+        """Refusal for an owner whose contexts take too many bytes, `bytes_now` of them the one that grows, or who has
+        read too many tokens."""
+        ...
+
+    def count_read(self, owner: str, tokens: int) -> None:
+        """Counts tokens that were read."""
+        ...
 
 
 @dataclass(eq=False)
@@ -40,6 +54,7 @@ class ReadingJob:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     options: dict[str, Any]
+    accounts: Accounts
     finished: Callable[["ReadingJob"], None]
 
     @property
@@ -55,9 +70,14 @@ class ReadingJob:
             raise
         except Cancelled:
             self._end(CANCELLED)
+        except Refusal as error:
+            self._end(FAILED, error.message)
         except (ValueError, OSError) as error:
-            log.warning("reading job %s failed: %s", self.job.id, type(error).__name__)
+            log.warning("reading job %s failed: %s", self.job.id, error)
             self._end(FAILED, _told(error))
+        except Exception:
+            self._end(FAILED, "the server failed; its log says how")
+            raise
         else:
             self._end(DONE)
 
@@ -70,22 +90,26 @@ class ReadingJob:
         self.record.save(self.folder)
         texts = read_json(texts_file(self.folder, self.job))["documents"]
 
+        path = version_folder(self.folder, self.job.version)
+
         def move(tokens: int) -> None:
             self.job.tokens_read += tokens
+            self.accounts.count_read(self.owner, tokens)
+            self.accounts.check_reading(self.record, bytes_in(path))
             between()
             self._check_wanted()
 
-        with self._writing() as context:
-            before = context.tokens
+        with self._writing(path) as context:
             context.add(context.missing([(one["name"], one["text"]) for one in texts]))
-            self.job.tokens_read, self.job.tokens = 0, context.tokens - context.tokens_read
-            if context.tokens == before:  # added before a restart
-                log.info("reading job %s goes on", self.job.id)
+            unread = context.tokens - context.tokens_read
+            if self.job.tokens is None:
+                self.job.tokens = unread
+                self.record.save(self.folder)
+            self.job.tokens_read = self.job.tokens - unread
             context.read(progress=move)
 
-    def _writing(self) -> Context:
+    def _writing(self, path: Path) -> Context:
         """The next version, open for writing: where a restart left it, a fork of the newest, or an empty one."""
-        path = version_folder(self.folder, self.job.version)
         if has_manifest(path):
             return Context.open(path, self.model, self.tokenizer, write=True, verify="manifest", **self.options)
         if self.record.version:
@@ -94,16 +118,23 @@ class ReadingJob:
         return Context.create(path, self.model, self.tokenizer, **self.options)
 
     def _end(self, status: str, error: str | None = None) -> None:
-        """Makes the version the newest or removes it. The record decides: what it does not name is removed later."""
-        old = self.record.version if status == DONE else self.job.version
-        if status == DONE:
-            self.record.version = self.job.version
+        """Makes the version the newest, or removes it. The record decides: what it does not name is removed later."""
         self.job.status, self.job.error = status, error
+        gone = self.job.version
+        if status == DONE:
+            gone, self.record.version = self.record.version, self.job.version
+        else:
+            remove_version(self.folder, gone)  # first: the disk may be full
         if self.folder.exists():
             self.record.save(self.folder)
             texts_file(self.folder, self.job).unlink(missing_ok=True)
         self.finished(self)
-        remove_version(self.folder, old)
+        remove_version(self.folder, gone)
+
+
+def bytes_in(folder: Path) -> int:
+    """Bytes of all files in a folder, 0 without one."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def remove_version(folder: Path, version: int) -> None:

@@ -71,9 +71,18 @@ def listen(address: Address) -> socket.socket:
 
 
 def serve(server: Server, address: Address, listening: socket.socket) -> None:
-    """Serves until it is told to stop (SIGINT, SIGTERM). A second signal ends it at once."""
+    """Starts the server and serves until it is told to stop (SIGINT, SIGTERM). A second signal ends it at once.
+
+    Raises ValueError where it cannot start.
+    """
+    server.start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    config = uvicorn.Config(
+    uvicorn.Server(web_config(server, address)).run(sockets=[listening])
+
+
+def web_config(server: Server, address: Address) -> uvicorn.Config:
+    """The settings of uvicorn for a server that has started."""
+    return uvicorn.Config(
         create_app(server, hosts=address.hosts, grace=address.grace),
         log_config=None,
         access_log=False,
@@ -82,4 +91,3 @@ def serve(server: Server, address: Address, listening: socket.socket) -> None:
         ssl_certfile=address.certificate,
         ssl_keyfile=None if address.private_key is None else str(address.private_key),
     )
-    uvicorn.Server(config).run(sockets=[listening])

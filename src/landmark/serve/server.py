@@ -16,6 +16,7 @@ from landmark.serve.keys import LOCAL, Caller, Keys, Usage
 from landmark.serve.metrics import Metrics
 from landmark.serve.prompts import Prompts
 from landmark.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from landmark.serve.records import Record
 from landmark.settings import Verification
 from landmark.store.base import Traffic
 
@@ -40,7 +41,10 @@ class Limits:
 
 @dataclass
 class Server:
-    """A server without its routes. `keys` None lets everybody in, as the user named local."""
+    """A server without its routes; implements `landmark.serve.reading.Accounts`.
+
+    `keys` None lets everybody in, as the user named local.
+    """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -55,7 +59,9 @@ class Server:
     def __post_init__(self) -> None:
         self.engine = Engine(most_rows=self.limits.running, most_waiting=self.limits.waiting)
         folder = None if self.data is None else self.data / "contexts"
-        self.contexts = Contexts(folder, self.given, self.model, self.tokenizer, self.engine, self.verify, self.options)
+        self.contexts = Contexts(
+            folder, self.given, self.model, self.tokenizer, self.engine, self.verify, self.options, self
+        )
         self.usage = Usage(None if self.data is None else self.data / "usage.json")
         self.prompts = Prompts(self.tokenizer)
         self.metrics = Metrics()
@@ -99,6 +105,22 @@ class Server:
             raise over_quota(f"{quota.contexts} contexts")
         if quota.bytes is not None and self.contexts.bytes_of(caller.name) >= quota.bytes:
             raise over_quota(f"{quota.bytes:,} bytes of contexts")
+
+    def check_reading(self, record: Record, bytes_now: int) -> None:
+        """Refusal for an owner whose context outgrows the quota while it is read."""
+        caller = self._by_name(record.owner)
+        self.usage.check(caller)
+        most = caller.quota.bytes
+        if most is not None and self.contexts.bytes_of(record.owner, but=record) + bytes_now > most:
+            raise over_quota(f"{most:,} bytes of contexts")
+
+    def count_read(self, owner: str, tokens: int) -> None:
+        """Counts tokens that a job read."""
+        self.metrics.tokens.labels("read").inc(tokens)
+        self.usage.add(owner, tokens)
+
+    def _by_name(self, owner: str) -> Caller:
+        return Caller(owner) if self.keys is None else self.keys.named(owner)
 
     # Asking.
 
