@@ -19,6 +19,7 @@ COMMANDS = (
     Command("reliability", "benchmarks.commands:run_reliability", "kills, power cuts and flipped bits in contexts"),
     Command("parallel", "benchmarks.commands:run_parallel", "the same training in 1, 2 and 4 processes"),
     Command("view", "benchmarks.commands:run_view", "the page of `landmark view` in a browser"),
+    Command("serve", "benchmarks.commands:run_serve_load", "load on a running `landmark serve`"),
     Command("gpu", "benchmarks.commands:run_gpu", "tests, timings and targets on a CUDA device"),
 )
 

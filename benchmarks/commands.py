@@ -19,6 +19,7 @@ from benchmarks.options import (
     ReadOptions,
     ReliabilityOptions,
     RowOptions,
+    ServeLoadOptions,
     TierDiskOptions,
     TierOverlapOptions,
     TierReadersOptions,
@@ -319,6 +320,13 @@ def run_view(options: ViewPageOptions) -> int:
     from benchmarks import view
 
     return _print_rows(options, view.run(options))
+
+
+def run_serve_load(options: ServeLoadOptions) -> int:
+    """Load on a running server."""
+    from benchmarks import serve_load
+
+    return _print_rows(options, serve_load.run(options))
 
 
 def run_gpu(options: GpuOptions) -> int:

@@ -482,3 +482,19 @@ class GpuOptions:
 
     out: Annotated[Path, OutFile()] = DEFAULT_GPU_ROWS
     """JSON-lines file of all rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeLoadOptions(RowOptions):
+    """Load on a running server without keys: clients that ask one question after another."""
+
+    url: str = "http://127.0.0.1:8000"
+    """Where `landmark serve` listens."""
+    model: str = "landmark@library"
+    """Model and context that are asked."""
+    clients: str = "1,8"
+    """Numbers of clients at a time, one run each."""
+    seconds: FromOne = 60
+    """Length of a run."""
+    new_tokens: FromOne = 32
+    """Tokens of an answer."""

@@ -110,13 +110,13 @@ class Choice:
 
     # What was read for it.
 
-    def spans(self) -> list[Span]:
-        """The blocks that were read for prompt and answer, by falling weight."""
-        return self.decoding.cache.trace().spans()
+    def trace(self) -> Trace:
+        """What prompt and answer attended to."""
+        return self.decoding.cache.trace()
 
     def sentences(self, first_token: int) -> list[Sentence]:
         """What was read for each sentence; `first_token` is the number of the answer's first token."""
-        trace, found = self.decoding.cache.trace(), []
+        trace, found = self.trace(), []
         starts = [0, *self._ends]
         for sentence in _SENTENCE.finditer(self.text):
             first, last = sentence.span()

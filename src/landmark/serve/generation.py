@@ -158,7 +158,9 @@ class Generation:
             found = choice.sentences(self._first)
             sentences = [(one.first, one.last, self._passages(one.spans)) for one in found]
         tokens = len(choice.decoding.ids)
-        return Ended(index, reason, choice.text, tokens, self._passages(choice.spans()), sentences)
+        context, limit = self._context, self.question.sources
+        ranked = context.ranked(choice.trace()) if context is not None and context.tokens_read and limit else []
+        return Ended(index, reason, choice.text, tokens, self._passages(ranked), sentences)
 
     def _passages(self, spans: list[Span]) -> list[Source]:
         return [] if self._context is None else self._context.passages(spans, self.question.sources)

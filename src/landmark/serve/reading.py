@@ -133,8 +133,12 @@ class ReadingJob:
 
 
 def bytes_in(folder: Path) -> int:
-    """Bytes of all files in a folder, 0 without one."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files in a folder, 0 without one. Files may go meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def remove_version(folder: Path, version: int) -> None:

@@ -16,6 +16,7 @@ from landmark.serve.keys import LOCAL, Caller, Keys, Usage
 from landmark.serve.metrics import Metrics
 from landmark.serve.prompts import Prompts
 from landmark.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from landmark.serve.reading import bytes_in
 from landmark.serve.records import Record
 from landmark.settings import Verification
 from landmark.store.base import Traffic
@@ -65,9 +66,13 @@ class Server:
         self.usage = Usage(None if self.data is None else self.data / "usage.json")
         self.prompts = Prompts(self.tokenizer)
         self.metrics = Metrics()
+        self.metrics.watch("landmark_disk_bytes", "Bytes of the contexts of clients", self._disk_bytes)
         self.metrics.watch("landmark_running_requests", "Requests that take turns", lambda: len(self.engine.running))
         self.metrics.watch("landmark_waiting_requests", "Requests that wait", lambda: len(self.engine.waiting))
         self.metrics.watch("landmark_reading_jobs", "Reading jobs to be done", lambda: len(self.engine.reading))
+
+    def _disk_bytes(self) -> int:
+        return 0 if self.contexts.folder is None else bytes_in(self.contexts.folder)
 
     def start(self) -> None:
         """Opens the contexts it was given, takes up jobs, starts the engine; ValueError for what cannot be opened."""

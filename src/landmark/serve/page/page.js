@@ -179,5 +179,6 @@ element("form").addEventListener("submit", (event) => {
 });
 element("stop").addEventListener("click", () => asking && asking.abort());
 element("key").addEventListener("change", loadContexts);
+element("who").addEventListener("submit", (event) => event.preventDefault());
 element("context").addEventListener("focus", loadContexts);
 loadContexts();
