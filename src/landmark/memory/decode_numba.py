@@ -136,7 +136,7 @@ def _attend(
     heads, length = query.shape[1:3]
     for flat in range(start, stop):  # the separate operation gives the dtype of the values
         row, head, step = flat // (heads * length), flat // length % heads, flat % length
-        for i in range(local.shape[3]):
+        for i in range(out.shape[3]):
             local[row, head, step, i] = rounded(local[row, head, step, i], window_values)
     choose_loop(
         searching, cos, sin, partner, positions, bounds, landmarks, first, blocks, distance, slack, landmark_modulus,
