@@ -5,6 +5,7 @@ import shutil
 import ssl
 import stat
 import subprocess
+from pathlib import Path
 
 import httpx
 import pytest
@@ -222,3 +223,12 @@ def test_tls_with_a_certificate(reader, library, tmp_path):
         assert httpx.get(f"{url}/healthz", verify=trusted).json() == {"status": "ok"}
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/healthz")
+
+
+def test_models_are_named_by_where_they_come_from():
+    from landmark.assets import model_path
+    from landmark.cli.serve import _model_name
+
+    assert _model_name(None) == _model_name(model_path()) == "landmark"
+    assert _model_name(Path("runs/Mine/model")) == "mine"
+    assert _model_name(Path("SmolLM2-135M-Instruct.Q4_1.gguf")) == "smollm2-135m-instruct.q4_1"

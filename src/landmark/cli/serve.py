@@ -171,7 +171,9 @@ def _given(folders: tuple[Path, ...]) -> dict[str, Path]:
 
 def _model_name(folder: Path | None) -> str:
     """A name of the model that says where it comes from, but not where it lies."""
-    if folder is None:
-        return "landmark"  # the package's
-    path = folder.resolve()
+    from landmark.assets import model_path
+
+    path = (folder or model_path()).resolve()
+    if path == model_path().resolve():
+        return "landmark"
     return (path.parent.name if path.name == "model" else path.name.removesuffix(".gguf")).lower()
