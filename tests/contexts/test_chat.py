@@ -169,11 +169,9 @@ def test_an_interrupted_chat_is_over(model, tokenizer):
 
 def test_what_is_refused(model, tokenizer, tmp_path):
     chat = Chat(model, tokenizer)
-    for question in ("", " \n"):
-        with pytest.raises(ValueError, match="empty"):
-            chat.ask(question)
-    with pytest.raises(ValueError, match="give a str"):
-        chat.ask(7)  # type: ignore[arg-type]
+    for question in ("", " \n", 7, "\ud800"):
+        with pytest.raises(ValueError, match="question"):
+            chat.ask(question)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="sources is -1"):
         chat.ask("jim", sources=-1)
     with pytest.raises(ValueError, match="temperature is -1"):

@@ -174,7 +174,7 @@ class Session:
         """Reads a text; Ctrl-C stops, and what was read stays."""
         from landmark.data.text import read_text
 
-        text, before = read_text(file), self.chat.tokens_read
+        text, before = read_text(Path(file).expanduser()), self.chat.tokens_read
         try:
             read_document(self.chat, file, text)
             print_escaped(self._read_so_far(), to_stderr=True)

@@ -9,7 +9,7 @@ import torch
 from landmark.contexts import compatibility
 from landmark.contexts.context import Answer, Context
 from landmark.contexts.documents import MemoryDocuments, Source, check_document, check_limit, first_sources
-from landmark.contexts.segments import Document
+from landmark.contexts.segments import Document, encode_text
 from landmark.data.chat import ChatFormat
 from landmark.data.encoder import TextEncoder
 from landmark.hf import LandmarkCache, Span, read
@@ -130,7 +130,9 @@ class Chat:
         """
         self._check_whole()
         check_limit(sources)
-        check_document("question", question)
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"the question is {question!r}: give some words")
+        encode_text("question", question)
         asked = self._texts.encode(self._separator + question, continues=True).ids
         ids = np.concatenate([self._opening, asked, self._template(self._format.reply)])
         if sources and self.documents and self._ranking is None:  # a question behind the text would be background too
