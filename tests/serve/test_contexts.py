@@ -11,7 +11,7 @@ import openai
 import pytest
 from serving import NAME, running, until
 
-from landmark import Context
+from landmark import Collection, Context
 
 TEXT = "jim looked at the ships and keys for a long while . " * 30
 NOTE = "he spoke of the calm sea 0123456789 . " * 20
@@ -162,6 +162,19 @@ def test_a_given_context_cannot_be_changed(http):
         assert response.status_code == 403
     found = http.get("/contexts/library").json()
     assert (found["status"], found["writable"], found["shared"]) == ("ready", False, True)
+
+
+def test_a_collection_is_served_as_a_context_is(reader, tmp_path):
+    with Collection.create(tmp_path / "library", *reader) as collection:
+        collection.add(TEXT, "a")
+        collection.add(NOTE, "b")
+        expected = collection.generate("jim ", max_new_tokens=5).text
+    with running(*reader, given={"library": tmp_path / "library"}) as one:
+        answer = one.client().completions.create(model=f"{NAME}@library", prompt="jim ", max_tokens=5)
+        found = httpx.get(f"{one.url}/v1/contexts/library").json()
+    assert answer.choices[0].text == expected
+    assert [document["name"] for document in found["documents"]] == ["a", "b"]
+    assert found["bytes"] > 0
 
 
 def test_without_a_folder_clients_make_no_contexts(reader, library):

@@ -5,8 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from landmark.contexts import folder as folders
-from landmark.contexts.snapshot import open_reader
+from landmark.contexts import either
 from landmark.serve.contexts import Contexts, Given
 from landmark.serve.protocol import ContextFields, DocumentFields, JobFields
 from landmark.serve.records import Job, Record
@@ -62,11 +61,8 @@ def _shown(facts: dict[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _facts(path: Path) -> dict[str, Any]:
-    """Sizes of a version, which never changes."""
-    found = folders.info(path)
-    documents = [
-        DocumentFields(name=document.name, tokens=document.tokens, bytes=document.bytes)
-        for document in open_reader(path).documents()
-    ]
+    """Sizes of a version, which never changes, or of a given context when it was first looked at."""
+    found, held = either.described(path)
+    documents = [DocumentFields(name=one.name, tokens=one.tokens, bytes=one.bytes) for one in held]
     created = path.stat().st_mtime
     return {"tokens": found["tokens"], "bytes": found["bytes"], "documents": documents, "created": created}
