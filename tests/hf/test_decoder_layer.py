@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from families import family
+from torch import nn
+from torch.nn.utils import parametrize
 
 import landmark
 from landmark.hf import decoder_layer
@@ -102,6 +104,44 @@ def test_weights_that_changed_are_the_ones_read(by_transformers):
         layer.mlp.up_proj.weight *= 2  # in place
         layer.self_attn.o_proj.weight.data = layer.self_attn.o_proj.weight * 2  # elsewhere
         layer.input_layernorm.weight = torch.nn.Parameter(layer.input_layernorm.weight * 2)
+    after = decoded(model)
+    assert not torch.allclose(after, before, atol=1e-2)
+    torch.testing.assert_close(after, by_transformers(model), atol=1e-4, rtol=1e-4)
+    assert all(served(model))
+
+
+class Scaled(nn.Module):
+    """Parametrization of a weight: times a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * self.factor
+
+
+@pytest.mark.parametrize("decoded_before", [True, False])
+def test_a_weight_that_is_computed_is_computed_each_time(decoded_before, by_transformers):
+    model = converted("llama")
+    if decoded_before:
+        decoded(model)
+    scaled: Any = Scaled()
+    parametrize.register_parametrization(model.base_model.layers[1].mlp.up_proj, "weight", scaled)
+    before = decoded(model)
+    with torch.no_grad():
+        scaled.factor.fill_(3)
+    after = decoded(model)
+    assert not torch.allclose(after, before, atol=1e-2)
+    torch.testing.assert_close(after, by_transformers(model), atol=1e-4, rtol=1e-4)
+    assert served(model) == [True, False, True]
+
+
+@pytest.mark.parametrize(("part", "number"), [("self_attn", "scaling"), ("input_layernorm", "variance_epsilon")])
+def test_numbers_that_changed_are_the_ones_computed_with(part, number, by_transformers):
+    model = converted("llama")
+    before = decoded(model)
+    setattr(model.base_model.layers[1].get_submodule(part), number, 1.0)
     after = decoded(model)
     assert not torch.allclose(after, before, atol=1e-2)
     torch.testing.assert_close(after, by_transformers(model), atol=1e-4, rtol=1e-4)

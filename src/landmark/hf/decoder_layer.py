@@ -120,6 +120,9 @@ class _Loops:
             for owner in (module._modules, module._parameters, module._buffers)
             for name, part in owner.items()
         ]
+        # Numbers that parts compute with: the scale of attention, and what norms add.
+        attributes = [(vars(module), *item) for module in modules for item in vars(module).items()]
+        self._found += [(owner, name, value) for owner, name, value in attributes if isinstance(value, float)]
         self._tensors = [part for _, _, part in self._found if isinstance(part, Tensor)]
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         self._hooks = [hooks for module in modules for hooks in _hooks_of(module)]
@@ -190,7 +193,8 @@ def _is_served(layer: Any, hidden: Tensor) -> bool:
     if not _has_parts(layer):
         return False
     *linears, first, second = _parts(layer)
-    weights = [part.parts[0] for part in linears if isinstance(part, FewRowsLinear | Int8Linear)]
+    # No class made of these: one that computes its weights, as parametrizations do, gives a new tensor each time.
+    weights = [part.parts[0] for part in linears if type(part) in (FewRowsLinear, Int8Linear)]
     return (
         len(weights) == len(linears)
         and all(serves_rows(hidden, weight) for weight in (*weights, first.weight, second.weight))
