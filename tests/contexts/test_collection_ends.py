@@ -68,15 +68,24 @@ def test_refused_call(tmp_path, number):
         assert not session.path.exists()
 
 
+def limit_with(free: int) -> int:
+    """The limit of open files under which so many numbers of files are free."""
+    taken = {int(name) for name in os.listdir("/dev/fd")}
+    limit = 0
+    while limit - sum(number < limit for number in taken) < free:
+        limit += 1
+    return limit
+
+
 def test_many_documents_need_many_files(tmp_path, monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     path = tmp_path / "set"
     with CollectionWriter.create(path, CollectionManifest(0, HEADER, LAYOUT)) as writer:
         writer.publish(tuple(write(path, str(number), number) for number in range(10)))
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 30, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit_with(free=30), hard))
         assert len(open_set(path).segments) == 10
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 30, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit_with(free=30), hard))
         monkeypatch.setattr("landmark.contexts.collection_folder._allow_files", lambda count: None)
         with pytest.raises(ValueError, match="more files than this process may hold open"):
             open_set(path)
