@@ -8,7 +8,7 @@ from families import family
 from torch import nn
 
 import landmark
-from landmark.hf.fingerprint import differences, model_fingerprint
+from landmark.hf.fingerprint import differences, model_fingerprint, model_mark
 from landmark.hf.int8 import Int8Linear
 
 IDS = torch.arange(40)[None] % 50 + 2
@@ -75,3 +75,11 @@ def test_they_are_other_weights(folder):
     found = {name: (before, now) for name, before, now in differences(one, other)}
     assert found.keys() == {"number type", "weights"}
     assert found["number type"] == ("float32", "float32, weights in 8 bits")
+
+
+def test_a_write_to_the_numbers_is_noticed(folder):
+    model: Any = landmark.from_pretrained(folder, weights="int8")
+    before = model_mark(model)
+    assert model_mark(model) == before
+    model.base_model.layers[0].mlp.up_proj.numbers.zero_()
+    assert model_mark(model) != before

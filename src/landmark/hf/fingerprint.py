@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from landmark.hf.compat import config_fields
 from landmark.hf.config import landmark_settings, text_config
-from landmark.hf.int8 import in_8_bits
+from landmark.hf.int8 import Int8Linear, in_8_bits
 
 _IN_8_BITS = ", weights in 8 bits"  # of a number type
 
@@ -98,7 +98,9 @@ def model_mark(model: PreTrainedModel) -> tuple[Any, ...]:
 
     Weights written through `.data` do not change it; they do change the fingerprint.
     """
-    versions = [(p.data_ptr(), None if p.is_inference() else p._version) for p in model.parameters()]
+    rounded = (buffer for module in model.modules() if isinstance(module, Int8Linear) for buffer in module.buffers())
+    weights = (*model.parameters(), *rounded)
+    versions = [(x.data_ptr(), None if x.is_inference() else x._version) for x in weights]
     return (*versions, *Adapters(model).mark())
 
 
