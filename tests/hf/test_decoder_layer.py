@@ -179,6 +179,14 @@ def test_copies_and_pickles_compute_the_same():
         assert torch.equal(decoded(other), expected)
 
 
+def test_weights_that_moved_are_not_kept():
+    model = converted("llama")
+    decoded(model)
+    assert all(served(model))
+    model.to(torch.bfloat16)
+    assert not any(layer in decoder_layer._LOOPS for layer in model.base_model.layers)
+
+
 def test_training_is_that_of_transformers(monkeypatch):
     monkeypatch.setattr(decoder_layer, "_loops", lambda *_: pytest.fail("loops have no gradients"))
     model = converted("llama").train()

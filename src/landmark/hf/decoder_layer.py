@@ -56,6 +56,10 @@ class FewTokensMixin:
                 return loops.forward(hidden_states, call)
         return super().forward(hidden_states, *args, **options)  # type: ignore[misc]
 
+    def _apply(self, *args: Any, **options: Any) -> Any:
+        _LOOPS.pop(self, None)  # type: ignore[call-overload]  # their arrays would keep weights that move elsewhere
+        return super()._apply(*args, **options)  # type: ignore[misc]
+
 
 def serve_few_tokens(base: nn.Module) -> None:
     """Puts `FewTokensMixin` in front of the class of every decoder layer of `base` that has the usual parts."""
