@@ -190,3 +190,12 @@ def test_what_is_refused(model, tokenizer, tmp_path):
         context.add([("note", NOTE)])
         with pytest.raises(ValueError, match="not read yet"):
             Chat.about(context)
+
+
+def test_sources_do_not_depend_on_whether_earlier_ones_were_asked_for(model, tokenizer):
+    chats = [Chat(model, tokenizer), Chat(model, tokenizer)]
+    for chat, sources in zip(chats, (0, 9), strict=True):
+        chat.read(BOOK, "book")
+        chat.ask("where is jim ?", max_new_tokens=3, sources=sources)
+    found = [chat.ask("and the keys ?", max_new_tokens=3, sources=9).sources for chat in chats]
+    assert found[0] == found[1] != []

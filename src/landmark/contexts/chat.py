@@ -62,6 +62,7 @@ class Chat:
         self._opening = self._template(self._format.begin)  # to be read before anything else
         self._separator = ""  # of the next question
         self._ranking: Ranking | None = None  # for the documents read so far
+        self._unasked: LandmarkCache | None = None  # they without a question behind them, which would be background too
 
     @classmethod
     def about(cls, context: Context) -> "Chat":
@@ -101,7 +102,7 @@ class Chat:
         tokens = compatibility.tokenized(self.tokenizer, text, first=False)
         read(self.model, torch.from_numpy(self._opening), self.cache)
         self._opening, self._separator = np.empty(0, np.int64), _SEPARATOR
-        self._ranking = None
+        self._ranking = self._unasked = None
         first = self._tokens = self.tokens_read
         try:
             read(self.model, torch.from_numpy(tokens[:, 0].astype(np.int64)), self.cache, progress=progress)
@@ -135,8 +136,10 @@ class Chat:
         encode_text("question", question)
         asked = self._texts.encode(self._separator + question, continues=True).ids
         ids = np.concatenate([self._opening, asked, self._template(self._format.reply)])
-        if sources and self.documents and self._ranking is None:  # a question behind the text would be background too
-            self._ranking = Ranking.after(self.model, self.tokenizer, self.cache)
+        if self._unasked is None:
+            self._unasked = self.cache.fork()
+        if sources and self.documents and self._ranking is None:
+            self._ranking = Ranking.after(self.model, self.tokenizer, self._unasked)
         traffic = self.cache.traffic
         self.cache.start_trace()
         new = answer(
