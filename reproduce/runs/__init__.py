@@ -1,0 +1,1 @@
+"""The measurements of the paper, on the models that the trainings give."""
