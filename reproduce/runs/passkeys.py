@@ -12,15 +12,15 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from landmark.data.text import read_text
 from landmark.evaluation import passkey
 from landmark.evaluation.reading import Reading
-from reproduce.runs.perplexities import SegmentReading
-from reproduce.runs.setup import Setup
 from landmark.hf.compat import rename_cache_argument
 from landmark.hf.reader import chunks, decode_greedily
 from landmark.hf.tokenizer import encode
 from landmark.readers.recurrent import Recurrent
-from reproduce.trainings.small import WINDOW
+from reproduce.runs.perplexities import SegmentReading
+from reproduce.runs.setup import Setup
 from reproduce.tables import names
 from reproduce.tables.results import Results
+from reproduce.trainings.small import WINDOW
 
 BASELINE_PROMPTS = 20  # of a length; full attention over 32,768 tokens takes its time
 TENTHS = 10

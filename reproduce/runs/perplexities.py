@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from landmark.stream import stream_length
 from landmark.data.text import read_text
 from landmark.evaluation.perplexity import Setting, cut_windows, score
 from landmark.evaluation.reading import Reading
-from reproduce.runs.setup import LENGTHS, SPAN, Setup
 from landmark.hf.calls import Reader
 from landmark.hf.tokenizer import encode
 from landmark.readers.memorizing import Memorizing
 from landmark.readers.recurrent import Recurrent
 from landmark.readers.sinks import Sinks
+from landmark.stream import stream_length
+from reproduce.runs.setup import LENGTHS, SPAN, Setup
 from reproduce.trainings.small import BLOCK_SIZE, WINDOW
 
 BATCH_SIZE = 4  # windows read side by side

@@ -10,13 +10,13 @@ from statistics import median
 import torch
 
 from landmark.process_memory import MEGABYTE, peak_bytes
-from reproduce.runs.setup import Setup
-from reproduce.runs.trainings import Training
-from reproduce.trainings.small import WINDOW
-from reproduce.tables import names
-from reproduce.tables.results import Results
 from landmark.training.plan import Plan
 from landmark.training.run import train
+from reproduce.runs.setup import Setup
+from reproduce.runs.trainings import Training
+from reproduce.tables import names
+from reproduce.tables.results import Results
+from reproduce.trainings.small import WINDOW
 
 METHODS = {"full": names.FULL, "landmark": names.LANDMARK, "recurrent": names.TRANSFORMER_XL}
 

@@ -7,13 +7,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from landmark.data.tokenizer import train_tokenizer
-from reproduce.runs.setup import Setup
 from landmark.hf.loading import to_default_device
 from landmark.hf.tokenizer import load_tokenizer, quiet_transformers
 from landmark.readers.memorizing import load_with_gates
-from reproduce.trainings.small import BLOCK_SIZE, VOCABULARY, small
 from landmark.training.plan import Plan
 from landmark.training.run import train
+from reproduce.runs.setup import Setup
+from reproduce.trainings.small import BLOCK_SIZE, VOCABULARY, small
 
 
 @dataclass(frozen=True)

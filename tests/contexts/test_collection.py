@@ -284,6 +284,24 @@ def test_another_collection_shares_documents(path, model, tmp_path, monkeypatch)
     assert verify_collection(other) == []
 
 
+def test_a_document_that_another_collection_read_in_part_is_not_shared(path, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("landmark.contexts.context.COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("landmark.contexts.context._CHUNKS", 1)
+    text, chunks = "before he spoke of keys jim looked at the ships . " * 60, []
+
+    def interrupt(tokens):
+        chunks.append(tokens)
+        if len(chunks) == 3:
+            raise KeyboardInterrupt
+
+    with Collection.open(path, model, write=True) as collection, pytest.raises(KeyboardInterrupt):
+        collection.add(text, "text", progress=interrupt)
+    other = made(tmp_path / "other", model, {"text": text}, share=[path])
+    assert verify_collection(other) == []
+    whole = made(tmp_path / "whole", model, {"text": text})
+    assert torch.equal(logits(Context.open(other, model)), logits(Context.open(whole, model)))
+
+
 def test_one_writer_and_many_readers(path, model):
     reader = Collection.open(path, model)
     with Collection.open(path, model, write=True) as collection:

@@ -279,7 +279,7 @@ class Collection:
         key = document_key(sha256, self.header)
         path = self.path / DOCUMENTS / key
         shared = (other / DOCUMENTS / key for other in self._share)
-        holder = None if has_manifest(path) else next((other for other in shared if has_manifest(other)), None)
+        holder = None if has_manifest(path) else next(filter(_is_whole, shared), None)
         if holder is not None:
             fork(holder, path)
         else:
@@ -329,6 +329,14 @@ class Collection:
 def _without_documents(place: Folder, manifest: CollectionManifest) -> Snapshot:
     """The snapshot of an empty collection."""
     return Snapshot(place, Manifest(0, manifest.header, manifest.layout), None, [])
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether there is a document that was read to its end; another collection may be reading it, or have given up."""
+    if not has_manifest(path):
+        return False
+    manifest = read_manifest(path)
+    return manifest.token_count == manifest.blocks * (manifest.layout.blocks[0].stride - 1)
 
 
 def _named(source: str | PathLike[str], name: str | None) -> tuple[str, str]:

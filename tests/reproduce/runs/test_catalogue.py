@@ -12,7 +12,6 @@ from reproduce.runs.trainings import Training
 from reproduce.tables.claims import comparisons
 from reproduce.tables.results import KEY, matches
 
-
 SETUP = Setup(Path("out"), {}, FULL)
 
 
