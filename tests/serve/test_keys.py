@@ -1,5 +1,6 @@
 """Keys: who may come in, what each may see and use, and where a server without them listens."""
 
+import errno
 import shlex
 import shutil
 import ssl
@@ -140,6 +141,36 @@ def test_tokens_of_yesterday_do_not_count(tmp_path, monkeypatch):
     Usage(path).check(caller)
 
 
+def test_a_disk_that_takes_no_more_ends_no_answer(reader, library, tmp_path, monkeypatch):
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with running(*reader, data=tmp_path / "data", given={"library": library}) as one:
+        asked = {"model": f"{NAME}@library", "prompt": "jim ", "max_tokens": 2}
+        with monkeypatch.context() as patched:
+            patched.setattr("landmark.serve.keys._SECONDS", 0.0)
+            patched.setattr("landmark.serve.keys.write_json", full)
+            answers = [httpx.post(f"{one.url}/v1/completions", json=asked, timeout=20) for _ in range(2)]
+            assert [answer.status_code for answer in answers] == [200, 200]
+        assert httpx.get(f"{one.url}/healthz").status_code == 200
+
+
+def test_a_defect_is_counted_as_one(guarded, monkeypatch):
+    one, clients = guarded
+
+    def fails(caller):
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one.server.contexts, "visible", fails)
+        response = clients["anna"].get("/contexts")
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "server_error"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    figures = clients["anna"].get(f"{one.url}/metrics").text
+    assert 'landmark_requests_total{route="/v1/contexts",status="500"} 1.0' in figures
+
+
 @pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Host": ""}, {"Origin": "http://evil.example"}])
 def test_pages_of_other_sites_reach_nothing(guarded, headers):
     one, _ = guarded
@@ -171,6 +202,7 @@ def test_other_addresses_need_keys(host):
         (["--adapter", "a"], "--model"),
         (["nothing"], "nothing"),
         (["--max-upload", "much"], "max_upload"),
+        (["--data", "served", "--quota-bytes", "1GB"], "--new-key"),
     ],
 )
 def test_wrong_use_is_one_line(arguments, said, capsys, tmp_path, monkeypatch):

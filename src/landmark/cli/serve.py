@@ -88,6 +88,8 @@ def run(options: ServeOptions) -> int:
     keys_file = options.keys or (options.data / "keys.json" if options.data is not None else None)
     if options.new_key is not None:
         return _make_key(options, keys_file)
+    if any(quota is not None for quota in (options.quota_contexts, options.quota_bytes, options.quota_tokens)):
+        raise ValueError("quotas are those of a new key: give --new-key NAME, and they are kept with it")
     keys = _keys(options, keys_file)
     from landmark.serve.run import Address, listen, serve
 

@@ -74,7 +74,7 @@ def error_response(refusal: Refusal) -> Response:
 
 
 def install_errors(app: FastAPI) -> None:
-    """Makes every error one of OpenAI's form, without what was sent and without a traceback."""
+    """Makes every refusal one of OpenAI's form, without what was sent; `Guard` does that for defects."""
 
     async def refused(request: Request, error: Any) -> Response:
         return error_response(error)
@@ -88,13 +88,9 @@ def install_errors(app: FastAPI) -> None:
     async def http_error(request: Request, error: Any) -> Response:
         return error_response(Refusal(error.status_code, str(error.detail)))
 
-    async def defect(request: Request, error: Exception) -> Response:
-        return error_response(refusal_of(error))
-
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, defect)
 
 
 # Around every request.
@@ -129,6 +125,11 @@ class Guard:
             refusal = self._refusal(scope)
             app = self._app if refusal is None else error_response(refusal)
             await app(scope, receive, sending)
+        except Exception as error:
+            if status:
+                raise  # too late for another response
+            log.exception("a request failed")
+            await error_response(refusal_of(error))(scope, receive, sending)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()

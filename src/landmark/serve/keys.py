@@ -4,6 +4,7 @@ A key is 32 random bytes, so that its SHA-256 is all that the file needs to keep
 """
 
 import hashlib
+import logging
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from secrets import token_urlsafe
 from landmark.serve.errors import over_quota
 from landmark.serve.records import read_json, write_json
 
+log = logging.getLogger("landmark.serve")
 _PREFIX = "lm-"
 _SECONDS = 30.0  # between two writes of what was used
 LOCAL = "local"  # who everybody is on a server without keys
@@ -104,7 +106,11 @@ class Usage:
         self._turn_page()
         self._tokens[name] += tokens
         if time.monotonic() - self._saved > _SECONDS:
-            self.save()
+            try:
+                self.save()
+            except OSError as error:  # of a full disk, say: the engine that counts goes on
+                self._saved = time.monotonic()
+                log.warning("what was used is not kept: %s", error)
 
     def save(self) -> None:
         if self._path is not None:
