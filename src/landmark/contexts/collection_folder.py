@@ -184,8 +184,7 @@ def delete(path: str | Path) -> None:
     lock = take_lock(place)
     try:
         for name in (COLLECTION, NEW_COLLECTION):  # from here on there is no collection, only remains
-            if (place / name).stat() is not None:
-                disk.remove(place / name)
+            disk.discard(place / name)
         disk.sync_folder(place)
         for name in _keys_in(place):
             folder.delete(path / DOCUMENTS / name)

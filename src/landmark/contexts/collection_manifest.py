@@ -137,12 +137,9 @@ def publish_collection(
     folder: Folder, manifest: CollectionManifest, check: Callable[[], object] = lambda: None
 ) -> bytes:
     """Makes `manifest` the newest state in one step; `check` is called right before and may raise. Returns the file."""
-    new = folder / NEW_COLLECTION
-    if new.stat() is not None:
-        disk.remove(new)  # of a killed writer
-    file, data = disk.create(new), manifest.to_bytes()
-    disk.write(file, data, 0)
-    disk.publish(file, new, folder / COLLECTION, check)
+    data = manifest.to_bytes()
+    disk.discard(folder / NEW_COLLECTION)  # of a killed writer
+    disk.publish_bytes(data, folder / NEW_COLLECTION, folder / COLLECTION, check=check)
     return data
 
 

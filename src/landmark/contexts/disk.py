@@ -270,6 +270,12 @@ def remove(place: Place) -> None:
         os.unlink(place.name, dir_fd=place.folder.descriptor)
 
 
+def discard(place: Place) -> None:
+    """Deletes a file or link if there is one."""
+    if place.stat() is not None:
+        remove(place)
+
+
 def remove_folder(place: Place) -> None:
     """Removes an empty folder."""
     with _naming(place.path):
@@ -287,6 +293,18 @@ def publish(file: OpenFile, source: Place, target: Place, check: Callable[[], ob
     check()
     replace(source, target)
     sync_folder(target.folder)
+
+
+def publish_bytes(
+    data: bytes, source: Place, target: Place, mode: int = 0o666, check: Callable[[], object] = lambda: None
+) -> None:
+    """Makes `data` all that the file `target` holds, in one durable step: it is written as `source`, then renamed.
+
+    Raises FileExistsError if there is something at `source`. `check` is that of `publish`.
+    """
+    file = create(source, mode)
+    write(file, data, 0)
+    publish(file, source, target, check)
 
 
 # Records that end with `crc32`, the CRC-32 of all their bytes before it.

@@ -54,8 +54,7 @@ def update_keys(folder: Folder, layout: Layout, blocks: int, records: Iterable[t
     if needed < LEAST_BYTES or (before is not None and needed <= before.st_size):
         return
     with suppress(OSError, Damage):
-        if (folder / NEW_KEYS).stat() is not None:
-            disk.remove(folder / NEW_KEYS)
+        disk.discard(folder / NEW_KEYS)
         file = disk.create(folder / NEW_KEYS, disk.OTHERS_READ)
         _write(file, layout, _capacity(blocks), records)
         disk.replace(folder / NEW_KEYS, folder / KEYS)

@@ -239,10 +239,8 @@ def publish(folder: Folder | str | Path, manifest: Manifest, check: Callable[[],
 
     `check` is called right before that step and may raise.
     """
-    new = context_folder(folder) / NEW_MANIFEST
-    file, data = disk.create(new), manifest.to_bytes()
-    disk.write(file, data, 0)
-    disk.publish(file, new, new.folder / MANIFEST, check)
+    place, data = context_folder(folder), manifest.to_bytes()
+    disk.publish_bytes(data, place / NEW_MANIFEST, place / MANIFEST, check=check)
     return data
 
 

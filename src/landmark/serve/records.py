@@ -85,12 +85,10 @@ def texts_file(folder: Path, job: Job) -> Path:
 def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
     """Writes a JSON file in one durable step."""
     folder = disk.open_folder(path.parent)
+    data = json.dumps(value, ensure_ascii=True).encode()
     partial = folder / (path.name + ".tmp")
-    if partial.stat() is not None:
-        disk.remove(partial)  # what a crash left
-    file = disk.create(partial, mode)
-    disk.write(file, json.dumps(value, ensure_ascii=True).encode(), 0)
-    disk.publish(file, partial, folder / path.name)
+    disk.discard(partial)  # what a crash left
+    disk.publish_bytes(data, partial, folder / path.name, mode)
 
 
 def read_json(path: Path) -> dict[str, Any]:
