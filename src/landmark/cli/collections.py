@@ -3,7 +3,6 @@
 import json
 import time
 from dataclasses import dataclass, field
-from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.options import MemoryOptions, load, model_of
 from landmark.cli.output import print_escaped, tokens_read
-from landmark.cli.read import named_texts
+from landmark.cli.read import named_texts, with_names
 from landmark.settings import Verification
 
 if TYPE_CHECKING:
@@ -77,8 +76,7 @@ def add_all(
     from landmark.contexts.compatibility import tokenized
 
     with collection:
-        named = [(_free_name(collection, name, text), text) for name, text in documents]
-        new = collection.missing(named, replace=replace)
+        new = collection.missing(with_names(collection, documents), replace=replace)
         started = time.perf_counter()
         total = sum(len(tokenized(collection.tokenizer, text, first=True)) for _, text in new)
         with tokens_read(f"reading into {collection.path.name}", total) as progress:
@@ -102,18 +100,6 @@ def add_all(
         f" {figures['documents']} documents, {figures['tokens']:,} tokens in all"
     )
     return 0
-
-
-def _free_name(collection: "Collection", name: str, text: str) -> str:
-    """The name of a document; standard input is named stdin, or stdin 2, stdin 3 and so on where another text is."""
-    from landmark.contexts.segments import text_digest
-    from landmark.data.text import STDIN
-
-    if name != STDIN:
-        return name
-    sha256 = text_digest(text.encode())
-    known = {member.name for member in collection.documents if member.sha256 != sha256}
-    return next(free for free in chain(["stdin"], (f"stdin {number}" for number in count(2))) if free not in known)
 
 
 def run_remove(options: RemoveOptions) -> int:

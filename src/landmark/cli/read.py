@@ -15,6 +15,7 @@ from landmark.limits import OutFolder
 from landmark.settings import Verification
 
 if TYPE_CHECKING:
+    from landmark.contexts.collection import Collection
     from landmark.contexts.context import Context
 
 
@@ -73,22 +74,25 @@ def run_read(options: ReadOptions) -> int:
     documents = distinct(named_texts(options.files))
     if options.share and not options.apart:
         raise ValueError("--share is for documents that are read apart: give --apart too")
-    from landmark.contexts.context import Context
-
     if known is not None:
         check_context(known, "--out")  # before a model is loaded
         check_kind(known, apart=options.apart)
-    if options.apart:
-        return read_apart(options, known, documents)
+    from landmark.cli.collections import add_all
+    from landmark.contexts.collection import Collection
+    from landmark.contexts.context import Context
+
     model, tokenizer = load(
         options.model, lambda config: options.memory.check(config, known), known, weights=options.weights
     )
     keywords = options.memory.keywords()
+    if options.apart:
+        keywords["share"] = options.share
+    kind: Any = Collection if options.apart else Context
     if known is not None:
-        context = Context.open(options.out, model, tokenizer, write=True, verify=options.verify, **keywords)
+        made = kind.open(options.out, model, tokenizer, write=True, verify=options.verify, **keywords)
     else:
-        context = Context.create(options.out, model, tokenizer, **keywords)
-    return _grow(context, documents, as_json=options.json)
+        made = kind.create(options.out, model, tokenizer, **keywords)
+    return (add_all if options.apart else _grow)(made, documents, as_json=options.json)
 
 
 def check_context(folder: Path, option: str) -> None:
@@ -111,22 +115,6 @@ def check_kind(folder: Path, *, apart: bool) -> None:
             f"{folder} is a context, whose documents are read one after another: leave --apart out, or give a new"
             " folder"
         )
-
-
-def read_apart(options: ReadOptions, known: Path | None, documents: list[tuple[str, str]]) -> int:
-    """Make or open the collection, and add what it lacks."""
-    from landmark.cli.collections import add_all
-    from landmark.contexts.collection import Collection
-
-    model, tokenizer = load(
-        options.model, lambda config: options.memory.check(config, known), known, weights=options.weights
-    )
-    keywords: dict[str, Any] = {**options.memory.keywords(), "share": options.share}
-    if known is not None:
-        collection = Collection.open(known, model, tokenizer, write=True, verify=options.verify, **keywords)
-    else:
-        collection = Collection.create(options.out, model, tokenizer, **keywords)
-    return add_all(collection, documents, as_json=options.json)
 
 
 def run_append(options: AppendOptions) -> int:
@@ -156,6 +144,13 @@ def named_texts(files: tuple[str, ...]) -> Iterator[tuple[str, str]]:
             yield STDIN if source == STDIN else document.name, document.text
 
 
+def with_names(target: "Context | Collection", documents: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The documents; standard input is named stdin, or stdin 2, stdin 3 and so on where another text is."""
+    from landmark.data.text import STDIN
+
+    return [(target.name_for("stdin", text) if name == STDIN else name, text) for name, text in documents]
+
+
 def _grow(context: "Context", documents: list[tuple[str, str]], *, as_json: bool) -> int:
     """Add the documents that the context does not hold, read all that is unread, and print the figures."""
     with context:
@@ -172,10 +167,7 @@ def _grow(context: "Context", documents: list[tuple[str, str]], *, as_json: bool
 
 def grow(context: "Context", documents: list[tuple[str, str]]) -> dict[str, Any]:
     """Add the documents that the context does not hold, and read all that is unread; figures of what was read."""
-    from landmark.data.text import STDIN
-
-    named = ((context.name_for("stdin", text) if name == STDIN else name, text) for name, text in documents)
-    new = context.missing(named)
+    new = context.missing(with_names(context, documents))
     before, started = context.tokens_read, time.perf_counter()
     context.add(new)
     with tokens_read(f"reading into {context.path.name}", context.tokens - before) as progress:

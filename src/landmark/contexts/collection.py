@@ -22,7 +22,7 @@ from landmark.contexts.collection_manifest import (
 from landmark.contexts.collection_writer import CollectionWriter, member_of
 from landmark.contexts.context import Answer, Context
 from landmark.contexts.disk import Folder
-from landmark.contexts.documents import DocumentStore, check_document, distinct
+from landmark.contexts.documents import DocumentStore, check_document, distinct, free_name
 from landmark.contexts.folder import fork
 from landmark.contexts.manifest import Manifest, has_manifest, read_manifest, to_json
 from landmark.contexts.segments import encode_text, text_digest
@@ -233,6 +233,12 @@ class Collection:
             if holder is None:
                 found.setdefault(text, (name, text))
         return list(found.values())
+
+    def name_for(self, name: str, text: str) -> str:
+        """A free name for a text without one: the first of `name`, `name 2`, `name 3` ... that no other text has."""
+        sha256 = text_digest(encode_text(name, text))
+        others = {member.name for member in self.documents if member.sha256 != sha256}
+        return free_name(name, others.__contains__)
 
     def replace(
         self, name: str, source: str | PathLike[str], *, progress: Callable[[int], object] | None = None

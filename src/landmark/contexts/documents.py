@@ -129,8 +129,7 @@ class DocumentStore:
     def name_for(self, name: str, text: str) -> str:
         """`name`, `name 2`, `name 3` and so on: the first that no document has, or that this very text has already."""
         known = self._by_name()
-        names = chain([name], (f"{name} {number}" for number in count(2)))
-        return next(name for name in names if name not in known or self._has(known[name], text))
+        return free_name(name, lambda taken: taken in known and not self._has(known[taken], text))
 
     def add(self, name: str, text: str, tokens: np.ndarray, source: str | None = None) -> None:
         """Adds a document with its `tokens`, uint32 `[n,3]`; one that goes to the writer is listed after its commit."""
@@ -224,6 +223,11 @@ def check_document(name: Any, text: Any) -> None:
     encode_text(name, text)
     if not text.strip():
         raise ValueError(f"document {name!r} is empty: there is nothing to read in it")
+
+
+def free_name(name: str, taken: Callable[[str], bool]) -> str:
+    """`name`, `name 2`, `name 3` and so on: the first that is not `taken`."""
+    return next(free for free in chain([name], (f"{name} {number}" for number in count(2))) if not taken(free))
 
 
 def check_limit(sources: int) -> None:
