@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers.decoders import DecodeStream
 
 from landmark.hf.decoding import Decoding
-from landmark.hf.trace import Span, Trace
+from landmark.hf.trace import Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,11 +35,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Sentence:
-    """Characters `first:last` of an answer, and the blocks that were read for its tokens, by falling weight."""
+    """Characters `first:last` of an answer, and what its tokens attended to."""
 
     first: int
     last: int
-    spans: list[Span]
+    trace: Trace
 
 
 class Choice:
@@ -125,7 +125,7 @@ class Choice:
                 for number, (start, end) in enumerate(zip(starts, self._ends, strict=False))
                 if start < last and end > first
             ]
-            found.append(Sentence(first, last, _part(trace, trace.queries(tokens)).spans()))
+            found.append(Sentence(first, last, _part(trace, trace.queries(tokens))))
         return found
 
 

@@ -13,7 +13,7 @@ from landmark.contexts.disk import Damage
 from landmark.contexts.documents import Source
 from landmark.hf import LandmarkCache
 from landmark.hf.decoding import Decoding, Sampling
-from landmark.hf.trace import Span
+from landmark.hf.trace import Trace
 from landmark.serve.choice import Choice, Piece
 from landmark.serve.errors import Refusal, bad_request
 from landmark.store.base import Traffic
@@ -156,14 +156,15 @@ class Generation:
         sentences = None
         if self.question.sentences:
             found = choice.sentences(self._first)
-            sentences = [(one.first, one.last, self._passages(one.spans)) for one in found]
+            sentences = [(one.first, one.last, self._passages(one.trace)) for one in found]
         tokens = len(choice.decoding.ids)
-        context, limit = self._context, self.question.sources
-        ranked = context.ranked(choice.trace()) if context is not None and context.tokens_read and limit else []
-        return Ended(index, reason, choice.text, tokens, self._passages(ranked), sentences)
+        return Ended(index, reason, choice.text, tokens, self._passages(choice.trace()), sentences)
 
-    def _passages(self, spans: list[Span]) -> list[Source]:
-        return [] if self._context is None else self._context.passages(spans, self.question.sources)
+    def _passages(self, trace: Trace) -> list[Source]:
+        context, limit = self._context, self.question.sources
+        if context is None or not context.tokens_read or not limit:
+            return []
+        return context.passages(context.ranked(trace), limit)
 
     def fail(self, error: BaseException) -> None:
         if not self.cancelled:
