@@ -14,7 +14,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from landmark.cli.answering import AnswerOptions
 from landmark.cli.ask import figures_of
-from landmark.cli.options import load, model_of
+from landmark.cli.options import check_adapter, load, model_of
 from landmark.cli.output import print_escaped, print_sources, tokens_read
 from landmark.cli.read import check_context, grow, named_texts
 from landmark.limits import FromOne, FromZero, OutFolder
@@ -246,8 +246,7 @@ def _model(options: ChatOptions, context: Path | None) -> Path:
     """The model to load: given, or that of the context, or the one that the adapter of the package belongs to."""
     from landmark.assets import adapted_path
 
-    if options.adapter is not None and options.model is None:
-        raise ValueError(f"adapter is {options.adapter}: give --model too, the model that it belongs to")
+    check_adapter(options.model, options.adapter)
     if options.model is not None:
         return options.model
     # None is the package's small model, which cannot chat.

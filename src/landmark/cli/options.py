@@ -137,33 +137,29 @@ def load_either(
     """
     import torch
 
-    model, tokenizer = _load_either(source, adapter, check, check_tokenizer)
-    return model if dtype is None else model.to(getattr(torch, dtype)), tokenizer
-
-
-def _load_either(
-    source: str | None,
-    adapter: Path | None,
-    check: Callable[["PretrainedConfig"], object],
-    check_tokenizer: Callable[["PreTrainedTokenizerBase"], object],
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     from landmark.hf.config import is_converted
     from landmark.hf.loading import read_config, read_tokenizer, to_default_device
     from landmark.hf.plain import load_plain
     from landmark.hf.tokenizer import check_offsets, quiet_transformers
 
-    path = None if source is None else Path(source)
-    if source is None or adapter is not None:
-        return load(path, check, adapter=adapter, check_tokenizer=check_tokenizer)
-    config = read_config(source)
-    if is_converted(config):
-        return load(path, check, check_tokenizer=check_tokenizer)
-    quiet_transformers()
-    check(config)
-    tokenizer = read_tokenizer(source)
-    check_offsets(tokenizer, source)
-    check_tokenizer(tokenizer)
-    return to_default_device(load_plain(source)), tokenizer
+    config = None if source is None or adapter is not None else read_config(source)
+    if source is None or config is None or is_converted(config):
+        path = None if source is None else Path(source)
+        model, tokenizer = load(path, check, adapter=adapter, check_tokenizer=check_tokenizer)
+    else:
+        quiet_transformers()
+        check(config)
+        tokenizer = read_tokenizer(source)
+        check_offsets(tokenizer, source)
+        check_tokenizer(tokenizer)
+        model = to_default_device(load_plain(source))
+    return model if dtype is None else model.to(getattr(torch, dtype)), tokenizer
+
+
+def check_adapter(model: Path | None, adapter: Path | None) -> None:
+    """Raises ValueError for an adapter without the model that it belongs to."""
+    if adapter is not None and model is None:
+        raise ValueError(f"adapter is {adapter}: give --model too, the model that it belongs to")
 
 
 def model_of(context: Path, model: Path | None) -> Path | None:

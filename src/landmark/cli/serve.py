@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from landmark.cli.options import Bytes, MemoryOptions, load, model_of
+from landmark.cli.options import Bytes, MemoryOptions, check_adapter, load, model_of
 from landmark.cli.output import print_escaped
 from landmark.limits import FromOne, FromZero, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range
 from landmark.settings import Verification
@@ -139,8 +139,7 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
     from landmark.store.base import parse_bytes
 
     given = _given(options.contexts)
-    if options.adapter is not None and options.model is None:
-        raise ValueError(f"adapter is {options.adapter}: give --model too, the model that it belongs to")
+    check_adapter(options.model, options.adapter)
     first = options.contexts[0] if options.contexts else None
     # None is the package's small model, which is what read a context that names no other.
     folder = options.model or (adapted_path() if first is None else model_of(first, None))
