@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NO_CHAT = "its model continues texts, as `landmark ask` does; take an instruction model to chat with"
-_SEPARATOR = "\n\n"  # between documents and the question: the form in which recall tasks are trained
+SEPARATOR = "\n\n"  # between documents and the question: the form in which recall tasks are trained
 
 
 class Chat:
@@ -79,7 +79,7 @@ class Chat:
         if chat._tokens:
             # A context begins with its text, and the template's opening is left out. Of 12 facts hidden in 8,000 tokens
             # SmolLM2-135M-Instruct names 8 so, 7 with the opening before the text, and 3 with the opening behind it.
-            chat._opening, chat._separator = np.empty(0, np.int64), _SEPARATOR
+            chat._opening, chat._separator = np.empty(0, np.int64), SEPARATOR
         return chat
 
     @property
@@ -101,7 +101,7 @@ class Chat:
         check_document(name, text)
         tokens = compatibility.tokenized(self.tokenizer, text, first=False)
         read(self.model, torch.from_numpy(self._opening), self.cache)
-        self._opening, self._separator = np.empty(0, np.int64), _SEPARATOR
+        self._opening, self._separator = np.empty(0, np.int64), SEPARATOR
         self._ranking = self._unasked = None
         first = self._tokens = self.tokens_read
         try:

@@ -17,7 +17,7 @@ from landmark.contexts.lock import take_lock
 from landmark.serve.engine import Engine
 from landmark.serve.errors import Refusal, bad_request, no_such_context
 from landmark.serve.reading import Accounts, ReadingJob, bytes_in, remove_version
-from landmark.serve.records import CANCELLED, Job, Record, texts_file, version_folder, write_json
+from landmark.serve.records import CANCELLED, RECORD, Job, Record, texts_file, version_folder, write_json
 from landmark.settings import Verification
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Contexts:
         Raises ValueError for a record that cannot be read.
         """
         for place in sorted(self._folders()):
-            if not (place / "record.json").exists():
+            if not (place / RECORD).exists():
                 shutil.rmtree(place)  # a context that was being made, or deleted
                 continue
             record = Record.load(place)
@@ -245,7 +245,7 @@ class Contexts:
             if job.open:
                 job.status = CANCELLED
         del self.records[record.id]
-        (place / "record.json").unlink()
+        (place / RECORD).unlink()
         self._forget(place)
         shutil.rmtree(place, ignore_errors=True)  # what a job still holds goes when that ends
 

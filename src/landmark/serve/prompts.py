@@ -8,7 +8,7 @@ import torch
 from jinja2.exceptions import TemplateError
 from torch import Tensor
 
-from landmark.contexts.chat import NO_CHAT
+from landmark.contexts.chat import NO_CHAT, SEPARATOR
 from landmark.data.chat import ChatFormat
 from landmark.data.encoder import TextEncoder
 from landmark.hf.tokenizer import bos_tokens, encode, text_encoder
@@ -17,8 +17,6 @@ from landmark.serve.protocol import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_SEPARATOR = "\n\n"  # between documents and the first question, as in `landmark.Chat`
 
 
 class Prompts:
@@ -64,7 +62,7 @@ class Prompts:
         contents = [content for _, content in said]
         if after_text:
             parts[0] = ""
-            contents[0] = _SEPARATOR + contents[0]
+            contents[0] = SEPARATOR + contents[0]
         pieces = [self._templates.encode(parts[0], continues=True).ids]
         for content, part in zip(contents, parts[1:], strict=True):
             _check_text(content)
@@ -92,7 +90,7 @@ class Prompts:
 def _system_in_question(said: list[tuple[str, str]]) -> list[tuple[str, str]]:
     if said[0][0] != "system" or len(said) < 2:
         return said
-    return [(said[1][0], said[0][1] + _SEPARATOR + said[1][1]), *said[2:]]
+    return [(said[1][0], said[0][1] + SEPARATOR + said[1][1]), *said[2:]]
 
 
 def _check_text(text: str) -> None:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from landmark.contexts.documents import Source
+
 MOST_CHOICES = 8
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,63}$"
 
@@ -95,28 +97,12 @@ class CompletionRequest(GenerationRequest):
 # Responses.
 
 
-class SourceFields(BaseModel):
-    """A passage that was read: characters `first:last` of a document, tokens `start:stop` of the context.
-
-    `weight` is the share of attention that its block got.
-    """
-
-    document: str
-    first: int
-    last: int
-    block: int
-    start: int
-    stop: int
-    weight: float
-    text: str
-
-
 class SentenceFields(BaseModel):
     """Characters `first:last` of the answer, and what was read for them."""
 
     first: int
     last: int
-    sources: list[SourceFields]
+    sources: list[Source]
 
 
 class AnswerFields(BaseModel):
@@ -124,7 +110,7 @@ class AnswerFields(BaseModel):
 
     context: str | None = None
     tokens_read: int
-    sources: list[SourceFields]
+    sources: list[Source]
     sentences: list[SentenceFields] | None = None
 
 

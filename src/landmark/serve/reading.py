@@ -31,9 +31,9 @@ class Cancelled(Exception):
 class Accounts(Protocol):
     """What owners may use, and what they used."""
 
-    def check_reading(self, record: Record, bytes_now: int) -> None:
-        """Refusal for an owner whose contexts take too many bytes, `bytes_now` of them the one that grows, or who has
-        read too many tokens."""
+    def check_reading(self, record: Record, version: Path) -> None:
+        """Refusal for an owner whose contexts take too many bytes, that of `record` those of the folder `version` which
+        grows, or who has read too many tokens."""
         ...
 
     def count_read(self, owner: str, tokens: int) -> None:
@@ -95,7 +95,7 @@ class ReadingJob:
         def move(tokens: int) -> None:
             self.job.tokens_read += tokens
             self.accounts.count_read(self.owner, tokens)
-            self.accounts.check_reading(self.record, bytes_in(path))
+            self.accounts.check_reading(self.record, path)
             between()
             self._check_wanted()
 
@@ -110,12 +110,12 @@ class ReadingJob:
 
     def _writing(self, path: Path) -> Context:
         """The next version, open for writing: where a restart left it, a fork of the newest, or an empty one."""
-        if has_manifest(path):
-            return Context.open(path, self.model, self.tokenizer, write=True, verify="manifest", **self.options)
-        if self.record.version:
+        begun = has_manifest(path)
+        if not begun and not self.record.version:
+            return Context.create(path, self.model, self.tokenizer, **self.options)
+        if not begun:
             folders.fork(version_folder(self.folder, self.record.version), path)
-            return Context.open(path, self.model, self.tokenizer, write=True, verify="manifest", **self.options)
-        return Context.create(path, self.model, self.tokenizer, **self.options)
+        return Context.open(path, self.model, self.tokenizer, write=True, verify="manifest", **self.options)
 
     def _end(self, status: str, error: str | None = None) -> None:
         """Makes the version the newest, or removes it. The record decides: what it does not name is removed later."""

@@ -10,7 +10,7 @@ from typing import Any
 from landmark.contexts import disk
 
 QUEUED, READING, DONE, CANCELLED, FAILED = "queued", "reading", "done", "cancelled", "failed"
-_RECORD, _TEXTS = "record.json", "texts"
+RECORD, _TEXTS = "record.json", "texts"
 _MOST_JOBS = 20  # finished ones that are remembered
 
 
@@ -64,12 +64,12 @@ class Record:
         finished = [job for job in self.jobs if not job.open]
         for job in finished[:-_MOST_JOBS]:
             self.jobs.remove(job)
-        write_json(folder / _RECORD, asdict(self))
+        write_json(folder / RECORD, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "Record":
         """The record in a folder; ValueError where there is none that is whole."""
-        fields = read_json(folder / _RECORD)
+        fields = read_json(folder / RECORD)
         jobs: list[dict[str, Any]] = fields.pop("jobs")
         return cls(**fields, jobs=[Job(**job) for job in jobs])
 

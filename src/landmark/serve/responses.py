@@ -3,11 +3,9 @@
 import json
 import time
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import asdict
 from secrets import token_hex
 from typing import Any
 
-from landmark.contexts.documents import Source
 from landmark.serve.choice import TokenLog
 from landmark.serve.errors import Refusal
 from landmark.serve.generation import Began, Ended, Event, Failed, Grew
@@ -16,7 +14,6 @@ from landmark.serve.protocol import (
     ErrorFields,
     ErrorResponse,
     SentenceFields,
-    SourceFields,
     TokensCached,
     Usage,
 )
@@ -141,13 +138,12 @@ class AnswerForm:
         sentences = None
         if ended.sentences is not None:
             sentences = [
-                SentenceFields(first=first, last=last, sources=source_fields(sources))
-                for first, last, sources in ended.sentences
+                SentenceFields(first=first, last=last, sources=sources) for first, last, sources in ended.sentences
             ]
         return AnswerFields(
             context=self._context,
             tokens_read=self._began.cached,
-            sources=source_fields(ended.sources),
+            sources=ended.sources,
             sentences=sentences,
         ).model_dump()
 
@@ -163,10 +159,6 @@ class AnswerForm:
     def _chat_log(self, log: TokenLog) -> dict[str, Any]:
         top = [_token(text, logprob) for text, logprob in log.top]
         return {**_token(log.text, log.logprob), "top_logprobs": top}
-
-
-def source_fields(sources: list[Source]) -> list[SourceFields]:
-    return [SourceFields(**asdict(source)) for source in sources]
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:

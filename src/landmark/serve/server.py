@@ -111,12 +111,12 @@ class Server:
         if quota.bytes is not None and self.contexts.bytes_of(caller.name) >= quota.bytes:
             raise over_quota(f"{quota.bytes:,} bytes of contexts")
 
-    def check_reading(self, record: Record, bytes_now: int) -> None:
+    def check_reading(self, record: Record, version: Path) -> None:
         """Refusal for an owner whose context outgrows the quota while it is read."""
         caller = self._by_name(record.owner)
         self.usage.check(caller)
         most = caller.quota.bytes
-        if most is not None and self.contexts.bytes_of(record.owner, but=record) + bytes_now > most:
+        if most is not None and self.contexts.bytes_of(record.owner, but=record) + bytes_in(version) > most:
             raise over_quota(f"{most:,} bytes of contexts")
 
     def count_read(self, owner: str, tokens: int) -> None:
