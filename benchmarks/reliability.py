@@ -27,7 +27,7 @@ import forking
 import hostile
 import killed_commands
 from children import loaded
-from faults import LOSSES, FaultyDisk, PowerCut, Session, content, refuse_a_call
+from faults import LOSSES, Session, calls_of, content, cut_twice, refuse_a_call
 from flips import REGIONS, committed_byte, flipped, read_all
 from killing import kill_once, read_meanwhile
 from made import HEADER, LAYOUT, add, commit, short_segments
@@ -207,17 +207,7 @@ def _power_cuts(root: Path, options: ReliabilityOptions, draw: random.Random) ->
         for at in range(1, calls + 1):
             folder = root / f"{lost}{at}"
             folder.mkdir()
-            faulty, session = FaultyDisk(folder), Session(folder)
-            for cut in (at, draw.randint(1, 60)):
-                try:
-                    with faulty.failing(cut):
-                        session.run()
-                except PowerCut:
-                    cuts += 1
-                    faulty.restart(lost)
-                    session.check()
-            session.run()
-            session.check()
+            cuts += sum(cut_twice(Session(folder), folder, at, draw.randint(1, 60), lost))
             shutil.rmtree(folder)
     yield {"calls": calls, "kinds_of_loss": len(LOSSES), "cuts": cuts}
 
@@ -228,7 +218,8 @@ def _refused_calls(root: Path, options: ReliabilityOptions, draw: random.Random)
     for number in (errno.ENOSPC, errno.EIO):
         for at in range(1, calls + 1):
             folder = root / f"{number}at{at}"
-            refuse_a_call(folder, at, number)
+            folder.mkdir()
+            refuse_a_call(Session(folder), folder, at, number)
             shutil.rmtree(folder)
     yield {"calls": calls, "refused": 2 * calls}
 
@@ -237,11 +228,7 @@ def _calls_of_a_session(root: Path) -> int:
     """Calls of a session without any fault."""
     folder = root / "whole"
     folder.mkdir()
-    faulty, session = FaultyDisk(folder), Session(folder)
-    with faulty.failing(None):
-        session.run()
-    session.check()
-    return faulty.calls
+    return calls_of(Session(folder), folder)
 
 
 PARTS: dict[str, Part] = {

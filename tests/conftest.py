@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 
 # Read when the libraries are imported, here and in the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -28,3 +29,17 @@ def _seed() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - transformers and datasets draw from the global generator
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium. Where it cannot be driven, tests that need it are skipped."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    # A sandbox of its own is not to be had as root, or in most containers; the page is the only thing it opens.
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], env=dict(os.environ))
+        yield browser
+        browser.close()

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from made import HEADER, LAYOUT, Content, add, check, commit, short_segments
 
@@ -218,12 +218,49 @@ def content(name: str, generation: int) -> Content:
     return held
 
 
-def refuse_a_call(root: Path, at: int, number: int) -> None:
+class Interrupted(Protocol):
+    """Changes below a folder that may be broken off anywhere: `run` goes on with what it finds."""
+
+    def run(self) -> None: ...
+
+    def check(self) -> None:
+        """Raises AssertionError unless what must be there is there."""
+        ...
+
+
+def calls_of(session: Interrupted, root: Path) -> int:
+    """Lets a session in `root` run to its end, checks what it left; how often it called the disk."""
+    faulty = FaultyDisk(root)
+    with faulty.failing(None):
+        session.run()
+    session.check()
+    return faulty.calls
+
+
+def cut_twice(session: Interrupted, root: Path, at: int, again: int, lost: Lost) -> list[bool]:
+    """Two power cuts, the second while the session goes on after the first; checks what each left, and the end.
+
+    Returns which of them came: a session that has fewer calls ends before.
+    """
+    faulty, came = FaultyDisk(root), []
+    for call in (at, again):
+        try:
+            with faulty.failing(call):
+                session.run()
+            came.append(False)
+        except PowerCut:
+            came.append(True)
+        faulty.restart(lost)
+        session.check()
+    session.run()
+    session.check()
+    return came
+
+
+def refuse_a_call(session: Interrupted, root: Path, at: int, number: int) -> None:
     """Lets call `at` of a session in `root` raise an OSError; checks what it left, goes on to the end, checks again."""
-    root.mkdir()
-    faulty, session = FaultyDisk(root), Session(root)
     # An error while cleaning up after an earlier error is not raised.
-    with faulty.failing(at, OSError(number, "refused")), suppress(OSError):
+    with FaultyDisk(root).failing(at, OSError(number, "refused")), suppress(OSError):
         session.run()
     session.check()
     session.run()

@@ -5,13 +5,12 @@ import os
 import random
 import resource
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from children import command, run
 from collecting import HEADER, STATES, Session, write
-from faults import LOSSES, FaultyDisk, PowerCut
+from faults import LOSSES, calls_of, cut_twice, refuse_a_call
 from forking import logits
 from killed_commands import many_commits, write_texts
 from made import LAYOUT
@@ -26,12 +25,11 @@ STEP = 29  # every 29th call, with another start for each kind of fault
 
 def calls_of_a_session(root):
     root.mkdir()
-    faulty, session = FaultyDisk(root), Session(root)
-    with faulty.failing(None):
-        session.run()
+    session = Session(root)
+    calls = calls_of(session, root)
     assert session.sure == len(STATES) - 1
     assert not session.path.exists()
-    return faulty.calls
+    return calls
 
 
 @pytest.mark.parametrize("number", range(len(LOSSES)), ids=LOSSES)
@@ -41,16 +39,9 @@ def test_power_cut(tmp_path, number):
     for at in range(1 + number, total + 1, STEP):
         root = tmp_path / str(at)
         root.mkdir()
-        faulty, session = FaultyDisk(root), Session(root)
-        with faulty.failing(at), pytest.raises(PowerCut):
-            session.run()
-        faulty.restart(LOSSES[number])
-        session.check()
-        with suppress(PowerCut), faulty.failing(3 + at * 7 % 60):
-            session.run()
-        faulty.restart(LOSSES[number])
-        session.check()
-        session.run()
+        session = Session(root)
+        first, _ = cut_twice(session, root, at, again=3 + at * 7 % 60, lost=LOSSES[number])
+        assert first
         assert not session.path.exists()
 
 
@@ -60,11 +51,8 @@ def test_refused_call(tmp_path, number):
     for at in range(1 + number % STEP, total + 1, STEP):
         root = tmp_path / str(at)
         root.mkdir()
-        faulty, session = FaultyDisk(root), Session(root)
-        with faulty.failing(at, OSError(number, "refused")), suppress(OSError):
-            session.run()
-        session.check()
-        session.run()
+        session = Session(root)
+        refuse_a_call(session, root, at, number)
         assert not session.path.exists()
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from itertools import product
 
 import pytest
-from faults import LOSSES, FaultyDisk, PowerCut, Session, refuse_a_call
+from faults import LOSSES, FaultyDisk, PowerCut, Session, calls_of, cut_twice, refuse_a_call
 from killing import kill_once, read_meanwhile
 from made import HEADER, LAYOUT, Content, add, check, commit
 
@@ -22,47 +22,27 @@ STEP = 23
 COMMITS = {1: Content((1,), (1, 2), 1), 2: Content((1, 2), (1, 2, 3, 4), 2)}
 
 
-def calls_of_a_session(root):
+def session_in(root):
     root.mkdir()
-    faulty, session = FaultyDisk(root), Session(root)
-    with faulty.failing(None):
-        session.run()
-    session.check()
-    return faulty.calls
+    return Session(root)
 
 
 @pytest.mark.parametrize("number", range(len(LOSSES)), ids=LOSSES)
 def test_power_cut(tmp_path, number):
-    total = calls_of_a_session(tmp_path / "whole")
+    total = calls_of(session_in(tmp_path / "whole"), tmp_path / "whole")
     assert total > 150
     for at in range(1 + number, total + 1, STEP):
         root = tmp_path / str(at)
-        root.mkdir()
-        cut_twice(root, at, again=3 + at * 7 % 60, lost=LOSSES[number])
-
-
-def cut_twice(root, at, again, lost):
-    """Two power cuts, the second while the session goes on after the first."""
-    faulty, session = FaultyDisk(root), Session(root)
-    with faulty.failing(at), pytest.raises(PowerCut):
-        session.run()
-    faulty.restart(lost)
-    session.check()
-    try:
-        with faulty.failing(again):
-            session.run()
-    except PowerCut:
-        faulty.restart(lost)
-        session.check()
-    session.run()
-    session.check()
+        first, _ = cut_twice(session_in(root), root, at, again=3 + at * 7 % 60, lost=LOSSES[number])
+        assert first
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
 def test_refused_call(tmp_path, number):
-    total = calls_of_a_session(tmp_path / "whole")
+    total = calls_of(session_in(tmp_path / "whole"), tmp_path / "whole")
     for at in range(1 + number % STEP, total + 1, STEP):
-        refuse_a_call(tmp_path / str(at), at, number)
+        root = tmp_path / str(at)
+        refuse_a_call(session_in(root), root, at, number)
 
 
 def killed_in_the_second_commit(root, at, seed):

@@ -1,25 +1,11 @@
 """The page in a browser: a context is picked, a question asked, a sentence clicked; nothing else is asked for."""
 
-import os
 import re
-import shutil
 
 import pytest
 from serving import NAME
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if BROWSER is None:
-    pytest.skip("no Chromium is installed (Debian: apt-get install chromium)", allow_module_level=True)
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    # A sandbox of its own is not to be had as root, or in most containers; the page is the only thing it opens.
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], env=dict(os.environ))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,27 +1,11 @@
 """The page in a browser: it opens from a file, shows what was read, obeys keys and no text, and asks for nothing."""
 
-import os
-import shutil
 from contextlib import contextmanager
 
 import pytest
 from made_views import HOSTILE, LETTERS, made_up, tokenizer_of
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if BROWSER is None:
-    pytest.skip("no Chromium is installed (Debian: apt-get install chromium)", allow_module_level=True)
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    # A sandbox of its own is not to be had as root, or in most containers; the page is the only thing it opens.
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], env=dict(os.environ))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
