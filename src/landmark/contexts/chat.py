@@ -136,9 +136,9 @@ class Chat:
         encode_text("question", question)
         asked = self._texts.encode(self._separator + question, continues=True).ids
         ids = np.concatenate([self._opening, asked, self._template(self._format.reply)])
-        if self._unasked is None:
+        if self.documents and self._unasked is None:
             self._unasked = self.cache.fork()
-        if sources and self.documents and self._ranking is None:
+        if sources and self._unasked is not None and self._ranking is None:
             self._ranking = Ranking.after(self.model, self.tokenizer, self._unasked)
         traffic = self.cache.traffic
         self.cache.start_trace()
