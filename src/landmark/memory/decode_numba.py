@@ -16,19 +16,17 @@ from landmark.index.keys import rounding_error
 from landmark.memory.geometry import Past
 from landmark.memory.selection_numba import choose_loop
 from landmark.ops.decode_cpu import FEW_QUERIES, attend_loop
-from landmark.ops.numba_loops import as_array, as_bits, as_float, compiled, in_parts, rotate, rounded
+from landmark.ops.numba_loops import FLOATS, NARROW, as_array, as_bits, as_float, compiled, in_parts, rotate, rounded
 from landmark.ops.retrieved.cpu import join_loop
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 from landmark.store.base import ResidentBlocks
 
-_NARROW = (torch.bfloat16, torch.float16)
-
 
 def serves_few(*tensors: Tensor) -> bool:
     """Whether the loops serve `tensors`, the first of them [B,H,T,D]: few queries on a CPU, in one dtype."""
     first = tensors[0]
-    if first.shape[2] > FEW_QUERIES or first.dtype not in (torch.float32, torch.float64, *_NARROW):
+    if first.shape[2] > FEW_QUERIES or first.dtype not in FLOATS:
         return False
     return all(x.device.type == "cpu" and x.dtype == first.dtype for x in tensors)
 
@@ -46,7 +44,7 @@ def write_few(
     The buffers hold keys before rotary, values, and keys rotated to their position.
     """
     arrays = (as_array(x) for x in (key.contiguous(), value.contiguous(), *buffers))
-    write = _write_narrow if key.dtype in _NARROW else _write
+    write = _write_narrow if key.dtype in NARROW else _write
     write(*arrays, *rotation.arrays, np.array(starts), np.array(valid))
 
 

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.numba_loops import as_array, as_float, compiled, exp, in_parts
+from landmark.ops.numba_loops import FLOATS, as_array, as_float, compiled, exp, in_parts
 from landmark.ops.scoring import working_dtype
 
 MOST_ROWS = 4  # rows up to which these loops are faster than the products of BLAS
 _PLAIN = (Tensor, torch.nn.Parameter)
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PIECE_BYTES = 1 << 13  # of weights that are a small piece of work for a thread
 
 
@@ -46,7 +45,7 @@ def serves_rows(x: Tensor, weight: Tensor) -> bool:
         and type(x) in _PLAIN
         and type(weight) in _PLAIN
         and x.device.type == weight.device.type == "cpu"
-        and x.dtype in _FLOATS
+        and x.dtype in FLOATS
         and (weight.dtype == x.dtype or weight.dtype == torch.int8)
         and weight.is_contiguous()
         and not torch.is_autocast_enabled("cpu")

@@ -47,6 +47,10 @@ def in_parts(work: Callable[[int, int], None], count: int, size: float = 1) -> N
         part.result()
 
 
+NARROW = (torch.bfloat16, torch.float16)  # read as bits
+FLOATS = (torch.float32, torch.float64, *NARROW)
+
+
 def as_array(x: Tensor) -> np.ndarray[Any, Any]:
     """A tensor for compiled loops, in place: numpy has no bfloat16 and numba no float16, so both are given as bits."""
     x = x.detach() if x.requires_grad else x  # detaching, too, is an operation of every layer

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from landmark.ops.numba_loops import (
+    NARROW,
     add_weighted,
     as_array,
     as_float,
@@ -31,15 +32,13 @@ from landmark.ops.scoring import Scoring, working_dtype
 if TYPE_CHECKING:
     from landmark.ops.retrieved import Pages
 
-_NARROW = (torch.bfloat16, torch.float16)
-
 
 def serves(query: Tensor, pages: "Pages") -> bool:
     """Whether the loops serve these tensors: floating-point numbers on a CPU, keys and values of one dtype.
 
     Keys and values have the dtype that the queries are computed in, or 16 bits.
     """
-    fits = pages.keys.dtype == pages.values.dtype and pages.keys.dtype in (working_dtype(query), *_NARROW)
+    fits = pages.keys.dtype == pages.values.dtype and pages.keys.dtype in (working_dtype(query), *NARROW)
     return fits and query.is_floating_point() and query.device.type == pages.keys.device.type == "cpu"
 
 
