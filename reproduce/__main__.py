@@ -15,6 +15,7 @@ COMMANDS = (
     Command("study untrained-perplexity", f"{STUDIES}:run_untrained_perplexity", "perplexity right after conversion"),
     Command("study reading-apart", f"{STUDIES}:run_reading_apart", "documents read apart beside reading in sequence"),
     Command("study recall-tables", f"{STUDIES}:run_recall_tables", "recall beside baselines, in one table"),
+    Command("study source-ranking", f"{STUDIES}:run_source_ranking", "how early a source states what was asked for"),
     Command("study key-margins", f"{STUDIES}:run_key_margins", "retrieval margins of passkeys in a context"),
     Command("study group-landmarks", f"{STUDIES}:run_group_landmarks", "recall of landmark keys for groups of blocks"),
 )

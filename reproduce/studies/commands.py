@@ -199,6 +199,34 @@ class RecallTablesOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceRankingOptions:
+    """Measure how early a block that states what is asked for stands among the sources of an answer.
+
+    Facts are hidden in texts and asked for as in `landmark eval recall`. Questions whose statement lies in the local
+    window, which is read without being opened, are left out.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """A converted model, or with its adapter the one before conversion: a folder or a GGUF file."""
+    adapter: Path | None = None
+    """What its conversion learnt; default for a GGUF file: the one in the package."""
+    haystack: Path | None = None
+    """UTF-8 text around the facts; default: the book in the package."""
+    length: Annotated[int, Range(500, 10**7)] = 8192
+    """Tokens of a text with its question and answer."""
+    samples: Annotated[int, Range(1, 10**4)] = 12
+    """Texts, each with a question of every kind."""
+    dtype: Dtype | None = None
+    """Number type of weights, keys and values; default: that of the weights, float32 for GGUF."""
+    seed: Seed = 0
+    """Decides what is stated and asked."""
+    threads: FromOne = 1
+    """Threads to compute with."""
+    json: bool = False
+    """Print JSON lines instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConversionCostOptions:
     """Reckon what converting models of 0.6, 1 and 8 billion parameters by the recipes in docs/recipes takes.
 
@@ -299,6 +327,13 @@ def run_recall_tables(options: RecallTablesOptions) -> int:
     from reproduce.studies import recall_tables
 
     return recall_tables.run(options)
+
+
+def run_source_ranking(options: SourceRankingOptions) -> int:
+    """How early a source states what was asked for."""
+    from reproduce.studies import source_ranking
+
+    return source_ranking.run(options)
 
 
 def run_conversion_cost(options: ConversionCostOptions) -> int:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Source:
     """A passage that was retrieved for an answer: characters `first:last` of the document named `document`.
 
-    `block` and the tokens `start:stop` count from the start of the context; `weight` is the block's mean gate.
+    `block` and the tokens `start:stop` count from the start of the context; `weight` is the block's mean gate,
+    in the heads that rank passages where these are known (`landmark.hf.ranking`).
     """
 
     document: str
