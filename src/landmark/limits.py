@@ -12,6 +12,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
+from landmark.urls import path_of, url_of
+
 LARGEST = 10**12  # more than anything countable here; the machine's own numbers end far beyond
 
 
@@ -53,15 +55,28 @@ class OutFolder(Limit):
     """A folder to write to, which need not exist; nor its parents, if the command makes them."""
 
     makes_parents: bool = True
+    or_url: bool = False
+    """Whether it may lie on another file system."""
 
     def check(self, name: str, value: Path | str) -> None:
         """Raises ValueError where it can be seen that such a folder cannot be written."""
-        value = Path(value)
+        if self.or_url and url_of(value) is not None:
+            return
+        value = path_of(value)
         if value.exists() and not value.is_dir():
             raise ValueError(f"{name} is {value}, which is a file: give a folder")
         if not self.makes_parents and not value.absolute().parent.exists():
             raise ValueError(f"{name} is {value}, in a folder that does not exist: make it, or give another")
         _check_writable(name, value)
+
+
+@dataclass(frozen=True)
+class LocalFolder(Limit):
+    """A folder of this machine."""
+
+    def check(self, name: str, value: Path) -> None:
+        """Raises ValueError for a URL of another file system."""
+        path_of(value)
 
 
 @dataclass(frozen=True)

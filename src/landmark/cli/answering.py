@@ -12,6 +12,7 @@ from landmark.cli.options import MemoryOptions, Weights, load, model_of
 from landmark.cli.output import tokens_read
 from landmark.limits import FromOne, Seed, Temperature
 from landmark.settings import ReadingChanges, Verification
+from landmark.urls import path_of, url_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -74,7 +75,7 @@ def check_asked(source: Path, prompt: str) -> None:
     """Raises ValueError for an empty prompt, and where there is no source."""
     if not prompt:
         raise ValueError("the prompt is empty: give the text that is to be continued")
-    if not source.exists():
+    if url_of(source) is None and not path_of(source).exists():
         raise ValueError(f"{source} does not exist: it is not a context, nor a text; name one of them")
 
 

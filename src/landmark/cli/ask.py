@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from tyro.conf import Positional, arg
 
 from landmark.cli.answering import AnswerOptions, answer_from_context, answer_from_text, check_asked
+from landmark.cli.options import here
 from landmark.cli.output import print_escaped, print_sources
 from landmark.limits import FromZero
 
@@ -21,7 +22,8 @@ class AskOptions(AnswerOptions):
     """Continue a prompt after a context, or after a text that is read first, and show where the model looked."""
 
     source: Annotated[Positional[Path], arg(metavar="SOURCE")]
-    """Folder of a context, which is not changed, or a UTF-8 text of any length."""
+    """Folder of a context, which is not changed, or a UTF-8 text of any length. A collection may lie on another file
+    system: s3://bucket/library."""
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")]
     """What is continued, word for word."""
     sources: FromZero = 5
@@ -43,6 +45,7 @@ def run(options: AskOptions) -> int:
     """Answer, and list what was opened."""
     check_asked(options.source, options.prompt)
     write = None if options.json else lambda piece: print_escaped(piece, end="", lines=True)
+    options = replace(options, source=here(options.source))
     result = (_ask_context if options.source.is_dir() else _ask_text)(options, write)
     figures = result.figures
     if options.json:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from landmark.cli.answering import AnswerOptions
 from landmark.cli.ask import figures_of
-from landmark.cli.options import check_adapter, load, model_of
+from landmark.cli.options import check_adapter, here, load, model_of
 from landmark.cli.output import print_escaped, print_sources, tokens_read
 from landmark.cli.read import check_context, grow, named_texts
 from landmark.limits import FromOne, FromZero, OutFolder
@@ -41,9 +41,9 @@ class ChatOptions(AnswerOptions):
 
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")] = ()
     """Texts to read first, as for `landmark read`."""
-    context: Annotated[Path | None, OutFolder(makes_parents=False)] = None
+    context: Annotated[Path | None, OutFolder(makes_parents=False, or_url=True)] = None
     """Folder that keeps what was read, so that the next chat starts at once. If it exists, it is not changed: texts
-    that it lacks are read for this chat alone."""
+    that it lacks are read for this chat alone. Or the URL of a collection, such as s3://bucket/library."""
     model: Path | None = None
     """Folder of a converted model that can chat; with --adapter a model before conversion: a GGUF file, a folder, or a
     name on the Hugging Face hub. Default: the model that read the context, or SmolLM2-135M-Instruct from the installed
@@ -69,6 +69,8 @@ def run(options: ChatOptions) -> int:
     if STDIN in options.files and not options.question:
         raise ValueError("standard input is to be read as a text and holds the questions too: give --question")
     named = distinct(named_texts(options.files))
+    if options.context is not None:
+        options = replace(options, context=here(options.context))
     documents = [("stdin" if name == STDIN else name, text) for name, text in named]
     import torch
 

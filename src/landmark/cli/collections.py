@@ -12,6 +12,7 @@ from landmark.cli.options import MemoryOptions, load, model_of
 from landmark.cli.output import print_escaped, tokens_read
 from landmark.cli.read import named_texts, with_names
 from landmark.settings import Verification
+from landmark.urls import shown
 
 if TYPE_CHECKING:
     from landmark.contexts.collection import Collection
@@ -22,7 +23,7 @@ class AddOptions:
     """Read texts, each from scratch, and add them to a collection."""
 
     collection: Annotated[Positional[Path], arg(metavar="COLLECTION")]
-    """Folder of a collection, which `landmark read --apart` made."""
+    """Folder of a collection, which `landmark read --apart` made, or its URL, such as s3://bucket/library."""
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")] = ()
     """Texts to add, as for `landmark read`. A text that the collection holds, under whatever name, is left out."""
     replace: bool = False
@@ -43,7 +44,7 @@ class RemoveOptions:
     """Remove documents from a collection. Their space comes back, unless another collection shares them."""
 
     collection: Annotated[Positional[Path], arg(metavar="COLLECTION")]
-    """Folder of the collection."""
+    """Folder of the collection, or its URL."""
     names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...")] = ()
     """Names of the documents, as `landmark contexts info` lists them."""
     json: bool = False
@@ -54,32 +55,38 @@ def run_add(options: AddOptions) -> int:
     """Open the collection, and add."""
     from landmark.contexts.collection_manifest import read_collection
     from landmark.contexts.documents import distinct
+    from landmark.contexts.remote import local_copy
 
-    read_collection(options.collection)
+    path = local_copy(options.collection, documents=False)
+    read_collection(path)
     if not options.files:
         raise ValueError("there is nothing to add: name at least one file, or - for standard input")
     documents = distinct(named_texts(options.files))
     from landmark.contexts.collection import Collection
 
-    path = options.collection
     folder = model_of(path, options.model)
     model, tokenizer = load(folder, lambda config: options.memory.check(config, path), path)
     keywords: dict[str, Any] = {**options.memory.keywords(), "share": options.share}
-    collection = Collection.open(path, model, tokenizer, write=True, verify=options.verify, **keywords)
-    return add_all(collection, documents, replace=options.replace, as_json=options.json)
+    collection = Collection.open(options.collection, model, tokenizer, write=True, verify=options.verify, **keywords)
+    return add_all(collection, documents, shown(options.collection), replace=options.replace, as_json=options.json)
 
 
 def add_all(
-    collection: "Collection", documents: list[tuple[str, str]], *, replace: bool = False, as_json: bool = False
+    collection: "Collection",
+    documents: list[tuple[str, str]],
+    where: str,
+    *,
+    replace: bool = False,
+    as_json: bool = False,
 ) -> int:
-    """Add the documents that the collection does not hold, one after the other, and print the figures."""
+    """Add the documents that the collection does not hold, one after the other, and print where and the figures."""
     from landmark.contexts.compatibility import tokenized
 
     with collection:
         new = collection.missing(with_names(collection, documents), replace=replace)
         started = time.perf_counter()
         total = sum(len(tokenized(collection.tokenizer, text, first=True)) for _, text in new)
-        with tokens_read(f"reading into {collection.path.name}", total) as progress:
+        with tokens_read(f"reading into {where}", total) as progress:
             for name, text in new:
                 known = any(member.name == name for member in collection.documents)
                 (collection.replace if known else collection.add)(name=name, source=text, progress=progress)
@@ -93,10 +100,10 @@ def add_all(
         "seconds": seconds,
     }
     if as_json:
-        print(json.dumps({"collection": str(collection.path), **figures}))
+        print(json.dumps({"collection": where, **figures}))
         return 0
     print_escaped(
-        f"{collection.path}: {len(new)} documents of {total:,} tokens added in {seconds:.1f} s;"
+        f"{where}: {len(new)} documents of {total:,} tokens added in {seconds:.1f} s;"
         f" {figures['documents']} documents, {figures['tokens']:,} tokens in all"
     )
     return 0
@@ -104,19 +111,18 @@ def add_all(
 
 def run_remove(options: RemoveOptions) -> int:
     """Take the documents out of the manifest, and delete their files. No model is loaded."""
-    from landmark.contexts.collection_writer import CollectionWriter
+    from landmark.contexts.remote import open_writer
 
+    where = shown(options.collection)
     if not options.names:
-        raise ValueError(f"no document is named: `landmark contexts info {options.collection}` lists them")
-    with CollectionWriter.open(options.collection) as writer:
+        raise ValueError(f"no document is named: `landmark contexts info {where}` lists them")
+    with open_writer(options.collection) as writer:
         gone = writer.remove(options.names)
         left = writer.manifest.members
     freed = sum(member.tokens for member in gone)
     if options.json:
         figures = {"documents": len(left), "removed": len(gone), "removed_tokens": freed}
-        print(json.dumps({"collection": str(options.collection), **figures}))
+        print(json.dumps({"collection": where, **figures}))
     else:
-        print_escaped(
-            f"{options.collection}: {len(gone)} documents of {freed:,} tokens removed; {len(left)} documents left"
-        )
+        print_escaped(f"{where}: {len(gone)} documents of {freed:,} tokens removed; {len(left)} documents left")
     return 0

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from landmark.cli.output import bytes_done, print_escaped
-from landmark.limits import OutFile
+from landmark.limits import LocalFolder, OutFile
+from landmark.urls import path_of, url_of
 
 DAMAGED = 1
 
@@ -18,17 +19,27 @@ DAMAGED = 1
 class ListOptions:
     """List the contexts in a folder."""
 
-    folder: Annotated[Positional[Path], arg(metavar="FOLDER")] = Path(".")
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER"), LocalFolder()] = Path(".")
     """The folder that the contexts' own folders are in."""
     json: bool = False
     """Print one JSON object per context."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContextOptions:
-    """One context."""
+class InfoOptions:
+    """What a context holds, and how much."""
 
     context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
+    """Folder of the context, or the URL of a collection, such as s3://bucket/library."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Check every committed byte of a context."""
+
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT"), LocalFolder()]
     """Folder of the context."""
     json: bool = False
     """Print JSON instead of text."""
@@ -38,7 +49,7 @@ class ContextOptions:
 class DeleteOptions:
     """Delete a context with all its files; forks of it keep theirs."""
 
-    context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT"), LocalFolder()]
     """Folder of the context."""
     yes: bool = False
     """Do not ask."""
@@ -48,7 +59,7 @@ class DeleteOptions:
 class ExportOptions:
     """Write what was committed to one tar file, which can be unpacked and opened anywhere."""
 
-    context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT"), LocalFolder()]
     """Folder of the context."""
     out: Annotated[Path, OutFile()]
     """File to write; it must not exist."""
@@ -81,11 +92,12 @@ def run_ls(options: ListOptions) -> int:
     return 0
 
 
-def run_info(options: ContextOptions) -> int:
+def run_info(options: InfoOptions) -> int:
     """What a context holds, without loading a model."""
-    from landmark.contexts.either import described
+    from landmark.contexts import either, remote
 
-    found, held = described(options.context)
+    url = url_of(options.context)
+    found, held = either.described(path_of(options.context)) if url is None else remote.described(url)
     documents = [asdict(document) for document in held]
     if options.json:
         print(json.dumps({**found, "documents": documents}))
@@ -113,7 +125,7 @@ def _print_facts(title: str, facts: dict[str, Any]) -> None:
             print_escaped(f"  {name}: {value:,}" if type(value) is int else f"  {name}: {value}")
 
 
-def run_verify(options: ContextOptions) -> int:
+def run_verify(options: VerifyOptions) -> int:
     """Each damage on a line of its own; exit code 1 if there is any."""
     from landmark.contexts.either import verify_all
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from landmark.cli.output import bytes_done
 from landmark.limits import LARGEST, Limit
+from landmark.urls import shown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -160,6 +162,14 @@ def check_adapter(model: Path | None, adapter: Path | None) -> None:
     """Raises ValueError for an adapter without the model that it belongs to."""
     if adapter is not None and model is None:
         raise ValueError(f"adapter is {adapter}: give --model too, the model that it belongs to")
+
+
+def here(context: Path) -> Path:
+    """The folder of a context, or of the copy on this machine of a collection at a URL, which is fetched."""
+    from landmark.contexts.remote import local_copy
+
+    with bytes_done(f"fetching {shown(context)}") as progress:
+        return local_copy(context, progress)
 
 
 def model_of(context: Path, model: Path | None) -> Path | None:

@@ -11,8 +11,9 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.options import MemoryOptions, Weights, load, model_of
 from landmark.cli.output import print_escaped, tokens_read
-from landmark.limits import OutFolder
+from landmark.limits import LocalFolder, OutFolder
 from landmark.settings import Verification
+from landmark.urls import path_of, shown, url_of
 
 if TYPE_CHECKING:
     from landmark.contexts.collection import Collection
@@ -25,8 +26,9 @@ class ReadOptions:
 
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")] = ()
     """Texts to read, in this order: UTF-8 files, - for standard input, or the other sources of `landmark train`."""
-    out: Annotated[Path, OutFolder(makes_parents=False)]
-    """Folder of the context. If it exists, reading resumes: documents that it holds are skipped."""
+    out: Annotated[Path, OutFolder(makes_parents=False, or_url=True)]
+    """Folder of the context. If it exists, reading resumes: documents that it holds are skipped. With --apart also a
+    URL of another file system, such as s3://bucket/library."""
     apart: bool = False
     """Make a collection: every document is read from scratch, and can be replaced and removed later. Otherwise each is
     read with all earlier ones in reach."""
@@ -48,7 +50,7 @@ class ReadOptions:
 class AppendOptions:
     """Add texts to a context, and read them."""
 
-    context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
+    context: Annotated[Positional[Path], arg(metavar="CONTEXT"), LocalFolder()]
     """Folder of the context."""
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")] = ()
     """Texts to add, as for `landmark read`; those that the context holds already are skipped. Standard input is named
@@ -64,11 +66,9 @@ class AppendOptions:
 
 def run_read(options: ReadOptions) -> int:
     """Make or open the context, add what it lacks, read."""
-    from landmark.contexts import collection_folder, folder
     from landmark.contexts.documents import distinct
 
-    is_unused = (collection_folder if options.apart else folder).is_unused
-    known = None if is_unused(options.out) else options.out
+    known = _known(options)
     if not options.files and known is None:
         raise ValueError("there is nothing to read: name at least one file, or - for standard input")
     documents = distinct(named_texts(options.files))
@@ -92,7 +92,23 @@ def run_read(options: ReadOptions) -> int:
         made = kind.open(options.out, model, tokenizer, write=True, verify=options.verify, **keywords)
     else:
         made = kind.create(options.out, model, tokenizer, **keywords)
-    return (add_all if options.apart else _grow)(made, documents, as_json=options.json)
+    if options.apart:
+        return add_all(made, documents, shown(options.out), as_json=options.json)
+    return _grow(made, documents, as_json=options.json)
+
+
+def _known(options: ReadOptions) -> Path | None:
+    """The folder of what `out` holds already, or of its copy on this machine, without documents; None for nothing."""
+    from landmark.contexts import collection_folder, folder, remote
+
+    url = url_of(options.out)
+    if url is not None and not options.apart:
+        raise ValueError(f"{url} is on another file system, for documents that are read apart: give --apart too")
+    if url is not None:
+        return None if remote.is_unused(url) else remote.local_copy(url, documents=False)
+    is_unused = (collection_folder if options.apart else folder).is_unused
+    out = path_of(options.out)
+    return None if is_unused(out) else out
 
 
 def check_context(folder: Path, option: str) -> None:

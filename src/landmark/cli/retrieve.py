@@ -1,13 +1,13 @@
 """`landmark retrieve`: passages of a context ranked by their landmarks for a query."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from landmark.cli.options import MemoryOptions, load, model_of
+from landmark.cli.options import MemoryOptions, here, load, model_of
 from landmark.cli.output import SNIPPET, print_escaped
 from landmark.limits import FromOne
 from landmark.settings import Verification
@@ -18,7 +18,7 @@ class RetrieveOptions:
     """Rank the passages of a context for a query by their landmarks. Nothing is generated, nothing changed."""
 
     context: Annotated[Positional[Path], arg(metavar="CONTEXT")]
-    """Folder of a context that `landmark read` made."""
+    """Folder of a context that `landmark read` made, or the URL of a collection, such as s3://bucket/library."""
     query: Annotated[Positional[str], arg(metavar="QUERY")]
     """What to look for: a question or a sentence."""
     top: FromOne = 10
@@ -41,6 +41,7 @@ def run(options: RetrieveOptions) -> int:
     """Open the context, rank, and list the passages."""
     if not options.query.strip():
         raise ValueError("the query is empty: give the words to look for")
+    options = replace(options, context=here(options.context))
     if not options.context.is_dir():
         raise ValueError(f"{options.context} is not a context: read texts into one with landmark read")
     from landmark.contexts.context import Context

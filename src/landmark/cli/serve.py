@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from landmark.cli.options import Bytes, MemoryOptions, check_adapter, load, model_of
+from landmark.cli.options import Bytes, MemoryOptions, check_adapter, here, load, model_of
 from landmark.cli.output import print_escaped
 from landmark.limits import FromOne, FromZero, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range
 from landmark.settings import Verification
+from landmark.urls import path_of, shown, url_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -29,7 +30,8 @@ class ServeOptions:
     """
 
     contexts: Annotated[Positional[tuple[Path, ...]], arg(metavar="CONTEXT ...")] = ()
-    """Folders of contexts that everybody with a key may ask, and nobody change, under the names of the folders."""
+    """Folders of contexts that everybody with a key may ask, and nobody change, under the names of the folders; also
+    URLs of collections, such as s3://bucket/library, as they are when the server starts."""
     data: Annotated[Path | None, OutFolder()] = None
     """Folder that keeps the contexts that clients make. Without it they can make none."""
     model: Path | None = None
@@ -140,7 +142,7 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
 
     given = _given(options.contexts)
     check_adapter(options.model, options.adapter)
-    first = options.contexts[0] if options.contexts else None
+    first = next(iter(given.values()), None)
     # None is the package's small model, which is what read a context that names no other.
     folder = options.model or (adapted_path() if first is None else model_of(first, None))
 
@@ -163,10 +165,10 @@ def _given(folders: tuple[Path, ...]) -> dict[str, Path]:
     """The contexts by name; ValueError for two of one name."""
     given: dict[str, Path] = {}
     for folder in folders:
-        name = folder.resolve().name
+        name = (folder if url_of(folder) else path_of(folder).resolve()).name
         if name in given:
-            raise ValueError(f"{given[name]} and {folder} have one name: rename one of the folders")
-        given[name] = folder.resolve()
+            raise ValueError(f"{given[name]} and {shown(folder)} have one name: rename one of the folders")
+        given[name] = here(folder).resolve()
     return given
 
 

@@ -1,10 +1,11 @@
 """`landmark view`: what a model read for each token of its answer, as a page, a list, a figure or JSON."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from landmark.cli.answering import AnswerOptions, answer_from_context, answer_from_text, check_asked
+from landmark.cli.options import here
 from landmark.cli.output import print_escaped, print_sources
 from landmark.limits import MaybeFromOne, OutFile
 
@@ -22,7 +23,7 @@ class ViewOptions(AnswerOptions):
     """
 
     context: Path | None = None
-    """Folder of a context, which is not changed."""
+    """Folder of a context, which is not changed, or the URL of a collection, such as s3://bucket/library."""
     file: Path | None = None
     """A UTF-8 text of any length, instead of a context."""
     prompt: str
@@ -47,7 +48,9 @@ def run(options: ViewOptions) -> int:
     source = options.file if options.context is None else options.context
     assert source is not None
     check_asked(source, options.prompt)
-    if options.context is not None and not source.is_dir():
+    if options.context is not None:
+        options = replace(options, context=here(options.context))
+    if options.context is not None and not options.context.is_dir():
         raise ValueError(f"{source} is no context, which is a folder: give a text with --file")
     if files:
         from landmark.view.gather import check_can_write

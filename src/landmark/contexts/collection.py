@@ -25,12 +25,14 @@ from landmark.contexts.disk import Folder
 from landmark.contexts.documents import DocumentStore, check_document, distinct, free_name
 from landmark.contexts.folder import fork
 from landmark.contexts.manifest import Manifest, has_manifest, read_manifest, to_json
+from landmark.contexts.remote import create_writer, local_copy, open_writer
 from landmark.contexts.segments import encode_text, text_digest
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.data.text import read_text
 from landmark.hf import LandmarkCache
 from landmark.hf.cache import CacheOptions
 from landmark.settings import LandmarkSettings, Verification, check_verification
+from landmark.urls import path_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +65,7 @@ class Collection:
         self._place = place
         self._manifest = manifest
         self._options = options
-        self._share = [Path(other) for other in share]
+        self._share = [path_of(other) for other in share]
         self._writer = writer
         self._checks_landmarks = True
         self._context: Context | None = None
@@ -80,7 +82,7 @@ class Collection:
         share: Iterable[str | PathLike[str]] = (),
         **options: Unpack[CacheOptions],
     ) -> "Collection":
-        """Makes an empty collection in the folder `path`, open for writing.
+        """Makes an empty collection in the folder `path`, or at a URL, open for writing.
 
         `model` is a converted model, `tokenizer` its own (by default the one saved beside it). `share` and `options`:
         see `open`. Raises ValueError if `path` exists, or for settings under which documents cannot be put together.
@@ -96,7 +98,7 @@ class Collection:
         header, layout = compatibility.header(model, tokenizer, settings), compatibility.layout(model)
         compatibility.check_memory(header, layout, model.config, **options)
         manifest = CollectionManifest(0, json.loads(to_json(header, "the header")), layout)
-        writer = CollectionWriter.create(Path(path), manifest)
+        writer = create_writer(path, manifest)
         return cls(model, tokenizer, writer.place, manifest, options, share=share, writer=writer)
 
     @classmethod
@@ -113,6 +115,9 @@ class Collection:
     ) -> "Collection":
         """Opens the collection in the folder `path`; with `write` documents can be added and removed.
 
+        `path` may be a URL of another file system, such as s3://bucket/library (docs/contexts.md): documents are then
+        fetched into a copy on this machine, and changes put there, documents before the manifest.
+
         `share` are folders of other collections: a document that one of them holds, read by the same model with the
         same settings, is taken from there by hard links and not read again. `verify` and `options` are those of
         `Context.open`; settings that are given change how questions are read, not how documents are.
@@ -123,15 +128,16 @@ class Collection:
         """
         check_verification(verify)
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
-        writer = CollectionWriter.open(Path(path)) if write else None
+        writer = open_writer(path) if write else None
         try:
-            place = collection_place(Path(path)) if writer is None else writer.place
+            place = collection_place(local_copy(path)) if writer is None else writer.place
             manifest = read_collection(place) if writer is None else writer.manifest
             compatibility.check_header(_without_documents(place, manifest), model, tokenizer)
             found = cls(model, tokenizer, place, manifest, options, share=share, writer=writer)
             found._checks_landmarks = verify != "manifest"
             if verify == "all":
-                for damage in verify_collection(Path(path)):
+                found._complete()
+                for damage in verify_collection(place.path):
                     raise damage
             if writer is None:
                 found.context  # noqa: B018 - opens all documents
@@ -145,7 +151,7 @@ class Collection:
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """Its folder; that of the copy on this machine, if it lies on another file system."""
         return self._place.path
 
     @property
@@ -161,6 +167,7 @@ class Collection:
     @property
     def nbytes(self) -> int:
         """Bytes of its documents on disk, those that it shares with other collections too."""
+        self._complete()
         folders = [document_folder(self._place, member.key) for member in self.documents]
         return sum(read_manifest(folder).committed_bytes for folder in folders)
 
@@ -171,12 +178,15 @@ class Collection:
         It cannot grow on disk. One that was taken before a change goes on with the documents from before.
         """
         if self._context is None:
+            self._complete()
             self._context = self._context_over(open_set(self._place))
         return self._context
 
     def text(self, name: str) -> str:
         """The text of the document `name`; ValueError if there is none."""
-        snapshot = open_reader(document_folder(self._place, self._member(name).key))
+        member = self._member(name)
+        self._complete()
+        snapshot = open_reader(document_folder(self._place, member.key))
         return snapshot.text(snapshot.documents()[0])
 
     def generate(
@@ -227,9 +237,11 @@ class Collection:
             holder = self._holder(text)
             if name in names and (holder is None or holder.name != name):
                 if not replace:
-                    raise ValueError(f"{self.path} holds another text named {name}: replace it, or give another name")
+                    raise ValueError(f"{self._where} holds another text named {name}: replace it, or give another name")
                 if holder is not None:
-                    raise ValueError(f"{self.path} holds this text already, named {holder.name}: remove {name} instead")
+                    raise ValueError(
+                        f"{self._where} holds this text already, named {holder.name}: remove {name} instead"
+                    )
             if holder is None:
                 found.setdefault(text, (name, text))
         return list(found.values())
@@ -305,9 +317,17 @@ class Collection:
             context.add_text(text)
             context.read(progress=progress)
 
+    def _complete(self) -> None:
+        if self._writer is not None:
+            self._writer.complete()
+
+    @property
+    def _where(self) -> str:
+        return str(self.path) if self._writer is None else self._writer.where
+
     def _opened_writer(self) -> CollectionWriter:
         if self._writer is None:
-            raise ValueError(f"{self.path} is open for reading: open it with write=True")
+            raise ValueError(f"{self._where} is open for reading: open it with write=True")
         return self._writer
 
     def _publish(self, members: tuple[Member, ...]) -> None:
@@ -319,7 +339,7 @@ class Collection:
         self._manifest, self._context = writer.manifest, None
 
     def _member(self, name: str) -> Member:
-        return member_of(self.path, self._manifest, name)
+        return member_of(self._where, self._manifest, name)
 
     def _holder(self, text: str) -> Member | None:
         """The document that has this text."""

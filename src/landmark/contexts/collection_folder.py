@@ -75,8 +75,13 @@ def document_folder(place: Folder, key: str) -> Folder:
 
 
 def _open_member(place: Folder, member: Member, manifest: CollectionManifest) -> Snapshot:
-    """A document of a collection; Damage unless it is what the manifest says, read by the model of the manifest."""
     found = open_reader(document_folder(place, member.key))
+    check_member(found, member, manifest)
+    return found
+
+
+def check_member(found: Snapshot, member: Member, manifest: CollectionManifest) -> None:
+    """Raises Damage unless a document is what the manifest says, read by the model of the manifest."""
     held, stride = found.documents(), manifest.layout.blocks[0].stride
     sound = (
         len(held) == 1
@@ -88,7 +93,6 @@ def _open_member(place: Folder, member: Member, manifest: CollectionManifest) ->
     )
     if not sound:
         raise Damage(found.path, f"is not the document {member.name!r} that {COLLECTION} names")
-    return found
 
 
 def _allow_files(count: int) -> None:

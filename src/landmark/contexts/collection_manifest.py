@@ -107,8 +107,7 @@ def collection_bytes(folder: Folder) -> bytes:
         file = disk.open_file(folder / COLLECTION)
     except FileNotFoundError as error:
         raise ValueError(f"{folder.path} was deleted just now: give another collection") from error
-    if file.size > MOST_BYTES:
-        raise Damage(file.path, f"has {file.size} bytes, and the manifest of a collection has {MOST_BYTES} at most")
+    _check_size(file.size, file.path)
     return bytes(file.read(file.size))
 
 
@@ -118,19 +117,29 @@ def read_collection(folder: Folder | str | Path) -> CollectionManifest:
     Raises Damage if its manifest is damaged; ValueError if there is none or if it has another format version.
     """
     place = collection_place(folder) / COLLECTION
-    data = collection_bytes(place.folder)
-    check_frame(data, place.path)
+    return parse_collection(collection_bytes(place.folder), place.path)
+
+
+def parse_collection(data: bytes, path: Path) -> CollectionManifest:
+    """The state in the bytes of a file; raises as `read_collection` does."""
+    _check_size(len(data), path)
+    check_frame(data, path)
     try:
         found = fields.parse(data, "the manifest")
         version = fields.whole(found.get("version"), "the format version")
         if version == VERSION:
             return _manifest(found)
     except Malformed as error:
-        raise Damage(place.path, f"is no manifest that can be read: {error}") from error
+        raise Damage(path, f"is no manifest that can be read: {error}") from error
     raise ValueError(
-        f"{place.path} has format version {version}, and this program reads {VERSION}: use the version of the package"
+        f"{path} has format version {version}, and this program reads {VERSION}: use the version of the package"
         " that wrote it, or read the documents again"
     )
+
+
+def _check_size(size: int, path: Path) -> None:
+    if size > MOST_BYTES:
+        raise Damage(path, f"has {size} bytes, and the manifest of a collection has {MOST_BYTES} at most")
 
 
 def publish_collection(

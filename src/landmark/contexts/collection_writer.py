@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 from landmark.contexts import disk
 from landmark.contexts.collection_folder import creating, remove_others, remove_removed
@@ -27,14 +28,14 @@ class CollectionWriter:
         self._known = collection_bytes(place)
 
     @classmethod
-    def create(cls, path: Path, manifest: CollectionManifest) -> "CollectionWriter":
+    def create(cls, path: Path, manifest: CollectionManifest) -> Self:
         """Makes an empty collection in `path`; raises ValueError if there is something."""
         with creating(path) as lock:
             publish_collection(lock.folder, manifest)
         return cls(lock.folder, manifest, lock)
 
     @classmethod
-    def open(cls, path: Path) -> "CollectionWriter":
+    def open(cls, path: Path) -> Self:
         """Opens the collection in `path`, and finishes a removal that was interrupted.
 
         Raises ValueError if there is none, if another writer has it open, or if its manifest is damaged.
@@ -67,15 +68,23 @@ class CollectionWriter:
         self.manifest = manifest
         remove_others(self.place, manifest)
 
+    @property
+    def where(self) -> str:
+        """Where the collection lies, for messages."""
+        return str(self.place.path)
+
+    def complete(self) -> None:
+        """Brings the files of all documents into the folder, where they are not there yet."""
+
     def member(self, name: str) -> Member:
         """The document of a name; ValueError if there is none."""
-        return member_of(self.place.path, self.manifest, name)
+        return member_of(self.where, self.manifest, name)
 
     def close(self) -> None:
         """Releases the lock."""
         self._lock.close()
 
-    def __enter__(self) -> "CollectionWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,11 +97,11 @@ class CollectionWriter:
             raise not_alone(f"{self.place.path} was changed by another writer")
 
 
-def member_of(path: Path, manifest: CollectionManifest, name: str) -> Member:
-    """The document of a name; ValueError if there is none."""
+def member_of(where: str, manifest: CollectionManifest, name: str) -> Member:
+    """The document of a name in the collection that lies there; ValueError if there is none."""
     found = next((member for member in manifest.members if member.name == name), None)
     if found is None:
         names = ", ".join(member.name for member in manifest.members[:20]) or "none"
         more = f" and {len(manifest.members) - 20} more" if len(manifest.members) > 20 else ""
-        raise ValueError(f"{path} has no document named {name!r}: there are {names}{more}")
+        raise ValueError(f"{where} has no document named {name!r}: there are {names}{more}")
     return found

@@ -15,6 +15,7 @@ from landmark.contexts.collection_manifest import is_collection
 from landmark.contexts.documents import DocumentStore, Source, check_document, check_limit, distinct
 from landmark.contexts.either import open_snapshot
 from landmark.contexts.folder import fork
+from landmark.contexts.remote import local_copy
 from landmark.contexts.segments import Document
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.verify import check_snapshot
@@ -30,6 +31,7 @@ from landmark.hf.trace import Span, Trace
 from landmark.process_memory import return_freed_pages
 from landmark.settings import Verification, check_verification
 from landmark.store.base import Traffic
+from landmark.urls import path_of, url_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,7 +98,12 @@ class Context:
         `model` is a converted model, `tokenizer` its own (by default the one saved beside it). `options`: see `open`.
         Raises ValueError if `path` exists, or for settings under which nothing would be kept.
         """
-        folder = _folder(path)
+        if (url := url_of(_checked(path))) is not None:
+            raise ValueError(
+                f"{url} is on another file system, where a context that is read in sequence cannot be: read documents"
+                " apart (landmark.Collection, landmark read --apart), or give a folder of this machine"
+            )
+        folder = path_of(path)
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
         settings = LandmarkCache(model.config, **options).settings  # rejects bad ones before anything is made
         compatibility.check_keeps(settings)
@@ -118,7 +125,8 @@ class Context:
     ) -> "Context":
         """Opens the context in the folder `path` at its newest commit; with `write` it can grow.
 
-        A collection opens for reading, too: see `Collection`, which changes it.
+        A collection opens for reading, too: see `Collection`, which changes it. That may lie at a URL of another file
+        system, and is then fetched first.
 
         `verify` is what is checked before it opens: the "manifest" and the sizes of all files; also all "landmarks",
         the keys that every query is compared with; or "all" committed bytes, as `landmark contexts verify` does.
@@ -133,7 +141,7 @@ class Context:
         other adapters or scaling of them, another tokenizer or block size (naming the difference), or if it is damaged.
         """
         check_verification(verify)
-        folder = _folder(path)
+        folder = local_copy(_checked(path), documents=not write)
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
         snapshot = open_writer(folder) if write else open_snapshot(folder)
         try:
@@ -344,7 +352,7 @@ class Context:
                 )
             if self._growing and self._documents.writer is None:
                 raise ValueError("this fork is in memory, with no files of its own: fork the context to a path instead")
-            fork(self.path, _folder(path))
+            fork(self.path, path_of(_checked(path)))
             return Context.open(path, self.model, self.tokenizer, write=True, **self._options)
         self.check()
         documents, cache = self._documents.fork(), self.cache.fork()
@@ -362,9 +370,8 @@ class Context:
         self.close()
 
 
-def _folder(path: Any) -> Path:
-    """The folder of a context; raises ValueError for what is no path."""
-    try:
-        return Path(path)
-    except TypeError:
-        raise ValueError(f"path is {path!r}: give the folder of a context") from None
+def _checked(path: Any) -> str | PathLike[str]:
+    """A path or URL; raises ValueError for what is none."""
+    if not isinstance(path, (str, PathLike)):
+        raise ValueError(f"path is {path!r}: give the folder of a context")
+    return path

@@ -1,0 +1,144 @@
+"""Collections on other file systems: opened by a copy on this machine, and changed by manifests with a number each.
+
+No process of ours runs beside the store. What is written first are documents, which nobody looks for; then the next
+manifest, where there is none of its number: a reader finds the set before a change or the set after it, and of two
+writers one fails. Deleted last are the manifest before and documents that no manifest names.
+"""
+
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from landmark.contexts.collection_manifest import DOCUMENTS, CollectionManifest, Member, read_collection
+from landmark.contexts.collection_writer import CollectionWriter
+from landmark.contexts.disk import Progress
+from landmark.contexts.lock import not_alone
+from landmark.contexts.remote_cache import Copy, member_bytes
+from landmark.contexts.remote_store import Store, manifest_name
+from landmark.urls import path_of, url_of
+
+
+def local_copy(path: str | PathLike[str], progress: Progress | None = None, *, documents: bool = True) -> Path:
+    """The folder of a context or collection: `path` itself, or a copy of the collection at a URL, brought up to date.
+
+    Without `documents` the copy has the newest manifest, and those documents that were fetched before. `progress` is
+    called with bytes. The copy stays until this process ends. Raises ValueError for a URL without a collection or out
+    of reach, for damage in what was fetched, and where the cache has too little room.
+    """
+    url = url_of(path)
+    if url is None:
+        return path_of(path)
+    store, copy = Store(url), Copy(url)
+    with copy.changing():
+        while True:
+            number = store.newest()
+            try:
+                manifest = copy.take(store.read(manifest_name(number)), number)
+                if documents:
+                    copy.complete(store, manifest, progress)
+                return copy.folder
+            except FileNotFoundError as error:  # removed by a change, or lost
+                if store.newest() == number:
+                    raise ValueError(f"{url} is damaged, a file of it is missing ({error}): restore it") from error
+
+
+def is_unused(url: str) -> bool:
+    """Whether a collection can be made at a URL."""
+    return not Store(url).generations()
+
+
+def described(url: str) -> tuple[dict[str, Any], list[Member]]:
+    """Counts and sizes of the collection at a URL, as JSON values, and its documents. None of them is fetched."""
+    manifest = read_collection(local_copy(url, documents=False))
+    members = list(manifest.members)
+    facts = {
+        "path": url,
+        "generation": manifest.generation,
+        "documents": len(members),
+        "tokens": sum(member.tokens for member in members),
+        "text_bytes": sum(member.bytes for member in members),
+        "blocks": sum(member.blocks for member in members),
+        "bytes": sum(member_bytes(member, manifest.layout) for member in members),
+        "header": manifest.header,
+    }
+    return facts, members
+
+
+class RemoteWriter(CollectionWriter):
+    """A writer of the copy that puts every change into the store. Made by `create_at` and `open_at`."""
+
+    store: Store
+    copy: Copy
+
+    @classmethod
+    def create_at(cls, url: str, manifest: CollectionManifest) -> "RemoteWriter":
+        """Makes an empty collection; raises ValueError if there is one."""
+        store = Store(url)
+        try:
+            if store.generations():
+                raise FileExistsError
+            store.create(manifest_name(manifest.generation), manifest.to_bytes())
+        except FileExistsError:
+            raise ValueError(f"{url} exists: give another URL, or delete the collection there first") from None
+        return cls.open_at(url)
+
+    @classmethod
+    def open_at(cls, url: str) -> "RemoteWriter":
+        """Opens the collection at a URL, and finishes a removal that was interrupted; raises as `open` does."""
+        writer = cls.open(local_copy(url, documents=False))
+        try:
+            writer.store, writer.copy = Store(url), Copy(url)
+            writer._clean()
+            return writer
+        except BaseException:
+            writer.close()
+            raise
+
+    def publish(self, members: tuple[Member, ...]) -> None:
+        """Makes `members` the documents, at the URL and in the copy.
+
+        Raises ValueError, and changes nothing, if another writer changed the collection, or if a document cannot be
+        written.
+        """
+        following, held = self.manifest.followed_by(members), {member.key for member in self.manifest.members}
+        for member in members:
+            if member.key not in held:
+                self.store.put_document(self.place.path / DOCUMENTS / member.key)
+        with self.copy.changing():
+            try:
+                self.store.create(manifest_name(following.generation), following.to_bytes())
+            except FileExistsError:
+                raise not_alone(f"{self.store.url} was changed by another writer") from None
+            super().publish(members)
+        self._clean()
+
+    @property
+    def where(self) -> str:
+        return self.store.url
+
+    def complete(self) -> None:
+        local_copy(self.store.url)
+
+    def _clean(self) -> None:
+        """Deletes what the newest manifest does not count on: older ones, and documents that it took out."""
+        held = {member.key for member in self.manifest.members}
+        gone: Iterable[str] = (f"{DOCUMENTS}/{key}" for key in self.manifest.removed if key not in held)
+        older = (manifest_name(n) for n in self.store.generations() if n < self.manifest.generation)
+        try:
+            for name in (*gone, *older):
+                self.store.remove(name)
+        except ValueError as error:
+            raise ValueError(f"{error}; the change was made, and the next one deletes what it took out") from error
+
+
+def open_writer(path: str | PathLike[str]) -> CollectionWriter:
+    """The writer of the collection in a folder or at a URL."""
+    url = url_of(path)
+    return CollectionWriter.open(path_of(path)) if url is None else RemoteWriter.open_at(url)
+
+
+def create_writer(path: str | PathLike[str], manifest: CollectionManifest) -> CollectionWriter:
+    """The writer of a new collection in a folder or at a URL."""
+    url = url_of(path)
+    return CollectionWriter.create(path_of(path), manifest) if url is None else RemoteWriter.create_at(url, manifest)

@@ -1,0 +1,289 @@
+"""Collections on other file systems: one in memory, and S3 as moto plays it. Documents are made without a model."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+fsspec = pytest.importorskip("fsspec", reason="the extra remote")
+
+from collecting import HEADER, STATES, write  # noqa: E402
+from made import LAYOUT  # noqa: E402
+from storing import s3_server  # noqa: E402
+
+from landmark.contexts import remote, remote_cache  # noqa: E402
+from landmark.contexts.collection_folder import open_set, verify_collection  # noqa: E402
+from landmark.contexts.collection_manifest import DOCUMENTS, CollectionManifest, read_collection  # noqa: E402
+from landmark.contexts.remote import RemoteWriter, local_copy  # noqa: E402
+from landmark.contexts.remote_cache import Copy, cache_folder, member_bytes  # noqa: E402
+from landmark.urls import path_of, shown, url_of  # noqa: E402
+
+EMPTY = CollectionManifest(0, HEADER, LAYOUT)
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with s3_server() as settings:
+        yield settings
+
+
+@pytest.fixture(params=["memory", "s3"])
+def url(request, tmp_path, monkeypatch):
+    """A place for a collection, and an empty cache."""
+    if request.param == "s3":
+        for name, value in request.getfixturevalue("s3").items():
+            monkeypatch.setenv(name, value)
+        fsspec.filesystem("s3").clear_instance_cache()
+    elsewhere(tmp_path / "cache", monkeypatch)
+    yield f"{request.param}://bucket/{tmp_path.name}"
+    release()
+
+
+@pytest.fixture
+def memory(tmp_path, monkeypatch):
+    elsewhere(tmp_path / "cache", monkeypatch)
+    yield f"memory://bucket/{tmp_path.name}"
+    release()
+
+
+def elsewhere(cache, monkeypatch):
+    """What another machine has: another cache."""
+    release()
+    monkeypatch.setenv(remote_cache.FOLDER, str(cache))
+
+
+def release():
+    """What the end of the process does: no copy is in use any more."""
+    while remote_cache._held:
+        os.close(remote_cache._held.popitem()[1])
+
+
+def changed(writer, wanted):
+    """Makes `wanted`, numbers of texts by name, the documents."""
+    writer.publish(tuple(write(writer.place.path, name, number) for name, number in wanted.items()))
+
+
+def names(path):
+    return {member.name for member in read_collection(path).members}
+
+
+def files_at(url):
+    files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    return {found.removeprefix(f"{root}/"): files.cat_file(found) for found in files.find(root)}
+
+
+def test_every_state_is_what_another_machine_finds(url, tmp_path, monkeypatch):
+    with RemoteWriter.create_at(url, EMPTY) as writer:
+        for number, state in enumerate(STATES[1:]):
+            elsewhere(tmp_path / "cache", monkeypatch)
+            changed(writer, state)
+            elsewhere(tmp_path / f"machine {number % 2}", monkeypatch)  # two, which are behind each time
+            path = local_copy(url)
+            assert names(path) == set(state)
+            assert verify_collection(path) == []
+            assert len(open_set(path).documents()) == len(state)
+            assert len([*(path / DOCUMENTS).iterdir()]) == len(state)
+    kept = files_at(url)
+    keys = {member.key for member in writer.manifest.members}
+    assert {name.split("/")[1] for name in kept if name.startswith(DOCUMENTS)} == keys
+    assert [name for name in kept if "/" not in name] == [f"collection-{len(STATES) - 1}.json"]
+
+
+def test_what_is_there_is_not_fetched_again(memory, tmp_path, monkeypatch):
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1, "b": 2})
+        elsewhere(tmp_path / "other", monkeypatch)
+        local_copy(memory)
+        fetched = []
+        usual = remote_cache.Store.get_documents
+        monkeypatch.setattr(
+            remote_cache.Store, "get_documents", lambda *given: fetched.extend(given[1]) or usual(*given)
+        )
+        local_copy(memory)
+        assert fetched == []
+        monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "cache"))
+        changed(writer, {"a": 1, "b": 2, "c": 4})
+        monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "other"))
+        local_copy(memory)
+        assert fetched == [member.key for member in writer.manifest.members if member.name == "c"]
+
+
+def test_of_two_writers_one_fails(url, tmp_path, monkeypatch):
+    first = RemoteWriter.create_at(url, EMPTY)
+    elsewhere(tmp_path / "other", monkeypatch)
+    second = RemoteWriter.open_at(url)
+    changed(second, {"b": 2})
+    monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="changed by another writer"):
+        changed(first, {"a": 1})
+    assert names(local_copy(url)) == {"b"}
+    for writer in (first, second):
+        writer.close()
+    with pytest.raises(ValueError, match="exists: give another URL"):
+        RemoteWriter.create_at(url, EMPTY)
+
+
+def test_an_interrupted_upload_changes_nothing(memory, tmp_path, monkeypatch):
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1})
+        before, files = read_collection(writer.place), fsspec.filesystem("memory")
+        for call in ("put", "pipe_file"):
+            with monkeypatch.context() as broken:
+                broken.setattr(type(files), call, _cut_off)
+                with pytest.raises(ValueError, match=r"cannot be reached \(TimeoutError: no answer\): check"):
+                    changed(writer, {"a": 1, "b": 2})
+            assert writer.manifest == before
+            elsewhere(tmp_path / f"after {call}", monkeypatch)
+            assert read_collection(local_copy(memory)) == before
+            monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "cache"))
+        changed(writer, {"a": 1, "b": 2})
+        with monkeypatch.context() as broken:
+            broken.setattr(type(files), "rm", _cut_off)
+            with pytest.raises(ValueError, match="the change was made, and the next one deletes"):
+                changed(writer, {"a": 1})
+    gone = before.followed_by(()).removed  # of `a`; the documents of `b` are still there
+    assert len({name.split("/")[1] for name in files_at(memory) if "/" in name} - set(gone)) == 1
+    with RemoteWriter.open_at(memory) as writer:
+        assert [member.name for member in writer.manifest.members] == ["a"]
+    assert {name.split("/")[1] for name in files_at(memory) if "/" in name} == set(gone)
+
+
+def _cut_off(*_, **__):
+    raise TimeoutError("no answer")
+
+
+@pytest.mark.parametrize("kind", ["blocks", "landmarks", "tokens", "text", "documents", "parts", "manifest", "missing"])
+def test_a_corrupted_object_is_named_and_not_kept(memory, tmp_path, monkeypatch, kind):
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1})
+        key = writer.manifest.members[0].key
+    files, root = fsspec.core.url_to_fs(f"{memory}/{DOCUMENTS}/{key}")
+    place = f"{root}/manifest.json" if kind == "manifest" else f"{root}/segments/000001.{kind}"
+    if kind == "missing":
+        files.rm(f"{root}/segments/000001.blocks")
+    else:
+        data = bytearray(files.cat_file(place))
+        data[-2] ^= 1
+        files.pipe_file(place, bytes(data))
+    elsewhere(tmp_path / "other", monkeypatch)
+    with pytest.raises(ValueError, match=f"{memory}/{DOCUMENTS}/{key}|{memory} is damaged, a file") as raised:
+        local_copy(memory)
+    assert "\n" not in str(raised.value)
+    assert [*(Copy(memory).folder / DOCUMENTS).iterdir()] == []
+
+
+def test_a_corrupted_manifest(memory, tmp_path, monkeypatch):
+    RemoteWriter.create_at(memory, EMPTY).close()
+    fsspec.filesystem("memory").pipe_file(f"{memory}/collection-1.json", b'{"crc32": "00000000",\n}')
+    with pytest.raises(ValueError, match=f"the manifest 1 of {memory} is damaged"):
+        local_copy(memory)
+
+
+def test_the_cache_is_bounded_and_the_least_recently_used_goes_first(memory, tmp_path, monkeypatch):
+    urls = [f"{memory}/{number}" for number in range(3)]
+    for number, one in enumerate(urls):
+        with RemoteWriter.create_at(one, EMPTY) as writer:
+            changed(writer, {"a": 3 * number, "b": 3 * number + 1})
+        size = sum(member_bytes(member, LAYOUT) for member in writer.manifest.members)
+    elsewhere(tmp_path / "small", monkeypatch)
+
+    def held():
+        return [len([*(Copy(one).folder / DOCUMENTS).glob("*")]) for one in urls]
+
+    def used():
+        return sum(bytes_ for _, bytes_ in remote_cache._files(cache_folder()).values())
+
+    for one in urls[:2]:
+        local_copy(one)
+        os.utime(Copy(one).folder.with_name(Copy(one).folder.name + ".used"), (int(one[-1]), int(one[-1])))
+    most = used() + size * 2 // 3  # so that one document of the first has to go
+    monkeypatch.setenv(remote_cache.BYTES, str(most))
+    with pytest.raises(ValueError, match="collections that are in use leave too few"):
+        local_copy(urls[2])
+    assert held() == [2, 2, 0]
+    release()
+    opened = open_set(local_copy(urls[2]))
+    assert held() == [1, 2, 2]
+    assert used() <= most
+    monkeypatch.setenv(remote_cache.BYTES, str(size // 2))
+    with pytest.raises(ValueError, match=f"has [0-9,]+ bytes, and .* may hold .*: set {remote_cache.BYTES} to more"):
+        local_copy(urls[0])
+    shutil.rmtree(tmp_path / "small")
+    assert opened.text(opened.documents()[0])  # what is open stays readable
+
+
+def test_a_full_disk_keeps_what_was_there(memory, tmp_path, monkeypatch):
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1})
+    elsewhere(tmp_path / "full", monkeypatch)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fsspec.filesystem("memory").__class__, "get", full)
+        with pytest.raises(OSError, match="No space left"):
+            local_copy(memory)
+    assert names(local_copy(memory)) == {"a"}
+
+
+KILLED = """
+import os, sys
+from landmark.contexts import remote_cache
+calls = 0
+usual = os.rename
+def rename(*given, **named):
+    usual(*given, **named)
+    os.kill(os.getpid(), 9)
+os.rename = rename
+"""
+
+
+def test_a_killed_fetch_is_taken_up(url, tmp_path, monkeypatch, request):
+    if url.startswith("memory"):
+        pytest.skip("another process does not see it")
+    with RemoteWriter.create_at(url, EMPTY) as writer:
+        changed(writer, {"a": 1, "b": 2})
+    elsewhere(tmp_path / "other", monkeypatch)
+    code = f"{KILLED}\nfrom landmark.contexts.remote import local_copy; local_copy({url!r})"
+    ended = subprocess.run([sys.executable, "-c", code], env=os.environ, timeout=300, capture_output=True, text=True)
+    assert ended.returncode == -9, ended.stderr
+    assert len([*(Copy(url).folder / DOCUMENTS).iterdir()]) == 1
+    assert verify_collection(local_copy(url)) == []
+    assert len([*(Copy(url).folder / DOCUMENTS).iterdir()]) == 2
+
+
+def test_stores_that_cannot_be_reached(tmp_path, monkeypatch, s3):
+    elsewhere(tmp_path / "cache", monkeypatch)
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="no collection at s3://bucket/nothing: `landmark read --apart"):
+        local_copy("s3://bucket/nothing")
+    with pytest.raises(ValueError, match="s3://nobody/x cannot be reached"):
+        RemoteWriter.create_at("s3://nobody/x", EMPTY)
+    with pytest.raises(ValueError, match=r"nonsense://x cannot be opened .*: check the address"):
+        local_copy("nonsense://x")
+    with monkeypatch.context() as patch:
+        patch.setattr("fsspec.core.get_filesystem_class", _not_installed)
+        with pytest.raises(ValueError, match=r"Install s3fs.*pip install 'landmark-attention\[remote\]'"):
+            local_copy("s3://bucket/other")
+
+
+def _not_installed(*_):
+    raise ImportError("Install s3fs to access S3")
+
+
+def test_paths_and_urls():
+    for given in ("s3://bucket/library", Path("s3://bucket/library"), "S3://bucket/library/"):
+        assert url_of(given) == "s3://bucket/library" == shown(given)
+    assert url_of("library") is url_of(Path("/a:/b")) is url_of("C:/x") is None
+    for given in ("file:///a/b", Path("file:///a/b"), "/a/b"):
+        assert url_of(given) is None
+        assert path_of(given) == Path("/a/b")
+    with pytest.raises(ValueError, match="s3://bucket/x is on another file system: give a folder of this machine"):
+        path_of("s3://bucket/x")
+    assert remote.local_copy("file:///a/b") == Path("/a/b")
