@@ -1,12 +1,12 @@
 """Commands of the studies: their options, light to import, and what they run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from landmark.cli.options import Dtype
+from landmark.cli.options import Dtype, NumberOptions
 from landmark.limits import FromOne, MaybeFromOne, OutFile, OutFolder, Range, Seed
 
 
@@ -53,7 +53,7 @@ class ConvertedOptions:
     adapter: Path | None = None
     """What its conversion learnt, a file or folder; default: the adapter in the package, for SmolLM2-135M-Instruct."""
     dtype: Dtype = "float32"
-    """Number type of weights, keys and values, of both models."""
+    """Number type of weights, keys and values, of both models; auto: bfloat16 where it is multiplied fast."""
     threads: FromOne = 1
     """Threads to compute with."""
     json: bool = False
@@ -190,8 +190,7 @@ class RecallTablesOptions:
     """Adapter that converts the model; default: the one in the package."""
     haystack: Path | None = None
     """UTF-8 text around what is asked for; default: the book in the package."""
-    dtype: Dtype | None = None
-    """Number type of weights, keys and values; default: that of the weights, float32 for GGUF."""
+    numbers: OmitArgPrefixes[NumberOptions] = field(default_factory=NumberOptions)
     minutes: Annotated[float, Range(0)] = 60
     """Time for all runs."""
     threads: FromOne = 1
@@ -216,8 +215,7 @@ class SourceRankingOptions:
     """Tokens of a text with its question and answer."""
     samples: Annotated[int, Range(1, 10**4)] = 12
     """Texts, each with a question of every kind."""
-    dtype: Dtype | None = None
-    """Number type of weights, keys and values; default: that of the weights, float32 for GGUF."""
+    numbers: OmitArgPrefixes[NumberOptions] = field(default_factory=NumberOptions)
     seed: Seed = 0
     """Decides what is stated and asked."""
     threads: FromOne = 1

@@ -79,7 +79,7 @@ def run(options: RecallTablesOptions) -> int:
         share = left * one.minutes / sum(later.minutes for later in runs[number:])
         if share > 0:
             adapter = (options.adapter or landmark.adapter_path()) if one.converted else None
-            given = {"model": options.model, "adapter": adapter, "dtype": options.dtype}
+            given = {"model": options.model, "adapter": adapter, "numbers": options.numbers}
             given |= {"haystack": options.haystack, "minutes": share}
             print_escaped(f"{one.name}: {share:.1f} minutes")
             run_recall(replace(one.options, out=options.out / f"{one.name}.jsonl", **given))

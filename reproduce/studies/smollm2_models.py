@@ -33,12 +33,9 @@ class Pair:
         quiet_transformers()
         warnings.filterwarnings("ignore", message="the weights differ slightly")
         tokenizer = read_tokenizer(options.original)
-        original = load_plain(options.original)
-        converted, dtype = (
-            landmark.load_adapter(options.original, adapter_of(options)).eval(),
-            getattr(torch, options.dtype),
-        )
-        return cls(original.to(dtype), converted.to(dtype), tokenizer)
+        original = load_plain(options.original, dtype=options.dtype)
+        converted = landmark.load_adapter(options.original, adapter_of(options), dtype=options.dtype)
+        return cls(original, converted.eval(), tokenizer)
 
     def settings(self) -> dict[str, Any]:
         """What of the models determines a measurement, for `Records`."""

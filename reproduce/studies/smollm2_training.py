@@ -27,6 +27,7 @@ import landmark
 from landmark.data.chat import ChatFormat
 from landmark.data.recall import ANSWER, COPY, REPLY, TEXT
 from landmark.files import written_whole
+from landmark.hf.loading import cast
 from landmark.training.adapters import adapt
 from landmark.training.loss import distillation_loss
 from landmark.training.models import FrozenCopy
@@ -63,8 +64,8 @@ class Log:
 
 def moved(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model on `DEVICE`, its parameters in `dtype`."""
-    torch.nn.Module.to(model, DEVICE, dtype)
-    return model
+    torch.nn.Module.to(model, DEVICE)
+    return cast(model, dtype)
 
 
 class Conversion:

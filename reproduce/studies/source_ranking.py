@@ -35,7 +35,7 @@ def run(options: SourceRankingOptions) -> int:
         if adapter is None and not is_converted(config):
             raise ValueError(f"{options.model} is no converted model: give --adapter, what its conversion learnt")
 
-    model, tokenizer = load_either(options.model, adapter, check, options.dtype)
+    model, tokenizer = load_either(options.model, adapter, check, options.numbers)
     haystack = read_text(options.haystack or book_path())
     prompts, group = Prompts(tokenizer, haystack, samples=options.samples, seed=options.seed), recall(KINDS)
     chat = bool(getattr(tokenizer, "chat_template", None))

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from landmark.cli import main as cli
 
@@ -17,6 +18,18 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_reader import save
 
     return save(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def plain_folder(model_folder, tmp_path_factory) -> str:
+    """A model before conversion, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("plain")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.save_pretrained(folder)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"num_key_value_heads": 1, "vocab_size": len(tokenizer), "max_position_embeddings": 4096}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from landmark.cli import main as cli
 from landmark.cli import recall as command
@@ -19,18 +18,6 @@ def haystack(tmp_path) -> str:
     path = tmp_path / "haystack.txt"
     path.write_text("It was a calm sea. Jim looked at the ships for a long while. " * 60, encoding="utf-8")
     return str(path)
-
-
-@pytest.fixture(scope="module")
-def plain_folder(model_folder, tmp_path_factory) -> str:
-    """A model before conversion, with a tokenizer."""
-    folder = tmp_path_factory.mktemp("plain")
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    tokenizer.save_pretrained(folder)
-    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    shape |= {"num_key_value_heads": 1, "vocab_size": len(tokenizer), "max_position_embeddings": 4096}
-    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).save_pretrained(folder)
-    return str(folder)
 
 
 def lines(capsys) -> list[dict]:

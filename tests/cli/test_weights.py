@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import landmark
 from landmark.cli import main as cli
@@ -35,3 +36,50 @@ def test_commands_load_the_weights_that_read_a_context(context_in_8_bits, files,
 def test_weights_in_8_bits_do_not_open_a_context_that_others_read(context, capsys):
     assert cli.main(["ask", str(context), "jim looked", "--weights", "int8"]) == 2
     assert "was read with other number type: float32, now float32, weights in 8 bits" in capsys.readouterr().err
+
+
+def made(arguments: list[str], capsys) -> dict:
+    assert cli.main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_context_decides_its_number_type(tmp_path, files, model_folder, capsys):
+    path = tmp_path / "halves"
+    made(["read", "--model", str(model_folder), "--out", str(path), files[0], "--dtype", "bfloat16"], capsys)
+    assert read_manifest(path).header["fingerprint"]["number type"] == "bfloat16"
+    asked = ["ask", str(path), "jim looked", "--max-new-tokens", "3"]
+    by_itself = made(asked, capsys)["answer"]
+    for given in ("bfloat16", "auto"):
+        assert made([*asked, "--dtype", given], capsys)["answer"] == by_itself
+    assert made(["append", str(path), files[1]], capsys)["new_documents"] == 1
+    assert cli.main([*asked, "--dtype", "float32"]) == 2
+    assert "was read with other number type: bfloat16, now float32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("can", [{}, {"avx512_bf16": True}, {"amx_bf16": True}])
+def test_auto_is_bfloat16_where_it_is_fast_and_says_so(can, model_folder, files, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can, raising=False)
+    dtype = "bfloat16" if can else "float32"
+    arguments = ["--model", str(model_folder), "--haystack", files[0], "--lengths", "500", "--samples", "1"]
+    assert cli.main(["eval", "recall", "--tasks", "absent", *arguments, "--dtype", "auto", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["dtype"] == dtype
+    assert f"--dtype auto: {dtype} on this machine" in printed.err
+
+
+@pytest.mark.parametrize("command", ["recall --tasks absent", "passkey"])
+def test_evaluations_take_weights_in_8_bits(command, model_folder, files, capsys, tmp_path):
+    arguments = ["--model", str(model_folder), "--haystack", files[0], "--lengths", "500", "--samples", "1"]
+    arguments += ["--out", str(tmp_path / "log.jsonl")]
+    assert cli.main(["eval", *command.split(), *arguments]) == 0
+    assert cli.main(["eval", *command.split(), *arguments, "--weights", "int8"]) == 2
+    assert "was made with another model" in capsys.readouterr().err
+    (tmp_path / "log.jsonl").unlink()
+    row = made(["eval", *command.split(), *arguments, "--weights", "int8"], capsys)
+    assert row.get("weights", "int8") == "int8"
+
+
+def test_an_ordinary_model_has_no_weights_in_8_bits(plain_folder, capsys):
+    assert cli.main(["eval", "recall", "--model", plain_folder, "--weights", "int8"]) == 2
+    assert f"weights is int8, for converted models, and {plain_folder} is an ordinary one" in capsys.readouterr().err

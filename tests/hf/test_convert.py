@@ -9,6 +9,7 @@ import transformers
 from families import FAMILIES, REJECTED, build, family
 
 import landmark
+from landmark.hf.loading import cast
 from landmark.ops.attention import landmark_attention
 
 IDS = torch.randint(3, 61, (2, 50), generator=torch.Generator().manual_seed(1))
@@ -222,3 +223,13 @@ def test_a_foreign_cache_is_an_error():
         model.generate(
             IDS[:1], max_new_tokens=2, past_key_values=transformers.StaticCache(model.config, max_cache_len=60)
         )
+
+
+def test_a_model_in_another_dtype_keeps_its_rotary_frequencies(tmp_path):
+    landmark.convert(family("llama"), block_size=7).save_pretrained(tmp_path)
+    loaded = landmark.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    made = cast(landmark.from_pretrained(tmp_path), torch.bfloat16)
+    assert made.dtype == torch.bfloat16
+    assert made.model.rotary_emb.inv_freq.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(made(input_ids=IDS).logits, loaded(input_ids=IDS).logits)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tyro.conf import OmitArgPrefixes
 
-from landmark.cli.options import MemoryOptions, Weights, load, model_of
+from landmark.cli.options import MemoryOptions, NumberOptions, load, model_of
 from landmark.cli.output import tokens_read
 from landmark.limits import FromOne, Seed, Temperature
 from landmark.settings import ReadingChanges, Verification
@@ -30,9 +30,6 @@ class AnswerOptions:
     model: Path | None = None
     """Folder of a converted model with its tokenizer; default: the one that read the context, for a text the one in the
     package."""
-    weights: Weights | None = None
-    """int8 keeps the weights of linear layers in 8 bits: on a CPU a token takes a fraction of the time, and predictions
-    change a little. Default: as the context was read; for a text, the weights as they are."""
     max_new_tokens: FromOne = 100
     """Most tokens to generate."""
     temperature: Temperature = 0.0
@@ -44,6 +41,7 @@ class AnswerOptions:
     reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
     """Default: as when the context was read; for a text, the model's own settings."""
     memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
+    numbers: OmitArgPrefixes[NumberOptions] = field(default_factory=NumberOptions)
 
 
 class FromContext(NamedTuple):
@@ -94,7 +92,7 @@ def answer_from_context(
 
     folder = model_of(path, options.model)
     model, tokenizer = load(
-        folder, lambda config: options.memory.check(config, path, **options.reading), path, weights=options.weights
+        folder, lambda config: options.memory.check(config, path, **options.reading), path, numbers=options.numbers
     )
     context = Context.open(
         path, model, tokenizer, verify=options.verify, **options.reading, **options.memory.keywords()
@@ -129,7 +127,7 @@ def answer_from_text(
         options.memory.check(config, **options.reading)
         return Reading.of(config, **options.reading)
 
-    model, tokenizer = load(options.model, reading_of, weights=options.weights)
+    model, tokenizer = load(options.model, reading_of, numbers=options.numbers)
     reading = reading_of(model.config)
     before = bos_tokens(tokenizer) + encode(tokenizer, text)
     asked = encode(tokenizer, prompt, continues=True)

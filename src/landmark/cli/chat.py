@@ -231,7 +231,7 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
     if sys.stderr.isatty():
         print_escaped(f"loading {base.name}", to_stderr=True)
     model, tokenizer = load(
-        base, check, known, adapter=options.adapter, weights=options.weights, check_tokenizer=check_tokenizer
+        base, check, known, adapter=options.adapter, numbers=options.numbers, check_tokenizer=check_tokenizer
     )
     keywords: dict[str, Any] = {**options.reading, **options.memory.keywords()}
     if options.context is None:

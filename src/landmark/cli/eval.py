@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from landmark.cli.options import Weights, load, whole_numbers
+from landmark.cli.options import NumberOptions, load, whole_numbers
 from landmark.cli.output import print_table, tokens_read
 from landmark.limits import FromOne, MaybeFromOne, OutFile, Range, Seed
 from landmark.settings import ReadingChanges
@@ -31,14 +31,13 @@ class EvalOptions:
 
     model: Path | None = None
     """Folder of a converted model with its tokenizer; default: the one in the package."""
-    weights: Weights | None = None
-    """int8 keeps the weights of linear layers in 8 bits; default: the weights as they are."""
     attention: Attention = "landmark"
     """landmark: through memory; local: the last tokens only; full: all at once, at true positions."""
     window: MaybeFromOne = None
     """local: last tokens in sight, on average."""
     reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
     """Default: the model's own settings. With per_head a result is marked as looking ahead."""
+    numbers: OmitArgPrefixes[NumberOptions] = field(default_factory=NumberOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,7 @@ def run_passkey(options: PasskeyOptions) -> int:
         for length in lengths:
             made[0].check_length(length)
 
-    model, _ = load(options.model, check, weights=options.weights, check_tokenizer=check_tokenizer)
+    model, _ = load(options.model, check, numbers=options.numbers, check_tokenizer=check_tokenizer)
     (keys,) = made
     reading = _reading_of(options, model.config)
     journal = _journal(options, model, keys, reading)
@@ -161,7 +160,7 @@ def run_perplexity(options: PerplexityOptions) -> int:
             setting.reading.check_length(config, setting.length)
         return settings, pairs, perplexity.check_lengths([setting.length for setting in settings])
 
-    model, tokenizer = load(options.model, plan, weights=options.weights)
+    model, tokenizer = load(options.model, plan, numbers=options.numbers)
     settings, pairs, span = plan(model.config)
     ids = [encode(tokenizer, document.text).ids.numpy() for document in documents]
     windows = perplexity.cut_windows(ids, span, options.windows)

@@ -1,18 +1,18 @@
 """Options that several commands share, and the model that they name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from landmark.cli.output import bytes_done
+from landmark.cli.output import bytes_done, print_escaped
 from landmark.limits import LARGEST, Limit
 from landmark.urls import shown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["int8"]
 
 
@@ -24,6 +24,43 @@ class Bytes(Limit):
         from landmark.store.base import parse_bytes
 
         parse_bytes(name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberOptions:
+    """The numbers that a model computes with. A context decides them, unless others are given."""
+
+    dtype: Dtype | None = None
+    """Number type of weights, keys and values; auto: bfloat16 where the processor or the GPU multiplies it fast, else
+    float32. Default: float32."""
+    weights: Weights | None = None
+    """int8 keeps the weights of linear layers in 8 bits: on a CPU a generated token takes a fraction of the time, and
+    predictions change a little. Default: the weights as they are."""
+
+    def of_context(self, path: Path) -> "NumberOptions":
+        """Those with which a context was read, where none are given."""
+        from landmark.contexts.compatibility import recorded_numbers
+
+        dtype, weights = recorded_numbers(path)
+        if self.dtype in (None, "auto"):
+            return replace(self, dtype=dtype, weights=self.weights or weights)
+        return replace(self, weights=self.weights or weights)
+
+    def keywords(self) -> dict[str, Any]:
+        """Keywords of `landmark.from_pretrained`; raises ValueError for weights in 8 bits where models go to a GPU."""
+        import torch
+
+        from landmark.hf.loading import dtype_of
+
+        if self.weights is not None and torch.cuda.is_available():
+            raise ValueError(f"weights is {self.weights}, for decoding on a CPU, and torch sees a GPU: leave it out")
+        dtype = dtype_of(self.dtype or "float32")
+        if self.dtype == "auto":
+            print_escaped(f"--dtype auto: {str(dtype).removeprefix('torch.')} on this machine", to_stderr=True)
+        return {"dtype": dtype, "weights": self.weights}
+
+
+AS_GIVEN = NumberOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +112,7 @@ def load(
     context: Path | None = None,
     *,
     adapter: Path | None = None,
-    weights: Weights | None = None,
+    numbers: NumberOptions = AS_GIVEN,
     check_tokenizer: Callable[["PreTrainedTokenizerBase"], object] = lambda tokenizer: None,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """A converted model and its tokenizer from a folder, that of the package if None; on a GPU if there is one.
@@ -84,11 +121,11 @@ def load(
     without one gets that of the package, which is refused unless it belongs to it. `check` gets the configuration
     before the weights are read, and raises ValueError for options that do not go with it; `check_tokenizer` gets the
     tokenizer. A `context` must have been read with this configuration and tokenizer, which is checked before the
-    weights are read, and with these weights, which opening it checks; without `weights` it decides whether they are in
-    8 bits. Raises ValueError where a file is missing or damaged, and for weights in 8 bits on a GPU.
+    weights are read, and with these weights, which opening it checks; it decides the `numbers` that are not given.
+    Raises ValueError where a file is missing or damaged, and for weights in 8 bits on a GPU.
     """
     from landmark.assets import adapter_path, model_path
-    from landmark.contexts.compatibility import check_model, recorded_weights
+    from landmark.contexts.compatibility import check_model
     from landmark.hf import from_pretrained, load_adapter
     from landmark.hf.config import landmark_settings
     from landmark.hf.loading import is_gguf, read_config, read_tokenizer, to_default_device
@@ -108,37 +145,26 @@ def load(
     check_tokenizer(tokenizer)
     if context is not None:
         check_model(context, config, tokenizer)
-        recorded: Any = recorded_weights(context)
-        weights = recorded if weights is None else weights
-    check_device(weights)
-    options = {"weights": weights}
+        numbers = numbers.of_context(context)
+    options = numbers.keywords()
     loaded = from_pretrained(source, **options) if adapter is None else load_adapter(source, adapter, **options)
     model = to_default_device(loaded)
     return model, checked(tokenizer, source, model)
-
-
-def check_device(weights: Weights | None) -> None:
-    """Raises ValueError for weights in 8 bits where models go to a GPU."""
-    import torch
-
-    if weights is not None and torch.cuda.is_available():
-        raise ValueError(f"weights is {weights}, for decoding on a CPU, and torch sees a GPU: leave it out")
 
 
 def load_either(
     source: str | None,
     adapter: Path | None,
     check: Callable[["PretrainedConfig"], object],
-    dtype: Dtype | None = None,
+    numbers: NumberOptions = AS_GIVEN,
     *,
     check_tokenizer: Callable[["PreTrainedTokenizerBase"], object] = lambda tokenizer: None,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """A model as it is, converted or not, in `dtype` if given, and its tokenizer; on a GPU if there is one.
+    """A model as it is, converted or not, and its tokenizer; on a GPU if there is one.
 
-    Like `load`, but that without an `adapter` an ordinary model stays one, from a folder, a GGUF file or the hub.
+    Like `load`, but that without an `adapter` an ordinary model stays one, from a folder, a GGUF file or the hub. Its
+    weights cannot be in 8 bits: raises ValueError.
     """
-    import torch
-
     from landmark.hf.config import is_converted
     from landmark.hf.loading import read_config, read_tokenizer, to_default_device
     from landmark.hf.plain import load_plain
@@ -147,15 +173,15 @@ def load_either(
     config = None if source is None or adapter is not None else read_config(source)
     if source is None or config is None or is_converted(config):
         path = None if source is None else Path(source)
-        model, tokenizer = load(path, check, adapter=adapter, check_tokenizer=check_tokenizer)
-    else:
-        quiet_transformers()
-        check(config)
-        tokenizer = read_tokenizer(source)
-        check_offsets(tokenizer, source)
-        check_tokenizer(tokenizer)
-        model = to_default_device(load_plain(source))
-    return model if dtype is None else model.to(getattr(torch, dtype)), tokenizer
+        return load(path, check, adapter=adapter, numbers=numbers, check_tokenizer=check_tokenizer)
+    if numbers.weights is not None:
+        raise ValueError(f"weights is {numbers.weights}, for converted models, and {source} is an ordinary one")
+    quiet_transformers()
+    check(config)
+    tokenizer = read_tokenizer(source)
+    check_offsets(tokenizer, source)
+    check_tokenizer(tokenizer)
+    return to_default_device(load_plain(source, dtype=numbers.keywords()["dtype"])), tokenizer
 
 
 def check_adapter(model: Path | None, adapter: Path | None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from landmark.cli.options import MemoryOptions, Weights, load, model_of
+from landmark.cli.options import MemoryOptions, NumberOptions, load, model_of
 from landmark.cli.output import print_escaped, tokens_read
 from landmark.limits import LocalFolder, OutFolder
 from landmark.settings import Verification
@@ -36,14 +36,12 @@ class ReadOptions:
     """With --apart, folders of other collections: documents that they hold are taken from there, not read again."""
     model: Path | None = None
     """Folder of a converted model with its tokenizer; default: the one in the package."""
-    weights: Weights | None = None
-    """int8 keeps the weights of linear layers in 8 bits, and so do the commands that open the context: on a CPU a
-    generated token takes a fraction of the time. Default: the weights as they are."""
     json: bool = False
     """Print one JSON object instead of text."""
     verify: Verification = "landmarks"
     """What of a context is checked before it opens: docs/contexts.md."""
     memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
+    numbers: OmitArgPrefixes[NumberOptions] = field(default_factory=NumberOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +80,7 @@ def run_read(options: ReadOptions) -> int:
     from landmark.contexts.context import Context
 
     model, tokenizer = load(
-        options.model, lambda config: options.memory.check(config, known), known, weights=options.weights
+        options.model, lambda config: options.memory.check(config, known), known, numbers=options.numbers
     )
     keywords = options.memory.keywords()
     if options.apart:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from landmark.cli.options import Dtype, load_either, whole_numbers
+from landmark.cli.options import NumberOptions, load_either, whole_numbers
 from landmark.cli.output import print_escaped, print_table, tokens_read
 from landmark.limits import MaybeFromOne, OutFile, Range, Seed
 from landmark.settings import DEFAULT_BLOCK_SIZE, ReadingChanges
@@ -37,8 +37,6 @@ class TaskOptions:
     default: the one in the package."""
     adapter: Path | None = None
     """Adapter that converts the model, as landmark.load_adapter takes it."""
-    dtype: Dtype | None = None
-    """Number type of weights, keys and values; default: the one that the weights are saved in, float32 for GGUF."""
     attention: Literal["landmark", "full", "local", "sinks", "none", "yarn"] | None = None
     """landmark: through memory; none: the same without opening blocks; local: the last tokens; full: everything at
     once; sinks: the first four tokens and the last ones; yarn: full, with rotary frequencies stretched to the length.
@@ -69,6 +67,7 @@ class TaskOptions:
     """Image of the share of right answers by task, depth and length; needs matplotlib."""
     reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
     """For landmark, none and local; default: the model's own settings."""
+    numbers: OmitArgPrefixes[NumberOptions] = field(default_factory=NumberOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +162,7 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
         options.model,
         options.adapter,
         check,
-        options.dtype,
+        options.numbers,
         check_tokenizer=lambda tokenizer: planned.append(_plan(options, groups, haystack, lengths, tokenizer)),
     )
     ((cells, prompts),) = planned
@@ -171,6 +170,8 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
     settings = attending.settings() | {"dtype": str(model.dtype).removeprefix("torch."), "rag": options.rag}
     if options.rag is not None:
         settings["rag_tokens"] = _rag_tokens(options, model.config)
+    if options.numbers.weights is not None:
+        settings["weights"] = options.numbers.weights
     journal = None
     if options.out is not None:
         described = contents(model, tokenizer, haystack) | _described(options, groups, files) | settings

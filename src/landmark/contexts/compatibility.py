@@ -24,7 +24,7 @@ from landmark.hf.fingerprint import (
     differences,
     fingerprint_like,
     model_fingerprint,
-    weights_of,
+    numbers_of,
 )
 from landmark.hf.tokenizer import bos_tokens, load_tokenizer, text_encoder
 from landmark.index.options import IndexKind, IndexOptions, index_options
@@ -62,9 +62,9 @@ def header(
     }
 
 
-def recorded_weights(path: Path) -> str | None:
-    """The `weights` of `landmark.from_pretrained` with which a context was read."""
-    return weights_of(_entry(manifest_of(path).header, "fingerprint"))
+def recorded_numbers(path: Path) -> tuple[Any, Any]:
+    """The `dtype` and the `weights` of `landmark.from_pretrained` with which a context was read."""
+    return numbers_of(_entry(manifest_of(path).header, "fingerprint"))
 
 
 def check_header(snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:

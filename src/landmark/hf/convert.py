@@ -26,7 +26,15 @@ from landmark.hf.decoder_layer import serve_few_tokens
 from landmark.hf.hooks import attention_pre_hook, base_hook, base_pre_hook
 from landmark.hf.int8 import check_weights, with_weights
 from landmark.hf.linear import serve_few_rows
-from landmark.hf.loading import gguf_model, hub_options, is_gguf, read_config, read_tokenizer, read_weights
+from landmark.hf.loading import (
+    gguf_model,
+    hub_options,
+    is_gguf,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    with_dtype,
+)
 from landmark.hf.model import install_mixin, ordinary_tokens, rows_of_tokens, saved_rows, store_settings
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
 from landmark.hf.rope import evaluating, find_ropes, rotation
@@ -92,22 +100,24 @@ def convert(
 def from_pretrained(path: str | PathLike[str], *, weights: str | None = None, **options: Any) -> PreTrainedModel:
     """Loads a converted model that was saved with `save_pretrained`, in float32 by default.
 
-    `path` is a folder or a hub id; `options` go to `AutoModelForCausalLM.from_pretrained`. With `weights="int8"` linear
-    layers keep their weights in 8 bits, which decodes faster on a CPU; such a model can be neither saved nor trained. A
-    GGUF file gives the ordinary model in it, dequantized and not converted yet. Code that comes with a model is not run
-    unless `trust_remote_code=True`, and pickled weights are not read unless `use_safetensors=False`. Raises ValueError
-    where `path` has no landmark settings, and where files are missing, damaged or do not belong together.
+    `path` is a folder or a hub id; `options` go to `AutoModelForCausalLM.from_pretrained`. `dtype="auto"` is bfloat16
+    where the device multiplies it fast (AVX512-BF16, AMX, GPUs that have it), and float32 elsewhere. With
+    `weights="int8"` linear layers keep their weights in 8 bits, which decodes faster on a CPU; such a model can be
+    neither saved nor trained. A GGUF file gives the ordinary model in it, dequantized and not converted yet. Code that
+    comes with a model is not run unless `trust_remote_code=True`, and pickled weights are not read unless
+    `use_safetensors=False`. Raises ValueError where `path` has no landmark settings, and where files are missing,
+    damaged or do not belong together.
     """
     check_weights(weights)
     if is_gguf(path):
         if weights is not None:
             raise ValueError(f"weights={weights!r} is for converted models: give {path} to landmark.load_adapter")
-        return gguf_model(path, **{"dtype": torch.float32} | options)
+        return gguf_model(path, **with_dtype(options))
     if "attn_implementation" in options:
         raise ValueError(f"the attention of a converted model is {attention.NAME!r}: leave attn_implementation out")
     config = options.get("config") or read_config(path, **hub_options(options))
     landmark_settings(config)
-    options = {"dtype": torch.float32, "vocab_size": saved_rows(text_config(config))} | options
+    options = {"vocab_size": saved_rows(text_config(config))} | with_dtype(options)
     if "config" in options:  # a config that is passed takes no changes by keyword
         options["config"] = deepcopy(config)
         text_config(options["config"]).vocab_size = options.pop("vocab_size")

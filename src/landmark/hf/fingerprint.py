@@ -19,6 +19,7 @@ from landmark.hf.config import landmark_settings, text_config
 from landmark.hf.int8 import Int8Linear, in_8_bits
 
 _IN_8_BITS = ", weights in 8 bits"  # of a number type
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
@@ -73,9 +74,14 @@ def _number_type(model: PreTrainedModel) -> str:
     return str(model.dtype).removeprefix("torch.") + (_IN_8_BITS if in_8_bits(model) else "")
 
 
-def weights_of(fingerprint: Mapping[str, Any]) -> str | None:
-    """The `weights` of `landmark.from_pretrained` with which a model of this fingerprint was loaded."""
-    return "int8" if str(fingerprint.get("number type")).endswith(_IN_8_BITS) else None
+def numbers_of(fingerprint: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The `dtype` and the `weights` of `landmark.from_pretrained` with which a model of this fingerprint was loaded.
+
+    None is float32, for a number type that there is not, and for weights as they are.
+    """
+    kind = str(fingerprint.get("number type"))
+    dtype = kind.removesuffix(_IN_8_BITS)
+    return dtype if dtype in _DTYPES else None, "int8" if kind.endswith(_IN_8_BITS) else None
 
 
 def fingerprint_like(saved: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:

@@ -120,6 +120,37 @@ def _whole(path: str | PathLike[str], loaded: Any) -> PreTrainedModel:
     return model
 
 
+def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype of that name; "auto" is bfloat16 where it is multiplied fast, else float32.
+
+    That is on GPUs that have it, and on processors with AVX512-BF16 or AMX; the device is that of `to_default_device`.
+    """
+    if dtype != "auto":
+        return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        fast = can.get("avx512_bf16", False) or can.get("amx_bf16", False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def with_dtype(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` of a model with its dtype, as `dtype_of` has it; float32 by default."""
+    return {**options, "dtype": dtype_of(options.get("dtype", torch.float32))}
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """`model` with its parameters in `dtype`, in place, as if it had been loaded so.
+
+    Buffers stay what they are: `model.to(dtype)` would round the frequencies of rotary positions.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
 def to_default_device(model: PreTrainedModel) -> PreTrainedModel:
     """Moves `model` to the current GPU if there is one, to the CPU otherwise."""
     return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from landmark.hf.config import text_config, trained_positions
-from landmark.hf.loading import gguf_model, is_gguf, read_weights
+from landmark.hf.loading import gguf_model, is_gguf, read_weights, with_dtype
 from landmark.hf.reader import chunks, end_tokens
 
 
@@ -23,7 +23,7 @@ def load_plain(path: str | PathLike[str], **options: Any) -> PreTrainedModel:
     Raises ValueError where it cannot be read.
     """
     load = gguf_model if is_gguf(path) else read_weights
-    return load(path, **{"dtype": torch.float32} | options).eval()
+    return load(path, **with_dtype(options)).eval()
 
 
 def stretched(model: PreTrainedModel, length: int) -> PreTrainedModel:

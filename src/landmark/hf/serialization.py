@@ -23,7 +23,7 @@ from landmark.hf.compat import config_fields
 from landmark.hf.config import chunk_tokens, is_converted, landmark_settings, text_config
 from landmark.hf.convert import convert
 from landmark.hf.int8 import check_weights, with_weights
-from landmark.hf.loading import gguf_model, hub_options, is_gguf, read_config, read_weights
+from landmark.hf.loading import cast, gguf_model, hub_options, is_gguf, read_config, read_weights, with_dtype
 from landmark.settings import LandmarkSettings
 
 ENTRY = "landmark"
@@ -75,8 +75,9 @@ def load_adapter(
 
     `base` is a GGUF file, a folder, a hub id, or a model, which is modified; `adapter` is a file, or a folder with
     adapter_model.safetensors. `options` go to `AutoModelForCausalLM.from_pretrained` where it loads the model, in
-    float32 by default. The converted model needs no peft and can be saved. With `weights="int8"` linear layers keep
-    their weights in 8 bits afterwards, which decodes faster on a CPU; such a model can be neither saved nor trained.
+    float32 by default; another `dtype`, "auto" as in `from_pretrained`, is what weights are rounded to after the merge.
+    The converted model needs no peft and can be saved. With `weights="int8"` linear layers keep their weights in 8 bits
+    afterwards, which decodes faster on a CPU; such a model can be neither saved nor trained.
 
     Warns where the weights are close to those the adapter was trained on but not equal (another quantization).
     Raises ValueError for a file that is no such adapter, and for another model: other shapes, other weights, or one
@@ -88,6 +89,7 @@ def load_adapter(
         value = found.settings.to_dict()[given[0]]
         raise ValueError(f"{given[0]} is {value} in {found.path}, which was trained with it: leave {given[0]} out")
     is_model = isinstance(base, PreTrainedModel)
+    dtype = None if is_model else with_dtype(options)["dtype"]
     _check_config(found, base.config if is_model else read_config(base, **hub_options(options)))
     model = base if is_model else _load(base, options)
     _check_weights(found, model)
@@ -102,7 +104,7 @@ def load_adapter(
             weight.copy_(weight.float() + found.scale * (up @ down))
         embeddings: Any = model.get_input_embeddings()
         embeddings.weight[found.settings.landmark_id] = found.row.to(embeddings.weight)
-    return with_weights(model, weights)
+    return with_weights(model if dtype is None else cast(model, dtype), weights)
 
 
 def adapted_config(base: str | PathLike[str], adapter: str | PathLike[str]) -> PretrainedConfig:
@@ -123,7 +125,7 @@ def _file(adapter: str | PathLike[str]) -> Path:
 
 
 def _load(base: str | PathLike[str], options: dict[str, Any]) -> PreTrainedModel:
-    options = {"dtype": torch.float32} | options
+    options = options | {"dtype": torch.float32}
     return gguf_model(base, **options) if is_gguf(base) else read_weights(base, **options)
 
 
