@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from landmark.index.topk import top_newest
 from landmark.memory import LayerMemory
 from landmark.memory.blocks import BlockMemory
 from landmark.process_memory import PeakMemory, resident_bytes
+from landmark.settings import Selection
 from landmark.store.base import BlockShape
 
 CHARACTERS_PER_TOKEN = 3.4  # to know beforehand how much text is needed; a little more is read than asked for
@@ -239,7 +240,7 @@ def _block_memories(cache: landmark.LandmarkCache) -> list[BlockMemory]:
 def decode(options: LongDecodeOptions) -> Iterator[Row]:
     """One row per selection: the bytes that each decoded token reads."""
     model, tokenizer = model_and_tokenizer(options.model)
-    for selection in ("per_token_and_head", "per_token", "per_head"):
+    for selection in get_args(Selection):
         with Context.open(options.context, model, tokenizer, selection=selection, **_memory(options)) as context:
             cache = context.cache.fork()
             ids = encode(tokenizer, "\n\nThen he said: ").ids[None]

@@ -10,10 +10,11 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 
 from landmark.limits import FromZero, MaybeFromOne, Share
 
-# Who chooses the blocks to open: each query of each head; each query, for all heads; each head, for all queries of the
-# chunk. "per_head" looks ahead within a chunk: an earlier query reads what a later one asked for, so that what a model
-# predicts there depends on tokens after it, and on how the text is cut into chunks. Between chunks nothing looks ahead.
-Selection = Literal["per_token_and_head", "per_token", "per_head"]
+# Who chooses the blocks to open: each query of each head; each query, for the heads that share keys and values; each
+# query, for all heads; each head, for all queries of the chunk. "per_head" looks ahead within a chunk: an earlier query
+# reads what a later one asked for, so that what a model predicts there depends on tokens after it, and on how the text
+# is cut into chunks. Between chunks nothing looks ahead.
+Selection = Literal["per_token_and_head", "per_group", "per_token", "per_head"]
 SELECTIONS: tuple[str, ...] = get_args(Selection)
 # Rotary positions of opened blocks: within the trained range, close to the query, or where they stood.
 Positions = Literal["stingy", "true"]
@@ -40,7 +41,8 @@ class ReadingChanges(TypedDict, total=False):
     max_blocks: MaybeFromOne
     """Newest blocks kept in memory. Default: all."""
     selection: Selection
-    """Who chooses blocks: per_token_and_head, per_token, or per_head, which looks ahead within a chunk."""
+    """Who chooses blocks: each query of each head, of each group of heads that share keys and values, or of all heads;
+    or per_head, all queries of a chunk together, which looks ahead within it."""
     miss_threshold: Share
     """Open no blocks where they would get less than this share of a query's attention, from 0 to below 1."""
     positions: Positions

@@ -69,7 +69,7 @@ def test_masked_blocks_are_not_found_until_they_are_unmasked(context, model_fold
 def test_every_selection_is_counted(context, model_folder, capsys):
     arguments = [str(context), "--model", str(model_folder), "--new-tokens", "3"]
     rows = rows_of(["long-context", "decode", *arguments], capsys)
-    assert [row["selection"] for row in rows] == ["per_token_and_head", "per_token", "per_head"]
+    assert [row["selection"] for row in rows] == ["per_token_and_head", "per_group", "per_token", "per_head"]
     assert all(row["blocks_per_token"] > 0 and row["all_kb"] > row["read_kb_per_token"] > 0 for row in rows)
 
 

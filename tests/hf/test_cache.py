@@ -187,7 +187,7 @@ def test_a_longer_text_read_before_changes_nothing():
 
 # Forks, budgets, and caches rebuilt from their state go on exactly as the one they came from.
 
-SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
+SELECTIONS = ["per_token_and_head", "per_group", "per_token", "per_head"]
 LONG_IDS = torch.randint(3, 61, (1, 260), generator=torch.Generator().manual_seed(5))
 
 
@@ -338,7 +338,7 @@ def test_a_threshold_of_nearly_one_is_local_attention(name):
     assert all((blocks < 0).all() for blocks in cache.trace().blocks.values())
 
 
-@pytest.mark.parametrize("selection", ["per_token_and_head", "per_token", "per_head"])
+@pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("index", ["exact", "hierarchical"])
 def test_a_threshold_spares_a_part_of_the_store(selection, index):
     model, wanted, skipped = sharp_model(), [], []

@@ -1,16 +1,20 @@
 """Memories of one layer and rotary tables, as the tests make them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 
 from landmark.memory import LayerMemory
 from landmark.memory.storage import Storage
+from landmark.ops import numba_loops
 from landmark.ops.rotary import Rotation
 from landmark.settings import ReadingSettings
 
 DIM = 6
-SELECTIONS = ["per_token_and_head", "per_token", "per_head"]
+SELECTIONS = ["per_token_and_head", "per_group", "per_token", "per_head"]
 
 
 def layer_memory(
@@ -31,3 +35,15 @@ def quarter_turns() -> Rotation:
     angles = torch.cat((angles, angles), -1)
     cos, sin = torch.tensor([1.0, 0.0, -1.0, 0.0]).double(), torch.tensor([0.0, 1.0, 0.0, -1.0]).double()
     return Rotation(cos[angles], sin[angles], "half")
+
+
+@contextmanager
+def working_on(threads: int) -> Iterator[None]:
+    """Compiled loops share even little work among so many threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(1)

@@ -48,12 +48,14 @@ def test_they_are_those_of_each_landmark_from_its_slot(queries: int, softcap: fl
 
 
 @pytest.mark.parametrize("queries", [1, 40])
-@pytest.mark.parametrize("selection", ["per_token_and_head", "per_token"])
+@pytest.mark.parametrize("selection", ["per_token_and_head", "per_group", "per_token"])
 def test_the_best_of_them_are_opened(queries: int, selection: str):
     scores, memory, _, _ = searched(queries, retrieve=3, selection=selection)
     assert memory.last is not None
     if selection == "per_token":
         scores = scores.log_softmax(-1).amax(1, keepdim=True).expand_as(scores)
+    elif selection == "per_group":
+        scores = scores.unflatten(1, (2, 2)).sum(2).repeat_interleave(2, 1)
     best = scores.topk(3, dim=-1).indices.sort(-1).values
     assert torch.equal(memory.last.blocks, best)
 

@@ -165,8 +165,9 @@ def test_nothing_is_fetched_that_nobody_opens(selection, chunk):
         storage.asked.clear()
         read(memory, [x[:, :, start : start + chunk] for x in qkv], [chunk])
         opened = memory.last.blocks
-        shared = {"per_token_and_head": (), "per_token": (1,), "per_head": (2,)}[selection]
-        wanted = opened.amax(shared, keepdim=True) if shared else opened
+        choosers = {"per_token": 1, "per_group": KV_HEADS}.get(selection, opened.shape[1])
+        wanted = opened.unflatten(1, (choosers, -1)).amax(2)
+        wanted = wanted.amax(2, keepdim=True) if selection == "per_head" else wanted
         if (opened < 0).all():
             assert not storage.asked
         else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_cases import DIM, layer_memory, rotation
+from memory_cases import DIM, layer_memory, rotation, working_on
 
 from landmark.memory.blocks import BlockMemory
 from landmark.ops.scoring import Scoring, working_dtype
@@ -21,23 +21,28 @@ STRIDE = 4
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     softcap=st.sampled_from([None, 0.5]),
     has_sinks=st.booleans(),
+    selection=st.sampled_from(["per_token_and_head", "per_group"]),
+    groups=st.sampled_from([2, 3]),
+    threads=st.integers(1, 2),
 )
 def test_the_steps_together_and_one_by_one(
-    length, local_blocks, retrieve, max_blocks, positions, dtype, softcap, has_sinks
+    length, local_blocks, retrieve, max_blocks, positions, dtype, softcap, has_sinks, selection, groups, threads
 ):
     """Rows of 37 and 21 positions, then chunks of `length` positions, one of which the second row is padded in."""
     settings = {
         "block_size": STRIDE - 1, "retrieve": retrieve, "local_blocks": local_blocks, "max_blocks": max_blocks,
-        "positions": positions,
+        "positions": positions, "selection": selection,
     }  # fmt: skip
+    heads = 2 * groups
     together, apart = layer_memory(**settings), layer_memory(**settings)
-    scoring = Scoring(0.4, softcap, torch.randn(4) if has_sinks else None)
+    scoring = Scoring(0.4, softcap, torch.randn(heads) if has_sinks else None)
     turning = rotation(dtype=working_dtype(torch.empty(0, dtype=dtype)))
     replaced = []
     for lengths in ([37, 21], [length] * 2, [length, length - 1], [length] * 2):
-        query, key, value = (torch.randn(2, heads, max(lengths), DIM).to(dtype) for heads in (4, 2, 2))
+        query, key, value = (torch.randn(2, count, max(lengths), DIM).to(dtype) for count in (heads, 2, 2))
         options = {"lengths": lengths, "rotation": turning, "scoring": scoring}
-        out = together.attend(query, key, value, **options)
+        with working_on(threads):
+            out = together.attend(query, key, value, **options)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(BlockMemory, "attend_few", lambda *_: replaced.append(True))
             wanted = apart.attend(query, key, value, **options)

@@ -7,7 +7,7 @@ from memory_cases import DIM, SELECTIONS, layer_memory, quarter_turns, rotation
 from landmark.memory import LayerMemory, window
 from landmark.ops.reference import reference_attention
 from landmark.ops.rotary import Rotation
-from landmark.ops.scoring import Scoring
+from landmark.ops.scoring import Scoring, working_dtype
 
 
 def stream(length: int, rows: int = 1, heads: int = 2, kv_heads: int = 2) -> list[torch.Tensor]:
@@ -237,3 +237,45 @@ def test_extending_needs_a_table_that_reaches_beyond_the_window():
     memory = layer_memory(block_size=3, retrieve=2, local_blocks=1)
     with pytest.raises(ValueError, match=r"ends at position 7 .* may take 8: use a longer table"):
         memory.extend(*stream(30)[1:], rotation(7))
+
+
+@given(
+    chunks=chunk_lists,
+    lost=st.integers(0, 3),
+    local_blocks=st.integers(0, 1),
+    positions=st.sampled_from(["stingy", "true"]),
+    softcap=st.sampled_from([None, 2.0]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    miss_threshold=st.sampled_from([0.0, 0.4]),
+)
+def test_groups_of_one_head_choose_as_each_head_does(
+    chunks, lost, local_blocks, positions, softcap, dtype, miss_threshold
+):
+    """Chunks of single tokens, shorter than a block, of whole blocks and around them; the second row is padded."""
+    chunks = [40, *chunks, 3, 4, 5, 1]
+    qkv = [x.to(dtype) for x in stream(sum(chunks), rows=2)]
+    settings = {
+        "block_size": 3, "retrieve": 2, "local_blocks": local_blocks, "positions": positions,
+        "miss_threshold": miss_threshold,
+    }  # fmt: skip
+    memories = [layer_memory(**settings, selection=name) for name in ("per_token_and_head", "per_group")]
+    table = rotation(dtype=working_dtype(torch.empty(0, dtype=dtype)))
+    for query, key, value in zip(*(x.split(chunks, dim=2) for x in qkv), strict=True):
+        lengths = [query.shape[2], max(0, query.shape[2] - lost)]
+        options = {"lengths": lengths, "rotation": table, "scoring": Scoring(0.7, softcap)}
+        outs = [memory.attend(query, key, value, **options) for memory in memories]
+        for row, length in enumerate(lengths):
+            assert torch.equal(outs[0][row, :, :length], outs[1][row, :, :length])
+        if memories[0].last is not None:
+            assert torch.equal(memories[0].last.blocks, memories[1].last.blocks)
+            assert torch.equal(memories[0].last.gates, memories[1].last.gates)
+
+
+def test_the_heads_of_a_group_open_the_same_blocks_and_groups_others():
+    memory = layer_memory(block_size=3, retrieve=2, local_blocks=0, selection="per_group")
+    for length in (80, 20, 1):
+        memory.attend(*stream(length, heads=6), lengths=None, rotation=rotation())
+        if memory.last is not None:
+            blocks = memory.last.blocks.unflatten(1, (2, 3))
+            assert torch.equal(blocks, blocks[:, :, :1].expand_as(blocks))
+            assert length == 1 or not torch.equal(blocks[:, 0], blocks[:, 1])

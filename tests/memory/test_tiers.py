@@ -1,18 +1,15 @@
 """Wherever blocks lie, and however few of them fit, a memory computes the same numbers to the last bit."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_cases import DIM, layer_memory, rotation
+from memory_cases import DIM, SELECTIONS, layer_memory, rotation, working_on
 
 from landmark.memory import LayerMemory
 from landmark.memory.storage import ProcessStorage
-from landmark.ops import numba_loops
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import working_dtype
 from landmark.store.base import BlockStore
@@ -40,22 +37,10 @@ class Tiers(ProcessStorage):
         return TieredStore(below, budget=budget, device=device)
 
 
-@contextmanager
-def working_on(threads: int) -> Iterator[None]:
-    """Compiled loops share even little work among so many threads."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize("tier", TIERS)
 @given(
     chunks=st.lists(st.one_of(st.just([1, 1]), st.lists(st.integers(0, 40), min_size=2, max_size=2)), max_size=8),
-    selection=st.sampled_from(["per_token_and_head", "per_token", "per_head"]),
+    selection=st.sampled_from(SELECTIONS),
     local_blocks=st.integers(0, 1),
     groups=st.integers(1, 2),
     slots=st.integers(4, 6),

@@ -29,13 +29,16 @@ def one_by_one(query, pages, distance, rotation, softcap):
     """The definition: one query, one block at a time."""
     full = (*query.shape[:3], pages.table.shape[-1])
     groups = query.shape[1] // pages.keys.shape[1]
+    table, distance = (
+        x.repeat_interleave(query.shape[1] // x.shape[1], 1).expand(full) for x in (pages.table, distance)
+    )
     inside = torch.zeros(*full, DIM, dtype=torch.float64)
     gates = torch.full(full, -torch.inf, dtype=torch.float64)
     for b, h, t, c in itertools.product(*(range(n) for n in full)):
-        page = int(pages.table.expand(full)[b, h, t, c])
+        page = int(table[b, h, t, c])
         if page < 0:
             continue
-        scores = pages.keys[b, h // groups, page] @ rotation.apply(query[b, h, t], distance.expand(full)[b, h, t, c])
+        scores = pages.keys[b, h // groups, page] @ rotation.apply(query[b, h, t], distance[b, h, t, c])
         scores = scores * 0.4
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
@@ -46,7 +49,7 @@ def one_by_one(query, pages, distance, rotation, softcap):
 
 @pytest.mark.parametrize("backend", ["gathered", "numba", "tiled"])
 @given(
-    shared=st.sampled_from(["none", "heads", "queries"]),
+    shared=st.sampled_from(["none", "heads", "groups", "queries"]),
     rows=st.integers(1, 2),
     kv_heads=st.integers(1, 2),
     groups=st.integers(1, 3),
@@ -59,7 +62,8 @@ def one_by_one(query, pages, distance, rotation, softcap):
 def test_equals_the_definition(backend, shared, rows, kv_heads, groups, length, k, softcap, style, tile):
     heads = kv_heads * groups
     query = torch.randn(rows, heads, length, DIM, dtype=torch.float64)
-    some_heads, some_queries = (1 if shared == "heads" else heads), (1 if shared == "queries" else length)
+    some_heads = {"heads": 1, "groups": kv_heads}.get(shared, heads)
+    some_queries = 1 if shared == "queries" else length
     pages = pages_of(rows, kv_heads, torch.randint(-1, COUNT, (rows, some_heads, some_queries, k)))
     distance = torch.randint(STRIDE, 60, (rows, some_heads, length, k))
     with pytest.MonkeyPatch.context() as patch:
@@ -89,7 +93,7 @@ def test_float32_is_as_exact_as_plain_products(backend):
 
 
 @given(
-    shared=st.sampled_from(["none", "heads", "queries"]),
+    shared=st.sampled_from(["none", "heads", "groups", "queries"]),
     kv_heads=st.integers(1, 2),
     groups=st.integers(1, 2),
     length=st.integers(1, 3),
@@ -99,7 +103,8 @@ def test_float32_is_as_exact_as_plain_products(backend):
 def test_a_few_queries_are_joined_in_one_pass(shared, kv_heads, groups, length, softcap, style):
     heads = kv_heads * groups
     query = torch.randn(2, heads, length, DIM, dtype=torch.float64)
-    some_heads, some_queries = (1 if shared == "heads" else heads), (1 if shared == "queries" else length)
+    some_heads = {"heads": 1, "groups": kv_heads}.get(shared, heads)
+    some_queries = 1 if shared == "queries" else length
     pages = pages_of(2, kv_heads, torch.randint(-1, COUNT, (2, some_heads, some_queries, 3)))
     distance = torch.randint(STRIDE, 60, (2, some_heads, length, 3))
     local = torch.randn(2, heads, length, DIM).double(), torch.randn(2, heads, length).double()

@@ -43,7 +43,8 @@ def case(dtype, *, rows=1, kv_heads=2, groups=2, length, k, stride, dim=16, valu
     keys = torch.randn(rows, kv_heads, USED + UNUSED, stride, dim)
     values = torch.randn(rows, kv_heads, USED + UNUSED, stride, value_dim)
     keys[:, :, USED:], values[:, :, USED:], values[:, :, :, -1] = torch.nan, torch.nan, torch.nan
-    some_heads, some_queries = (1 if shared == "heads" else heads), (1 if shared == "queries" else length)
+    some_heads = {"heads": 1, "groups": kv_heads}.get(shared, heads)
+    some_queries = 1 if shared == "queries" else length
     table = torch.randint(-1, USED, (rows, some_heads, some_queries, k))
     table[-1, :, :, -1] = -1  # a row with fewer blocks
     distance = torch.randint(POSITIONS, (rows, some_heads, length, k))
@@ -114,6 +115,7 @@ IN_TILES = {
     "many heads to a group": {"kv_heads": 1, "groups": 3, "length": 7, "k": 3, "stride": 64, "dim": 64},
     "long blocks, other widths": {"kv_heads": 1, "length": 7, "k": 2, "stride": 130, "dim": 24, "value_dim": 80},
     "heads share": {"length": 7, "k": 3, "stride": 17, "shared": "heads"},
+    "heads of a group share": {"groups": 3, "length": 7, "k": 3, "stride": 17, "shared": "groups"},
     "queries share": {"length": 33, "k": 2, "stride": 17, "shared": "queries"},
 }
 

@@ -140,6 +140,6 @@ def layer_budgets(
     """
     groups = text_config(config).num_attention_heads // key_value_heads(config)
     reading = settings.reading
-    step_blocks = reading.retrieve * (groups if reading.selection != "per_token" else 1)
+    step_blocks = reading.retrieve * (1 if reading.selection in ("per_token", "per_group") else groups)
     layers = layer_kinds(config).count("landmark")
     return Budgets.shared(host_budget, device_budget, layers=layers, step_blocks=max(1, step_blocks))

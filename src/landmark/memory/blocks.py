@@ -12,6 +12,7 @@ from landmark.memory.decode_numba import attend_few, serves_few
 from landmark.memory.geometry import Past, real_tokens
 from landmark.memory.selection import Retrieval, Retrievals, context_miss
 from landmark.ops.retrieved import Pages, join_retrieved
+from landmark.ops.retrieved.pytorch import of_heads
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 from landmark.settings import ReadingSettings
@@ -89,7 +90,8 @@ class BlockMemory:
 
         `window` are rotated keys and values [B,Hkv,L,D], `places [B,T]` the indices of the queries among them.
         """
-        if self._settings.selection != "per_token_and_head" or self._settings.miss_threshold:
+        sharing = {"per_token_and_head": 1, "per_group": query.shape[1] // window[0].shape[1]}
+        if self._settings.selection not in sharing or self._settings.miss_threshold:
             return None
         resident = self._store.resident_blocks()
         if resident is None or not serves_few(query, *window, *resident[:2]):
@@ -98,7 +100,9 @@ class BlockMemory:
         if landmarks is None:
             return None
         self.retrievals += Retrievals(query.shape[1] * past.asking)
-        out, blocks, gates, local = attend_few(query, window, places, past, landmarks, resident, rotation, scoring)
+        out, blocks, gates, local = attend_few(
+            query, window, places, past, landmarks, resident, rotation, scoring, sharing[self._settings.selection]
+        )
         return out, _opened(past, blocks, gates, local)
 
     def attend(
@@ -117,14 +121,14 @@ class BlockMemory:
         if on_search is not None:
             on_search(retrieval, wide)
         choice = retrieval.choose(wide, self._settings.selection, real)
-        blocks, distance = choice.blocks.expand(*query.shape[:3], -1), choice.distance
+        blocks, distance = of_heads(choice.blocks, query.shape[1]).expand(*query.shape[:3], -1), choice.distance
         queries = query.shape[1] * past.asking
         self.retrievals += Retrievals(queries)
         if self._settings.miss_threshold:
             miss = context_miss(retrieval, wide, choice, local[1], self._settings.miss_threshold) | ~real[:, None]
             opening = int((~miss).sum())
             self.retrievals += Retrievals(context_misses=queries - opening)
-            blocks, distance = blocks.masked_fill(miss[..., None], -1), distance.expand_as(blocks)
+            blocks, distance = blocks.masked_fill(miss[..., None], -1), of_heads(distance, query.shape[1])
             if not opening:
                 weights = torch.zeros_like(blocks, dtype=working_dtype(query))
                 return local[0], _opened(past, blocks, weights, torch.ones_like(weights[..., 0]))
@@ -141,11 +145,12 @@ class BlockMemory:
 
         A block that heads or queries share is fetched if any of them opens it.
         """
-        unopened = miss
-        for dim in (1, 2):
-            unopened = unopened.all(dim, keepdim=True) if blocks.shape[dim] == 1 else unopened
+        unopened = miss.unflatten(1, (blocks.shape[1], -1)).all(2)
+        if blocks.shape[2] == 1:
+            unopened = unopened.all(2, keepdim=True)
         for part, pages in self._store.pages(blocks.masked_fill(unopened[..., None], -1)):
-            yield part, pages._replace(table=torch.where(miss[:, :, part, None], -1, pages.table))
+            table = of_heads(pages.table, miss.shape[1])
+            yield part, pages._replace(table=torch.where(miss[:, :, part, None], -1, table))
 
     def fork(self) -> "BlockMemory":
         """An independent copy; blocks are shared where the store can."""

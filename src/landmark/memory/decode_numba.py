@@ -5,6 +5,7 @@ counts, not their size. The loops are those of the separate operations, so resul
 values of 16 bits are read as they lie and computed in float32.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,12 +89,14 @@ def attend_few(
     resident: ResidentBlocks,
     rotation: Rotation,
     scoring: Scoring,
+    sharing: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention of `query [B,H,T,D]`, before rotary, to the window and to blocks that each query of a head chooses.
+    """Attention of `query [B,H,T,D]`, before rotary, to the window and to blocks that each query chooses.
 
-    `window` are rotated keys and values [B,Hkv,L,D] and `places`, long [B,T], the indices of the queries among them.
-    Returns the output [B,H,T,Dv], the blocks by age, long [B,H,T,k], the weights of their gates, of the same shape, and
-    that of local attention [B,H,T]; weights have the dtype of scores.
+    `sharing` heads choose together, those of a key-value head, or each alone. `window` are rotated keys and values
+    [B,Hkv,L,D] and `places`, long [B,T], the indices of the queries among them. Returns the output [B,H,T,Dv], the
+    blocks by age, long [B,H,T,k], the weights of their gates, of the same shape, and that of local attention [B,H,T];
+    weights have the dtype of scores.
     """
     wide = query.to(working_dtype(query)).contiguous().numpy()
     shape = (*query.shape[:3], past.k)
@@ -108,9 +111,9 @@ def attend_few(
     slack = rounding_error(landmarks.max_norm, query.shape[3], torch.float32)
     numbers = scoring.scale_of(query), scoring.softcap or 0.0, slack, landmarks.modulus, resident.modulus, past.stride
     in_parts(
-        lambda start, stop: _attend(*arrays, *numbers, past.stingy, start, stop),
-        query.shape[:3].numel(),
-        size=max(past.kept) + (past.k + 1) * past.stride,
+        lambda start, stop: _attend(*arrays, *numbers, past.stingy, sharing, start, stop),
+        query.shape[:2].numel() // sharing,
+        size=sharing * query.shape[2] * (max(past.kept) + (past.k + 1) * past.stride),
     )
     attended, chosen, weights, local = (torch.from_numpy(x) for x in (out, blocks, gates, own))
     return attended.to(query.dtype), chosen, weights, local
@@ -121,28 +124,47 @@ def _attend(
     query: Any, cos: Any, sin: Any, partner: Any, sinks: Any, window_keys: Any, window_values: Any, places: Any,
     positions: Any, bounds: Any, landmarks: Any, first: Any, keys: Any, values: Any, out: Any, blocks: Any, gates: Any,
     own: Any, scale: float, softcap: float, slack: float, landmark_modulus: int, block_modulus: int, stride: int,
-    stingy: bool, start: int, stop: int,
+    stingy: bool, sharing: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Fills `out [B,H,T,Dv]`, `blocks` and `gates [B,H,T,k]`, `own [B,H,T]` of queries start..stop, over all heads."""
+    """Fills `out [B,H,T,Dv]`, `blocks` and `gates [B,H,T,k]`, `own [B,H,T]` of sets of `sharing` heads, start..stop."""
+    rows, heads, length, dim = query.shape
+    k = blocks.shape[3]
     scaled = query * query.dtype.type(scale)
-    searching = query.astype(np.float32) * np.float32(scale)  # the search is in float32, whatever the model's dtype
+    searching = np.empty((rows, heads // sharing, length, dim), np.float32)
+    _add_up(query, scale, sharing, searching)
+    chosen = np.empty((rows, heads // sharing, length, k), np.int64)
+    away = np.empty(chosen.shape, np.int64)
+    choose_loop(
+        searching, cos, sin, partner, positions, bounds, landmarks, first, chosen, away, slack, landmark_modulus,
+        stride, stingy, start * length, stop * length,
+    )  # fmt: skip
     local, lse = np.zeros(out.shape, out.dtype), np.empty(query.shape[:3], query.dtype)
     distance, pages = np.empty(blocks.shape, np.int64), np.empty(blocks.shape, np.int64)
+    start, stop = start * sharing * length, stop * sharing * length  # of all queries
     attend_loop(
         scaled, cos, sin, partner, window_keys, window_values, places, sinks, local, lse, stride, softcap, start, stop
     )
-    heads, length = query.shape[1:3]
-    for flat in range(start, stop):  # the separate operation gives the dtype of the values
+    for flat in range(start, stop):
         row, head, step = flat // (heads * length), flat // length % heads, flat % length
-        for i in range(out.shape[3]):
+        for i in range(out.shape[3]):  # the separate operation gives the dtype of the values
             local[row, head, step, i] = rounded(local[row, head, step, i], window_values)
-    choose_loop(
-        searching, cos, sin, partner, positions, bounds, landmarks, first, blocks, distance, slack, landmark_modulus,
-        stride, stingy, start, stop,
-    )  # fmt: skip
-    numbers, slots = blocks.reshape(-1), pages.reshape(-1)
-    for i in range(start * blocks.shape[3], stop * blocks.shape[3]):
-        slots[i] = numbers[i] % block_modulus if numbers[i] >= 0 else -1
+        for j in range(k):
+            number = chosen[row, head // sharing, step, j]
+            blocks[row, head, step, j], distance[row, head, step, j] = number, away[row, head // sharing, step, j]
+            pages[row, head, step, j] = number % block_modulus if number >= 0 else -1
     join_loop(
         scaled, cos, sin, partner, pages, distance, keys, values, local, lse, out, gates, own, softcap, start, stop
     )
+
+
+@partial(compiled, as_written=True)
+def _add_up(query: Any, scale: float, sharing: int, out: Any) -> None:
+    """Writes to `out [B,H/sharing,T,D]` the sums of scaled queries [B,H,T,D]: as `selection` adds them, in float32.
+
+    The search is in float32, whatever the model's dtype.
+    """
+    for row, head, step in np.ndindex(query.shape[:3]):
+        total = out[row, head // sharing, step]
+        for i in range(query.shape[3]):
+            scaled = np.float32(query[row, head, step, i]) * np.float32(scale)
+            total[i] = scaled if head % sharing == 0 else total[i] + scaled

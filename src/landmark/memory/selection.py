@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from landmark.memory.geometry import Past, column
 from landmark.memory.selection_numba import choose_few, rotate_queries
 from landmark.memory.selection_tiles import MOST_BLOCKS, choose_many
 from landmark.ops.decode_cpu import FEW_QUERIES
+from landmark.ops.retrieved.pytorch import of_heads
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 from landmark.settings import Selection
@@ -26,8 +27,8 @@ class Choice:
     """The blocks chosen for the queries of a chunk.
 
     Attributes:
-        blocks: long [B,H,T,k], [B,1,T,k] where heads share their blocks or [B,H,1,k] where queries do: absolute
-            numbers by age, then -1 for none.
+        blocks: long [B,H,T,k], [B,1,T,k] where heads share their blocks, [B,Hkv,T,k] where those of a key-value head
+            do, or [B,H,1,k] where queries do: absolute numbers by age, then -1 for none.
         distance: long, of the same shape but always for T queries: positions from the start of the block, where it
             is read, to the query.
     """
@@ -48,6 +49,8 @@ class Retrieval:
     def choose(self, query: Tensor, selection: Selection, valid: Tensor | None) -> Choice:
         """Chooses for `query [B,H,T,D]`, before rotary, in float32 or wider; `valid [B,T]` is False at padding."""
         query = query * self.scoring.scale_of(query)
+        if selection == "per_group":  # they share landmark keys: the sum of their queries has their summed score
+            query, selection = _summed(query, self._kv_heads), "per_token_and_head"
         few = query.shape[2] <= FEW_QUERIES
         if selection == "per_token_and_head" and _on_cpu(query) and (few or max(self.past.kept) <= MOST_BLOCKS):
             landmarks = self.index.resident_keys(self.past.k, self.past.upto)
@@ -99,6 +102,10 @@ class Retrieval:
         return (grouped * keys[:, :, None, None]).sum(-1).flatten(1, 2)
 
     @cached_property
+    def _kv_heads(self) -> int:
+        return self.index.keys(self.past.recent[:, :1]).shape[1]
+
+    @cached_property
     def _columns(self) -> Tensor:
         """Block numbers of the columns of `_scores`, [B,N]."""
         numbers = self.index.numbers(self.past.device)
@@ -147,6 +154,11 @@ class Retrieval:
         return top_newest(weights, self._columns[:, None, None], self.past.k)[1]
 
 
+def _summed(query: Tensor, groups: int) -> Tensor:
+    """Sums [B,groups,T,D] over the heads of each group, added in their order, as the loops of decoding add them."""
+    return reduce(torch.add, query.unflatten(1, (groups, -1)).unbind(2))
+
+
 def _on_cpu(query: Tensor) -> bool:
     return query.device.type == "cpu"
 
@@ -187,10 +199,11 @@ def context_miss(retrieval: Retrieval, query: Tensor, choice: Choice, lse: Tenso
     [B,H,T], True for queries that would give their chosen blocks together less than `threshold` of their attention,
     and for queries without blocks.
     """
-    blocks, distance = choice.blocks, choice.distance
+    distance = choice.distance
     if not retrieval.past.stingy:  # index keys are rotated to their true positions
         distance = retrieval.past.positions[:, None, :, None].expand_as(distance)
-    keys, which = _landmarks(retrieval, blocks)
+    keys, which = _landmarks(retrieval, choice.blocks)
+    blocks, which, distance = (of_heads(x, query.shape[1]) for x in (choice.blocks, which, distance))
     scale = retrieval.scoring.scale_of(query)
     first = torch.arange(len(query), device=query.device)[:, None, None, None]
     groups = torch.arange(query.shape[1], device=query.device)[:, None, None] // (query.shape[1] // keys.shape[1])

@@ -31,7 +31,7 @@ class BlockStore(Protocol):
         ...
 
     def pages(self, blocks: Tensor) -> Iterator[tuple[slice, Pages]]:
-        """The pages of the blocks with numbers `blocks`, long [B,H,T,k], [B,1,T,k] or [B,H,1,k]; -1 is no block.
+        """The pages of blocks with numbers `blocks`, long [B,H,T,k], [B,Hkv,T,k], [B,1,T,k] or [B,H,1,k]; -1 is none.
 
         Some queries at a time: a slice of T, `slice(None)` where all come at once, as they do if queries share their
         blocks. Pages are valid until the next are taken. Page 0 is finite, whatever was stored. A store is either

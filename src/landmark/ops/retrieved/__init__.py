@@ -29,8 +29,9 @@ class Pages(NamedTuple):
         keys [B,Hkv,P,stride,D]: P pages of a row and key-value head, contiguous, rotated by their offset in the block;
             the last of the stride positions is the landmark.
         values [B,Hkv,P,stride,Dv]: of the same pages, contiguous; the value of the landmark is not read.
-        table: the page table, long [B,H,T,k], or [B,1,T,k] where heads share their blocks, or [B,H,1,k] where queries
-            do. Pages from 0 to P - 1, for query head h those of key-value head h // (H // Hkv); -1 is no block.
+        table: the page table, long [B,H,T,k], or [B,1,T,k] where heads share their blocks, [B,Hkv,T,k] where those of
+            a key-value head do, or [B,H,1,k] where queries do. Pages from 0 to P - 1, for query head h those of
+            key-value head h // (H // Hkv); -1 is no block.
     """
 
     keys: Tensor
@@ -55,8 +56,8 @@ def retrieved_attention(
     Args:
         query: [B,H,T,D] before rotary.
         pages: the blocks, and which of them each query reads.
-        distance: long [B,H,T,k], or [B,1,T,k] where heads share: positions from the start of the block to the
-            query.
+        distance: long [B,H,T,k], or [B,1,T,k] or [B,Hkv,T,k] where heads share: positions from the start of the
+            block to the query.
         rotation, scoring: those of the local attention; its sinks are no part of this.
         backend: "triton" (a GPU; pages are read in place, once for many queries that chose the block), "numba"
             (a CPU; the same, queries that chose the same block one after another), "tiled" (a CPU; the same in tiles

@@ -26,6 +26,7 @@ from landmark.ops.numba_loops import (
     soft_cap,
 )
 from landmark.ops.numba_tiles import LANES, add_product, gated_softmax_tile, soft_cap_tile, to_columns
+from landmark.ops.retrieved.pytorch import of_heads
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 
@@ -72,7 +73,8 @@ def _by_group(query: Tensor, pages: "Pages", distance: Tensor, scoring: Scoring)
     """
     keys, values = (x.flatten(0, 1) for x in pages[:2])
     shape = (*query.shape[:3], pages.table.shape[-1])
-    table, distance = (x.expand(shape).reshape(len(keys), -1) for x in (pages.table, distance))
+    given = (of_heads(x, shape[1]) for x in (pages.table, distance))
+    table, distance = (x.expand(shape).reshape(len(keys), -1) for x in given)
     queries = query.to(working_dtype(query)).reshape(len(keys), -1, query.shape[-1]) * scoring.scale_of(query)
     return keys, values, table, distance, queries
 
@@ -196,7 +198,7 @@ def numba_join(
     shape = (*query.shape[:3], pages.table.shape[-1])
     scaled = query.to(working_dtype(query)) * scoring.scale_of(query)
     joined, weights, own = (scaled.new_empty(x) for x in (local[0].shape, shape, shape[:3]))
-    table, distance = (x.expand(shape) for x in (pages.table, distance))
+    table, distance = (of_heads(x, shape[1]).expand(shape) for x in (pages.table, distance))
     tensors = scaled, *rotation.by_partner, table, distance, *pages[:2], *local, joined, weights, own
     # Contiguous: numba compiles a loop anew for arrays of another layout, and a slower one.
     arrays = [as_array(x.contiguous()) for x in tensors]

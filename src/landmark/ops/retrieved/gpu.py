@@ -17,6 +17,7 @@ from torch import Tensor
 from triton import knobs
 
 from landmark.ops.fused.tiles import tanh
+from landmark.ops.retrieved.pytorch import of_heads
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
@@ -206,7 +207,7 @@ def triton_blocks(
     assert pages.keys.is_contiguous(), "keys are read in place"
     assert pages.values.is_contiguous(), "values are read in place"
     shape = (*query.shape[:3], pages.table.shape[-1])
-    table, distance = (x.expand(shape).contiguous() for x in (pages.table, distance))
+    table, distance = (of_heads(x, shape[1]).expand(shape).contiguous() for x in (pages.table, distance))
     gates = query.new_empty(shape, dtype=torch.float32)
     inside = gates.new_empty(*shape, pages.values.shape[-1])
     pairs = tiles = gates.numel()

@@ -21,6 +21,12 @@ _TILE_BYTES = 4 << 20
 _TILE_BYTES_ACCELERATOR = 8 << 20
 
 
+def of_heads(x: Tensor, heads: int) -> Tensor:
+    """`x [B,H,..]` for each of `heads` query heads, from one for each of them, for each of their groups, or for all."""
+    sharing = heads // x.shape[1]
+    return x if sharing == 1 else x[:, :, None].expand(-1, -1, sharing, *[-1] * (x.dim() - 2)).flatten(1, 2)
+
+
 def gathered_blocks(
     query: Tensor, pages: "Pages", distance: Tensor, rotation: Rotation, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
@@ -75,11 +81,10 @@ def _laid_out(query: Tensor, pages: "Pages", distance: Tensor) -> _Work:
             distance.reshape(-1, sharing, k),
             lambda x: x.view(rows, heads, length, -1),
         )
-    assert pages.table.shape[1] == 1, "blocks are shared by all heads or by none"
     return _Work(
         query.unflatten(1, (kv_heads, groups)).transpose(2, 3).reshape(-1, groups, dim),
-        among_all(pages.table.expand(-1, kv_heads, -1, -1)[:, :, :, None]),
-        distance.expand(-1, kv_heads, -1, -1).reshape(-1, 1, k).expand(-1, groups, -1),
+        among_all(of_heads(pages.table, kv_heads)[:, :, :, None]),
+        of_heads(distance, kv_heads).reshape(-1, 1, k).expand(-1, groups, -1),
         lambda x: x.view(rows, kv_heads, length, groups, -1).transpose(2, 3).flatten(1, 2),
     )
 
