@@ -6,6 +6,7 @@ COMMANDS = (
     Command("ops", "benchmarks.commands:run_ops", "landmark attention as an operation"),
     Command("read", "benchmarks.commands:run_read", "prefill with a long text in memory"),
     Command("decode", "benchmarks.commands:run_decode", "decoding over contexts of any length"),
+    Command("launches", "benchmarks.commands:run_launches", "what a chunk and a step start on a device, and wait for"),
     Command("laptop", "benchmarks.commands:run_laptop", "a pretrained model beside llama.cpp and transformers"),
     Command("index", "benchmarks.commands:run_index", "search through landmark keys"),
     Command("tiers read", "benchmarks.commands:run_tiers_read", "reading and decoding within budgets of memory"),

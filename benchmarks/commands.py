@@ -11,6 +11,7 @@ from benchmarks.options import (
     GrowthOptions,
     IndexSearchOptions,
     LaptopOptions,
+    LaunchesOptions,
     LongAskOptions,
     LongDecodeOptions,
     LongReadOptions,
@@ -89,6 +90,7 @@ def run_decode(options: DecodeOptions) -> int:
     from benchmarks.machine import prepare
     from benchmarks.models import model_pair
 
+    decode.chosen(options)
     machine = prepare(options)
     pair = model_pair(options, machine, decode.LAYERS)
     rows = []
@@ -99,6 +101,30 @@ def run_decode(options: DecodeOptions) -> int:
                     rows.append(row)
                     _emit(options, row)
     _show(options, rows, ("context", "batch"), FIGURES)
+    return 0
+
+
+def run_launches(options: LaunchesOptions) -> int:
+    """Launches and synchronisations of a chunk and a step."""
+    options.check()
+    contexts = whole_numbers("contexts", options.contexts)
+    if options.plot is not None:
+        raise ValueError("counts are not plotted: leave --plot out")
+    from benchmarks import launches
+    from benchmarks.machine import prepare
+    from benchmarks.models import model_pair
+
+    machine = prepare(options)
+    pair = model_pair(options, machine, launches.LAYERS)
+    rows = []
+    with tokens_read("launches", 4 * len(contexts)) as progress:
+        for context in contexts:
+            for row in launches.run(machine, pair, options, context, progress):
+                rows.append(row)
+                _emit(options, row)
+    if not options.json:
+        counts = ("launches", "synchronisations", "host_reads", "operations", "device_s", "seconds")
+        print_table(rows, ("context", "method", "what", "tokens", *counts))
     return 0
 
 

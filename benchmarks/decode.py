@@ -20,6 +20,7 @@ from landmark.stream import stream_length
 
 BASELINE = "full"
 LAYERS = 4
+METHODS = ("memory", "no memory", "full", "growing", "dense")
 
 
 def run(
@@ -33,10 +34,19 @@ def run(
     """The rows of one context and batch size; `progress` gets `rounds + 1` steps."""
     case = Case(machine, pair, options, context, random_ids(pair, machine, batch, 1))
     what = case.row("decode", batch=batch, steps=options.steps)
-    makers = (_memory, _no_memory, _full, _growing, *([_dense] if options.dense else []))
-    methods = [make(case) for make in makers]
+    makers = {"memory": _memory, "no memory": _no_memory, "full": _full, "growing": _growing, "dense": _dense}
+    methods = [makers[name](case) for name in chosen(options)]
     task = Task(what, BASELINE, units=options.steps, tokens=batch)
     yield from compare(machine, task, methods, options.rounds, progress)
+
+
+def chosen(options: DecodeOptions) -> list[str]:
+    """The methods that the options name; raises ValueError for one that there is not."""
+    names = [name.strip() for name in options.methods.split(",")] + ["dense"] * options.dense
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ValueError(f"methods are {options.methods!r}: {unknown[0]!r} is none, choose from {', '.join(METHODS)}")
+    return [name for name in METHODS if name in names]
 
 
 def _memory(case: Case[DecodeOptions]) -> Method:

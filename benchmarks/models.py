@@ -32,7 +32,7 @@ from landmark.hf.config import (
 )
 from landmark.hf.model import saved_rows
 from landmark.hf.tokenizer import encode, load_tokenizer, quiet_transformers
-from landmark.settings import LandmarkSettings, position_budget
+from landmark.settings import LandmarkSettings, ReadingChanges, position_budget
 
 VOCABULARY = 4096  # tokens of the random model
 _PLAIN = "landmark-bench"
@@ -65,7 +65,7 @@ class Case(Generic[OptionsT]):
         """What all rows of this case have in common; `figures` are those of the benchmark."""
         settings = self.pair.settings
         what = {"bench": bench, "model": str(self.options.model or "random"), "context": self.context, **figures}
-        reading = {"retrieve": settings.reading.retrieve, "local_blocks": settings.reading.local_blocks}
+        reading = {name: getattr(settings.reading, name) for name in ("retrieve", "local_blocks", "selection")}
         return what | {"block_size": settings.block_size} | reading | self.pair.sizes._asdict()
 
     def shortage(self, needed: int) -> str | None:
@@ -84,7 +84,7 @@ def model_pair(options: ModelOptions, machine: Machine, layers: int) -> ModelPai
 
     Raises ValueError for a model whose KV cache cannot be filled, or whose attention is not plain causal attention.
     """
-    model = _loaded(options) if options.model is not None else _random(options, options.layers or layers)
+    model = _loaded(options) if options.model is not None else _random(options, machine, options.layers or layers)
     model = model.to(machine.device, machine.dtype).eval()  # pyright: ignore[reportArgumentType]
     config = text_config(model.config)
     settings = landmark_settings(config)
@@ -127,14 +127,17 @@ def _loaded(options: ModelOptions) -> PreTrainedModel:
         raise ValueError(f"no model at {options.model}: give the folder that save_pretrained wrote")
     quiet_transformers()
     model = from_pretrained(options.model)
-    given = {name: getattr(options, name) for name in ("retrieve", "local_blocks")}
+    given = {name: getattr(options, name) for name in ("retrieve", "local_blocks", "selection")}
     changed = {name: value for name, value in given.items() if value is not None}
     return convert(model, **changed) if changed else model
 
 
-def _random(options: ModelOptions, layers: int) -> PreTrainedModel:
+def _random(options: ModelOptions, machine: Machine, layers: int) -> PreTrainedModel:
     heads, width, block_size = options.heads or 8, options.width or 512, options.block_size or 50
     retrieve, local_blocks = options.retrieve or 4, options.local_blocks or 0
+    reading: ReadingChanges = {"retrieve": retrieve, "local_blocks": local_blocks}
+    if options.selection is not None:
+        reading["selection"] = options.selection
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
@@ -145,10 +148,10 @@ def _random(options: ModelOptions, layers: int) -> PreTrainedModel:
         # Room for the longest chunk that is ever read at once.
         max_position_embeddings=position_budget(block_size, retrieve, local_blocks, tail=True) + MAX_CHUNK,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), machine.device:  # drawn where they will lie: large models take a while
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    convert(model, block_size=block_size, landmark_id=VOCABULARY - 1, retrieve=retrieve, local_blocks=local_blocks)
+    convert(model, block_size=block_size, landmark_id=VOCABULARY - 1, **reading)
     text_config(model.config).landmark["trained_tokens"] = None  # unknown: it was never trained
     return model
 

@@ -18,6 +18,7 @@ from landmark.limits import (
     Threads,
     check_limits,
 )
+from landmark.settings import Selection
 
 DEFAULT_GPU_ROWS = Path("gpu-rows.jsonl")
 
@@ -99,7 +100,8 @@ class ModelOptions(ComparisonOptions):
     """The model that reads: a Llama of random weights, or a converted model from a folder."""
 
     GROUPS: ClassVar = {
-        "shape": ("layers", "heads", "kv_heads", "width", "intermediate", "block_size", "retrieve", "local_blocks")
+        "shape": ("layers", "heads", "kv_heads", "width", "intermediate", "block_size"),
+        "reading": ("retrieve", "local_blocks", "selection"),
     }
 
     model: Path | None = None
@@ -120,6 +122,8 @@ class ModelOptions(ComparisonOptions):
     """Blocks opened per query; default: the model's setting, 4 for the random model."""
     local_blocks: MaybeFromZero = None
     """Newest complete blocks kept in sight; default: the model's setting, 0 for the random model."""
+    selection: Selection | None = None
+    """Who chooses the blocks; default: the model's setting, per_token_and_head for the random model."""
 
     def check(self) -> None:
         super().check()
@@ -174,8 +178,26 @@ class DecodeOptions(ModelOptions):
     """Rows decoded at once, separated by commas."""
     steps: FromOne = 8
     """Single-token steps in each round."""
+    methods: str = "memory,no memory,full,growing"
+    """Methods that run, separated by commas."""
     dense: bool = False
     """Also time the grouped softmax over the whole cache, written densely."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchesOptions(ModelOptions):
+    """Count what one prefill chunk and one decode step start and wait for, by PyTorch's profiler.
+
+    With a context in memory, and without memory, a row each: launches of kernels and graphs, synchronisations with the
+    device, numbers that the host reads from tensors, operations of PyTorch, and the time that kernels take.
+
+      python -m benchmarks launches --device cuda --contexts 8192,131072
+    """
+
+    contexts: str = "8192"
+    """Ordinary tokens before the chunk, separated by commas."""
+    chunk_size: FromOne = 250
+    """Ordinary tokens of the chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -476,12 +498,18 @@ class ParallelOptions(RowOptions):
 class GpuOptions:
     """Test and time everything on a CUDA device in under ten minutes, and compare with the targets.
 
-    Runs the tests of operations and memory on the device, then the benchmarks, in a checkout with the development tools
-    installed. Exit code: 0 if all targets are met, 1 if something failed or missed its target, 2 without a CUDA device.
+    In stages, small ones first: the tests of the kernels; 8 layers of the shape of Llama-3-8B, prefill, decoding and
+    launches; attention in training. Each row is written as soon as it is known. Run again with the same file it goes on
+    with the stages that did not end. Needs a checkout with the development tools. Exit code: 0 if all targets are met,
+    1 if something failed, missed its target or found no time, 2 without a CUDA device.
     """
 
     out: Annotated[Path, OutFile()] = DEFAULT_GPU_ROWS
-    """JSON-lines file of all rows."""
+    """JSON-lines file of all rows, from which the same command resumes."""
+    seconds: Annotated[float, Range(1)] = 570
+    """Time for everything; a stage that is under way then is ended."""
+    small: bool = False
+    """Dry run of the same stages in tiny shapes on a CPU. Its figures mean nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

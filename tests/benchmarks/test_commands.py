@@ -28,7 +28,7 @@ FIGURES = [
 WHERE = ["device", "machine", "threads", "dtype", "method", "baseline"]
 AFTER = ["flops_per_s", "bytes_per_s", "skipped"]
 SHAPE = ["layers", "heads", "kv_heads", "head_dim", "layer_parameters", "head_parameters", "number_bytes"]
-SETTINGS = ["block_size", "retrieve", "local_blocks"]
+SETTINGS = ["block_size", "retrieve", "local_blocks", "selection"]
 
 OPS = ["ops", "--rounds", "2", "--methods", "blockwise,reference"]
 TINY_OPS = [*OPS, "--lengths", "12,24", "--heads", "4", "--kv-heads", "2", "--head-dim", "8", "--block-size", "3"]
