@@ -12,6 +12,7 @@ from landmark.ops.numba_loops import compiled, in_parts
 
 _GROUPED_FROM = 1024  # blocks; below, one topk over all is as fast
 _GROUP = 16
+_NOTHING = torch.iinfo(torch.long).min  # packed, where there is no block
 _RUN = 32  # scores that are skipped at once if none of them is high enough
 
 
@@ -30,7 +31,7 @@ def top_newest(scores: Tensor, numbers: Tensor, k: int, rescoring: Rescoring | N
 
     Among equal scores the highest number wins; entries with number -1 are left out. Numbers are below 2**30.
     Returns [...,k] each, in no guaranteed order; where there are fewer than k scores above -inf the rest is -inf
-    with number -1.
+    with number -1. On other devices than a CPU scores are compared in float32.
 
     A matrix product rounds the score of a query and a key differently beside other keys. With `rescoring` (on a CPU, in
     float32 or float64) its scores only select candidates for the top k; these are scored again, each by itself.
@@ -38,7 +39,7 @@ def top_newest(scores: Tensor, numbers: Tensor, k: int, rescoring: Rescoring | N
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
         return _selected(scores, numbers, k, rescoring)
     assert rescoring is None, "scores are computed again on a CPU only"
-    return _sorted(scores.masked_fill(numbers < 0, -torch.inf), numbers, k)
+    return _sorted(scores, numbers, k)
 
 
 def _selected(scores: Tensor, numbers: Tensor, k: int, rescoring: Rescoring | None) -> tuple[Tensor, Tensor]:
@@ -130,46 +131,40 @@ def insert(best: Any, found: Any, score: Any, number: int) -> None:
 
 
 def _sorted(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """By torch.topk, which breaks ties arbitrarily: that matters if the best one left out equals the last one in."""
-    if scores.shape[-1] < k:
-        scores = torch.nn.functional.pad(scores, (0, k - scores.shape[-1]), value=-torch.inf)
-        numbers = torch.nn.functional.pad(numbers, (0, k - numbers.shape[-1]), value=-1)
-    values, indices = _top_values(scores, min(k + 1, scores.shape[-1]))
-    if scores.shape[-1] > k:
-        last_in = values[..., k - 1]
-        tied = (last_in == values[..., k]) & (last_in != -torch.inf)
-        values, indices = values[..., :k], indices[..., :k]
-        if bool(tied.any()):
-            indices[tied] = _newest_of_equals(scores[tied], numbers.expand_as(scores)[tied], last_in[tied], k)
-            values = scores.gather(-1, indices)
-    chosen = numbers.expand_as(scores).gather(-1, indices)
-    return values, chosen.masked_fill_(values == -torch.inf, -1)
+    """By torch.topk over whole numbers that order scores and, among equals, block numbers.
 
-
-def _top_values(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """torch.topk, by way of group maxima where there are many scores.
-
-    The k groups with the highest maxima hold the k highest scores: each of them has a score at least as high
-    as any score of another group.
+    So no two are equal, and what is done depends on nothing that is found: the host waits for no device.
     """
-    length = scores.shape[-1]
+    packed = torch.where((numbers >= 0) & (scores > -torch.inf), _ordered(scores) << 32 | numbers, _NOTHING)
+    if packed.shape[-1] < k:
+        packed = torch.nn.functional.pad(packed, (0, k - packed.shape[-1]), value=_NOTHING)
+    best = _highest(packed, k)
+    nothing = best == _NOTHING
+    values = _bits(best >> 32).int().view(torch.float32).masked_fill(nothing, -torch.inf)
+    return values.to(scores.dtype), (best & 0x3FFFFFFF).masked_fill_(nothing, -1)
+
+
+def _ordered(scores: Tensor) -> Tensor:
+    """Whole numbers of 32 bits, as long, in the order of `scores`, which are rounded to float32."""
+    return _bits((scores.float() + 0.0).view(torch.int32).long())  # -0.0 becomes 0.0, which it equals
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Turns bits of float32 into whole numbers of the same order, and back. Below 0 larger bits are smaller numbers."""
+    return x ^ (x >> 31 & 0x7FFFFFFF)
+
+
+def _highest(packed: Tensor, k: int) -> Tensor:
+    """The k highest of `packed [...,N]`, by way of group maxima where there are many.
+
+    The k groups with the highest maxima hold them: each of those is at least as high as any of another group.
+    """
+    length = packed.shape[-1]
     groups = length // _GROUP
     if length < _GROUPED_FROM or groups <= k:
-        return scores.topk(k, dim=-1)
+        return packed.topk(k, dim=-1).values
     # Group g is {g, g + groups, g + 2 * groups, ...}: maxima over rows of a matrix are the fast direction.
-    matrix = scores[..., : groups * _GROUP].unflatten(-1, (_GROUP, groups))
+    matrix = packed[..., : groups * _GROUP].unflatten(-1, (_GROUP, groups))
     best = matrix.amax(-2).topk(k, dim=-1).indices
-    members = torch.arange(0, groups * _GROUP, groups, device=scores.device)
-    candidates = (best[..., None] + members).flatten(-2)
-    left_over = torch.arange(groups * _GROUP, length, device=scores.device)
-    candidates = torch.cat((candidates, left_over.expand(*candidates.shape[:-1], -1)), dim=-1)
-    values, among = scores.gather(-1, candidates).topk(k, dim=-1)
-    return values, candidates.gather(-1, among)
-
-
-def _newest_of_equals(scores: Tensor, numbers: Tensor, last_in: Tensor, k: int) -> Tensor:
-    """Indices [R,k] of the k best in each row of `scores [R,N]` whose k-th best is `last_in [R]`."""
-    numbers = numbers.int()
-    rank = torch.where(scores == last_in[:, None], numbers, -1)
-    rank = torch.where(scores > last_in[:, None], numbers + (1 << 30), rank)
-    return rank.topk(k, dim=-1).indices
+    members = matrix.gather(-1, best[..., None, :].expand(*best.shape[:-1], _GROUP, k)).flatten(-2)
+    return torch.cat((members, packed[..., groups * _GROUP :]), dim=-1).topk(k, dim=-1).values
