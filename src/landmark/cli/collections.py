@@ -2,9 +2,10 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -16,6 +17,18 @@ from landmark.urls import shown
 
 if TYPE_CHECKING:
     from landmark.contexts.collection import Collection
+
+
+class ReadAll(Protocol):
+    """Reads documents, pairs of a name and a text that a collection lacks, and adds them."""
+
+    def __call__(
+        self,
+        collection: "Collection",
+        documents: list[tuple[str, str]],
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +91,12 @@ def add_all(
     *,
     replace: bool = False,
     as_json: bool = False,
+    read_all: "ReadAll | None" = None,
 ) -> int:
-    """Add the documents that the collection does not hold, one after the other, and print where and the figures."""
+    """Add the documents that the collection does not hold, and print where and the figures.
+
+    Documents are read one after the other, or all by `read_all`.
+    """
     from landmark.contexts.compatibility import tokenized
 
     with collection:
@@ -87,7 +104,9 @@ def add_all(
         started = time.perf_counter()
         total = sum(len(tokenized(collection.tokenizer, text, first=True)) for _, text in new)
         with tokens_read(f"reading into {where}", total) as progress:
-            for name, text in new:
+            if read_all is not None and new:
+                read_all(collection, new, progress=progress)
+            for name, text in new if read_all is None else ():
                 known = any(member.name == name for member in collection.documents)
                 (collection.replace if known else collection.add)(name=name, source=text, progress=progress)
         seconds = time.perf_counter() - started

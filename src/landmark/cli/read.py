@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +12,12 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.options import MemoryOptions, NumberOptions, load, model_of
 from landmark.cli.output import print_escaped, tokens_read
-from landmark.limits import LocalFolder, OutFolder
+from landmark.limits import LocalFolder, MaybeFromOne, OutFolder
 from landmark.settings import Verification
 from landmark.urls import path_of, shown, url_of
 
 if TYPE_CHECKING:
+    from landmark.cli.collections import ReadAll
     from landmark.contexts.collection import Collection
     from landmark.contexts.context import Context
 
@@ -34,6 +36,12 @@ class ReadOptions:
     read with all earlier ones in reach."""
     share: tuple[Path, ...] = ()
     """With --apart, folders of other collections: documents that they hold are taken from there, not read again."""
+    ray: str | None = None
+    """With --apart, read by the workers of a Ray cluster: HOST:PORT of its head node, or local for one on this machine
+    that ends with the command. All machines see --out, or it is a URL, and have the model where this one has it."""
+    ray_workers: MaybeFromOne = None
+    """Workers that read, each with a model of its own. Default: one for each GPU of the cluster, without any one for
+    each core."""
     model: Path | None = None
     """Folder of a converted model with its tokenizer; default: the one in the package."""
     json: bool = False
@@ -72,6 +80,8 @@ def run_read(options: ReadOptions) -> int:
     documents = distinct(named_texts(options.files))
     if options.share and not options.apart:
         raise ValueError("--share is for documents that are read apart: give --apart too")
+    if options.ray is not None:
+        _check_ray(options)
     if known is not None:
         check_context(known, "--out")  # before a model is loaded
         check_kind(known, apart=options.apart)
@@ -91,8 +101,30 @@ def run_read(options: ReadOptions) -> int:
     else:
         made = kind.create(options.out, model, tokenizer, **keywords)
     if options.apart:
-        return add_all(made, documents, shown(options.out), as_json=options.json)
+        read_all = None if options.ray is None else _by_ray(options, options.ray, made.path)
+        return add_all(made, documents, shown(options.out), as_json=options.json, read_all=read_all)
     return _grow(made, documents, as_json=options.json)
+
+
+def _check_ray(options: ReadOptions) -> None:
+    """Raises ValueError where documents cannot be read on the cluster of `options`."""
+    from landmark.contexts.ray_reading import check_address
+
+    assert options.ray is not None
+    if not options.apart:
+        raise ValueError("--ray is for documents that are read apart: give --apart too")
+    if options.share:
+        raise ValueError("--share is for one machine: leave it out, or --ray")
+    check_address(options.ray)
+
+
+def _by_ray(options: ReadOptions, address: str, collection: Path) -> "ReadAll":
+    """What reads documents of a collection on the cluster at `address`, with the model that this process has."""
+    from landmark.contexts.ray_reading import read_by_ray
+
+    model = options.model and options.model.absolute()
+    loading = partial(load, model, numbers=options.numbers.of_context(collection))
+    return partial(read_by_ray, load=loading, address=address, workers=options.ray_workers)
 
 
 def _known(options: ReadOptions) -> Path | None:

@@ -1,16 +1,22 @@
 """A document that is read apart: from an empty memory, on a block grid of its own, to the end of a block."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from landmark.contexts import compatibility, disk
+from landmark.contexts.collection_manifest import Member, document_key
 from landmark.contexts.context import Context
 from landmark.contexts.disk import Folder
 from landmark.contexts.documents import DocumentStore
 from landmark.contexts.manifest import Layout, has_manifest
+from landmark.contexts.segments import encode_text, text_digest
 from landmark.contexts.writer import create, open_writer
 from landmark.hf.block_search import filler
+from landmark.settings import LandmarkSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +24,38 @@ if TYPE_CHECKING:
     from landmark.hf.cache import CacheOptions
 
 NAME = "document"  # in its own context; a collection has the name that it goes by
+
+
+@dataclass(frozen=True)
+class ApartReader:
+    """Reads documents as those of a collection with this `header` and `layout` are read, by any process."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    header: dict[str, Any]
+    layout: Layout
+    allow_nonfinite: bool = False
+
+    def member(self, name: str, text: str) -> Member:
+        """The entry of a document in the manifest, which its text decides; nothing is read."""
+        data = encode_text(name, text)
+        sha256 = text_digest(data)
+        tokens = len(compatibility.tokenized(self.tokenizer, text, first=True))
+        blocks = -(-tokens // (self.layout.blocks[0].stride - 1))
+        return Member(name, document_key(sha256, self.header), sha256, tokens, blocks, len(text), len(data))
+
+    def read(
+        self, documents: Folder, member: Member, text: str, progress: Callable[[int], object] | None = None
+    ) -> None:
+        """Reads a document into its folder among those of others, or the rest of it."""
+        kept = asdict(LandmarkSettings.from_dict(self.header["settings"]).reading)
+        settings = cast("CacheOptions", kept | {"allow_nonfinite": self.allow_nonfinite})
+        context = DocumentContext.reading(
+            documents, member.key, self.header, self.layout, self.model, self.tokenizer, settings
+        )
+        with closing(context):
+            context.add_text(text)
+            context.read(progress=progress)
 
 
 class DocumentContext(Context):

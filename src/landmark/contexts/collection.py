@@ -2,21 +2,18 @@
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import closing
-from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack
 
 from landmark.contexts import compatibility, disk
-from landmark.contexts.apart import DocumentContext
+from landmark.contexts.apart import ApartReader
 from landmark.contexts.collection_folder import document_folder, open_set, verify_collection
 from landmark.contexts.collection_manifest import (
     DOCUMENTS,
     CollectionManifest,
     Member,
     collection_place,
-    document_key,
     read_collection,
 )
 from landmark.contexts.collection_writer import CollectionWriter, member_of
@@ -31,7 +28,7 @@ from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.data.text import read_text
 from landmark.hf import LandmarkCache
 from landmark.hf.cache import CacheOptions
-from landmark.settings import LandmarkSettings, Verification, check_verification
+from landmark.settings import Verification, check_verification
 from landmark.urls import path_of
 
 if TYPE_CHECKING:
@@ -237,10 +234,10 @@ class Collection:
             holder = self._holder(text)
             if name in names and (holder is None or holder.name != name):
                 if not replace:
-                    raise ValueError(f"{self._where} holds another text named {name}: replace it, or give another name")
+                    raise ValueError(f"{self.where} holds another text named {name}: replace it, or give another name")
                 if holder is not None:
                     raise ValueError(
-                        f"{self._where} holds this text already, named {holder.name}: remove {name} instead"
+                        f"{self.where} holds this text already, named {holder.name}: remove {name} instead"
                     )
             if holder is None:
                 found.setdefault(text, (name, text))
@@ -288,46 +285,42 @@ class Collection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def add_read(self, members: Iterable[Member]) -> None:
+        """Adds documents that other processes read where this one expects them (`reader`), all in one change."""
+        self._publish((*self.documents, *members))
+
+    @property
+    def reader(self) -> ApartReader:
+        """What reads a document as those of this collection are read."""
+        allow_nonfinite = self._options.get("allow_nonfinite", False)
+        return ApartReader(self.model, self.tokenizer, self.header, self._manifest.layout, allow_nonfinite)
+
     def _brought(self, name: str, text: str, progress: Callable[[int], object] | None) -> Member:
         """The document in its folder: there already, taken from a collection that shares it, or read now."""
         self._opened_writer()
         self._of_model.check()
-        data = encode_text(name, text)
-        sha256 = text_digest(data)
-        key = document_key(sha256, self.header)
-        path = self.path / DOCUMENTS / key
-        shared = (other / DOCUMENTS / key for other in self._share)
+        member = self.reader.member(name, text)
+        path = self.path / DOCUMENTS / member.key
+        shared = (other / DOCUMENTS / member.key for other in self._share)
         holder = None if has_manifest(path) else next(filter(_is_whole, shared), None)
         if holder is not None:
             fork(holder, path)
         else:
-            self._read(key, text, progress)
-        tokens = len(compatibility.tokenized(self.tokenizer, text, first=True))
-        blocks = open_reader(document_folder(self._place, key)).blocks
-        return Member(name, key, sha256, tokens, blocks, len(text), len(data))
-
-    def _read(self, key: str, text: str, progress: Callable[[int], object] | None) -> None:
-        """Reads a document into its folder, or the rest of it."""
-        documents = disk.open_inner(self._place / DOCUMENTS)
-        kept = asdict(LandmarkSettings.from_dict(self.header["settings"]).reading)
-        settings = cast(CacheOptions, kept | {"allow_nonfinite": self._options.get("allow_nonfinite", False)})
-        layout = self._manifest.layout
-        context = DocumentContext.reading(documents, key, self.header, layout, self.model, self.tokenizer, settings)
-        with closing(context):
-            context.add_text(text)
-            context.read(progress=progress)
+            self.reader.read(disk.open_inner(self._place / DOCUMENTS), member, text, progress)
+        return member
 
     def _complete(self) -> None:
         if self._writer is not None:
             self._writer.complete()
 
     @property
-    def _where(self) -> str:
+    def where(self) -> str:
+        """Its folder, or its URL where it is open for writing."""
         return str(self.path) if self._writer is None else self._writer.where
 
     def _opened_writer(self) -> CollectionWriter:
         if self._writer is None:
-            raise ValueError(f"{self._where} is open for reading: open it with write=True")
+            raise ValueError(f"{self.where} is open for reading: open it with write=True")
         return self._writer
 
     def _publish(self, members: tuple[Member, ...]) -> None:
@@ -339,7 +332,7 @@ class Collection:
         self._manifest, self._context = writer.manifest, None
 
     def _member(self, name: str) -> Member:
-        return member_of(self._where, self._manifest, name)
+        return member_of(self.where, self._manifest, name)
 
     def _holder(self, text: str) -> Member | None:
         """The document that has this text."""
