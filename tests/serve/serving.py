@@ -1,5 +1,6 @@
 """A server that listens, in a thread of the test's process."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -54,3 +55,9 @@ def until(condition, seconds=120.0):
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
     return condition()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

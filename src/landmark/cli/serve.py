@@ -1,6 +1,7 @@
 """`landmark serve`: answers about contexts for many, over OpenAI's protocol."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from landmark.serve.keys import Keys
-    from landmark.serve.server import Server
+    from landmark.serve.run import Address
+    from landmark.serve.server import Limits, Server
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 
@@ -77,6 +79,11 @@ class ServeOptions:
     """Most bytes of a request."""
     threads: MaybeFromOne = None
     """Threads that compute; default: PyTorch's."""
+    ray: str | None = None
+    """Serve by replicas on a Ray cluster: HOST:PORT of its head node, or local for one on this machine. All machines
+    see the contexts, or these are URLs, and have the model where this one has it."""
+    replicas: str = "1"
+    """With --ray, how many servers there are, each with a model of its own: 4, or 2:8 for as many as answers need."""
     verify: Verification = "landmarks"
     """What of a context is checked before it opens: docs/contexts.md."""
     memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
@@ -97,6 +104,8 @@ def run(options: ServeOptions) -> int:
 
     address = Address(options.host, options.port, options.certificate, options.private_key, options.server_name)
     address.check(has_keys=keys is not None)
+    if options.ray is not None:
+        return _serve_on_ray(options, options.ray, address, keys)
     listening = listen(address)  # before a model is loaded, which may take minutes
     server = _server(options, keys)
     scheme = "http" if options.certificate is None else "https"
@@ -105,6 +114,35 @@ def run(options: ServeOptions) -> int:
     where = f"[{host}]" if ":" in host else host
     print_escaped(f"serving {server.name} at {scheme}://{where}:{port}/ ({reach})", to_stderr=True)
     serve(server, address, listening)
+    return 0
+
+
+def _serve_on_ray(options: ServeOptions, cluster: str, address: "Address", keys: "Keys | None") -> int:
+    """Serve by replicas until this process is told to stop."""
+    from landmark.contexts import ray_reading
+    from landmark.contexts.either import manifest_of
+    from landmark.contexts.remote import local_copy
+
+    if options.data is not None:
+        raise ValueError("--data is for one server: replicas serve contexts that are there, leave it out or --ray")
+    if address.certificate is not None:
+        raise ValueError("--certificate is for a server without --ray: put a proxy with TLS in front")
+    ray_reading.check_address(cluster)
+    for path in options.contexts:  # an error here is one line, in a replica a log
+        manifest_of(local_copy(path, documents=False))
+    from landmark.serve.ray_serve import Replicas, run
+    from landmark.serve.run import listen
+
+    replicas = Replicas.parse(options.replicas)
+    listen(address).close()
+    contexts = tuple(path if url_of(path) else path_of(path).absolute() for path in options.contexts)
+    model = options.model and options.model.absolute()
+    build = partial(_server, replace(options, contexts=contexts, model=model), keys)
+    with ray_reading.cluster(cluster) as ray:
+        resources = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
+        where = f"http://{address.host}:{address.port}/"
+        print_escaped(f"starting {options.replicas} replicas behind {where}", to_stderr=True)
+        run(build, address, replicas, _limits(options), resources)
     return 0
 
 
@@ -137,8 +175,7 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
     import torch
 
     from landmark.assets import adapted_path
-    from landmark.serve.server import Limits, Server
-    from landmark.store.base import parse_bytes
+    from landmark.serve.server import Server
 
     given = _given(options.contexts)
     check_adapter(options.model, options.adapter)
@@ -152,13 +189,19 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
     model, tokenizer = load(folder, check, first, adapter=options.adapter)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    most = parse_bytes("max_upload", options.max_upload)
-    limits = Limits(
-        options.running, options.waiting, options.seconds, options.max_new_tokens, options.max_prompt_tokens, most
-    )
     keywords: dict[str, Any] = options.memory.keywords()
     name = options.name or _model_name(folder)
-    return Server(model, tokenizer, name, options.data, given, keys, limits, options.verify, keywords)
+    return Server(model, tokenizer, name, options.data, given, keys, _limits(options), options.verify, keywords)
+
+
+def _limits(options: ServeOptions) -> "Limits":
+    from landmark.serve.server import Limits
+    from landmark.store.base import parse_bytes
+
+    most = parse_bytes("max_upload", options.max_upload)
+    return Limits(
+        options.running, options.waiting, options.seconds, options.max_new_tokens, options.max_prompt_tokens, most
+    )
 
 
 def _given(folders: tuple[Path, ...]) -> dict[str, Path]:

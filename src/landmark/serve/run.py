@@ -84,6 +84,9 @@ def web_config(server: Server, address: Address) -> uvicorn.Config:
     """The settings of uvicorn for a server that has started."""
     return uvicorn.Config(
         create_app(server, hosts=address.hosts, grace=address.grace),
+        # Not what else is installed decides (uvloop, httptools): bad requests are refused alike.
+        loop="asyncio",
+        http="h11",
         log_config=None,
         access_log=False,
         server_header=False,
