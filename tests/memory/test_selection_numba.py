@@ -20,8 +20,9 @@ from landmark.ops.scoring import Scoring
 STRIDE = 4
 
 
+@pytest.mark.parametrize("length", [5, 40])
 @pytest.mark.parametrize("left", [None, 3, 40])
-def test_nearly_equal_keys_are_told_apart_alike(left):
+def test_nearly_equal_keys_are_told_apart_alike(left, length):
     torch.manual_seed(0)
     keys = torch.randn(2, 1, 20) * (1 + 1e-7 * torch.randn(2, 90, 20))
     index = ExactIndex(1)
@@ -31,14 +32,15 @@ def test_nearly_equal_keys_are_told_apart_alike(left):
         index.append(0, keys[:, left:])
     angles = torch.outer(torch.arange(400), 30.0 ** (-torch.arange(8) / 8)).repeat(1, 2)
     past = Past(
-        counts=(90,), kept=(90,), retrieve=3, stingy=True, stride=STRIDE, starts=(300,), valid=(5,), width=5,
+        counts=(90,), kept=(90,), retrieve=3, stingy=True, stride=STRIDE, starts=(300,), valid=(length,), width=length,
         device=torch.device("cpu"),
     )  # fmt: skip
     retrieval = Retrieval(index, past, Rotation(angles.cos(), angles.sin(), "half"), Scoring(0.3))
-    query = torch.randn(1, 4, 5, 20)
+    query = torch.randn(1, 4, length, 20)
     whole = ExactIndex(1)
     whole.append(0, keys)
     few = replace(retrieval, index=whole).choose(query, "per_token_and_head", None).blocks
+    assert torch.equal(few, retrieval.choose(query, "per_token_and_head", None).blocks)  # in the branch, as it lies
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ExactIndex, "resident_keys", lambda *_: None)  # as where there are many blocks
         many = retrieval.choose(query, "per_token_and_head", None).blocks

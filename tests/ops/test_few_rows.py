@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from landmark.ops.few_rows import MOST_ROWS, few_rows_linear, serves_rows
+from landmark.ops.few_rows import few_rows_linear, most_rows, serves_rows
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -27,16 +27,26 @@ def test_scales_belong_to_groups(groups):
     torch.testing.assert_close(found, linear(x, weight, bias), atol=1e-3, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int8])
+def test_a_row_gets_the_same_bits_whatever_lies_beside_it(dtype):
+    weight = torch.randint(-127, 128, (40, 70)).to(dtype)
+    x = torch.randn(most_rows(weight), 70, dtype=torch.float32 if dtype == torch.int8 else dtype)
+    alone = torch.cat([few_rows_linear(row, weight, None, None) for row in x.split(1)])
+    for rows in (2, 9, len(x)):
+        assert torch.equal(few_rows_linear(x[-rows:], weight, None, None), alone[-rows:])
+
+
 class Wrapped(torch.Tensor):
     """Stands for weights that are not what their dtype says, as those of quantization libraries."""
 
 
 @torch.no_grad()
 def test_what_is_served():
-    x, weight = torch.randn(MOST_ROWS, 8), torch.randn(3, 8)
+    weight = torch.randn(3, 8)
+    x = torch.randn(most_rows(weight), 8)
     assert serves_rows(x, weight)
     assert serves_rows(x.bfloat16(), weight.to(torch.int8))
-    assert not serves_rows(torch.randn(MOST_ROWS + 1, 8), weight)
+    assert not serves_rows(torch.randn(most_rows(weight) + 1, 8), weight)
     assert not serves_rows(x[:0], weight)
     assert not serves_rows(x, weight.bfloat16())
     assert not serves_rows(x, torch.randn(8, 3).T)

@@ -18,6 +18,7 @@ class Steps:
         self.rows, self.owner = rows, owner
         self.over = self.closed = False
         self.errors = []
+        self.decoding = [name]
 
     def begin(self):
         self.log.append(f"{self.name} begins")
@@ -70,6 +71,29 @@ def test_requests_take_turns(engine):
         engine.submit(work)
     finished(engine, works)
     assert log == ["x begins", "y begins", "x", "y", "x", "y", "x", "y"]
+
+
+def test_rows_that_decode_are_computed_together_before_their_turns():
+    log = []
+    engine = Engine(most_rows=3, most_waiting=4, together=log.append)
+    works = [Steps("x", 2, log), Steps("y", 3, log), Steps("z", 2, log)]
+    works[2].decoding = []  # it reads its prompt
+    for work in works:
+        engine.submit(work)
+    finished(engine, works)
+    engine.stop(5)
+    assert log[3:] == [["x", "y"], "x", "y", "z", ["x", "y"], "x", "y", "z", "y"]
+
+
+def test_who_went_away_is_not_computed(engine):
+    log = []
+    engine.together = log.append
+    works = [Steps("x", 3, log), Steps("y", 3, log)]
+    works[0].step = lambda: setattr(works[0], "over", True) or True
+    for work in works:
+        engine.submit(work)
+    finished(engine, works)
+    assert log[2:] == [["x", "y"], "y", "y", "y"]
 
 
 def test_no_more_rows_run_than_allowed_and_no_more_wait(engine):

@@ -22,6 +22,7 @@ from landmark.hf.attention import attention_forward
 from landmark.hf.chunks import ChunkCall
 from landmark.hf.hooks import attention_pre_hook
 from landmark.hf.int8 import Int8Linear
+from landmark.hf.joined import JoinedCall
 from landmark.hf.linear import FewRowsLinear
 from landmark.hf.rope import close
 from landmark.ops.few_rows import add_product, gate_normed, in_outputs, project_normed, serves_rows, weights_of
@@ -50,7 +51,7 @@ class FewTokensMixin:
     def forward(self, hidden_states: Tensor, *args: Any, **options: Any) -> Any:
         layer: Any = self
         call = options.get("landmark_call")
-        if isinstance(call, ChunkCall) and not layer.training:
+        if isinstance(call, (ChunkCall, JoinedCall)) and not layer.training:
             loops = _loops(layer, hidden_states, args, options)
             if loops is not None:
                 return loops.forward(hidden_states, call)

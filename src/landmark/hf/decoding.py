@@ -1,6 +1,6 @@
-"""`Decoding`: an answer, one forward at a time, so that many answers can take turns on one model."""
+"""`Decoding`: an answer, one forward at a time, so that many answers can take turns on one model, or share forwards."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, TemperatureLogits
 
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import cache_kwargs
+from landmark.hf.joined import read_together
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Decoding:
 
     The prompt is prefilled in the chunks of the cache, as `answer` prefills it, so that tokens are the same to the last
     bit, whatever other decodings do between two steps. It ends after `max_new_tokens`, or with a token of `ends`.
+    `compute_together` computes the next steps of several.
     """
 
     def __init__(
@@ -54,7 +56,13 @@ class Decoding:
             if sampling.top_p < 1:
                 self._warpers.append(TopPLogitsWarper(sampling.top_p))
         self._logits: Tensor | None = None
+        self._computed: Tensor | Exception | None = None
         cache.restart_length()
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the prompt is read, so that a step reads one token."""
+        return bool(self.ids)
 
     @property
     def ended(self) -> bool:
@@ -68,14 +76,25 @@ class Decoding:
 
     @torch.no_grad()
     def step(self) -> int | None:
-        """One forward: a chunk of the prompt that others follow, or the next token, which it returns."""
+        """One forward: a chunk of the prompt that others follow, or the next token, which it returns.
+
+        After `compute_together` it is that one, and an error of it is raised here.
+        """
+        computed, self._computed = self._computed, None
+        if isinstance(computed, Exception):
+            raise computed
+        if computed is not None:
+            return self._next(computed)
         size = self.cache.next_chunk
         if self._unread.shape[1] > size:
             chunk, self._unread = self._unread[:, :size], self._unread[:, size:]
             self._model.base_model(input_ids=chunk, **cache_kwargs(self._model.base_model, self.cache))
             return None
         out = self._model(input_ids=self._unread, logits_to_keep=1, **cache_kwargs(self._model, self.cache))
-        self._logits = logits = out.logits[:, -1].float()
+        return self._next(out.logits[:, -1])
+
+    def _next(self, logits: Tensor) -> int:
+        self._logits = logits = logits.float()
         token = self._choose(logits)
         self._unread = token[:, None]
         self.ids.append(int(token))
@@ -94,3 +113,16 @@ class Decoding:
         logs = self._logits[0].log_softmax(-1)
         top = logs.topk(min(most, len(logs)))
         return float(logs[self.ids[-1]]), list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+
+def compute_together(model: PreTrainedModel, decodings: Sequence[Decoding]) -> None:
+    """Computes the next step of `decodings`, which `decodes` holds for, in one forward; `step` then has it.
+
+    Raises nothing: an error is raised by `step`, of one that failed by itself or of all.
+    """
+    try:
+        found = read_together(model, [one.cache for one in decodings], [one._unread for one in decodings])
+    except Exception as error:
+        found = [error] * len(decodings)
+    for one, computed in zip(decodings, found, strict=True):
+        one._computed = computed

@@ -54,7 +54,7 @@ def base_pre_hook(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
     return (), _read_whole(base, inputs) if cache is None else _read_chunks(base, cache, inputs)
 
 
-def _forward(base: nn.Module, call: StreamCall, tokens: Tensor, cache: LandmarkCache | None) -> dict[str, Any]:
+def forward_arguments(base: nn.Module, call: StreamCall, tokens: Tensor, cache: LandmarkCache | None) -> dict[str, Any]:
     """Keyword arguments for the base model's own forward over `tokens [B, S]` and their landmarks."""
     landmark = torch.tensor(landmark_settings(base.config).landmark_id, device=tokens.device)  # type: ignore[arg-type]
     # Native sliding layers rotate by the stream position; all others ignore it.
@@ -117,7 +117,7 @@ def _read_whole(base: nn.Module, inputs: Inputs) -> dict[str, Any]:
     call = WholeCall(stream, ropes, rotations, layer_kinds(config), settings.block_size, positions, **training)
     if inputs.window_slice is not None:
         tokens, call = cut_slice(inputs.window_slice, tokens, call)
-    return inputs.options | _forward(base, call, tokens, None)
+    return inputs.options | forward_arguments(base, call, tokens, None)
 
 
 def _read_chunks(base: nn.Module, cache: LandmarkCache, inputs: Inputs) -> dict[str, Any]:
@@ -132,14 +132,14 @@ def _read_chunks(base: nn.Module, cache: LandmarkCache, inputs: Inputs) -> dict[
         *others, last = cut_chunks(inputs.real, first, cache.chunk_tokens)
     earlier = []
     for chunk in others:
-        call, piece = _chunk_call(base, cache, inputs, chunk, earlier=None)
-        output = base(**inputs.options | _forward(base, call, piece, cache))
+        call, piece = chunk_call(base, cache, inputs, chunk, earlier=None)
+        output = base(**inputs.options | forward_arguments(base, call, piece, cache))
         earlier.append((chunk, output))
-    call, piece = _chunk_call(base, cache, inputs, last, earlier=earlier)
-    return inputs.options | _forward(base, call, piece, cache)
+    call, piece = chunk_call(base, cache, inputs, last, earlier=earlier)
+    return inputs.options | forward_arguments(base, call, piece, cache)
 
 
-def _chunk_call(
+def chunk_call(
     base: nn.Module, cache: LandmarkCache, inputs: Inputs, chunk: Chunk | None, earlier: list[Any] | None
 ) -> tuple[ChunkCall, Tensor]:
     """The attention call of one chunk, and its tokens."""
@@ -169,7 +169,7 @@ def _read_segments(base: nn.Module, reader: Reader, inputs: Inputs) -> dict[str,
     rotations = _rotations(base, reader.reach(stream.width), trained_positions(config), last)
     ropes: list[Rope] = base.landmark_ropes  # type: ignore[assignment]
     call = SegmentCall(stream, ropes, rotations, layer_kinds(config), reader, earlier)
-    return inputs.options | _forward(base, call, last, None)
+    return inputs.options | forward_arguments(base, call, last, None)
 
 
 def _rotations(base: nn.Module, positions: int, pinned: int, tokens: Tensor) -> dict[Rope, Rotation]:

@@ -9,13 +9,23 @@ from torch import Tensor
 class ResidentKeys(NamedTuple):
     """Landmark keys in place: block number a of a row lies at slot `a % modulus` of `keys [B,Hkv,S,D]`.
 
-    `first`, long [B]: number of the oldest block that may be among the best. No key has a norm above `max_norm`.
+    `first`, long [B]: number of the oldest block that may be among the best. No key has a norm above `max_norm`. Blocks
+    from number `shared`, long [B], on lie at slot `a - shared` of `behind [B,Hkv,S',D]` instead.
     """
 
     keys: Tensor
     first: Tensor
     modulus: int
     max_norm: float
+    behind: Tensor | None = None
+    shared: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`keys`, `first`, `behind` and `shared`, for compiled loops; with nothing behind no block is that far."""
+        if self.behind is None or self.shared is None:
+            return self.keys, self.first, self.keys, torch.full_like(self.first, torch.iinfo(torch.long).max)
+        return self.keys, self.first, self.behind, self.shared
 
 
 class Index(Protocol):

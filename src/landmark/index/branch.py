@@ -40,7 +40,15 @@ class ForkedIndex:
         return top_newest(torch.cat((scores, own_scores), -1), torch.cat((numbers, own_numbers), -1), k)
 
     def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
-        return self._base.resident_keys(k, self._below(upto)) if self._unchanged else None
+        if self._unchanged:
+            return self._base.resident_keys(k, self._below(upto))
+        if not all(self._shared):  # a base without blocks has no keys
+            return None
+        base, own = self._base.resident_keys(k, self._below(upto)), self._own.resident_keys(k, self._beyond(upto))
+        if base is None or own is None or base.behind is not None or own.behind is not None:
+            return None
+        shared = self._shared_column(base.first.device)[:, 0]
+        return base._replace(behind=own.keys, shared=shared, max_norm=max(base.max_norm, own.max_norm))
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         if self._unchanged:

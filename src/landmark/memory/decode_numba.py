@@ -106,7 +106,7 @@ def attend_few(
     if scoring.sinks is not None:
         sinks[:] = scoring.sinks.to(working_dtype(query)).numpy()
     read = (as_array(x) for x in (*window, places))
-    kept = (as_array(x) for x in (landmarks.keys, landmarks.first, resident.keys, resident.values))
+    kept = (as_array(x) for x in (*landmarks.tensors, resident.keys, resident.values))
     arrays = wide, *rotation.arrays, sinks, *read, *past.arrays, *kept, out, blocks, gates, own
     slack = rounding_error(landmarks.max_norm, query.shape[3], torch.float32)
     numbers = scoring.scale_of(query), scoring.softcap or 0.0, slack, landmarks.modulus, resident.modulus, past.stride
@@ -122,9 +122,9 @@ def attend_few(
 @compiled
 def _attend(
     query: Any, cos: Any, sin: Any, partner: Any, sinks: Any, window_keys: Any, window_values: Any, places: Any,
-    positions: Any, bounds: Any, landmarks: Any, first: Any, keys: Any, values: Any, out: Any, blocks: Any, gates: Any,
-    own: Any, scale: float, softcap: float, slack: float, landmark_modulus: int, block_modulus: int, stride: int,
-    stingy: bool, sharing: int, start: int, stop: int,
+    positions: Any, bounds: Any, landmarks: Any, first: Any, behind: Any, shared: Any, keys: Any, values: Any,
+    out: Any, blocks: Any, gates: Any, own: Any, scale: float, softcap: float, slack: float, landmark_modulus: int,
+    block_modulus: int, stride: int, stingy: bool, sharing: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Fills `out [B,H,T,Dv]`, `blocks` and `gates [B,H,T,k]`, `own [B,H,T]` of sets of `sharing` heads, start..stop."""
     rows, heads, length, dim = query.shape
@@ -135,8 +135,8 @@ def _attend(
     chosen = np.empty((rows, heads // sharing, length, k), np.int64)
     away = np.empty(chosen.shape, np.int64)
     choose_loop(
-        searching, cos, sin, partner, positions, bounds, landmarks, first, chosen, away, slack, landmark_modulus,
-        stride, stingy, start * length, stop * length,
+        searching, cos, sin, partner, positions, bounds, landmarks, first, behind, shared, chosen, away, slack,
+        landmark_modulus, stride, stingy, start * length, stop * length,
     )  # fmt: skip
     local, lse = np.zeros(out.shape, out.dtype), np.empty(query.shape[:3], query.dtype)
     distance, pages = np.empty(blocks.shape, np.int64), np.empty(blocks.shape, np.int64)

@@ -31,7 +31,7 @@ def choose_by(
     """`choose_few` by a compiled `loop` with the arguments of `choose_loop`."""
     shape = (*query.shape[:3], past.k)
     blocks, distance = (torch.empty(shape, dtype=torch.long) for _ in range(2))
-    tensors = query.contiguous(), *rotation.by_partner, past.positions, past.bounds, landmarks.keys, landmarks.first
+    tensors = query.contiguous(), *rotation.by_partner, past.positions, past.bounds, *landmarks.tensors
     arrays = [x.numpy() for x in (*tensors, blocks, distance)]
     slack = rounding_error(landmarks.max_norm, query.shape[3], query.dtype)
     in_parts(
@@ -63,8 +63,9 @@ def _rotate(query: Any, cos: Any, sin: Any, partner: Any, distance: Any, turned:
 
 @compiled
 def choose_loop(
-    query: Any, cos: Any, sin: Any, partner: Any, positions: Any, bounds: Any, keys: Any, first: Any,
-    blocks: Any, distance: Any, slack: float, modulus: int, stride: int, stingy: bool, start: int, stop: int,
+    query: Any, cos: Any, sin: Any, partner: Any, positions: Any, bounds: Any, keys: Any, first: Any, behind: Any,
+    shared: Any, blocks: Any, distance: Any, slack: float, modulus: int, stride: int, stingy: bool, start: int,
+    stop: int,
 ) -> None:  # fmt: skip
     """Fills `blocks` and `distance [B,H,T,k]` of the queries start..stop, counted over all rows and heads."""
     heads, length, dim = query.shape[1:]
@@ -72,15 +73,16 @@ def choose_loop(
     best = np.empty(blocks.shape[3], query.dtype)
     for flat in range(start, stop):
         row, head, step = flat // (heads * length), flat // length % heads, flat % length
-        landmarks, found = keys[row, head // (heads // keys.shape[1])], blocks[row, head, step]
+        group, found = head // (heads // keys.shape[1]), blocks[row, head, step]
+        lies = keys[row, group], modulus, behind[row, group], shared[row]
         upto, count = bounds[row]
         best[:], found[:] = -np.inf, -1
         number = first[row]
         rotate(query[row, head, step], cos, sin, partner, positions[row, step], turned[0])
         lowest, norm = -np.inf, np.sqrt((turned[0].astype(np.float64) ** 2).sum())
         while number < upto:
-            slot = number % modulus
-            run = min(_RUN, upto - number, modulus - slot)
+            landmarks, slot, run = landmark_at(number, *lies)
+            run = min(_RUN, upto - number, run)
             inner_products(landmarks[slot:], turned[0], scores[:run])
             for j in range(run):
                 if scores[j] >= lowest:
@@ -90,8 +92,20 @@ def choose_loop(
         for newest in range(upto, count):  # with slots, each of these is scored from its own
             away = max(0, positions[row, step] - (newest - upto + 1) * stride)
             rotate(query[row, head, step], cos, sin, partner, away, turned[0])
-            insert_if_best(score(turned, 0, landmarks, None, newest % modulus), newest, best, found)
+            landmarks, slot, _ = landmark_at(newest, *lies)
+            insert_if_best(score(turned, 0, landmarks, None, slot), newest, best, found)
         place(found, positions[row, step], upto, stride, stingy, distance[row, head, step])
+
+
+@compiled
+def landmark_at(number: int, keys: Any, modulus: int, behind: Any, shared: int) -> Any:
+    """Where the landmark key of a block lies: `keys [S,D]` or `behind`, as `ResidentKeys` has them, and its slot there.
+
+    Also how many blocks, from this one on, lie in a row.
+    """
+    if number >= shared:
+        return behind, number - shared, len(behind) - (number - shared)
+    return keys, number % modulus, min(modulus - number % modulus, shared - number)
 
 
 @compiled

@@ -12,7 +12,7 @@ from torch import Tensor
 from landmark.index.base import ResidentKeys
 from landmark.index.keys import score
 from landmark.memory.geometry import Past
-from landmark.memory.selection_numba import choose_by, insert_if_best, place
+from landmark.memory.selection_numba import choose_by, insert_if_best, landmark_at, place
 from landmark.ops.numba_loops import compiled, rotate_rows
 from landmark.ops.numba_tiles import LANES, add_product, to_columns
 from landmark.ops.rotary import Rotation
@@ -27,8 +27,9 @@ def choose_many(query: Tensor, past: Past, landmarks: ResidentKeys, rotation: Ro
 
 @compiled
 def _choose(
-    query: Any, cos: Any, sin: Any, partner: Any, positions: Any, bounds: Any, keys: Any, first: Any,
-    blocks: Any, distance: Any, slack: float, modulus: int, stride: int, stingy: bool, start: int, stop: int,
+    query: Any, cos: Any, sin: Any, partner: Any, positions: Any, bounds: Any, keys: Any, first: Any, behind: Any,
+    shared: Any, blocks: Any, distance: Any, slack: float, modulus: int, stride: int, stingy: bool, start: int,
+    stop: int,
 ) -> None:  # fmt: skip
     """Fills `blocks` and `distance [B,H,T,k]` of the queries start..stop, counted over all rows and heads."""
     heads, length, dim = query.shape[1:]
@@ -42,14 +43,15 @@ def _choose(
         row, head, step = flat // (heads * length), flat // length % heads, flat % length
         some = min(LANES, length - step, stop - flat)
         flat += some
-        landmarks, found = keys[row, head // (heads // keys.shape[1])], blocks[row, head, step : step + some]
+        group, found = head // (heads // keys.shape[1]), blocks[row, head, step : step + some]
+        lies = keys[row, group], modulus, behind[row, group], shared[row]
         upto, count = bounds[row]
         oldest = first[row]
         queries, places = query[row, head, step : step + some], positions[row, step : step + some]
         rotate_rows(queries, each[:some], cos, sin, partner, places, turned)
         to_columns(turned[:some], columns)
         searched = scores[: max(0, upto - oldest)]
-        _score_all(landmarks, columns, oldest, modulus, searched)
+        _score_all(*lies, columns, oldest, searched)
         _highest(searched, highest, lowest)
         best[:], found[:] = -np.inf, -1
         for lane in range(some):
@@ -62,27 +64,29 @@ def _choose(
             if high:
                 for lane in range(some):
                     if searched[j, lane] >= lowest[lane]:
-                        new = score(turned, lane, landmarks, None, (oldest + j) % modulus)
+                        landmarks, slot, _ = landmark_at(oldest + j, *lies)
+                        new = score(turned, lane, landmarks, None, slot)
                         insert_if_best(new, oldest + j, best[lane], found[lane])
         for newest in range(upto, count):  # with slots, each of these is scored from its own
             for lane in range(some):
                 away[lane] = max(0, places[lane] - (newest - upto + 1) * stride)
             rotate_rows(queries, each[:some], cos, sin, partner, away, turned)
+            landmarks, slot, _ = landmark_at(newest, *lies)
             for lane in range(some):
-                new = score(turned, lane, landmarks, None, newest % modulus)
+                new = score(turned, lane, landmarks, None, slot)
                 insert_if_best(new, newest, best[lane], found[lane])
         for lane in range(some):
             place(found[lane], places[lane], upto, stride, stingy, distance[row, head, step + lane])
 
 
 @compiled
-def _score_all(landmarks: Any, columns: Any, oldest: int, modulus: int, scores: Any) -> None:
+def _score_all(keys: Any, modulus: int, behind: Any, shared: int, columns: Any, oldest: int, scores: Any) -> None:
     """Scores [n,LANES] of the blocks from number `oldest` on, by a product for each run of slots."""
     scores[:] = 0
     done = 0
     while done < len(scores):
-        slot = (oldest + done) % modulus
-        run = min(len(scores) - done, modulus - slot)
+        landmarks, slot, run = landmark_at(oldest + done, keys, modulus, behind, shared)
+        run = min(len(scores) - done, run)
         add_product(landmarks[slot : slot + run], columns, scores[done : done + run])
         done += run
 

@@ -2,7 +2,7 @@
 
 A product with one row is bound by the memory that weights come from. Weights of 16 bits and of 8 are read as they lie
 and multiplied in float32, so that a step takes half and a quarter of the time; the products of BLAS with so few rows
-run at half of that speed.
+run at half of that speed. A row gets the same bits whatever rows lie beside it.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.numba_loops import FLOATS, as_array, as_float, compiled, exp, in_parts
+from landmark.ops.numba_loops import FLOATS, NARROW, as_array, as_float, compiled, exp, in_parts
 from landmark.ops.scoring import working_dtype
 
-MOST_ROWS = 4  # rows up to which these loops are faster than the products of BLAS
+_MOST_ROWS = 32  # up to which these loops are as fast as the products of BLAS
+_MOST_ROWS_16_BITS = 4  # processors multiply 16 bits by instructions of their own
 _PLAIN = (Tensor, torch.nn.Parameter)
 _PIECE_BYTES = 1 << 13  # of weights that are a small piece of work for a thread
-
+_TILE_WEIGHTS, _TILE_ROWS = 16, 8  # rows of weights and of x that meet while both are in cache
 
 Weights = tuple[Any, Any, Any]  # of a linear layer; no named tuple, with which compiled loops are called more slowly
 
@@ -33,6 +34,11 @@ def weights_of(numbers: Tensor, scales: Tensor | None, bias: Tensor | None) -> W
     return as_array(numbers.unflatten(1, (scales.shape[1], -1))), as_array(scales), as_array(bias)
 
 
+def most_rows(weight: Tensor) -> int:
+    """Rows that the loops serve with this weight."""
+    return _MOST_ROWS_16_BITS if weight.dtype in NARROW else _MOST_ROWS
+
+
 def serves_rows(x: Tensor, weight: Tensor) -> bool:
     """Whether the loops serve `x [..., K]` and the weights of a layer: few rows on a CPU, outside of autograd.
 
@@ -40,7 +46,7 @@ def serves_rows(x: Tensor, weight: Tensor) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
-        and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
+        and 0 < x.numel() <= most_rows(weight) * x.shape[-1]
         and not torch.is_grad_enabled()
         and type(x) in _PLAIN
         and type(weight) in _PLAIN
@@ -77,15 +83,18 @@ def multiply(x: Any, weights: Any, out: Any, first: int, start: int, stop: int) 
     """Writes the products of `x [n,K]` to the columns of `out` from `first` on, those of them in start..stop alone."""
     numbers, scales, bias = weights
     groups = x.reshape(len(x), numbers.shape[1], numbers.shape[2])
-    for row in range(max(0, start - first), min(len(numbers), stop - first)):
-        for step in range(len(x)):
-            total = x.dtype.type(0)
-            for group in range(numbers.shape[1]):
-                part = x.dtype.type(0)
-                for i in range(numbers.shape[2]):
-                    part += as_float(numbers[row, group, i]) * groups[step, group, i]
-                total += part * as_float(scales[row, group]) if len(scales) else part
-            out[step, first + row] = total + as_float(bias[row]) if len(bias) else total
+    begin, end = max(0, start - first), min(len(numbers), stop - first)
+    for some in range(begin, end, _TILE_WEIGHTS):
+        for few in range(0, len(x), _TILE_ROWS):
+            for row in range(some, min(some + _TILE_WEIGHTS, end)):
+                for step in range(few, min(few + _TILE_ROWS, len(x))):
+                    total = x.dtype.type(0)
+                    for group in range(numbers.shape[1]):
+                        part = x.dtype.type(0)
+                        for i in range(numbers.shape[2]):
+                            part += as_float(numbers[row, group, i]) * groups[step, group, i]
+                        total += part * as_float(scales[row, group]) if len(scales) else part
+                    out[step, first + row] = total + as_float(bias[row]) if len(bias) else total
 
 
 @compiled

@@ -1,7 +1,8 @@
-"""The engine: one thread that owns the model. Answers take turns, one forward each; reading yields to them.
+"""The engine: one thread that owns the model. Answers take turns; reading yields to them.
 
-Caches of different contexts cannot be joined to one batch, so that requests are not decoded together: each forward is
-that of one answer. What an answer is does not depend on what runs beside it.
+In a turn each row of a request that runs has one forward. Rows that decode share one, whatever they are asked about:
+`together` computes it before the turns. A row that reads its prompt has a forward of its own, and without `together`
+every row has. What an answer is does not depend on what runs beside it.
 """
 
 import logging
@@ -10,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from landmark.serve.errors import Refusal, too_busy
 
@@ -32,6 +33,11 @@ class Work(Protocol):
     @property
     def over(self) -> bool:
         """Whether nobody waits for it any more."""
+        ...
+
+    @property
+    def decoding(self) -> list[Any]:
+        """Its rows whose next forward may be one with others."""
         ...
 
     def begin(self) -> None:
@@ -65,14 +71,21 @@ class Paused(Exception):
 
 
 class Engine:
-    """Runs at most `most_rows` branches at a time; at most `most_waiting` requests wait for one."""
+    """Runs at most `most_rows` branches at a time; at most `most_waiting` requests wait for one.
 
-    def __init__(self, *, most_rows: int, most_waiting: int) -> None:
+    `together` computes the forward of the rows that decode, two or more, and raises nothing: an error is raised by the
+    step of the request that it belongs to. None where the model cannot do that.
+    """
+
+    def __init__(
+        self, *, most_rows: int, most_waiting: int, together: Callable[[list[Any]], None] | None = None
+    ) -> None:
         self.most_rows = most_rows
         self.most_waiting = most_waiting
         self.running: list[Work] = []
         self.waiting: list[Work] = []
         self.reading: list[Reading] = []
+        self.together = together
         self._calls: list[tuple[Callable[[], object], Future]] = []
         self._changed = threading.Condition()
         self._stopping = False
@@ -145,11 +158,19 @@ class Engine:
         """What was called for, and one forward of each running request; whether any runs."""
         self._run_calls()
         self._admit()
+        self._end_those(lambda work: work.over)
+        rows = [row for work in self.running for row in work.decoding]
+        if self.together is not None and len(rows) > 1:
+            self.together(rows)
+        self._end_those(lambda work: work.over or not self._guarded(work, work.step))
+        return bool(self.running)
+
+    def _end_those(self, ends: Callable[[Work], bool]) -> None:
+        """Frees the running requests that end, and asks each whether it does."""
         for work in list(self.running):
-            if work.over or not self._stepped(work):
+            if ends(work):
                 self.running.remove(work)
                 work.close()
-        return bool(self.running)
 
     def _run_calls(self) -> None:
         with self._changed:
@@ -178,9 +199,6 @@ class Engine:
                 self.running.append(work)
             else:
                 work.close()
-
-    def _stepped(self, work: Work) -> bool:
-        return bool(self._guarded(work, work.step))
 
     def _guarded(self, work: Work, call: Callable[[], object]) -> object:
         """What `call` returns, True for nothing; None after an error, which is reported."""

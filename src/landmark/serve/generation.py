@@ -140,6 +140,11 @@ class Generation:
         )
         return Choice(decoding, self.tokenizer, stops=question.stops, logprobs=question.logprobs)
 
+    @property
+    def decoding(self) -> list[Decoding]:
+        decodings = [x.decoding for index, x in enumerate(self._choices) if index not in self._finished]
+        return [decoding for decoding in decodings if decoding.decodes]
+
     def step(self) -> bool:
         for index, choice in enumerate(self._choices):
             if index in self._finished or self.cancelled:

@@ -1,12 +1,16 @@
 """What a server is made of: model, engine, contexts, keys, limits; and the requests that it hands to the engine."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landmark.contexts.context import Context
+from landmark.hf.decoding import compute_together
+from landmark.hf.joined import why_apart
 from landmark.hf.reader import end_tokens
 from landmark.serve.contexts import Contexts
 from landmark.serve.engine import Engine
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger("landmark.serve")
 MODEL_CONTEXT = "@"  # between a model and a context in the name of a model
 
 
@@ -58,7 +63,14 @@ class Server:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.engine = Engine(most_rows=self.limits.running, most_waiting=self.limits.waiting)
+        apart = why_apart(self.model)
+        if apart is not None:
+            log.warning("answers are decoded in turns, not together: %s", apart)
+        self.engine = Engine(
+            most_rows=self.limits.running,
+            most_waiting=self.limits.waiting,
+            together=None if apart else partial(compute_together, self.model),
+        )
         folder = None if self.data is None else self.data / "contexts"
         self.contexts = Contexts(
             folder, self.given, self.model, self.tokenizer, self.engine, self.verify, self.options, self
@@ -68,6 +80,11 @@ class Server:
         self.metrics = Metrics()
         self.metrics.watch("landmark_disk_bytes", "Bytes of the contexts of clients", self._disk_bytes)
         self.metrics.watch("landmark_running_requests", "Requests that take turns", lambda: len(self.engine.running))
+        self.metrics.watch(
+            "landmark_decodes_together",
+            "1 where rows that decode share a forward, 0 where they take turns",
+            lambda: self.engine.together is not None,
+        )
         self.metrics.watch("landmark_waiting_requests", "Requests that wait", lambda: len(self.engine.waiting))
         self.metrics.watch("landmark_reading_jobs", "Reading jobs to be done", lambda: len(self.engine.reading))
 
