@@ -93,6 +93,25 @@ def test_models_of_every_dtype(dtype, index, tmp_path, folder):
         Context.open(tmp_path / "context", landmark.from_pretrained(folder, dtype=other))
 
 
+@pytest.mark.parametrize("index", ["exact", "hierarchical"])
+def test_groups_of_heads_open_the_same_blocks_wherever_they_lie(index, tmp_path, folder):
+    model = landmark.convert(landmark.from_pretrained(folder), selection="per_group")
+    with Context.create(tmp_path / "context", model, index=index) as context:
+        context.append(BOOK, "book")
+    expected = in_memory(model, BOOK)
+    assert not torch.equal(expected, in_memory(landmark.from_pretrained(folder), BOOK))
+    for budget in ("12KB", "100MB"):
+        opened = Context.open(tmp_path / "context", model, index=index, host_budget=budget)
+        cache = opened.cache.fork()
+        cache.start_trace()
+        assert torch.equal(logits(opened), expected)
+        ids = encode(opened.tokenizer, PROMPT).ids[None]
+        assert torch.equal(model(input_ids=ids, past_key_values=cache).logits, expected)
+        for blocks in cache.trace().blocks.values():
+            groups = blocks.unflatten(1, (2, 2))
+            assert torch.equal(groups, groups[:, :, :1].expand_as(groups))
+
+
 def test_numbers_that_are_not_finite_are_not_committed(path, folder):
     model = landmark.from_pretrained(folder)
     context = Context.open(path, model, write=True)
