@@ -21,6 +21,7 @@ COMMANDS = (
     Command("parallel", "benchmarks.commands:run_parallel", "the same training in 1, 2 and 4 processes"),
     Command("view", "benchmarks.commands:run_view", "the page of `landmark view` in a browser"),
     Command("serve", "benchmarks.commands:run_serve_load", "load on a running `landmark serve`"),
+    Command("serve-trials", "benchmarks.commands:run_serve_trials", "kills, hostile requests and a soak of the server"),
     Command("gpu", "benchmarks.commands:run_gpu", "tests, timings and targets on a CUDA device"),
 )
 

@@ -21,6 +21,7 @@ from benchmarks.options import (
     ReliabilityOptions,
     RowOptions,
     ServeLoadOptions,
+    ServeTrialsOptions,
     TierDiskOptions,
     TierOverlapOptions,
     TierReadersOptions,
@@ -353,6 +354,19 @@ def run_serve_load(options: ServeLoadOptions) -> int:
     from benchmarks import serve_load
 
     return _print_rows(options, serve_load.run(options))
+
+
+def run_serve_trials(options: ServeTrialsOptions) -> int:
+    """Kills, hostile requests and a soak of `landmark serve`; 1 if anything fails."""
+    from benchmarks import serve_trials
+
+    parts = serve_trials.chosen(options.parts)
+    _set_threads(options)
+    failures = 0
+    for row in serve_trials.run(options, parts):
+        _print_row(options, row)
+        failures += len(row["failures"])
+    return int(failures > 0)
 
 
 def run_gpu(options: GpuOptions) -> int:

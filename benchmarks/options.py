@@ -513,6 +513,36 @@ class GpuOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeTrialsOptions(RowOptions):
+    """What `landmark serve` survives, part by part: `--parts` names some of them. The tests' tiny model serves.
+
+    kills: kills the server at random instants while it reads and answers, and looks at its files. hostile: requests
+    made to do harm. soak: users who ask, go away, add, replace, remove, cancel and delete at random, beside restarts
+    and kills.
+
+    Exit code 1, or an error at once, if anything acknowledged was lost, anything removed came back, or a request got a
+    status of 500 and more. docs/serving.md has what was found.
+    """
+
+    parts: str | None = None
+    """Parts to run, separated by commas; default: all."""
+    kills: FromOne = 100
+    """Kills of the server."""
+    requests: FromOne = 10_000
+    """Hostile requests."""
+    seconds: FromOne = 1800
+    """Length of the soak."""
+    round: FromOne = 60
+    """Seconds of the soak between two stops of the server, every other one by a kill."""
+    folder: Annotated[Path | None, OutFolder()] = None
+    """Folder on the file system to try; default: the system's temporary one."""
+    seed: Seed = 0
+    """Seed of requests, texts and instants."""
+    threads: Threads = 1
+    """Threads torch may use on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeLoadOptions(RowOptions):
     """Load on a running server without keys: clients that ask one question after another."""
 

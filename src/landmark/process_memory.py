@@ -7,10 +7,18 @@ import ctypes
 import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 STATM = Path("/proc/self/statm")
 STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
+# The limit of a container's memory, and what it uses: of control groups version 2, and of version 1.
+_GROUP = Path("/sys/fs/cgroup")
+CONTAINER = (
+    (_GROUP / "memory.max", _GROUP / "memory.current"),
+    (_GROUP / "memory/memory.limit_in_bytes", _GROUP / "memory/memory.usage_in_bytes"),
+)
 MEGABYTE = 10**6
 # Numbers of malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -30,6 +38,18 @@ def peak_bytes() -> int:
         (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     return _highest_ever()
+
+
+def available_bytes() -> int:
+    """Bytes that programs can still take without swapping, within a container's limit; all, without Linux's /proc."""
+    if not MEMINFO.exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    (line,) = (line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
+    free = [int(line.split()[1]) * 1024]
+    for limit, used in CONTAINER:
+        with suppress(OSError, ValueError):  # no such limit, or "max"
+            free.append(int(limit.read_text()) - int(used.read_text()))
+    return max(0, min(free))
 
 
 def _highest_ever() -> int:

@@ -1,6 +1,7 @@
 """Answers through the server, asked by OpenAI's client: those of `Context.generate` and `Chat`, however many run."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
@@ -156,6 +157,7 @@ def test_sentences_have_their_own_sources(served):
         ({"logit_bias": {"5": 10}}, "logit_bias"),
         ({"max_tokens": 5000}, "max_tokens"),
         ({"n": 9}, "n"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"suffix": "end"}, "suffix"),
@@ -194,7 +196,31 @@ def test_unknown_models_and_contexts_are_not_found(served, model):
         served.client().completions.create(model=model, prompt=PROMPT)
 
 
+def test_a_prompt_is_encoded_beside_the_engine(served, monkeypatch):
+    prompts, threads = served.server.prompts, []
+    usual = prompts.continuation
+
+    def noted(*arguments, **options):
+        threads.append(threading.current_thread().name)
+        return usual(*arguments, **options)
+
+    monkeypatch.setattr(prompts, "continuation", noted)
+    complete(served, tokens=1)
+    assert [name.startswith("beside") for name in threads] == [True]
+
+
+@pytest.mark.parametrize("words", [40_000, 200_000])
+def test_a_prompt_that_is_too_long_is_refused_before_all_of_it_is_encoded(served, words, monkeypatch):
+    prompts, pieces = served.server.prompts, []
+    usual = prompts._texts.pieces
+    monkeypatch.setattr(prompts._texts, "pieces", lambda text: (pieces.append(1) or one for one in usual(text)))
+    with pytest.raises(openai.BadRequestError, match="put long texts into a context"):
+        complete(served, "keys " * words)
+    assert len(pieces) < 3
+
+
 def test_models_are_listed_with_their_contexts(served):
+    assert all(model.chat for model in served.client().models.list())
     assert {NAME, ASKED} <= {model.id for model in served.client().models.list()}
     assert served.client().models.retrieve(ASKED).id == ASKED
 

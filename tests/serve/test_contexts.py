@@ -1,5 +1,6 @@
 """Contexts of clients: made, read by jobs, asked, changed, expired, deleted; and what a restart leaves of them."""
 
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import openai
 import pytest
 from serving import NAME, running, until
 
-from landmark import Collection, Context
+from landmark import Collection
 
 TEXT = "jim looked at the ships and keys for a long while . " * 30
 NOTE = "he spoke of the calm sea 0123456789 . " * 20
@@ -42,11 +43,12 @@ def test_a_context_is_made_read_and_asked(served, http, reader, tmp_path):
     assert (found["status"], found["writable"], found["shared"]) == ("ready", True, False)
     assert [document["name"] for document in found["documents"]] == ["a.txt"]
     assert found["bytes"] > len(TEXT)
-    with Context.create(tmp_path / "same", *reader) as context:
-        context.append(TEXT, "a.txt")
-    assert found["tokens"] == context.tokens
+    with Collection.create(tmp_path / "same", *reader) as collection:
+        collection.add(TEXT, "a.txt")
+        expected = collection.generate("jim ", max_new_tokens=10).text
+    assert found["tokens"] == collection.documents[0].tokens
     answer = served.client().completions.create(model=f"{NAME}@one", prompt="jim ", max_tokens=10)
-    assert answer.choices[0].text == context.generate("jim ", max_new_tokens=10).text
+    assert answer.choices[0].text == expected
     assert any(one["id"] == found["id"] for one in http.get("/contexts").json()["data"])
     assert http.delete("/contexts/one").json()["deleted"]
     assert http.get("/contexts/one").status_code == 404
@@ -64,7 +66,7 @@ def test_files_are_added_to_a_context_and_the_version_before_answers_meanwhile(s
     assert [document["name"] for document in second["documents"]][:2] == ["a.txt", "b.txt"]
     assert second["tokens"] > first["tokens"]
     place = served.server.contexts.folder / second["id"]
-    assert sorted(path.name for path in place.iterdir()) == ["record.json", "version-2"]
+    assert sorted(path.name for path in place.iterdir()) == ["collection", "record.json"]
 
 
 def test_the_progress_of_a_job_comes_as_events(http):
@@ -92,7 +94,8 @@ def test_a_cancelled_job_changes_nothing(served, http):
         before["documents"],
     )
     place = served.server.contexts.folder / after["id"]
-    assert until(lambda: sorted(path.name for path in place.iterdir()) == ["record.json", "version-1"])
+    assert until(lambda: sorted(path.name for path in place.iterdir()) == ["collection", "record.json"])
+    assert len(list((place / "collection" / "documents").iterdir())) == 1
     assert http.delete("/contexts/four/jobs/nothing").status_code == 404
 
 
@@ -151,6 +154,130 @@ def test_what_is_no_text_is_refused(http):
     assert http.get("/contexts/eight").json()["status"] == "empty"
     response = http.post("/contexts/eight/files", files=[("files", ("a.bin", b"\xff\xfe\x00"))])
     assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def names(http, context):
+    return [document["name"] for document in http.get(f"/contexts/{context}").json()["documents"]]
+
+
+def document_folders(served, context_id):
+    return list((served.server.contexts.folder / context_id / "collection" / "documents").iterdir())
+
+
+def test_single_documents_are_replaced_and_removed(served, http):
+    made(http, "nine", ("a.txt", NOTE), ("b.txt", TEXT))
+    found = ready(http, "nine")
+    both = found["bytes"]
+    assert http.put("/contexts/nine/documents/a.txt", json={"text": NOTE + "changed"}).status_code == 202
+    assert http.put("/contexts/nine/documents/c.txt", json={"text": "a new text . " * 9}).status_code == 202
+    ready(http, "nine")
+    assert names(http, "nine") == ["a.txt", "b.txt", "c.txt"]
+    removed = http.delete("/contexts/nine/documents/b.txt")
+    assert removed.json() == {"id": "b.txt", "object": "context.document.deleted", "deleted": True}
+    left = http.get("/contexts/nine").json()
+    assert [document["name"] for document in left["documents"]] == ["a.txt", "c.txt"]
+    assert left["bytes"] < both
+    assert len(document_folders(served, found["id"])) == 2
+    answer = served.client().completions.create(model=f"{NAME}@nine", prompt="jim ", max_tokens=4)
+    sources = answer.choices[0].landmark["sources"]
+    assert {source["document"] for source in sources} <= {"a.txt", "c.txt"}
+    assert http.delete("/contexts/nine/documents/b.txt").json()["error"]["code"] == "document_not_found"
+    for name in ("a.txt", "c.txt"):
+        assert http.delete(f"/contexts/nine/documents/{name}").status_code == 200
+    assert http.get("/contexts/nine").json()["status"] == "empty"
+    assert document_folders(served, found["id"]) == []
+
+
+def test_equal_texts_and_names_are_decided_before_anything_is_read(served, http):
+    made(http, "ten", ("a.txt", NOTE))
+    ready(http, "ten")
+    same = http.post("/contexts/ten/documents", json={"documents": [{"name": "copy.txt", "text": NOTE}]}).json()
+    assert (same["status"], same["documents"], same["tokens"]) == ("done", [], 0)
+    assert http.put("/contexts/ten/documents/a.txt", json={"text": NOTE}).json()["status"] == "done"
+    refused = http.post("/contexts/ten/documents", json={"documents": [{"name": "a.txt", "text": TEXT}]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "document_exists")
+    assert http.get("/contexts/ten/jobs").json()["data"][1:] == []
+    assert names(http, "ten") == ["a.txt"]
+
+
+def test_contexts_of_one_owner_share_documents(served, http):
+    first = made(http, "eleven", ("a.txt", TEXT))
+    alone = ready(http, "eleven")["bytes"]
+    before = served.server.contexts.bytes_of("local")
+    second = made(http, "twelve", ("other name.txt", TEXT))
+    ready(http, "twelve")
+    assert served.server.contexts.bytes_of("local") - before < alone / 2
+    (one,), (other,) = document_folders(served, first["id"]), document_folders(served, second["id"])
+    mine, theirs = (next((folder / "segments").glob("*.blocks")) for folder in (one, other))
+    assert mine.samefile(theirs)
+    assert http.delete("/contexts/eleven").status_code == 200
+    answer = served.client().completions.create(model=f"{NAME}@twelve", prompt="jim ", max_tokens=4)
+    assert answer.choices[0].landmark["sources"][0]["document"] == "other name.txt"
+
+
+def test_a_document_is_removed_while_another_is_read(served, http):
+    made(http, "thirteen", ("a.txt", NOTE), ("b.txt", TEXT))
+    found = ready(http, "thirteen")
+    job = http.post("/contexts/thirteen/documents", json={"documents": [{"name": "long", "text": TEXT * 10}]}).json()
+    assert until(lambda: (http.get("/contexts/thirteen").json()["job"] or {}).get("tokens_read"))
+    for again in (
+        http.put("/contexts/thirteen/documents/long", json={"text": NOTE}),
+        http.delete("/contexts/thirteen/documents/long"),
+    ):
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "document_exists")
+    assert http.delete("/contexts/thirteen/documents/a.txt").status_code == 200
+    assert names(http, "thirteen") == ["b.txt"]
+    ready(http, "thirteen")
+    assert names(http, "thirteen") == ["b.txt", "long"]
+    assert http.get("/contexts/thirteen/jobs").json()["data"][-1]["id"] == job["id"]
+    assert len(document_folders(served, found["id"])) == 2
+
+
+def test_a_disk_that_takes_no_job_keeps_none(served, http, monkeypatch):
+    made(http, "fourteen")
+    record = next(one for one in served.server.contexts.records.values() if one.name == "fourteen")
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    body = {"documents": [{"name": "a.txt", "text": NOTE}]}
+    with monkeypatch.context() as patched:
+        patched.setattr(record, "save", full, raising=False)
+        refused = http.post("/contexts/fourteen/documents", json=body)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
+    assert "No space left" in refused.json()["error"]["message"]
+    assert record.jobs == []
+    assert [path.name for path in served.server.contexts.place(record).iterdir()] == ["record.json"]
+    assert http.post("/contexts/fourteen/documents", json=body).status_code == 202
+    ready(http, "fourteen")
+    assert names(http, "fourteen") == ["a.txt"]
+
+
+def test_expired_contexts_are_deleted_when_the_disk_works_again(served, http, monkeypatch):
+    made(http, "fifteen")
+    contexts, usual, calls = served.server.contexts, served.server.contexts.delete, []
+
+    def fails_once(record):
+        calls.append(record.name)
+        if len(calls) < 3:
+            raise (OSError(errno.EIO, "Input/output error") if len(calls) < 2 else RuntimeError("a defect"))
+        usual(record)
+
+    monkeypatch.setattr("landmark.serve.app._SWEEP", 0.05)
+    monkeypatch.setattr(contexts, "delete", fails_once)
+    http.patch("/contexts/fifteen", json={"ttl": 0.01})
+    assert until(lambda: not any(record.name == "fifteen" for record in contexts.records.values()))
+
+
+def test_the_jobs_of_a_user_are_bounded(served, http, monkeypatch):
+    monkeypatch.setattr("landmark.serve.contexts._MOST_JOBS", 2)
+    made(http, "sixteen", ("long", TEXT * 20))
+    bodies = [{"documents": [{"name": f"{number}", "text": f"{number} {NOTE}"}]} for number in range(2)]
+    first, second = (http.post("/contexts/sixteen/documents", json=body) for body in bodies)
+    assert (first.status_code, second.status_code) == (202, 429)
+    assert "2 of your jobs" in second.json()["error"]["message"]
+    assert second.headers["retry-after"]
+    assert http.delete("/contexts/sixteen").status_code == 200
 
 
 def test_a_given_context_cannot_be_changed(http):
@@ -213,10 +340,10 @@ def test_a_job_survives_the_death_of_the_process(reader, tmp_path):
         found = ready(http, "kept")
         assert [document["name"] for document in found["documents"]] == ["a.txt", "long"]
         answer = one.client().completions.create(model=f"{NAME}@kept", prompt="jim ", max_tokens=10)
-    with Context.create(tmp_path / "same", model, tokenizer) as context:
-        context.append(NOTE, "a.txt")
-        context.append(TEXT * 16, "long")
-    assert answer.choices[0].text == context.generate("jim ", max_new_tokens=10).text
+    with Collection.create(tmp_path / "same", model, tokenizer) as collection:
+        collection.add(NOTE, "a.txt")
+        collection.add(TEXT * 16, "long")
+        assert answer.choices[0].text == collection.generate("jim ", max_new_tokens=10).text
 
 
 def test_a_server_that_is_told_to_stop_pauses_its_job_and_ends(reader, tmp_path):
@@ -238,14 +365,16 @@ def test_folders_of_others_are_left_alone(reader, tmp_path):
     mine = folder / "library"
     mine.mkdir(parents=True)
     (mine / "keep.txt").write_text("mine")
-    record = Record("ctx-0123456789abcdef", "old", "local", version=0, jobs=[Job("job-1", ["a"], 1, "done")])
-    (folder / record.id / "version-7").mkdir(parents=True)
+    record = Record("ctx-0123456789abcdef", "old", "local", jobs=[Job("job-1", ["a"], status="done")])
+    (folder / record.id).mkdir(parents=True)
+    (folder / record.id / "texts-job-0.json").write_text("{}")
     record.save(folder / record.id)
     (folder / "ctx-00000000000000ff").mkdir()
     with running(*reader, data=tmp_path / "data") as one:
         assert [found.name for found in one.server.contexts.records.values()] == ["old"]
     assert (mine / "keep.txt").read_text() == "mine"
     assert not (folder / "ctx-00000000000000ff").exists()
+    assert [path.name for path in (folder / record.id).iterdir()] == ["record.json"]
 
 
 def test_one_server_has_a_folder(reader, tmp_path):

@@ -13,12 +13,15 @@ from landmark.serve.errors import Refusal
 class Steps:
     """Work of `count` steps that notes each in `log`."""
 
-    def __init__(self, name, count, log, rows=1, owner="a"):
+    def __init__(self, name, count, log, rows=1, owner="a", nbytes=0):
         self.name, self.left, self.log = name, count, log
-        self.rows, self.owner = rows, owner
+        self.rows, self.owner, self.nbytes = rows, owner, nbytes
         self.over = self.closed = False
         self.errors = []
         self.decoding = [name]
+
+    def prepare(self):
+        pass
 
     def begin(self):
         self.log.append(f"{self.name} begins")
@@ -60,8 +63,14 @@ def engine():
 
 
 def finished(engine, works):
+    prepared(engine)
     engine.start()
     assert until(lambda: all(work.closed for work in works))
+
+
+def prepared(engine):
+    """Waits until all requests may begin, so that what begins first is known."""
+    assert until(lambda: len(engine._prepared) == len(engine.waiting))
 
 
 def test_requests_take_turns(engine):
@@ -154,6 +163,47 @@ def test_reading_yields_to_answers(engine):
     assert len(last_of_two) == 2
     answers_before_the_end = log[: last_of_two[-1]].count("x")
     assert answers_before_the_end > 10
+
+
+def test_a_request_that_is_prepared_slowly_holds_up_no_other(engine):
+    log, may_go = [], threading.Event()
+    slow, quick = Steps("slow", 1, log), Steps("quick", 5, log)
+    slow.prepare = lambda: may_go.wait(60)
+    engine.start()
+    for work in (slow, quick):
+        engine.submit(work)
+    assert until(lambda: quick.closed)
+    assert engine.call(lambda: 5).result(5) == 5
+    assert log == ["quick begins", *["quick"] * 5]
+    may_go.set()
+    assert until(lambda: slow.closed)
+    assert not engine.waiting
+
+
+def test_what_cannot_be_prepared_does_not_begin(engine):
+    bad = Steps("bad", 1, [])
+    bad.prepare = lambda: 1 / 0
+    engine.start()
+    engine.submit(bad)
+    assert until(lambda: bad.errors)
+    assert isinstance(bad.errors[0], ZeroDivisionError)
+    assert (engine.waiting, bad.log) == ([], [])
+
+
+def test_requests_wait_for_memory():
+    log, room = [], [100]
+    engine = Engine(most_rows=8, most_waiting=8, fits=lambda nbytes: nbytes <= room[0])
+    works = [Steps("x", 3, log, nbytes=60), Steps("y", 1, log, nbytes=60), Steps("z", 1, log, nbytes=40)]
+    for work in works:
+        engine.submit(work)
+    finished(engine, works)
+    assert log == ["x begins", "x", "x", "x", "y begins", "z begins", "y", "z"]
+    room[0] = 50
+    large = Steps("large", 1, log, nbytes=60)
+    engine.submit(large)
+    assert until(lambda: large.closed)
+    assert (large.errors[0].status, large.errors[0].retry_after) == (429, 5)
+    engine.stop(5)
 
 
 def test_an_owner_with_many_jobs_does_not_hold_up_another(engine):

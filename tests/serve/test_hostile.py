@@ -117,7 +117,7 @@ def test_too_much_is_refused_whether_it_is_announced_or_not(http):
 
     for content in (b"x" * (LIMIT + 1), pieces()):
         headers = {"Content-Type": "application/json"}
-        assert http.post("/v1/completions", content=content, headers=headers).status_code == 413
+        check(http.post("/v1/completions", content=content, headers=headers), 413)
     files = [("files", ("a.txt", b"x" * (LIMIT + 1)))]
     assert http.post("/v1/contexts/library/files", files=files).status_code == 413
 

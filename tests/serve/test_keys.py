@@ -6,15 +6,22 @@ import shutil
 import ssl
 import stat
 import subprocess
+import threading
 from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from serving import NAME, running, until
+from tiny_reader import save_chat
 
+import landmark
+from landmark import Context
 from landmark.cli.main import main
+from landmark.hf.tokenizer import load_tokenizer
 from landmark.serve.errors import Refusal
 from landmark.serve.keys import Caller, Keys, Quota, Usage, new_key
+from landmark.serve.metrics import Metrics
 from landmark.serve.run import Address, is_loopback, listen
 
 TEXT = "jim looked at the ships and keys for a long while . " * 20
@@ -77,6 +84,8 @@ def test_a_context_of_another_is_as_if_it_were_none(guarded):
             ("DELETE", "/contexts/{}", None),
             ("PATCH", "/contexts/{}", {"ttl": 1}),
             ("POST", "/contexts/{}/documents", {"documents": documents}),
+            ("PUT", "/contexts/{}/documents/a", {"text": TEXT}),
+            ("DELETE", "/contexts/{}/documents/a", None),
             ("GET", "/contexts/{}/jobs", None),
             ("GET", "/contexts/{}/jobs?stream=true", None),
             ("DELETE", "/contexts/{}/jobs/job-0", None),
@@ -104,6 +113,13 @@ def test_a_shared_context_is_asked_by_all_and_changed_by_one(guarded):
         bert.post("/completions", json={"model": f"{NAME}@ours", "prompt": "jim ", "max_tokens": 2}).status_code == 200
     )
     assert bert.get("/contexts/ours").json()["writable"] is False
+    more = {"documents": [{"name": "b", "text": TEXT * 9}]}
+    assert anna.post("/contexts/ours/documents", json=more).status_code == 202
+    assert anna.get("/contexts/ours").json()["job"] is not None
+    assert bert.get("/contexts/ours").json()["job"] is None
+    assert bert.get("/contexts/ours/jobs").status_code == 403
+    assert bert.delete("/contexts/ours/documents/a").status_code == 403
+    assert bert.put("/contexts/ours/documents/a", json={"text": "x"}).status_code == 403
     assert bert.delete("/contexts/ours").status_code == 403
     assert bert.post("/contexts", json={"name": "ours", "shared": True}).status_code == 409
     assert anna.delete("/contexts/ours").status_code == 200
@@ -203,6 +219,9 @@ def test_other_addresses_need_keys(host):
         (["nothing"], "nothing"),
         (["--max-upload", "much"], "max_upload"),
         (["--data", "served", "--quota-bytes", "1GB"], "--new-key"),
+        (["--name", "a@b"], "without @"),
+        (["--memory", "1MB"], "--host-budget"),
+        (["--waiting", "0"], "waiting"),
     ],
 )
 def test_wrong_use_is_one_line(arguments, said, capsys, tmp_path, monkeypatch):
@@ -215,6 +234,30 @@ def test_wrong_use_is_one_line(arguments, said, capsys, tmp_path, monkeypatch):
     assert code == 2
     assert said in error
     assert "Traceback" not in error
+
+
+def test_contexts_of_two_models_are_refused_before_one_is_loaded(reader, library, tmp_path, capsys, monkeypatch):
+    other = save_chat(tmp_path)
+    model = landmark.from_pretrained(other)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] += 1
+    with Context.create(tmp_path / "theirs", model, load_tokenizer(other, model)) as context:
+        context.append(TEXT, "a")
+    monkeypatch.setattr("landmark.hf.from_pretrained", None)  # nothing is loaded
+    assert main(["serve", str(library), str(tmp_path / "theirs"), "--port", "0"]) == 2
+    error = capsys.readouterr().err
+    assert "theirs was read with other" in error
+    assert "a server of its own" in error
+    assert main(["serve", str(library), str(tmp_path / "missing"), "--port", "0"]) == 2
+    assert "missing" in capsys.readouterr().err
+
+
+def test_figures_are_made_beside_the_loop_of_the_server(guarded, monkeypatch):
+    one, clients = guarded
+    threads = []
+    monkeypatch.setattr(Metrics, "text", lambda self: threads.append(threading.current_thread().name) or b"")
+    clients["anna"].get(f"{one.url}/metrics")
+    assert threads[0].startswith("asyncio_")
 
 
 def test_a_port_in_use_is_told_before_a_model_is_loaded(capsys):
@@ -263,4 +306,5 @@ def test_models_are_named_by_where_they_come_from():
 
     assert _model_name(None) == _model_name(model_path()) == "landmark"
     assert _model_name(Path("runs/Mine/model")) == "mine"
+    assert _model_name(Path("runs/me@home/model")) == "me-home"
     assert _model_name(Path("SmolLM2-135M-Instruct.Q4_1.gguf")) == "smollm2-135m-instruct.q4_1"

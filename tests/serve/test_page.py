@@ -1,9 +1,10 @@
 """The page in a browser: a context is picked, a question asked, a sentence clicked; nothing else is asked for."""
 
+import copy
 import re
 
 import pytest
-from serving import NAME
+from serving import NAME, running
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 
@@ -54,6 +55,22 @@ def test_a_question_is_asked_as_a_chat_and_can_be_stopped(page, served):
     page.locator("#stop").click()
     sync_api.expect(page.locator("#status")).to_have_text("stopped", timeout=60_000)
     assert page.locator("#ask").is_enabled()
+
+
+def test_a_model_that_cannot_chat_is_asked_to_continue(browser, reader, library):
+    model, tokenizer = reader
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    with running(model, plain, given={"library": library}) as one:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(one.url)
+        page.locator("#context option").nth(1).wait_for(state="attached")
+        sync_api.expect(page.locator("#kind")).to_have_value("text")
+        assert page.locator("#kind option[value=chat]").is_disabled()
+        ask(page, "jim looked at the ", 5)
+        sync_api.expect(page.locator("#status")).to_have_text(re.compile("5 tokens"), timeout=60_000)
+        context.close()
 
 
 def test_markup_in_a_question_or_an_answer_stays_text(page):

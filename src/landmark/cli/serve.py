@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from landmark.cli.options import Bytes, MemoryOptions, check_adapter, here, load, model_of
 from landmark.cli.output import print_escaped
-from landmark.limits import FromOne, FromZero, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range
+from landmark.limits import FromOne, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range
 from landmark.settings import Verification
 from landmark.urls import path_of, shown, url_of
 
@@ -42,7 +42,7 @@ class ServeOptions:
     adapter: Path | None = None
     """What the model of --model learnt of landmarks: the file or folder that `landmark train` wrote."""
     name: str | None = None
-    """What clients call the model; default: the end of its path."""
+    """What clients call the model, without @; default: the end of its path."""
     host: str = "127.0.0.1"
     """Address to listen on. Other than loopback needs --keys."""
     port: Annotated[int, Range(0, 65535)] = 8000
@@ -67,8 +67,11 @@ class ServeOptions:
     """Most tokens a day (UTC) of the new key, read and generated."""
     running: FromOne = 8
     """Most answers that are generated at a time; each has a cache of blocks of --host-budget."""
-    waiting: FromZero = 32
+    waiting: FromOne = 32
     """Most requests that wait for their turn; others get status 429."""
+    memory: Annotated[str | None, Bytes()] = None
+    """Most bytes of main memory for open contexts, answers and reading, e.g. 4GB, beside the model: requests wait for
+    room. Default: 80 % of what is free when the model is loaded."""
     seconds: FromOne = 300
     """Longest time of an answer, from the arrival of its request."""
     max_new_tokens: FromOne = 4096
@@ -86,7 +89,7 @@ class ServeOptions:
     """With --ray, how many servers there are, each with a model of its own: 4, or 2:8 for as many as answers need."""
     verify: Verification = "landmarks"
     """What of a context is checked before it opens: docs/contexts.md."""
-    memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
+    blocks: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
 
 
 def run(options: ServeOptions) -> int:
@@ -175,23 +178,30 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
     import torch
 
     from landmark.assets import adapted_path
-    from landmark.serve.server import Server
+    from landmark.serve.server import Server, check_name
+    from landmark.store.base import parse_bytes
 
     given = _given(options.contexts)
+    _check_one_model(list(given.values()))
     check_adapter(options.model, options.adapter)
     first = next(iter(given.values()), None)
     # None is the package's small model, which is what read a context that names no other.
     folder = options.model or (adapted_path() if first is None else model_of(first, None))
+    name = _model_name(folder) if options.name is None else options.name
+    check_name(name)
 
     def check(config: "PretrainedConfig") -> None:
-        options.memory.check(config, first)
+        for context in given.values():
+            options.blocks.check(config, context)
+        options.blocks.check(config)
 
     model, tokenizer = load(folder, check, first, adapter=options.adapter)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    keywords: dict[str, Any] = options.memory.keywords()
-    name = options.name or _model_name(folder)
-    return Server(model, tokenizer, name, options.data, given, keys, _limits(options), options.verify, keywords)
+    keywords: dict[str, Any] = options.blocks.keywords()
+    memory = None if options.memory is None else parse_bytes("memory", options.memory)
+    limits = _limits(options)
+    return Server(model, tokenizer, name, options.data, given, keys, limits, options.verify, keywords, memory)
 
 
 def _limits(options: ServeOptions) -> "Limits":
@@ -215,6 +225,14 @@ def _given(folders: tuple[Path, ...]) -> dict[str, Path]:
     return given
 
 
+def _check_one_model(folders: list[Path]) -> None:
+    """Raises ValueError unless all contexts were read by one model; before one is loaded."""
+    from landmark.contexts.compatibility import check_same_model
+
+    for folder in folders[1:]:
+        check_same_model(folders[0], folder)
+
+
 def _model_name(folder: Path | None) -> str:
     """A name of the model that says where it comes from, but not where it lies."""
     from landmark.assets import model_path
@@ -222,4 +240,5 @@ def _model_name(folder: Path | None) -> str:
     path = (folder or model_path()).resolve()
     if path == model_path().resolve():
         return "landmark"
-    return (path.parent.name if path.name == "model" else path.name.removesuffix(".gguf")).lower()
+    name = path.parent.name if path.name == "model" else path.name.removesuffix(".gguf")
+    return name.lower().replace("@", "-")  # which stands before the name of a context

@@ -36,11 +36,14 @@ class ApartReader:
     layout: Layout
     allow_nonfinite: bool = False
 
-    def member(self, name: str, text: str) -> Member:
-        """The entry of a document in the manifest, which its text decides; nothing is read."""
+    def member(self, name: str, text: str, progress: Callable[[int], object] | None = None) -> Member:
+        """The entry of a document in the manifest, which its text decides; nothing is read.
+
+        `progress` is called with 0 while it is tokenized.
+        """
         data = encode_text(name, text)
         sha256 = text_digest(data)
-        tokens = len(compatibility.tokenized(self.tokenizer, text, first=True))
+        tokens = len(compatibility.tokenized(self.tokenizer, text, first=True, progress=progress))
         blocks = -(-tokens // (self.layout.blocks[0].stride - 1))
         return Member(name, document_key(sha256, self.header), sha256, tokens, blocks, len(text), len(data))
 
@@ -54,7 +57,7 @@ class ApartReader:
             documents, member.key, self.header, self.layout, self.model, self.tokenizer, settings
         )
         with closing(context):
-            context.add_text(text)
+            context.add_text(text, progress)
             context.read(progress=progress)
 
 
@@ -87,10 +90,10 @@ class DocumentContext(Context):
             writer.close()
             raise
 
-    def add_text(self, text: str) -> None:
-        """Adds the text, if that was not done yet."""
+    def add_text(self, text: str, progress: Callable[[int], object] | None = None) -> None:
+        """Adds the text, if that was not done yet; `progress` is called with 0 while it is tokenized."""
         if not self.tokens:
-            tokens = compatibility.tokenized(self.tokenizer, text, first=True)
+            tokens = compatibility.tokenized(self.tokenizer, text, first=True, progress=progress)
             self._documents.add(NAME, text, np.concatenate((tokens, self._ends(len(tokens), len(text)))))
             self._commit()
 

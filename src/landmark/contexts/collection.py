@@ -16,10 +16,10 @@ from landmark.contexts.collection_manifest import (
     collection_place,
     read_collection,
 )
-from landmark.contexts.collection_writer import CollectionWriter, member_of
+from landmark.contexts.collection_writer import CollectionWriter, member_of, missing_from
 from landmark.contexts.context import Answer, Context
 from landmark.contexts.disk import Folder
-from landmark.contexts.documents import DocumentStore, check_document, distinct, free_name
+from landmark.contexts.documents import DocumentStore, free_name
 from landmark.contexts.folder import fork
 from landmark.contexts.manifest import Manifest, has_manifest, read_manifest, to_json
 from landmark.contexts.remote import create_writer, local_copy, open_writer
@@ -216,10 +216,34 @@ class Collection:
         texts, by SHA-256, are one document. Raises ValueError for another text under a known name, for an empty text,
         and for a collection that is not open for writing, before anything is read.
         """
-        new = self.missing([_named(source, name)])
-        for each, text in new:
-            self._publish((*self.documents, self._brought(each, text, progress)))
-        return bool(new)
+        return bool(self.add_all([_named(source, name)], progress=progress))
+
+    def add_all(
+        self,
+        documents: Iterable[tuple[str, str]],
+        *,
+        replace: bool = False,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[str]:
+        """Reads documents, pairs of a name and a text, and adds all of them in one step; the names of those it read.
+
+        With `replace` they take the places of other texts under their names. Those that `missing` leaves out stay out,
+        and it raises what that raises. `progress` is called as by `add`, and with 0 while a text is tokenized. If it
+        raises, nothing is added; `discard_unfinished` then removes what was read.
+        """
+        new, writer = self.missing(documents, replace=replace), self._opened_writer()
+        with writer.reading():
+            brought = {name: self._brought(name, text, progress) for name, text in new}
+            if brought:
+                names = list(brought)
+                kept = [brought.pop(member.name, member) for member in self.documents]
+                self._publish((*kept, *brought.values()))
+                return names
+        return []
+
+    def discard_unfinished(self) -> None:
+        """Removes what was read of documents that are not part of the collection, and were not read to their end."""
+        self._opened_writer().discard_unfinished()
 
     def missing(self, documents: Iterable[tuple[str, str]], *, replace: bool = False) -> list[tuple[str, str]]:
         """Those of `documents`, pairs of a name and a text, whose text the collection lacks, each text once.
@@ -227,21 +251,7 @@ class Collection:
         Raises ValueError for two texts under one name, for an empty text, for another text under a known name unless it
         is to `replace` that, and for a text that would replace one and is held under another name.
         """
-        found: dict[str, tuple[str, str]] = {}
-        names = {member.name for member in self.documents}
-        for name, text in distinct(documents):
-            check_document(name, text)
-            holder = self._holder(text)
-            if name in names and (holder is None or holder.name != name):
-                if not replace:
-                    raise ValueError(f"{self.where} holds another text named {name}: replace it, or give another name")
-                if holder is not None:
-                    raise ValueError(
-                        f"{self.where} holds this text already, named {holder.name}: remove {name} instead"
-                    )
-            if holder is None:
-                found.setdefault(text, (name, text))
-        return list(found.values())
+        return missing_from(self.where, self.documents, documents, replace=replace)
 
     def name_for(self, name: str, text: str) -> str:
         """A free name for a text without one: the first of `name`, `name 2`, `name 3` ... that no other text has."""
@@ -257,12 +267,8 @@ class Collection:
         Returns False, and does nothing, if this is its text already. Raises ValueError as `add` does, for an unknown
         name, and for a text that is held under another name.
         """
-        before = self._member(name)
-        new = self.missing([_named(source, name)], replace=True)
-        for _, text in new:
-            after = self._brought(name, text, progress)
-            self._publish(tuple(after if member == before else member for member in self.documents))
-        return bool(new)
+        self._member(name)
+        return bool(self.add_all([_named(source, name)], replace=True, progress=progress))
 
     def remove(self, name: str) -> None:
         """Removes the document `name`: its space comes back unless another collection shares it.
@@ -297,9 +303,9 @@ class Collection:
 
     def _brought(self, name: str, text: str, progress: Callable[[int], object] | None) -> Member:
         """The document in its folder: there already, taken from a collection that shares it, or read now."""
-        self._opened_writer()
         self._of_model.check()
-        member = self.reader.member(name, text)
+        member = self.reader.member(name, text, progress)
+        self._opened_writer().keep(member.key)
         path = self.path / DOCUMENTS / member.key
         shared = (other / DOCUMENTS / member.key for other in self._share)
         holder = None if has_manifest(path) else next(filter(_is_whole, shared), None)
@@ -333,11 +339,6 @@ class Collection:
 
     def _member(self, name: str) -> Member:
         return member_of(self.where, self._manifest, name)
-
-    def _holder(self, text: str) -> Member | None:
-        """The document that has this text."""
-        sha256 = text_digest(encode_text("text", text))
-        return next((member for member in self.documents if member.sha256 == sha256), None)
 
     def _context_over(self, snapshot: Snapshot) -> Context:
         snapshot.checks_landmarks = self._checks_landmarks

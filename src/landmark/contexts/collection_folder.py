@@ -1,7 +1,7 @@
 """The folder of a collection: creation, deletion, what is in it, and the set of its documents as one snapshot."""
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -213,9 +213,12 @@ def remove_removed(place: Folder, manifest: CollectionManifest) -> None:
         folder.delete(place.path / DOCUMENTS / key)
 
 
-def remove_others(place: Folder, manifest: CollectionManifest) -> None:
-    """Deletes all documents that the manifest does not name: removed ones, and those whose reading was given up."""
-    for key in sorted({*_keys_in(place)} - {member.key for member in manifest.members}):
+def remove_others(place: Folder, manifest: CollectionManifest, kept: Set[str] = frozenset()) -> None:
+    """Deletes all documents that the manifest does not name: removed ones, and those whose reading was given up.
+
+    Folders with the keys `kept` stay.
+    """
+    for key in sorted({*_keys_in(place)} - {member.key for member in manifest.members} - kept):
         folder.delete(place.path / DOCUMENTS / key)
 
 

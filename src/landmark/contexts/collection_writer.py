@@ -1,6 +1,7 @@
 """The one writer of a collection: changes which documents it holds, one manifest after another. Needs no model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +16,9 @@ from landmark.contexts.collection_manifest import (
     read_collection,
 )
 from landmark.contexts.disk import Folder
+from landmark.contexts.documents import check_document, distinct
 from landmark.contexts.lock import WriterLock, not_alone, take_lock
+from landmark.contexts.segments import encode_text, text_digest
 
 
 class CollectionWriter:
@@ -26,6 +29,7 @@ class CollectionWriter:
         self.manifest = manifest
         self._lock = lock
         self._known = collection_bytes(place)
+        self._reading: set[str] = set()
 
     @classmethod
     def create(cls, path: Path, manifest: CollectionManifest) -> Self:
@@ -59,14 +63,30 @@ class CollectionWriter:
         return gone
 
     def publish(self, members: tuple[Member, ...]) -> None:
-        """Makes `members` the documents, and deletes the folders of all others.
+        """Makes `members` the documents, and deletes the folders of all others that are not being read.
 
         Raises ValueError, and changes nothing, if this is not the collection's one writer any more.
         """
         manifest = self.manifest.followed_by(members)
         self._known = publish_collection(self.place, manifest, self._check_alone)
         self.manifest = manifest
-        remove_others(self.place, manifest)
+        self.discard_unfinished()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Wraps the reading of documents: those that it gives to `keep` stay until it ends, whatever is published."""
+        try:
+            yield
+        finally:
+            self._reading.clear()
+
+    def keep(self, key: str) -> None:
+        """Keeps the folder of a document that is being read."""
+        self._reading.add(key)
+
+    def discard_unfinished(self) -> None:
+        """Deletes the folders of documents that are neither members nor being read."""
+        remove_others(self.place, self.manifest, self._reading)
 
     @property
     def where(self) -> str:
@@ -105,3 +125,23 @@ def member_of(where: str, manifest: CollectionManifest, name: str) -> Member:
         more = f" and {len(manifest.members) - 20} more" if len(manifest.members) > 20 else ""
         raise ValueError(f"{where} has no document named {name!r}: there are {names}{more}")
     return found
+
+
+def missing_from(
+    where: object, members: Sequence[Member], documents: Iterable[tuple[str, str]], *, replace: bool = False
+) -> list[tuple[str, str]]:
+    """Those of `documents`, pairs of a name and a text, whose text no member has, each text once; see
+    `Collection.missing`. `where` is what the errors call the collection."""
+    found: dict[str, tuple[str, str]] = {}
+    names, holders = {member.name for member in members}, {member.sha256: member.name for member in members}
+    for name, text in distinct(documents):
+        check_document(name, text)
+        holder = holders.get(text_digest(encode_text(name, text)))
+        if name in names and holder != name:
+            if not replace:
+                raise ValueError(f"{where} holds another text named {name}: replace it, or give another name")
+            if holder is not None:
+                raise ValueError(f"{where} holds this text already, named {holder}: remove {name} instead")
+        if holder is None:
+            found.setdefault(text, (name, text))
+    return list(found.values())

@@ -1,5 +1,6 @@
 """Compatibility of a context with a model and tokenizer, and a KV cache over the context."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -81,6 +82,17 @@ def check_model(path: Path, config: "PretrainedConfig", tokenizer: "PreTrainedTo
     if tokenizer is not None:
         now |= _fingerprint_of_tokenizer(tokenizer)
     _compare(path, header, {name: kept.get(name) for name in now}, now)
+
+
+def check_same_model(first: Path, other: Path) -> None:
+    """Raises ValueError, naming the difference, if two contexts or collections were not read by one model.
+
+    What one of their manifests does not say, in contexts of earlier releases, is left to opening them.
+    """
+    kept, now = (_entry(manifest_of(path).header, "fingerprint") for path in (first, other))
+    said = kept.keys() & now.keys()
+    for name, _, _ in differences({key: kept[key] for key in said}, {key: now[key] for key in said}):
+        raise ValueError(f"{other} was read with other {name} than {first}: serve each from a server of its own")
 
 
 def _compare(path: Path, header: dict[str, Any], kept: dict[str, Any], now: dict[str, Any]) -> None:
@@ -239,12 +251,22 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def tokenized(tokenizer: "PreTrainedTokenizerBase", text: str, *, first: bool) -> np.ndarray:
+def tokenized(
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    *,
+    first: bool,
+    progress: Callable[[int], object] | None = None,
+) -> np.ndarray:
     """Tokens of a document, uint32 [n,3]: ids, and the first and last character of each.
 
-    The `first` document of a context begins with the tokenizer's own start tokens (BOS).
+    The `first` document of a context begins with the tokenizer's own start tokens (BOS). `progress` is called with 0
+    after each piece of the text.
     """
     starts = bos_tokens(tokenizer).ids.numpy() if first else np.empty(0, np.int64)
     found = [np.column_stack((starts, np.zeros((len(starts), 2))))]
-    found += [np.column_stack((tokens.ids, tokens.offsets)) for tokens in text_encoder(tokenizer).pieces(text)]
+    for tokens in text_encoder(tokenizer).pieces(text):
+        found.append(np.column_stack((tokens.ids, tokens.offsets)))
+        if progress is not None:
+            progress(0)
     return np.concatenate([columns.astype(np.uint32) for columns in found])

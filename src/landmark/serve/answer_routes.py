@@ -38,7 +38,8 @@ async def completions(request: Request, body: CompletionRequest, caller: Who, se
 @router.get("/models")
 async def models(caller: Who, server: Here) -> ModelList:
     """The model, and the model with each context that the caller may ask."""
-    return ModelList(data=[ModelFields(id=name) for name in await _model_names(server, caller)])
+    chat = server.prompts.no_chat is None
+    return ModelList(data=[ModelFields(id=name, chat=chat) for name in await _model_names(server, caller)])
 
 
 @router.get("/models/{name}")
@@ -46,7 +47,7 @@ async def model(name: str, caller: Who, server: Here) -> ModelFields:
     """One of these models."""
     if name not in await _model_names(server, caller):
         raise Refusal(404, "there is no such model", param="model", code="model_not_found")
-    return ModelFields(id=name)
+    return ModelFields(id=name, chat=server.prompts.no_chat is None)
 
 
 async def _model_names(server: Server, caller: Caller) -> list[str]:

@@ -1,4 +1,4 @@
-"""The routes of contexts: make, list, get, add documents, expire, delete; and of the jobs that read documents."""
+"""The routes of contexts: make, list, get, expire, delete; of their documents; and of the jobs that read these."""
 
 import asyncio
 import json
@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
 from landmark.serve.context_fields import context_fields, job_fields
-from landmark.serve.contexts import Given
 from landmark.serve.errors import Refusal, bad_request, no_such_context
 from landmark.serve.http import Here, Who, in_engine
 from landmark.serve.keys import Caller
@@ -20,6 +19,7 @@ from landmark.serve.protocol import (
     ContextList,
     ContextRequest,
     Deleted,
+    DocumentBody,
     DocumentsRequest,
     JobFields,
     JobList,
@@ -44,7 +44,7 @@ async def create(body: ContextRequest, caller: Who, server: Here) -> ContextFiel
         try:
             if documents:
                 contexts.add(record, documents)
-        except Refusal:
+        except BaseException:
             contexts.delete(record)
             raise
         return context_fields(contexts, record, caller.name)
@@ -111,11 +111,30 @@ async def add_files(context: str, files: list[UploadFile], caller: Who, server: 
     return await _add(server, caller, context, [await _uploaded(file) for file in files])
 
 
-async def _add(server: Server, caller: Caller, context: str, documents: list[tuple[str, str]]) -> JobFields:
+@router.put("/{context}/documents/{document}", status_code=202)
+async def put_document(context: str, document: str, body: DocumentBody, caller: Who, server: Here) -> JobFields:
+    """Adds a text under this name, in the place of another one; the job that it returns reads it."""
+    return await _add(server, caller, context, [(document_name(document), body.text)], replace=True)
+
+
+@router.delete("/{context}/documents/{document}")
+async def delete_document(context: str, document: str, caller: Who, server: Here) -> Deleted:
+    """Removes a document. Its space comes back, unless another context of the caller has the same text."""
+
+    def remove() -> Deleted:
+        server.contexts.remove_document(server.contexts.own(caller.name, context), document)
+        return Deleted(id=document, object="context.document.deleted")
+
+    return await in_engine(server, remove)
+
+
+async def _add(
+    server: Server, caller: Caller, context: str, documents: list[tuple[str, str]], *, replace: bool = False
+) -> JobFields:
     def begin() -> JobFields:
         record = server.contexts.own(caller.name, context)
         server.check_room(caller)
-        return job_fields(server.contexts.add(record, documents))
+        return job_fields(server.contexts.add(record, documents, replace=replace))
 
     return await in_engine(server, begin)
 
@@ -136,10 +155,8 @@ async def _uploaded(file: UploadFile) -> tuple[str, str]:
     responses={200: {"content": {"application/json": {}, "text/event-stream": {}}}},
 )
 async def jobs(request: Request, context: str, caller: Who, server: Here, stream: bool = False) -> Any:
-    """The jobs of a context; with `stream` events of their progress, up to the end of the last one."""
-    record = await in_engine(server, lambda: server.contexts.find(caller.name, context))
-    if isinstance(record, Given):
-        return JobList(data=[])
+    """The jobs of a context of the caller's own; with `stream` events of their progress, up to the end of the last."""
+    record = await in_engine(server, lambda: server.contexts.own(caller.name, context))
     if stream:
         return StreamingResponse(_progress(server, record, request), media_type="text/event-stream")
     return JobList(data=await in_engine(server, lambda: [job_fields(job) for job in record.jobs]))

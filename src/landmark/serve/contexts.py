@@ -4,27 +4,34 @@ import logging
 import re
 import shutil
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
-from landmark.contexts import disk
+from landmark.contexts import disk, either
+from landmark.contexts.collection import Collection
+from landmark.contexts.collection_folder import is_unused
+from landmark.contexts.collection_manifest import Member, is_collection
+from landmark.contexts.collection_writer import CollectionWriter
 from landmark.contexts.context import Context
+from landmark.contexts.documents import check_document
 from landmark.contexts.lock import take_lock
+from landmark.contexts.segments import Document
+from landmark.serve.disk_space import bytes_in
 from landmark.serve.engine import Engine
-from landmark.serve.errors import Refusal, bad_request, no_such_context
-from landmark.serve.reading import Accounts, ReadingJob, bytes_in, remove_version
-from landmark.serve.records import CANCELLED, RECORD, Job, Record, texts_file, version_folder, write_json
-from landmark.settings import Verification
+from landmark.serve.errors import Refusal, bad_request, no_such_context, too_busy
+from landmark.serve.opened import OpenContexts
+from landmark.serve.reading import Accounts, ReadingJob, new_documents
+from landmark.serve.records import CANCELLED, DONE, RECORD, Job, Record, collection_folder, texts_file, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("landmark.serve")
-_OPEN = 16  # contexts that are kept open
+_MOST_JOBS = 32  # of one owner that are still to be done
 _ID = re.compile(r"ctx-[0-9a-f]{16}")
 
 
@@ -36,10 +43,21 @@ class Given:
     path: Path
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What is in a context; `generation` counts its changes."""
+
+    generation: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    documents: Sequence[Document | Member] = ()
+
+
 class Contexts:
     """All contexts of a server. Its methods are called by the engine's thread only, or before it starts.
 
-    `folder` keeps those of clients, None if they may make none; `given` is by name.
+    `folder` keeps those of clients, None if they may make none; `given` is by name. `opened` are the open ones;
+    `options` are keywords of `landmark.Context.open`.
     """
 
     def __init__(
@@ -49,7 +67,7 @@ class Contexts:
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         engine: Engine,
-        verify: Verification,
+        opened: OpenContexts,
         options: dict[str, Any],
         accounts: Accounts,
     ) -> None:
@@ -59,10 +77,11 @@ class Contexts:
         self.model = model
         self.tokenizer = tokenizer
         self._engine = engine
-        self._verify: Verification = verify
+        self._opened = opened
         self._options = options
         self._accounts = accounts
-        self._open: OrderedDict[Path, Context] = OrderedDict()
+        self._contents: dict[Path, Contents] = {}
+        self._jobs: dict[str, ReadingJob] = {}  # that are to be done, by id
         if folder is not None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = take_lock(disk.open_folder(folder))  # one server for a folder
@@ -89,15 +108,14 @@ class Contexts:
         return (path for path in names if _ID.fullmatch(path.name))
 
     def _remove_strays(self, record: Record) -> None:
+        """Removes what jobs that ended left behind, where a crash came before they did."""
         place = self.place(record)
-        kept = {record.version, *(job.version for job in record.jobs if job.open)}
-        for path in place.glob("version-*"):
-            version = int(path.name.removeprefix("version-"))
-            if version not in kept:
-                remove_version(place, version)
         texts = {texts_file(place, job) for job in record.jobs if job.open}
         for path in set(place.glob("texts-*")) - texts:
             path.unlink()
+        if record.job is None and is_collection(collection_folder(place)):
+            with suppress(ValueError), CollectionWriter.open(collection_folder(place)) as writer:
+                writer.discard_unfinished()
 
     def place(self, record: Record) -> Path:
         """The folder of a record."""
@@ -134,33 +152,33 @@ class Contexts:
             raise Refusal(403, "this context is shared: only who made it may change it", code="not_yours")
         return record
 
-    def opened(self, owner: str, name: str) -> Context:
-        """The newest version of a context, to be asked; Refusal while nothing of it is read."""
+    def contents(self, found: Record | Given) -> Contents:
+        """What is in a context now; of a given one, what was in it when it was first looked at."""
+        path = self._path(found)
+        if path not in self._contents:
+            if isinstance(found, Record) and not is_collection(path):
+                return Contents()
+            facts, documents = either.described(path)
+            self._contents[path] = Contents(facts["generation"], facts["tokens"], facts["bytes"], documents)
+        return self._contents[path]
+
+    def _path(self, found: Record | Given) -> Path:
+        return found.path if isinstance(found, Given) else collection_folder(self.place(found))
+
+    def to_ask(self, owner: str, name: str) -> tuple[Path, int]:
+        """The folder of a context and the number of its last change; Refusal while nothing of it is read."""
         found = self.find(owner, name)
-        path = self.newest(found)
-        if path is None:
-            assert isinstance(found, Record)
+        contents = self.contents(found)
+        if isinstance(found, Record) and not contents.documents:
             what = "is still being read" if found.job else "is empty"
             raise Refusal(409, f"the context {what}", code="context_not_ready", retry_after=2)
-        return self.opened_at(path)
+        return self._path(found), 0 if isinstance(found, Given) else contents.generation
 
-    def newest(self, found: Record | Given) -> Path | None:
-        """The folder of the newest version; None for none."""
-        if isinstance(found, Given):
-            return found.path
-        return version_folder(self.place(found), found.version) if found.version else None
+    def asked(self, owner: str, name: str) -> Context:
+        """A context, opened to be asked. Called beside the engine's thread, which says which one it is."""
+        return self._opened.get(*self._engine.call(lambda: self.to_ask(owner, name)).result())
 
-    def opened_at(self, path: Path) -> Context:
-        """The context in a folder, kept open for a while."""
-        if path not in self._open:
-            opened = Context.open(path, self.model, self.tokenizer, verify=self._verify, **self._options)
-            self._open[path] = opened
-        self._open.move_to_end(path)
-        while len(self._open) > _OPEN:
-            self._open.popitem(last=False)
-        return self._open[path]
-
-    # Making and changing.
+    # Making and deleting.
 
     def create(self, owner: str, name: str, *, shared: bool, ttl: float | None) -> Record:
         """A new empty context; Refusal for a name that the owner has already, and where clients may make none."""
@@ -173,8 +191,13 @@ class Contexts:
         if shared and (name in self.given or any(r.shared and r.name == name for r in self.records.values())):
             raise Refusal(409, f"there is a shared context named {name}: take another name", param="name")
         record = Record(f"ctx-{token_hex(8)}", name, owner, shared, expires=_expiry(ttl))
-        self.place(record).mkdir(mode=0o700)
-        record.save(self.place(record))
+        place = self.place(record)
+        try:
+            place.mkdir(mode=0o700)
+            record.save(place)
+        except OSError:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
         self.records[record.id] = record
         return record
 
@@ -182,49 +205,89 @@ class Contexts:
         record.expires = _expiry(ttl)
         record.save(self.place(record))
 
-    def add(self, record: Record, documents: Sequence[tuple[str, str]]) -> Job:
-        """Starts a job that reads documents, pairs of a name and a text.
+    def delete(self, record: Record) -> None:
+        """Removes a context: its record first, so that no crash brings it back."""
+        place = self.place(record)
+        (place / RECORD).unlink()
+        del self.records[record.id]
+        for job in record.jobs:
+            if job.open:
+                job.status = CANCELLED
+        self._changed(record)
+        shutil.rmtree(place, ignore_errors=True)  # what a job still holds goes when that ends
 
-        Documents that the context holds already are left out; Refusal for another text under a known name.
+    def remove_expired(self) -> None:
+        """Deletes contexts whose time is over."""
+        for record in [record for record in self.records.values() if record.expired]:
+            try:
+                self.delete(record)
+            except OSError as error:  # nobody can ask it any more; the next call tries again
+                log.warning("an expired context cannot be deleted: %s", error)
+
+    def bytes_of(self, owner: str) -> int:
+        """Bytes on disk of the contexts of an owner, with what is being read; what they share counts once."""
+        return bytes_in(self.place(record) for record in self.records.values() if record.owner == owner)
+
+    # Documents.
+
+    def add(self, record: Record, documents: Sequence[tuple[str, str]], *, replace: bool = False) -> Job:
+        """Starts a job that reads documents, pairs of a name and a text; with `replace` for others of their names.
+
+        Texts that the context holds already are left out. Refusal for another text under a known name without
+        `replace`, for one that a job works on, and for too many jobs.
         """
-        place, version = self.place(record), record.last_version + 1
-        self._check_new(record, documents)
-        job = Job(f"job-{token_hex(8)}", [name for name, _ in documents], version)
-        write_json(texts_file(place, job), {"documents": [{"name": name, "text": text} for name, text in documents]})
-        record.jobs.append(job)
-        record.last_version = version
-        record.save(place)
-        self._start(record, job)
+        for name, text in documents:
+            try:
+                check_document(name, text)
+            except ValueError as error:
+                raise bad_request(str(error), "documents") from error
+            self._check_idle(record, name)
+        waiting = sum(job.open for other in self.records.values() if other.owner == record.owner for job in other.jobs)
+        if waiting >= _MOST_JOBS:
+            raise too_busy(10, f"{waiting} of your jobs are still to be done")
+        held: Any = self.contents(record).documents  # of a record those of a collection
+        new = new_documents(held, documents, replace=replace)
+        job = Job(f"job-{token_hex(8)}", [name for name, _ in new], replace)
+        if new:
+            self._keep(record, job, new)
+            self._start(record, job)
+        else:
+            job.status, job.tokens = DONE, 0
         return job
 
-    def _check_new(self, record: Record, documents: Sequence[tuple[str, str]]) -> None:
-        names = [name for name, _ in documents]
-        waiting = {name for job in record.jobs if job.open for name in job.documents}
-        twice = sorted({name for name in names if names.count(name) > 1 or name in waiting})
-        path = self.newest(record)
-        if path is not None and not twice:
-            try:
-                self.opened_at(path).missing(documents)
-            except ValueError:
-                known = {document.name for document in self.opened_at(path).documents}
-                twice = sorted(known & set(names)) or names[:1]
-        if twice:
-            raise Refusal(409, f"the context has a document named {twice[0]}: rename it", param="documents")
-        for name, text in documents:
-            if not text.strip():
-                raise bad_request(f"document {name} is empty", "documents")
-
-    def _start(self, record: Record, job: Job) -> None:
+    def _keep(self, record: Record, job: Job, documents: Sequence[tuple[str, str]]) -> None:
+        """Writes a job down, with its texts; it is none of the record's if that cannot be done."""
         place = self.place(record)
-        reading = ReadingJob(
-            record, job, place, self.model, self.tokenizer, self._options, self._accounts, self._finished
-        )
-        self._engine.read(reading)
+        texts = texts_file(place, job)
+        try:
+            write_json(texts, {"documents": [{"name": name, "text": text} for name, text in documents]})
+            record.jobs.append(job)
+            record.save(place)
+        except BaseException:
+            if job in record.jobs:
+                record.jobs.remove(job)
+            with suppress(OSError):
+                texts.unlink(missing_ok=True)
+            raise
 
-    def _finished(self, reading: ReadingJob) -> None:
-        self._forget(reading.folder)
-        if reading.record.id not in self.records:
-            shutil.rmtree(reading.folder, ignore_errors=True)
+    def _check_idle(self, record: Record, name: str) -> None:
+        """Refusal for a document that a job is to read."""
+        if any(job.open and name in job.documents for job in record.jobs):
+            what = f"a document named {name} is being read: wait until its job is done, or cancel it"
+            raise Refusal(409, what, param="documents", code="document_exists")
+
+    def remove_document(self, record: Record, name: str) -> None:
+        """Removes a document; Refusal where there is none of this name, or where a job is to read it."""
+        self._check_idle(record, name)
+        if not any(member.name == name for member in self.contents(record).documents):
+            raise Refusal(404, "the context has no such document", param="document", code="document_not_found")
+        reading = next((job for job in self._jobs.values() if job.record is record and job.collection), None)
+        if reading is not None and reading.collection is not None:  # it has the lock
+            reading.collection.remove(name)
+        else:
+            with CollectionWriter.open(self._path(record)) as writer:
+                writer.remove([name])
+        self._changed(record)
 
     def cancel(self, record: Record, job: Job) -> None:
         """Ends a job before its next chunk; the context is as it was before."""
@@ -232,36 +295,34 @@ class Contexts:
             job.status = CANCELLED
             record.save(self.place(record))
 
-    def bytes_of(self, owner: str, but: Record | None = None) -> int:
-        """Bytes on disk of the contexts of an owner, with what is being read; all `but` one."""
-        own = (record for record in self.records.values() if record.owner == owner and record is not but)
-        places = [self.place(record) for record in own]
-        return sum(map(bytes_in, places))
-
-    def delete(self, record: Record) -> None:
-        """Removes a context: its record first, so that no crash brings it back."""
+    def _start(self, record: Record, job: Job) -> None:
         place = self.place(record)
-        for job in record.jobs:
-            if job.open:
-                job.status = CANCELLED
-        del self.records[record.id]
-        (place / RECORD).unlink()
-        self._forget(place)
-        shutil.rmtree(place, ignore_errors=True)  # what a job still holds goes when that ends
+        reading = ReadingJob(record, job, place, lambda: self._to_read(record), self._accounts, self._finished)
+        self._jobs[job.id] = reading
+        self._engine.read(reading)
 
-    def _forget(self, place: Path) -> None:
-        for path in [path for path in self._open if path.is_relative_to(place)]:
-            del self._open[path]
+    def _to_read(self, record: Record) -> Collection:
+        """The collection of a record, open for writing; it shares the documents of its owner's other contexts."""
+        path = self._path(record)
+        others = [self._path(one) for one in self.records.values() if one.owner == record.owner and one is not record]
+        options: dict[str, Any] = {**self._options, "share": others}
+        if is_unused(path):
+            return Collection.create(path, self.model, self.tokenizer, **options)
+        return Collection.open(path, self.model, self.tokenizer, write=True, verify="manifest", **options)
 
-    def remove_expired(self) -> int:
-        """Deletes contexts whose time is over; their number."""
-        expired = [record for record in self.records.values() if record.expired]
-        for record in expired:
-            self.delete(record)
-        return len(expired)
+    def _finished(self, reading: ReadingJob) -> None:
+        del self._jobs[reading.job.id]
+        self._changed(reading.record)
+        if reading.record.id not in self.records:
+            shutil.rmtree(reading.folder, ignore_errors=True)
+
+    def _changed(self, record: Record) -> None:
+        path = self._path(record)
+        self._contents.pop(path, None)
+        self._opened.forget(path)
 
     def close(self) -> None:
-        self._open.clear()
+        self._opened.clear()
         if self.folder is not None:
             self._lock.close()
 

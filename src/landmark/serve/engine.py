@@ -3,6 +3,8 @@
 In a turn each row of a request that runs has one forward. Rows that decode share one, whatever they are asked about:
 `together` computes it before the turns. A row that reads its prompt has a forward of its own, and without `together`
 every row has. What an answer is does not depend on what runs beside it.
+
+What a request needs before its first forward, an open context and the tokens of its prompt, is made beside that thread.
 """
 
 import logging
@@ -10,20 +12,25 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from landmark.serve.errors import Refusal, too_busy
+from landmark.serve.errors import Refusal, memory_taken, too_busy
 
 log = logging.getLogger("landmark.serve")
 T = TypeVar("T")
+_BESIDE = 4  # threads that prepare requests
 _SHARE = 9  # seconds that answers get for each second of reading, while there are any
 
 
 class Work(Protocol):
-    """A request that takes turns. Its methods are called by the engine's thread only."""
+    """A request that takes turns. Its methods are called by the engine's thread only, but `prepare`.
+
+    `nbytes` is the memory that it takes while it runs; it is known when `prepare` has returned.
+    """
 
     owner: str
+    nbytes: int
 
     @property
     def rows(self) -> int:
@@ -40,8 +47,12 @@ class Work(Protocol):
         """Its rows whose next forward may be one with others."""
         ...
 
+    def prepare(self) -> None:
+        """Opens what it needs, in a thread beside the engine's."""
+        ...
+
     def begin(self) -> None:
-        """Opens what it needs."""
+        """Makes its branches."""
         ...
 
     def step(self) -> bool:
@@ -74,18 +85,27 @@ class Engine:
     """Runs at most `most_rows` branches at a time; at most `most_waiting` requests wait for one.
 
     `together` computes the forward of the rows that decode, two or more, and raises nothing: an error is raised by the
-    step of the request that it belongs to. None where the model cannot do that.
+    step of the request that it belongs to. None where the model cannot do that. `fits` says whether there is room in
+    memory for so many bytes of requests that run.
     """
 
     def __init__(
-        self, *, most_rows: int, most_waiting: int, together: Callable[[list[Any]], None] | None = None
+        self,
+        *,
+        most_rows: int,
+        most_waiting: int,
+        together: Callable[[list[Any]], None] | None = None,
+        fits: Callable[[int], bool] = lambda nbytes: True,
     ) -> None:
         self.most_rows = most_rows
         self.most_waiting = most_waiting
         self.running: list[Work] = []
-        self.waiting: list[Work] = []
+        self.waiting: list[Work] = []  # in the order in which they came
         self.reading: list[Reading] = []
         self.together = together
+        self._fits = fits
+        self._prepared: set[Work] = set()
+        self._beside = ThreadPoolExecutor(_BESIDE, thread_name_prefix="beside")
         self._calls: list[tuple[Callable[[], object], Future]] = []
         self._changed = threading.Condition()
         self._stopping = False
@@ -107,6 +127,7 @@ class Engine:
             self._stopping, self._ended = True, time.monotonic() + grace
             self._changed.notify()
         self._thread.join(grace + 30)
+        self._beside.shutdown(wait=False, cancel_futures=True)
 
     # Called by other threads.
 
@@ -129,6 +150,15 @@ class Engine:
             if len(self.waiting) >= self.most_waiting:
                 raise too_busy(1 + len(self.waiting) // self.most_rows)
             self.waiting.append(work)
+        self._beside.submit(self._prepare, work)
+
+    def _prepare(self, work: Work) -> None:
+        ready = self._guarded(work, work.prepare) is not None
+        with self._changed:
+            if ready:
+                self._prepared.add(work)
+            else:
+                self.waiting.remove(work)
             self._changed.notify()
 
     def read(self, job: Reading) -> None:
@@ -142,7 +172,7 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._calls or self.running or self.waiting or self._may_read() or self._stopping):
+                while not (self._calls or self.running or self._prepared or self._may_read() or self._stopping):
                     self._changed.wait()
                 if self._stopping and (not self.running or time.monotonic() > self._ended):
                     break
@@ -184,21 +214,32 @@ class Engine:
 
     def _admit(self) -> None:
         """Begins waiting requests while there is room: those of the user that has the fewest running come first."""
-        with self._changed:
-            self.waiting = [work for work in self.waiting if not work.over]
-        while self.waiting and not self._stopping:
+        while (ready := self._ready()) and not self._stopping:
             rows = Counter[str]()
             for work in self.running:
                 rows[work.owner] += work.rows
-            work = min(self.waiting, key=lambda one: rows[one.owner])  # of several the one that came first
-            if rows.total() and rows.total() + work.rows > self.most_rows:
+            work = min(ready, key=lambda one: rows[one.owner])  # of several the one that came first
+            fits = self._fits(work.nbytes + sum(one.nbytes for one in self.running))
+            if rows.total() and not (fits and rows.total() + work.rows <= self.most_rows):
                 return
             with self._changed:
                 self.waiting.remove(work)
-            if self._guarded(work, work.begin) is not None:
+                self._prepared.remove(work)
+            if not fits:
+                work.fail(memory_taken())
+            elif self._guarded(work, work.begin) is not None:
                 self.running.append(work)
-            else:
-                work.close()
+                continue
+            work.close()
+
+    def _ready(self) -> list[Work]:
+        """The waiting requests that may begin, without those for which nobody waits any more."""
+        with self._changed:
+            ready = [work for work in self.waiting if work in self._prepared]
+            gone = {work for work in ready if work.over}
+            self.waiting = [work for work in self.waiting if work not in gone]
+            self._prepared -= gone
+        return [work for work in ready if work not in gone]
 
     def _guarded(self, work: Work, call: Callable[[], object]) -> object:
         """What `call` returns, True for nothing; None after an error, which is reported."""

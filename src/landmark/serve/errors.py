@@ -33,15 +33,20 @@ def no_such_context() -> Refusal:
     return Refusal(404, "there is no such context", param="context", code="context_not_found")
 
 
-def too_busy(seconds: int) -> Refusal:
+def too_busy(seconds: int, why: str = "the server is busy") -> Refusal:
     """A full queue."""
     return Refusal(
         429,
-        f"the server is busy: try again in {seconds} s",
+        f"{why}: try again in {seconds} s",
         kind="rate_limit_error",
         code="queue_full",
         retry_after=seconds,
     )
+
+
+def memory_taken() -> Refusal:
+    """No room for another request, which the end of others will make."""
+    return too_busy(5, "the server's memory is taken")
 
 
 def over_quota(what: str) -> Refusal:

@@ -15,7 +15,7 @@ from landmark.hf import LandmarkCache
 from landmark.hf.decoding import Decoding, Sampling
 from landmark.hf.trace import Trace
 from landmark.serve.choice import Choice, Piece
-from landmark.serve.errors import Refusal, bad_request
+from landmark.serve.errors import Refusal
 from landmark.store.base import Traffic
 
 if TYPE_CHECKING:
@@ -61,10 +61,18 @@ Event = Began | Grew | Ended | Failed
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked. `ids` makes the tokens of the prompt, given whether they follow a text."""
+class Prepared:
+    """What an answer needs: the context that is asked, None for none, the prompt's tokens, and bytes of memory."""
 
-    ids: Callable[[bool], Tensor]
+    context: Context | None
+    ids: Tensor
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, but for the prompt."""
+
     most_tokens: int
     temperature: float
     top_p: float
@@ -79,7 +87,7 @@ class Question:
 
 @dataclass(eq=False)
 class Generation:
-    """Implements `landmark.serve.engine.Work`. `open_context` gives the context that is asked, None for none.
+    """Implements `landmark.serve.engine.Work`. `preparing` makes what it needs.
 
     `emit` gets its events in the engine's thread; `count`, once, at its end, the tokens that were cached, read and
     generated, and the traffic of blocks. After `deadline`, a time of `time.monotonic`, it fails; after `cancel` it ends
@@ -90,12 +98,14 @@ class Generation:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     question: Question
-    open_context: Callable[[], Context | None]
+    preparing: Callable[[], Prepared]
     emit: Callable[[Event], None]
     count: Callable[[int, int, int, Traffic], None]
     deadline: float
     cancelled: bool = False
+    nbytes: int = 0
     _context: Context | None = None
+    _ids: Tensor | None = None
     _choices: list[Choice] = field(default_factory=list)
     _finished: set[int] = field(default_factory=set)
     _first: int = 0  # number of the answer's first token
@@ -115,11 +125,14 @@ class Generation:
             self.fail(Refusal(504, "the answer took longer than the server allows", kind="server_error"))
         return self.cancelled
 
+    def prepare(self) -> None:
+        if not self.cancelled:
+            made = self.preparing()
+            self._context, self._ids, self.nbytes = made.context, made.ids, made.nbytes
+
     def begin(self) -> None:
-        self._context = context = self.open_context()
-        ids = self.question.ids(context is not None and context.tokens_read > 0)
-        if not len(ids):
-            raise bad_request("the prompt is empty")
+        context, ids = self._context, self._ids
+        assert ids is not None, "a request begins when it is prepared"
         self._prompt, cached = len(ids), context.tokens_read if context is not None else 0
         self._first = cached + len(ids)
         seed = secrets.randbits(32) if self.question.seed is None else self.question.seed
@@ -181,7 +194,7 @@ class Generation:
         traffic = sum((decoding.cache.traffic for decoding in decodings), Traffic())
         new = sum(len(decoding.ids) for decoding in decodings)
         self.count(self._first - self._prompt, self._prompt * len(decodings), new, traffic)
-        self._choices, self._context = [], None
+        self._choices, self._context, self._ids = [], None, None
 
 
 def refusal_of(error: BaseException) -> Refusal:
@@ -190,4 +203,7 @@ def refusal_of(error: BaseException) -> Refusal:
         return error
     if isinstance(error, Damage):
         return Refusal(500, "the context is damaged; its server's log names the place", kind="server_error")
+    if isinstance(error, OSError):
+        reason = error.strerror or type(error).__name__
+        return Refusal(503, f"the server's disk failed ({reason})", kind="server_error", retry_after=30)
     return Refusal(500, "the server could not answer; its log says why", kind="server_error")

@@ -100,12 +100,14 @@ class Guard:
     """Lets requests pass that name this server and come from its own pages, notes each, and adds headers.
 
     A page of another site can make a browser send requests to a server on loopback; its name, or the page's origin,
-    gives it away. `hosts` are the names under which this server is reached, None for any.
+    gives it away. `hosts` are the names under which this server is reached, None for any. A body that is announced as
+    more than `most_bytes` is refused here, in OpenAI's form.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str] | None, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, hosts: Sequence[str] | None, most_bytes: int, metrics: Metrics) -> None:
         self._app = app
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
+        self._most_bytes = most_bytes
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,6 +144,9 @@ class Guard:
         named = self._hosts is None or _name_of(host) in self._hosts
         if not named or (origin is not None and origin.lower().partition("://")[2] != host):
             return Refusal(403, "this request names another server, or comes from another site", code="foreign")
+        length = headers.get(b"content-length", "")
+        if length.isdecimal() and int(length[:20]) > self._most_bytes:
+            return Refusal(413, f"this server takes requests of {self._most_bytes:,} bytes")
         return None
 
 

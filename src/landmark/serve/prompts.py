@@ -1,6 +1,7 @@
 """The tokens of a request: a prompt that is continued, or messages in the chat template of the model."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 from landmark.contexts.chat import NO_CHAT, SEPARATOR
 from landmark.data.chat import ChatFormat
 from landmark.data.encoder import TextEncoder
+from landmark.data.text import PIECE_CHARACTERS
 from landmark.hf.tokenizer import bos_tokens, encode, text_encoder
-from landmark.serve.errors import bad_request
+from landmark.serve.errors import Refusal, bad_request
 from landmark.serve.protocol import Message
 
 if TYPE_CHECKING:
@@ -20,10 +22,14 @@ if TYPE_CHECKING:
 
 
 class Prompts:
-    """Encodes requests as `landmark.Context.generate` and `landmark.Chat` encode theirs."""
+    """Encodes requests as `landmark.Context.generate` and `landmark.Chat` encode theirs.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    Refusal for prompts of more than `most_tokens` tokens, before all of a very long text is encoded.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", most_tokens: int) -> None:
         self._tokenizer = tokenizer
+        self._most = most_tokens
         backend: Any = tokenizer.backend_tokenizer
         self._templates, self._texts = TextEncoder(backend, template=True), text_encoder(tokenizer)
         try:
@@ -40,8 +46,9 @@ class Prompts:
 
     def continuation(self, prompt: str, *, after_text: bool) -> Tensor:
         """Tokens of a prompt: after the text of a context, or as the beginning of a text."""
+        self._check_length([prompt])
         asked = encode(self._tokenizer, prompt, continues=after_text)
-        return asked.ids if after_text else (bos_tokens(self._tokenizer) + asked).ids
+        return self._checked(asked.ids if after_text else (bos_tokens(self._tokenizer) + asked).ids)
 
     def conversation(self, messages: Sequence[Message], *, after_text: bool) -> Tensor:
         """Tokens of messages up to the beginning of the reply; Refusal for messages that the template does not take.
@@ -58,8 +65,9 @@ class Prompts:
             raise bad_request(
                 "messages are those of system (first, if any), user and assistant; the last is the user's"
             )
-        parts = self._template([role for role, _ in said])
         contents = [content for _, content in said]
+        self._check_length(contents)
+        parts = self._template([role for role, _ in said])
         if after_text:
             parts[0] = ""
             contents[0] = SEPARATOR + contents[0]
@@ -68,7 +76,26 @@ class Prompts:
             _check_text(content)
             pieces.append(self._texts.encode(content, continues=True).ids)
             pieces.append(self._templates.encode(part, continues=True).ids)
-        return torch.from_numpy(np.concatenate(pieces))
+        return self._checked(torch.from_numpy(np.concatenate(pieces)))
+
+    def _check_length(self, texts: Sequence[str]) -> None:
+        """Refusal for texts that have too many tokens for sure. Short ones are soon encoded, which shows it, too."""
+        if sum(map(len, texts)) > PIECE_CHARACTERS:
+            tokens = 0
+            for piece in chain.from_iterable(map(self._texts.pieces, texts)):
+                tokens += len(piece)
+                if tokens > self._most:
+                    raise self._too_long("more than")
+
+    def _checked(self, ids: Tensor) -> Tensor:
+        if len(ids) > self._most:
+            raise self._too_long(f"{len(ids)} tokens, and this server takes")
+        if not len(ids):
+            raise bad_request("the prompt is empty")
+        return ids
+
+    def _too_long(self, has: str) -> Refusal:
+        return bad_request(f"the prompt has {has} {self._most} tokens: put long texts into a context")
 
     def _template(self, roles: Sequence[str]) -> list[str]:
         """The template's text before, between and after messages of these roles."""

@@ -139,7 +139,10 @@ class ErrorResponse(BaseModel):
 
 
 class ModelFields(BaseModel):
+    """A model; `chat` says whether it takes conversations."""
+
     id: str
+    chat: bool
     object: Literal["model"] = "model"
     created: int = Field(default_factory=lambda: int(time.time()))
     owned_by: str = "landmark"
@@ -177,6 +180,12 @@ class DocumentsRequest(Request):
     documents: list[DocumentText] = Field(min_length=1, max_length=1000)
 
 
+class DocumentBody(Request):
+    """The text of a document that its path names."""
+
+    text: str = Field(min_length=1)
+
+
 class DocumentFields(BaseModel):
     name: str
     tokens: int
@@ -184,7 +193,7 @@ class DocumentFields(BaseModel):
 
 
 class JobFields(BaseModel):
-    """The reading of some documents. `tokens` is None until they are counted."""
+    """The reading of some documents, those whose texts the context lacks. `tokens` is None until they are counted."""
 
     id: str
     object: Literal["context.job"] = "context.job"
@@ -226,5 +235,5 @@ class ContextList(BaseModel):
 
 class Deleted(BaseModel):
     id: str
-    object: Literal["context.deleted"] = "context.deleted"
+    object: Literal["context.deleted", "context.document.deleted"] = "context.deleted"
     deleted: bool = True

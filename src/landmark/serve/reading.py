@@ -1,27 +1,26 @@
-"""A job that reads documents into the next version of a context. It survives a restart, and leaves nothing if it fails.
+"""A job that reads documents into the collection of a context. It survives a restart, and leaves nothing if it fails.
 
-The newest version can be asked all the while. Its fork shares its bytes (hard links), so that a version costs what is
-added to it.
+The context can be asked all the while: all documents of a job become part of it in one step, when they are read.
 """
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
-from landmark.contexts import folder as folders
-from landmark.contexts.context import Context
-from landmark.contexts.manifest import has_manifest
+from landmark.contexts.collection import Collection
+from landmark.contexts.collection_manifest import Member
+from landmark.contexts.collection_writer import missing_from
 from landmark.serve.engine import Paused
 from landmark.serve.errors import Refusal
-from landmark.serve.records import CANCELLED, DONE, FAILED, READING, Job, Record, read_json, texts_file, version_folder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from landmark.serve.records import CANCELLED, DONE, FAILED, READING, Job, Record, read_json, texts_file
+from landmark.settings import LandmarkSettings
 
 log = logging.getLogger("landmark.serve")
+_PAUSE = 10  # times what looking at the bytes of an owner takes, between two looks
 
 
 class Cancelled(Exception):
@@ -31,9 +30,8 @@ class Cancelled(Exception):
 class Accounts(Protocol):
     """What owners may use, and what they used."""
 
-    def check_reading(self, record: Record, version: Path) -> None:
-        """Refusal for an owner whose contexts take too many bytes, that of `record` those of the folder `version` which
-        grows, or who has read too many tokens."""
+    def check_reading(self, owner: str) -> None:
+        """Refusal for an owner whose contexts take too many bytes, or who has read too many tokens."""
         ...
 
     def count_read(self, owner: str, tokens: int) -> None:
@@ -43,19 +41,19 @@ class Accounts(Protocol):
 
 @dataclass(eq=False)
 class ReadingJob:
-    """Implements `landmark.serve.engine.Reading` for one job of a record in `folder`; `finished` is called at its end.
+    """Implements `landmark.serve.engine.Reading` for one job of a record in `folder`.
 
-    `options` are keywords of `Context.open`.
+    `open_collection` opens the collection for writing; `collection` is that, while it reads. `finished` is called when
+    the job has ended.
     """
 
     record: Record
     job: Job
     folder: Path
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
-    options: dict[str, Any]
+    open_collection: Callable[[], Collection]
     accounts: Accounts
     finished: Callable[["ReadingJob"], None]
+    collection: Collection | None = None
 
     @property
     def owner(self) -> str:
@@ -86,67 +84,59 @@ class ReadingJob:
             raise Cancelled
 
     def _read(self, between: Callable[[], None]) -> None:
-        self.job.status = READING
+        self.job.status, self.job.tokens_read = READING, 0
         self.record.save(self.folder)
         texts = read_json(texts_file(self.folder, self.job))["documents"]
+        with self.open_collection() as self.collection:
+            try:
+                self._add(self.collection, [(one["name"], one["text"]) for one in texts], between)
+            except Paused:
+                raise
+            except BaseException:
+                with suppress(ValueError, OSError):  # else it goes with the next change
+                    self.collection.discard_unfinished()
+                raise
+            finally:
+                self.collection = None
 
-        path = version_folder(self.folder, self.job.version)
+    def _add(self, collection: Collection, documents: list[tuple[str, str]], between: Callable[[], None]) -> None:
+        look = 0.0
 
         def move(tokens: int) -> None:
+            nonlocal look
             self.job.tokens_read += tokens
             self.accounts.count_read(self.owner, tokens)
-            self.accounts.check_reading(self.record, path)
             between()
             self._check_wanted()
+            if (began := time.monotonic()) >= look:
+                self.accounts.check_reading(self.owner)
+                look = time.monotonic() + _PAUSE * (time.monotonic() - began)
 
-        with self._writing(path) as context:
-            context.add(context.missing([(one["name"], one["text"]) for one in texts]))
-            unread = context.tokens - context.tokens_read
-            if self.job.tokens is None:
-                self.job.tokens = unread
-                self.record.save(self.folder)
-            self.job.tokens_read = self.job.tokens - unread
-            context.read(progress=move)
-
-    def _writing(self, path: Path) -> Context:
-        """The next version, open for writing: where a restart left it, a fork of the newest, or an empty one."""
-        begun = has_manifest(path)
-        if not begun and not self.record.version:
-            return Context.create(path, self.model, self.tokenizer, **self.options)
-        if not begun:
-            folders.fork(version_folder(self.folder, self.record.version), path)
-        return Context.open(path, self.model, self.tokenizer, write=True, verify="manifest", **self.options)
+        new = new_documents(collection.documents, documents, replace=self.job.replace)
+        size = LandmarkSettings.from_dict(collection.header["settings"]).block_size
+        self.job.tokens = sum(size * collection.reader.member(name, text, move).blocks for name, text in new)
+        collection.add_all(new, replace=self.job.replace, progress=move)
+        self.job.tokens_read = self.job.tokens  # those that another context shares, or that were read before, too
 
     def _end(self, status: str, error: str | None = None) -> None:
-        """Makes the version the newest, or removes it. The record decides: what it does not name is removed later."""
         self.job.status, self.job.error = status, error
-        gone = self.job.version
-        if status == DONE:
-            gone, self.record.version = self.record.version, self.job.version
-        else:
-            remove_version(self.folder, gone)  # first: the disk may be full
-        if self.folder.exists():
-            self.record.save(self.folder)
-            texts_file(self.folder, self.job).unlink(missing_ok=True)
         self.finished(self)
-        remove_version(self.folder, gone)
+        if self.folder.exists():
+            try:
+                self.record.save(self.folder)
+                texts_file(self.folder, self.job).unlink(missing_ok=True)
+            except OSError as reason:  # the job is done again at the next start, and finds what it did
+                log.warning("the end of reading job %s is not kept: %s", self.job.id, reason)
 
 
-def bytes_in(folder: Path) -> int:
-    """Bytes of all files in a folder, 0 without one. Files may go meanwhile."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total
-
-
-def remove_version(folder: Path, version: int) -> None:
-    """Removes a version if it is there; one that cannot be removed now is removed at the next start."""
-    path = version_folder(folder, version)
-    if version and path.is_dir():
-        with suppress(ValueError, OSError):
-            folders.delete(path)
+def new_documents(
+    members: Sequence[Member], documents: Iterable[tuple[str, str]], *, replace: bool
+) -> list[tuple[str, str]]:
+    """The documents whose texts no member has; Refusal for what `landmark.Collection.missing` does not take."""
+    try:
+        return missing_from("the context", members, documents, replace=replace)
+    except ValueError as error:
+        raise Refusal(409, str(error), param="documents", code="document_exists") from error
 
 
 def _told(error: Exception) -> str:

@@ -10,17 +10,20 @@ from typing import Any
 from landmark.contexts import disk
 
 QUEUED, READING, DONE, CANCELLED, FAILED = "queued", "reading", "done", "cancelled", "failed"
-RECORD, _TEXTS = "record.json", "texts"
+RECORD, COLLECTION, _TEXTS = "record.json", "collection", "texts"
 _MOST_JOBS = 20  # finished ones that are remembered
 
 
 @dataclass
 class Job:
-    """The reading of documents into the next version of a context. `tokens_read` of `tokens` are those of this job."""
+    """The reading of documents into a context. `tokens_read` of `tokens` are those of this job.
+
+    With `replace` they take the places of those that have their names.
+    """
 
     id: str
     documents: list[str]
-    version: int
+    replace: bool = False
     status: str = QUEUED
     tokens_read: int = 0
     tokens: int | None = None
@@ -35,10 +38,7 @@ class Job:
 
 @dataclass
 class Record:
-    """A context of a client: a folder with this record, and the newest version as a context in a folder of its own.
-
-    A version never changes once it is the newest: documents are read into a fork of it, which takes its place.
-    """
+    """A context of a client: a folder with this record, and a collection of its documents."""
 
     id: str
     name: str
@@ -46,8 +46,6 @@ class Record:
     shared: bool = False
     created: float = field(default_factory=time.time)
     expires: float | None = None
-    version: int = 0  # 0 for none
-    last_version: int = 0  # that was ever begun
     jobs: list[Job] = field(default_factory=list)
 
     @property
@@ -70,12 +68,16 @@ class Record:
     def load(cls, folder: Path) -> "Record":
         """The record in a folder; ValueError where there is none that is whole."""
         fields = read_json(folder / RECORD)
-        jobs: list[dict[str, Any]] = fields.pop("jobs")
-        return cls(**fields, jobs=[Job(**job) for job in jobs])
+        try:
+            jobs = [Job(**job) for job in fields.pop("jobs")]
+            return cls(**fields, jobs=jobs)
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"{folder / RECORD} is no record of a context ({error}): move {folder} away") from error
 
 
-def version_folder(folder: Path, version: int) -> Path:
-    return folder / f"version-{version}"
+def collection_folder(folder: Path) -> Path:
+    """The folder of the documents of a record in `folder`; it is made with the first of them."""
+    return folder / COLLECTION
 
 
 def texts_file(folder: Path, job: Job) -> Path:

@@ -1,4 +1,4 @@
-"""What a server is made of: model, engine, contexts, keys, limits; and the requests that it hands to the engine."""
+"""What a server is made of: model, engine, contexts, keys, memory, limits; and the requests for its engine."""
 
 import logging
 import time
@@ -12,16 +12,17 @@ from landmark.contexts.context import Context
 from landmark.hf.decoding import compute_together
 from landmark.hf.joined import why_apart
 from landmark.hf.reader import end_tokens
+from landmark.serve.admission import Memory
 from landmark.serve.contexts import Contexts
+from landmark.serve.disk_space import bytes_in
 from landmark.serve.engine import Engine
 from landmark.serve.errors import Refusal, bad_request, over_quota
-from landmark.serve.generation import Event, Generation, Grew, Question
+from landmark.serve.generation import Event, Generation, Grew, Prepared, Question
 from landmark.serve.keys import LOCAL, Caller, Keys, Usage
+from landmark.serve.memory import Reckoning
 from landmark.serve.metrics import Metrics
 from landmark.serve.prompts import Prompts
 from landmark.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest
-from landmark.serve.reading import bytes_in
-from landmark.serve.records import Record
 from landmark.settings import Verification
 from landmark.store.base import Traffic
 
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("landmark.serve")
 MODEL_CONTEXT = "@"  # between a model and a context in the name of a model
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name of the model under which clients could not ask it."""
+    if not name or MODEL_CONTEXT in name:
+        raise ValueError(f"name is {name!r}: give one without {MODEL_CONTEXT}, behind which clients name a context")
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class Limits:
 class Server:
     """A server without its routes; implements `landmark.serve.reading.Accounts`.
 
-    `keys` None lets everybody in, as the user named local.
+    `keys` None lets everybody in, as the user named local. `memory` are the bytes that contexts and answers may take,
+    by default a share of what is free.
     """
 
     model: "PreTrainedModel"
@@ -61,22 +69,29 @@ class Server:
     limits: Limits = field(default_factory=Limits)
     verify: Verification = "landmarks"
     options: dict[str, Any] = field(default_factory=dict)
+    memory: int | None = None
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         apart = why_apart(self.model)
         if apart is not None:
             log.warning("answers are decoded in turns, not together: %s", apart)
+        reckoning = Reckoning.of(self.model, self.options.get("host_budget"))
+        budget = reckoning.of_answers(self.memory, reads=self.data is not None)
+        self.admission = Memory(reckoning, budget, self._open, lambda: self.engine)
         self.engine = Engine(
             most_rows=self.limits.running,
             most_waiting=self.limits.waiting,
             together=None if apart else partial(compute_together, self.model),
+            fits=self.admission.fits,
         )
         folder = None if self.data is None else self.data / "contexts"
+        opened = self.admission.opened
         self.contexts = Contexts(
-            folder, self.given, self.model, self.tokenizer, self.engine, self.verify, self.options, self
+            folder, self.given, self.model, self.tokenizer, self.engine, opened, self.options, self
         )
         self.usage = Usage(None if self.data is None else self.data / "usage.json")
-        self.prompts = Prompts(self.tokenizer)
+        self.prompts = Prompts(self.tokenizer, self.limits.prompt_tokens)
         self.metrics = Metrics()
         self.metrics.watch("landmark_disk_bytes", "Bytes of the contexts of clients", self._disk_bytes)
         self.metrics.watch("landmark_running_requests", "Requests that take turns", lambda: len(self.engine.running))
@@ -87,14 +102,23 @@ class Server:
         )
         self.metrics.watch("landmark_waiting_requests", "Requests that wait", lambda: len(self.engine.waiting))
         self.metrics.watch("landmark_reading_jobs", "Reading jobs to be done", lambda: len(self.engine.reading))
+        self.metrics.watch(
+            "landmark_reckoned_memory_bytes", "Memory of open contexts and answers", lambda: self.admission.nbytes
+        )
 
     def _disk_bytes(self) -> int:
-        return 0 if self.contexts.folder is None else bytes_in(self.contexts.folder)
+        return 0 if self.contexts.folder is None else bytes_in([self.contexts.folder])
+
+    def _open(self, path: Path) -> Context:
+        return Context.open(path, self.model, self.tokenizer, verify=self.verify, **self.options)
 
     def start(self) -> None:
         """Opens the contexts it was given, takes up jobs, starts the engine; ValueError for what cannot be opened."""
         for given in self.contexts.given.values():
-            context = self.contexts.opened_at(given.path)
+            try:
+                context = self.admission.opened.get(given.path, 0)
+            except Refusal as error:
+                raise ValueError(f"{given.path}: {error.message}; give more --memory") from error
             if context.tokens_read < context.tokens:
                 raise ValueError(f"{given.path} has documents that are not read yet: run landmark append {given.path}")
         self.contexts.resume()
@@ -128,12 +152,12 @@ class Server:
         if quota.bytes is not None and self.contexts.bytes_of(caller.name) >= quota.bytes:
             raise over_quota(f"{quota.bytes:,} bytes of contexts")
 
-    def check_reading(self, record: Record, version: Path) -> None:
-        """Refusal for an owner whose context outgrows the quota while it is read."""
-        caller = self._by_name(record.owner)
+    def check_reading(self, owner: str) -> None:
+        """Refusal for an owner whose contexts outgrow the quota while one is read."""
+        caller = self._by_name(owner)
         self.usage.check(caller)
         most = caller.quota.bytes
-        if most is not None and self.contexts.bytes_of(record.owner, but=record) + bytes_in(version) > most:
+        if most is not None and self.contexts.bytes_of(owner) > most:
             raise over_quota(f"{most:,} bytes of contexts")
 
     def count_read(self, owner: str, tokens: int) -> None:
@@ -180,8 +204,9 @@ class Server:
     ) -> Generation:
         name = self._context_name(request)
         self.usage.check(caller)
+        if request.stream_options is not None and not request.stream:
+            raise bad_request("stream_options needs stream to be true", "stream_options")
         question = Question(
-            ids=lambda after_text: self._checked(ids(after_text)),
             most_tokens=self._most_tokens(most),
             temperature=_temperature(request.temperature),
             top_p=1.0 if request.top_p is None else request.top_p,
@@ -196,8 +221,11 @@ class Server:
         if question.choices > self.limits.running:
             raise bad_request(f"n is {question.choices}: this server gives at most {self.limits.running}", "n")
 
-        def open_context() -> Context | None:
-            return None if name is None else self.contexts.opened(caller.name, name)
+        def prepare() -> Prepared:
+            context = None if name is None else self.contexts.asked(caller.name, name)
+            tokens = ids(context is not None and context.tokens_read > 0)
+            nbytes = self.admission.of_answers(question.choices, len(tokens) + question.most_tokens, context)
+            return Prepared(context, tokens, nbytes)
 
         def count(cached: int, prompt: int, completion: int, traffic: Traffic) -> None:
             self.metrics.count_tokens(cached, prompt, completion)
@@ -209,7 +237,7 @@ class Server:
             self.model,
             self.tokenizer,
             question,
-            open_context,
+            prepare,
             Timed(emit, self.metrics),
             count,
             time.monotonic() + self.limits.seconds,
@@ -232,14 +260,6 @@ class Server:
         if most is not None and most > self.limits.new_tokens:
             raise bad_request(f"this server generates at most {self.limits.new_tokens} tokens", "max_tokens")
         return min(200, self.limits.new_tokens) if most is None else most
-
-    def _checked(self, ids: "Tensor") -> "Tensor":
-        if len(ids) > self.limits.prompt_tokens:
-            raise bad_request(
-                f"the prompt has {len(ids)} tokens, and this server takes {self.limits.prompt_tokens}: put long texts"
-                " into a context"
-            )
-        return ids
 
 
 def _temperature(given: float | None) -> float:

@@ -30,6 +30,7 @@ async function loadContexts() {
   try {
     const [models, contexts] = [await getJson("v1/models"), await getJson("v1/contexts")];
     modelName = models.data[0].id;
+    offerChat(models.data[0].chat);
     const before = element("context").value;
     const options = [new Option("none", "")];
     for (const one of contexts.data) {
@@ -46,6 +47,13 @@ async function loadContexts() {
   } catch (error) {
     tell(error.message, true);
   }
+}
+
+// A model that cannot chat is asked to continue a text.
+function offerChat(chat) {
+  const [question] = element("kind").options;
+  question.disabled = !chat;
+  if (!chat) element("kind").value = "text";
 }
 
 function requestBody() {
