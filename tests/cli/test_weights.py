@@ -1,13 +1,17 @@
 """`--weights int8`: a context is read and opened with weights in 8 bits, without being asked for twice."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
 
 import landmark
 from landmark.cli import main as cli
+from landmark.cli import serve
+from landmark.cli.options import NumberOptions
 from landmark.contexts.manifest import read_manifest
+from landmark.hf.int8 import in_8_bits
 
 
 @pytest.fixture
@@ -78,6 +82,15 @@ def test_evaluations_take_weights_in_8_bits(command, model_folder, files, capsys
     (tmp_path / "log.jsonl").unlink()
     row = made(["eval", *command.split(), *arguments, "--weights", "int8"], capsys)
     assert row.get("weights", "int8") == "int8"
+
+
+def test_a_server_computes_with_the_numbers_of_its_options(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("landmark.serve.server.Server", lambda model, *given: model)
+    options = serve.ServeOptions(
+        model=model_folder, data=tmp_path, numbers=NumberOptions(dtype="bfloat16", weights="int8")
+    )
+    model: Any = serve._server(options, None)
+    assert (model.dtype, in_8_bits(model)) == (torch.bfloat16, True)
 
 
 def test_an_ordinary_model_has_no_weights_in_8_bits(plain_folder, capsys):

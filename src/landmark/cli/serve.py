@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from landmark.cli.options import Bytes, MemoryOptions, check_adapter, here, load, model_of
+from landmark.cli.options import Bytes, MemoryOptions, NumberOptions, check_adapter, here, load, model_of
 from landmark.cli.output import print_escaped
 from landmark.limits import FromOne, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range
 from landmark.settings import Verification
@@ -90,6 +90,7 @@ class ServeOptions:
     verify: Verification = "landmarks"
     """What of a context is checked before it opens: docs/contexts.md."""
     blocks: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
+    numbers: OmitArgPrefixes[NumberOptions] = field(default_factory=NumberOptions)
 
 
 def run(options: ServeOptions) -> int:
@@ -195,7 +196,7 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
             options.blocks.check(config, context)
         options.blocks.check(config)
 
-    model, tokenizer = load(folder, check, first, adapter=options.adapter)
+    model, tokenizer = load(folder, check, first, adapter=options.adapter, numbers=options.numbers)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keywords: dict[str, Any] = options.blocks.keywords()
