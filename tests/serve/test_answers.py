@@ -71,6 +71,30 @@ def test_eight_at_once_answer_as_one_alone(served, context):
     assert [one.choices[0].text for one in found] == answers
 
 
+def test_answers_have_the_bits_that_they_have_alone(served):
+    """With and without a context, greedy and sampled, of several lengths, beside clients that go away."""
+
+    def ask(number):
+        model, prompt = (ASKED, NAME)[number % 2], "jim looked at the calm sea . "[: 5 + 4 * number]
+        options = {"model": model, "prompt": prompt, "max_tokens": 10 + 5 * number, "logprobs": 2, "seed": number}
+        (choice,) = served.client().completions.create(**options, temperature=float(number > 2)).choices
+        return choice.text, choice.logprobs.token_logprobs, choice.landmark
+
+    def leave(number):
+        options = {"model": (ASKED, NAME)[number % 2], "prompt": PROMPT, "max_tokens": 4000, "stream": True}
+        with served.client().completions.create(**options) as stream:
+            for _ in range(4 + 6 * number):
+                next(stream)
+
+    alone = [ask(number) for number in range(6)]
+    with ThreadPoolExecutor(8) as pool:
+        leaving = [pool.submit(leave, number) for number in range(2)]
+        assert list(pool.map(ask, range(6))) == alone
+        for one in leaving:
+            one.result()
+    assert "landmark_decodes_together 1.0" in httpx.get(f"{served.url}/metrics").text
+
+
 def test_a_stream_is_the_answer_in_pieces(served, context):
     answer = expected(context)
     chunks = list(complete(served, stream=True, stream_options={"include_usage": True}))

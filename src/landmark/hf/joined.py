@@ -10,7 +10,7 @@ both ways.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -98,9 +98,10 @@ def read_together(
     base: Any = model.base_model
     found: list[Any] = [None] * len(caches)
     parts: dict[int, ChunkCall] = {}
+    inputs = Inputs.of(base, (), {"input_ids": tokens[0]})  # those of the others differ in their token
     for number, (cache, ids) in enumerate(zip(caches, tokens, strict=True)):
         try:
-            parts[number], _ = chunk_call(base, cache, Inputs.of(base, (), {"input_ids": ids}), None, earlier=[])
+            parts[number], _ = chunk_call(base, cache, replace(inputs, tokens=ids), None, earlier=[])
         except Exception as error:
             found[number] = error
     if not parts:

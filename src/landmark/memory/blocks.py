@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from landmark.index.base import Index
-from landmark.memory.decode_numba import attend_few, serves_few
+from landmark.memory.decode_numba import attend_few, join_few, search_few, serves_few
 from landmark.memory.geometry import Past, real_tokens
 from landmark.memory.selection import Retrieval, Retrievals, context_miss
 from landmark.ops.retrieved import Pages, join_retrieved
@@ -86,7 +86,7 @@ class BlockMemory:
         window: tuple[Tensor, Tensor],
         places: Tensor,
     ) -> tuple[Tensor, Opened] | None:
-        """`attend` with the local attention in one call, for few queries on a CPU; None where that does not serve.
+        """`attend` with the local attention in few calls, for few queries on a CPU; None where that does not serve.
 
         `window` are rotated keys and values [B,Hkv,L,D], `places [B,T]` the indices of the queries among them.
         """
@@ -94,16 +94,20 @@ class BlockMemory:
         if self._settings.selection not in sharing or self._settings.miss_threshold:
             return None
         resident = self._store.resident_blocks()
-        if resident is None or not serves_few(query, *window, *resident[:2]):
+        if not serves_few(query, *window, *(() if resident is None else resident[:2])):
             return None
         landmarks = self._index.resident_keys(past.k, past.upto)
         if landmarks is None:
             return None
         self.retrievals += Retrievals(query.shape[1] * past.asking)
-        out, blocks, gates, local = attend_few(
-            query, window, places, past, landmarks, resident, rotation, scoring, sharing[self._settings.selection]
-        )
-        return out, _opened(past, blocks, gates, local)
+        searched, together = (query, window, places, past, landmarks), sharing[self._settings.selection]
+        if resident is not None:
+            out, blocks, gates, own = attend_few(*searched, resident, rotation, scoring, together)
+        else:
+            found = search_few(*searched, rotation, scoring, together)
+            blocks = torch.from_numpy(found.blocks)
+            out, gates, own = join_few(found, self._store.pages(blocks), rotation, scoring)
+        return out.to(query.dtype), _opened(past, blocks, gates, own)
 
     def attend(
         self,

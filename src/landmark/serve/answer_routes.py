@@ -92,6 +92,7 @@ class Listener:
         self._request = request
         self._queue: asyncio.Queue[Event] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
+        self._looked = self._loop.time()
 
     def emit(self, event: Event) -> None:
         """Called by the engine's thread."""
@@ -121,10 +122,20 @@ class Listener:
     async def _next(self) -> Event:
         try:
             while True:
-                if await self._request.is_disconnected():
-                    raise Refusal(499, "the client went away")
+                await self._look()
+                if not self._queue.empty():
+                    return self._queue.get_nowait()
                 with suppress(TimeoutError):
-                    return await asyncio.wait_for(self._queue.get(), _POLL)
+                    async with asyncio.timeout(_POLL):
+                        return await self._queue.get()
         except BaseException:
             self.generation.cancel()
             raise
+
+    async def _look(self) -> None:
+        """Refusal if the client went away; looks a few times a second, which costs more than an event."""
+        if self._loop.time() - self._looked < _POLL:
+            return
+        self._looked = self._loop.time()
+        if await self._request.is_disconnected():
+            raise Refusal(499, "the client went away")

@@ -133,6 +133,8 @@ class Generation:
     def begin(self) -> None:
         context, ids = self._context, self._ids
         assert ids is not None, "a request begins when it is prepared"
+        if context is not None:
+            context.check()
         self._prompt, cached = len(ids), context.tokens_read if context is not None else 0
         self._first = cached + len(ids)
         seed = secrets.randbits(32) if self.question.seed is None else self.question.seed
@@ -141,7 +143,7 @@ class Generation:
 
     def _choice(self, ids: Tensor, seed: int) -> Choice:
         question, context = self.question, self._context
-        cache = LandmarkCache(self.model.config) if context is None else context.fork().cache
+        cache = LandmarkCache(self.model.config) if context is None else context.cache.fork()
         cache.start_trace()
         decoding = Decoding(
             self.model,
