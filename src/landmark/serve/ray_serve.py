@@ -19,7 +19,7 @@ from landmark.serve.run import Address
 from landmark.serve.server import Limits, Server
 
 NAME = "landmark"
-_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"  # by the header X-Session-Id
+_ROUTER: Any = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"  # by the header X-Session-Id
 _OTHERS = 16  # requests beside answers that a replica takes: /healthz, lists, the page
 
 
@@ -66,7 +66,7 @@ def application(
     build: Callable[[], Server], address: Address, replicas: Replicas, limits: Limits, resources: dict[str, Any]
 ) -> serve.Application:
     """The application for `serve.run`. A replica has as many answers at once as `limits` of one server allow."""
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         Replica,
         name=NAME,
         ray_actor_options=resources,
@@ -86,16 +86,20 @@ def run(
 ) -> None:
     """Serves on the cluster that this process is connected to, until SIGINT or SIGTERM, and ends the replicas.
 
-    Raises ValueError where no replica starts.
+    Raises ValueError where no replica starts, and where the cluster serves this application already.
     """
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    serve.start(http_options=HTTPOptions(host=address.host, port=address.port))
+    serve.start(proxy_location="EveryNode", http_options=HTTPOptions(host=address.host, port=address.port))
+    if NAME in serve.status().applications:
+        raise ValueError(f"the cluster serves an application named {NAME} already: end the command that started it")
     try:
         serve.run(application(build, address, replicas, limits, resources), name=NAME)
+        ended.wait()
     except RuntimeError as error:
-        serve.shutdown()
         raise ValueError(f"no replica started: {str(error).splitlines()[-1]}") from error
-    ended.wait()
-    serve.shutdown()
+    finally:
+        serve.delete(NAME)
+        if not serve.status().applications:  # others may serve on the same cluster
+            serve.shutdown()
