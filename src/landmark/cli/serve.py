@@ -140,8 +140,8 @@ def _serve_on_ray(options: ServeOptions, cluster: str, address: "Address", keys:
     replicas = Replicas.parse(options.replicas)
     listen(address).close()
     contexts = tuple(path if url_of(path) else path_of(path).absolute() for path in options.contexts)
-    model = options.model and options.model.absolute()
-    build = partial(_server, replace(options, contexts=contexts, model=model), keys)
+    model, adapter = (path and path.absolute() for path in (options.model, options.adapter))
+    build = partial(_server, replace(options, contexts=contexts, model=model, adapter=adapter), keys)
     with ray_reading.cluster(cluster) as ray:
         resources = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         where = f"http://{address.host}:{address.port}/"

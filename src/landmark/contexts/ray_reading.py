@@ -5,8 +5,10 @@ machines share, or on the worker's machine and from there to the store. What is 
 task that is run again, and a command that is, goes on or finds it done. The one manifest is written at the end.
 """
 
+import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -111,13 +113,16 @@ def read_by_ray(
         size = min(workers or gpus or int(resources.get("CPU", 1)), len(rows))
         each = {"num_gpus": 1} if gpus else {"num_cpus": 1}
         _set_up(ray)
-        found = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_TASKS)).map(
-            _Worker,
-            fn_constructor_kwargs=made,
-            compute=ray.data.ActorPoolStrategy(size=size),
-            ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},
-            **each,
-        )
+        with warnings.catch_warnings():
+            # Without a bound Ray would run a document that ends its worker for ever. The argument goes with Ray 2.64.
+            warnings.filterwarnings("ignore", message=".*ray_remote_args_fn")
+            found = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_TASKS)).map(
+                _Worker,
+                fn_constructor_kwargs=made,
+                compute=ray.data.ActorPoolStrategy(size=size),
+                ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},
+                **each,
+            )
         members = {}
         try:
             for row in found.iter_rows():
@@ -141,6 +146,7 @@ def _set_up(ray: Any) -> None:
     context.target_min_block_size = 1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised as well
 
 
 class _Worker:
