@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.compare import Row
 from benchmarks.filled_cache import filled_cache, filled_cache_bytes
-from benchmarks.machine import Machine, seconds_of
+from benchmarks.machine import Machine, seconds_of, without_stderr
 from benchmarks.models import Case, ModelPair, random_ids
 from benchmarks.options import LaunchesOptions
 from landmark.hf import LandmarkCache
@@ -56,7 +56,7 @@ def _counted(call: Callable[[], object], device: torch.device) -> Row:
         call()
     seconds = seconds_of(call, device)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities) as seen:
+    with without_stderr(), profile(activities=activities) as seen:
         call()
     events = seen.key_averages()
 

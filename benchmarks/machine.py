@@ -178,7 +178,7 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _without_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with without_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         result = call()
     del result  # outlived the profile, so that its release is not counted
     held = most = 0
@@ -199,7 +199,7 @@ def _changes(seen: profile) -> list[int]:
 
 
 @contextmanager
-def _without_stderr() -> Iterator[None]:
+def without_stderr() -> Iterator[None]:
     """The profiler's library writes a line to file descriptor 2 whenever it starts or stops."""
     sys.stderr.flush()
     kept = os.dup(2)
