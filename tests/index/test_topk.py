@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from landmark.index.topk import _sorted, top_newest
+from landmark.index.topk import top_newest, top_packed
 
 
 def best(scores: list[float], numbers: list[int], k: int) -> list[tuple[float, int]]:
@@ -27,7 +27,7 @@ def test_top_newest_breaks_ties_by_age(length, k, values):
     scores = torch.randint(-values // 2, values // 2 + 1, (3, length)).double() / 8  # exact in float32
     scores[torch.rand(3, length) < 0.2] = -torch.inf
     numbers = torch.randperm(length)
-    for found in (top_newest(scores, numbers[None], k), _sorted(scores, numbers[None], k)):
+    for found in (top_newest(scores, numbers[None], k), top_packed(scores, numbers[None], k)):
         for row in range(3):
             assert pairs(found[0][row], found[1][row]) == best(scores[row].tolist(), numbers.tolist(), k)
             assert (found[1][row] < 0).sum() == max(0, k - (scores[row] > -torch.inf).sum())
@@ -60,7 +60,7 @@ class HostReads(TorchDispatchMode):
 def test_the_host_waits_for_nothing_that_is_found():
     scores = torch.zeros(2, 3, 2000)  # all tie
     with HostReads() as reads:
-        values, found = _sorted(scores, torch.arange(2000), 4)
+        values, found = top_packed(scores, torch.arange(2000), 4)
     assert reads.count == 0
     assert (values == 0).all()
     assert torch.equal(found.sort(-1).values, torch.arange(1996, 2000).expand(2, 3, 4))
@@ -69,7 +69,7 @@ def test_the_host_waits_for_nothing_that_is_found():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_scores_of_either_sign_come_back_as_they_are(dtype):
     scores = torch.tensor([[-0.0, 0.0, 1e-38, -1e-38, 3.5, -3.5, torch.inf, -torch.inf, torch.nan]]).to(dtype)
-    values, found = _sorted(scores, torch.arange(9), 8)
+    values, found = top_packed(scores, torch.arange(9), 8)
     ranked = sorted(zip(values[0].tolist(), found[0].tolist(), strict=True), reverse=True)
     kept = scores[0, :7].tolist()
     assert ranked[:7] == sorted(zip(kept, range(7), strict=True), reverse=True)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from landmark.ops.rotary import Rotation
 from landmark.settings import ReadingChanges
 from landmark.store.base import Traffic
 from landmark.stream import Stream, stream_length
+
+Decode = Literal["auto", "graph", "eager"]  # how steps of decoding are computed, see `landmark.hf.step_graph`
 
 
 class LandmarkLayer(CacheLayerMixin):
@@ -92,6 +94,8 @@ class LandmarkCache(Cache):
             Blocks that do not fit are offloaded: to host memory, or with a host budget to temporary files. Without
             budgets all blocks stay on the device.
         storage: the storage of each landmark layer, instead of these three.
+        decode: "graph" repeats every step of decoding as a CUDA graph, and is an error where that cannot be; "eager"
+            never does; "auto" does where it can. `eager_reason` is then why the last step was none, and None if it was.
 
     Raises ValueError for settings that leave no room for a chunk, and for invalid budgets and indexes.
     """
@@ -106,8 +110,13 @@ class LandmarkCache(Cache):
         host_budget: int | str | None = None,
         device_budget: int | str | None = None,
         storage: Mapping[int, Storage] | None = None,
+        decode: Decode = "auto",
         **reading: Unpack[ReadingChanges],
     ) -> None:
+        if decode not in get_args(Decode):
+            raise ValueError(f"decode is {decode!r}: choose one of {', '.join(get_args(Decode))}")
+        self.decode: Decode = decode
+        self.eager_reason: str | None = None
         config = text_config(config)
         self.settings = landmark_settings(config).changed(**reading)
         self.chunk_tokens = chunk_tokens(self.settings, config)

@@ -38,6 +38,7 @@ from landmark.hf.loading import (
 from landmark.hf.model import install_mixin, ordinary_tokens, rows_of_tokens, saved_rows, store_settings
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
 from landmark.hf.rope import evaluating, find_ropes, rotation
+from landmark.hf.step_graph import serve_steps
 from landmark.settings import DEFAULT_BLOCK_SIZE, LandmarkSettings, ReadingChanges
 
 
@@ -92,6 +93,7 @@ def convert(
         _attach(model, kinds, add_row=settings.landmark_id == rows)
     serve_few_rows(model)
     serve_few_tokens(base)
+    serve_steps(base)
     store_settings(model, settings)
     install_mixin(model)
     return model

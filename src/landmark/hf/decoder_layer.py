@@ -10,7 +10,6 @@ stays that of transformers.
 
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import repeat
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 
 from landmark.hf.attention import attention_forward
 from landmark.hf.chunks import ChunkCall
-from landmark.hf.hooks import attention_pre_hook
 from landmark.hf.int8 import Int8Linear
 from landmark.hf.joined import JoinedCall
 from landmark.hf.linear import FewRowsLinear
 from landmark.hf.rope import close
+from landmark.hf.unchanged import Unchanged, hooks_of
 from landmark.ops.few_rows import add_product, gate_normed, in_outputs, project_normed, serves_rows, weights_of
 from landmark.ops.numba_loops import as_array
 from landmark.ops.scoring import Scoring, working_dtype
@@ -118,20 +117,7 @@ class _Loops:
 
     def __init__(self, layer: Any, scoring: Scoring, head_dim: int) -> None:
         *linears, first, second = _parts(layer)
-        modules = [module for module in layer.modules() if module is not layer]
-        self._found = [
-            (owner, name, part)
-            for module in (layer, *modules)
-            for owner in (module._modules, module._parameters, module._buffers)
-            for name, part in owner.items()
-        ]
-        # Numbers that parts compute with: the scale of attention, and what norms add.
-        attributes = [(vars(module), *item) for module in modules for item in vars(module).items()]
-        self._found += [(owner, name, value) for owner, name, value in attributes if isinstance(value, float)]
-        self._tensors = [part for _, _, part in self._found if isinstance(part, Tensor)]
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
-        self._hooks = [hooks for module in modules for hooks in _hooks_of(module)]
-        self._contents = [vars(module) for module in modules]
+        self._parts = Unchanged(layer)
         self._attention, self._scoring, self._head_dim = layer.self_attn, scoring, head_dim
         self._query, self._key, self._value, self._out, *self._network = (weights_of(*x.parts) for x in linears)
         self._norms = [(as_array(norm.weight), _eps_of(norm)) for norm in (first, second)]
@@ -139,13 +125,7 @@ class _Loops:
 
     def current(self) -> bool:
         """Whether the arrays are still those of the layer, whose parts have no hooks and no forward of their own."""
-        for owner, name, part in self._found:
-            if owner.get(name) is not part:
-                return False
-        # Every layer of every step asks: few calls of Python.
-        moved = list(map(Tensor.data_ptr, self._tensors)) != self._addresses
-        hooked = any(self._hooks) or len(self._attention._forward_pre_hooks) > 1  # one is that of conversion
-        return not (moved or hooked or any(map(dict.__contains__, self._contents, repeat("forward"))))
+        return self._parts.current()
 
     def forward(self, hidden: Tensor, call: Any) -> Tensor:
         """The layer's output for `hidden [B,T,C]`."""
@@ -219,13 +199,7 @@ def _parts(layer: Any) -> list[Any]:
 
 def _is_changed(module: nn.Module) -> bool:
     """Whether a module does more than its class: by hooks, but for that of conversion, or by a forward of its own."""
-    return any(_hooks_of(module)) or "forward" in vars(module)
-
-
-def _hooks_of(module: nn.Module) -> list[Any]:
-    """What holds the hooks of a module, all empty where it has none but that of conversion."""
-    ours = list(module._forward_pre_hooks.values()) == [attention_pre_hook]
-    return [module._forward_hooks] if ours else [module._forward_hooks, module._forward_pre_hooks]
+    return any(hooks_of(module)) or "forward" in vars(module)
 
 
 def _checked(layer: Any, hidden: Tensor, args: tuple, options: dict[str, Any]) -> _Loops | None:

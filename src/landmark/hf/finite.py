@@ -33,6 +33,11 @@ class FiniteCheck:
                 few = shown.numel() <= _FEW
                 self._numbers.append(shown.reshape(-1) if few else torch.stack(torch.aminmax(shown)))
 
+    def watch_range(self, place: str, ends: Tensor) -> None:
+        """Adds the lowest and highest numbers [n] of tensors at `place`, padding left out: NaN where there is one."""
+        self._places.append(place)
+        self._numbers.append(ends)
+
     def check(self) -> None:
         """Raises ValueError, naming the first place, unless all that was added is finite."""
         if not self._numbers or bool(torch.cat(self._numbers).isfinite().all()):

@@ -39,7 +39,7 @@ def top_newest(scores: Tensor, numbers: Tensor, k: int, rescoring: Rescoring | N
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
         return _selected(scores, numbers, k, rescoring)
     assert rescoring is None, "scores are computed again on a CPU only"
-    return _sorted(scores, numbers, k)
+    return top_packed(scores, numbers, k)
 
 
 def _selected(scores: Tensor, numbers: Tensor, k: int, rescoring: Rescoring | None) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,7 @@ def insert(best: Any, found: Any, score: Any, number: int) -> None:
         best[rank], found[rank] = score, number
 
 
-def _sorted(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_packed(scores: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """By torch.topk over whole numbers that order scores and, among equals, block numbers.
 
     So no two are equal, and what is done depends on nothing that is found: the host waits for no device.

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landmark.index.base import Index
+from landmark.index.base import Index, ResidentKeys
+from landmark.index.branch import ForkedIndex
+from landmark.index.exact import ExactIndex
 from landmark.memory.decode_numba import attend_few, join_few, search_few, serves_few
 from landmark.memory.geometry import Past, real_tokens
 from landmark.memory.selection import Retrieval, Retrievals, context_miss
@@ -16,7 +18,7 @@ from landmark.ops.retrieved.pytorch import of_heads
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 from landmark.settings import ReadingSettings
-from landmark.store.base import BlockStore, Traffic
+from landmark.store.base import BlockStore, ResidentBlocks, Traffic
 from landmark.store.block_buffer import kept_of
 
 OnSearch = Callable[[Retrieval, Tensor], object]
@@ -156,6 +158,28 @@ class BlockMemory:
             table = of_heads(pages.table, miss.shape[1])
             yield part, pages._replace(table=torch.where(miss[:, :, part, None], -1, table))
 
+    def fixed(self) -> tuple[ResidentBlocks, ResidentKeys]:
+        """All blocks and landmark keys, where they lie until blocks are appended.
+
+        Raises ValueError, with the reason, where not all of them lie on the device.
+        """
+        blocks = self._store.resident_blocks()
+        if blocks is None:
+            raise ValueError("blocks lie in a tier below the device: give a larger device_budget, or none")
+        if isinstance(self._index, ForkedIndex):
+            self._index = _joined(self._index, self.counts, blocks.keys.device)
+        landmarks = self._index.resident_keys(self._settings.retrieve, self.counts)
+        if landmarks is None:
+            raise ValueError('landmark keys are not searched one by one: use index="exact" with keys in float32')
+        return blocks, landmarks
+
+    def holds(self, blocks: ResidentBlocks | None) -> bool:
+        """Whether `blocks`, None for none, are all blocks, where they lie."""
+        if blocks is None or not any(self.counts):
+            return blocks is None and not any(self.counts)
+        mine = self._store.resident_blocks()
+        return mine is not None and mine.keys is blocks.keys and mine.values is blocks.values
+
     def fork(self) -> "BlockMemory":
         """An independent copy; blocks are shared where the store can."""
         branch = copy.copy(self)
@@ -178,6 +202,14 @@ class BlockMemory:
     def nbytes(self) -> int:
         """Bytes of the keys, values and landmark keys kept."""
         return self._index.nbytes + self._store.nbytes
+
+
+def _joined(fork: ForkedIndex, counts: list[int], device: torch.device) -> ExactIndex:
+    """The landmark keys of a fork in one buffer."""
+    index, keys = ExactIndex(len(counts)), fork.keys(fork.numbers(device))
+    for row, count in enumerate(counts):
+        index.append(row, keys[row, :, :count])
+    return index
 
 
 def _opened(past: Past, blocks: Tensor, gates: Tensor, local: Tensor) -> Opened:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from landmark.memory.blocks import BlockMemory, OnSearch, Opened
+from landmark.memory.fixed import FixedLayer, StepCounts
 from landmark.memory.geometry import Past, past_of
 from landmark.memory.selection import Retrievals
 from landmark.memory.storage import ProcessStorage, Storage
@@ -100,7 +101,7 @@ class LayerMemory:
                 return self.attend(query, key, value, lengths=lengths, rotation=rotation, scoring=scoring)
         valid = [query.shape[2]] * query.shape[0] if lengths is None else lengths
         starts = self._starts(query.shape[0])
-        self._check_chunk(query, starts, valid, rotation)
+        self._check_chunk(query.shape[0], query.shape[2], starts, valid, rotation)
         window = self._settled(query.shape[0], rotation)
         window.write(key, value, valid, rotation)
         out, self.last = self._attend(window, query, starts, valid, rotation, scoring._replace(dropout=0.0))
@@ -173,6 +174,61 @@ class LayerMemory:
         if self._window is not None:
             self._settled(len(self._seen), rotation, local_blocks)
 
+    # A step over tensors of fixed shape: see `landmark.memory.fixed`.
+
+    @property
+    def has_read(self) -> bool:
+        """Whether anything was read."""
+        return self._window is not None
+
+    @property
+    def overdue(self) -> bool:
+        """Whether complete blocks leave the window before the next chunk."""
+        return self._window is not None and any(self._leaving)
+
+    @property
+    def blocks_read(self) -> list[int]:
+        """Blocks of each row that ever entered memory; none without `retrieve`."""
+        return [] if self._blocks is None else list(self._blocks.counts)
+
+    def fixed(self, width: int) -> FixedLayer:
+        """The tensors of this settled memory for steps of up to `width` positions, in place until blocks are appended.
+
+        Raises ValueError, with the reason, where not all of them lie on the device.
+        """
+        assert self._window is not None
+        window = self._window.fixed((self.settings.local_blocks + 1) * self.stride + width)
+        if self._blocks is None or not any(self._blocks.counts):
+            return FixedLayer(*window, None, None)
+        return FixedLayer(*window, *self._blocks.fixed())
+
+    def holds(self, layer: FixedLayer) -> bool:
+        """Whether window and blocks still lie where those of `layer` do."""
+        here = self._window is not None and self._window.holds(layer.keys)
+        return here and (self._blocks is None or self._blocks.holds(layer.blocks))
+
+    def step_counts(self, valid: list[int], width: int, rotation: Rotation) -> list[StepCounts]:
+        """What a step of `width` positions, of which `valid` are real, needs to know of each row, once settled.
+
+        Raises ValueError if the batch is not the one read before, or if the rotation table ends too early.
+        """
+        assert self._window is not None
+        starts = self._starts(len(valid))
+        self._check_chunk(len(valid), width, starts, valid, rotation)
+        counts, retrieve = self.blocks_read or [0] * len(valid), self.settings.retrieve
+        kept = [0 if self._blocks is None else self._blocks.kept(count) for count in counts]
+        return [
+            StepCounts(length, new, start, count, count - left, count - min(retrieve, left))
+            for length, new, start, count, left in zip(self._window.lengths, valid, starts, counts, kept, strict=True)
+        ]
+
+    def count_step(self, valid: list[int], opened: Opened | None) -> None:
+        """Makes `valid` positions of each row of a step part of the window, and records what it `opened`."""
+        self.last = opened
+        if opened is not None and self._blocks is not None:
+            self._blocks.retrievals += Retrievals(opened.blocks.shape[1] * int(opened.asking.sum()))
+        self._keep(valid)
+
     def state(self) -> tuple[WindowState, list[int]]:
         """The local window and the stream positions read so far in each row: all state but the blocks.
 
@@ -205,8 +261,7 @@ class LayerMemory:
         self._window.keep(valid)
         self._seen = [seen + length for seen, length in zip(self._seen, valid, strict=True)]
 
-    def _check_chunk(self, query: Tensor, starts: list[int], valid: list[int], rotation: Rotation) -> None:
-        rows, width = query.shape[0], query.shape[2]
+    def _check_chunk(self, rows: int, width: int, starts: list[int], valid: list[int], rotation: Rotation) -> None:
         if self._window is not None and rows != len(self._seen):
             raise ValueError(f"this memory holds {len(self._seen)} rows, the chunk has {rows}: reorder it first")
         if len(valid) != rows or min(valid) < 0 or max(valid) > width:

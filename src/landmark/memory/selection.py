@@ -50,7 +50,7 @@ class Retrieval:
         """Chooses for `query [B,H,T,D]`, before rotary, in float32 or wider; `valid [B,T]` is False at padding."""
         query = query * self.scoring.scale_of(query)
         if selection == "per_group":  # they share landmark keys: the sum of their queries has their summed score
-            query, selection = _summed(query, self._kv_heads), "per_token_and_head"
+            query, selection = summed(query, self._kv_heads), "per_token_and_head"
         few = query.shape[2] <= FEW_QUERIES
         if selection == "per_token_and_head" and _on_cpu(query) and (few or max(self.past.kept) <= MOST_BLOCKS):
             landmarks = self.index.resident_keys(self.past.k, self.past.upto)
@@ -66,7 +66,7 @@ class Retrieval:
             blocks = torch.cat(best, dim=2)
         else:
             blocks = self._best(self._highest_of_chunk(query, valid))
-        blocks = _by_age(blocks)
+        blocks = by_age(blocks)
         return Choice(blocks, self.past.distance(blocks))
 
     def _tiles(self, query: Tensor, scores: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -154,7 +154,7 @@ class Retrieval:
         return top_newest(weights, self._columns[:, None, None], self.past.k)[1]
 
 
-def _summed(query: Tensor, groups: int) -> Tensor:
+def summed(query: Tensor, groups: int) -> Tensor:
     """Sums [B,groups,T,D] over the heads of each group, added in their order, as the loops of decoding add them."""
     return reduce(torch.add, query.unflatten(1, (groups, -1)).unbind(2))
 
@@ -163,7 +163,7 @@ def _on_cpu(query: Tensor) -> bool:
     return query.device.type == "cpu"
 
 
-def _by_age(blocks: Tensor) -> Tensor:
+def by_age(blocks: Tensor) -> Tensor:
     """Sorts block numbers, -1 last."""
     last = torch.iinfo(blocks.dtype).max
     ordered = blocks.masked_fill(blocks < 0, last).sort(dim=-1).values

@@ -114,6 +114,17 @@ class LocalWindow:
         keys, values = self.buffers()
         return keys[:, :, :length], values[:, :, :length]
 
+    def fixed(self, positions: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys before rotary, values and rotated keys of the first `positions` positions and of one behind them."""
+        assert self._keys is not None
+        assert self._values is not None
+        keys, values, turned = self._with_room(positions, self._keys, self._values)
+        return keys[:, :, : positions + 1], values[:, :, : positions + 1], turned[:, :, : positions + 1]
+
+    def holds(self, keys: Tensor) -> bool:
+        """Whether its first keys lie where these do."""
+        return self._keys is not None and self._keys.data_ptr() == keys.data_ptr()
+
     def keep(self, valid: list[int]) -> None:
         """Makes `valid` positions of the chunk written last part of each row."""
         self.lengths = [old + new for old, new in zip(self.lengths, valid, strict=True)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landmark.ops.decode_cpu import FEW_QUERIES
 from landmark.ops.retrieved.cpu import numba_blocks, numba_join, numba_merge, serves, tiled_blocks
-from landmark.ops.retrieved.pytorch import gathered_blocks
+from landmark.ops.retrieved.pytorch import gathered_blocks, merged
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 from landmark.ops.triton_support import unsupported_reason
@@ -130,11 +130,7 @@ def merge(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tens
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (out, lse, inside, gates))
     if out.device.type == "cpu" and gates.dtype == working_dtype(out) and not wanted:
         return numba_merge(out, lse, inside, gates)
-    total = torch.logaddexp(lse, gates.logsumexp(-1))
-    total = total.masked_fill(total == -torch.inf, 0.0)[..., None]
-    weights, own = torch.exp(gates - total), torch.exp(lse[..., None] - total)
-    joined = (weights[..., None] * inside).sum(-2) + out * own
-    return joined.to(out.dtype), weights, own[..., 0]
+    return merged(out, lse, inside, gates)
 
 
 def _concatenated(parts: list[Any]) -> Any:

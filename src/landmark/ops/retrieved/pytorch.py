@@ -1,7 +1,7 @@
 """Attention to retrieved blocks in plain PyTorch, on any device.
 
 `gathered_blocks` copies the blocks of a few queries at a time, without gradients. `trainable_blocks` has gradients:
-all queries that chose a block read it together.
+all queries that chose a block read it together. `merged` joins either to local attention.
 """
 
 from collections.abc import Callable
@@ -109,6 +109,15 @@ def _read(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, scoring: S
     # What is read for no block is the first one: it must not count.
     inside = (scores[..., :-1].softmax(-1) @ values[:, :-1]).masked_fill_(missing[..., None], 0.0)
     return inside.view(items, k, queries, -1).transpose(1, 2), gates.view(items, k, queries).transpose(1, 2)
+
+
+def merged(out: Tensor, lse: Tensor, inside: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See `landmark.ops.retrieved.merge`."""
+    total = torch.logaddexp(lse, gates.logsumexp(-1))
+    total = total.masked_fill(total == -torch.inf, 0.0)[..., None]
+    weights, own = torch.exp(gates - total), torch.exp(lse[..., None] - total)
+    joined = (weights[..., None] * inside).sum(-2) + out * own
+    return joined.to(out.dtype), weights, own[..., 0]
 
 
 def trainable_blocks(

@@ -1,0 +1,52 @@
+"""Whether a module is still what it was when something was made of it: loops over its weights, or a captured graph."""
+
+from itertools import repeat
+from typing import Any
+
+from torch import Tensor, nn
+
+from landmark.hf.hooks import attention_pre_hook
+
+
+class Unchanged:
+    """The parts of `root` as they are now: modules, tensors and where these lie, and numbers that parts compute with.
+
+    Writing to weights in place changes none of them.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        modules = [module for module in root.modules() if module is not root]
+        self._found = [
+            (owner, name, part)
+            for module in (root, *modules)
+            for owner in (module._modules, module._parameters, module._buffers)
+            for name, part in owner.items()
+        ]
+        # The scale of attention, and what norms add.
+        attributes = [(vars(module), *item) for module in modules for item in vars(module).items()]
+        self._found += [(owner, name, value) for owner, name, value in attributes if isinstance(value, float)]
+        self._tensors = [part for _, _, part in self._found if isinstance(part, Tensor)]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._empty = [hooks for module in modules for hooks in hooks_of(module)]
+        self._single = [module._forward_pre_hooks for module in modules if _has_ours(module)]
+        self._contents = [vars(module) for module in modules]
+
+    def current(self) -> bool:
+        """Whether that is so, and no part but `root` has a hook, other than that of conversion, or its own forward."""
+        for owner, name, part in self._found:
+            if owner.get(name) is not part:
+                return False
+        # Every step asks: few calls of Python.
+        moved = list(map(Tensor.data_ptr, self._tensors)) != self._addresses
+        hooked = any(self._empty) or any(len(hooks) > 1 for hooks in self._single)
+        return not (moved or hooked or any(map(dict.__contains__, self._contents, repeat("forward"))))
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """What holds the hooks of a module, all empty where it has none but that of conversion."""
+    return [module._forward_hooks] if _has_ours(module) else [module._forward_hooks, module._forward_pre_hooks]
+
+
+def _has_ours(module: nn.Module) -> bool:
+    """Whether the one hook before a module is that of conversion."""
+    return list(module._forward_pre_hooks.values()) == [attention_pre_hook]
