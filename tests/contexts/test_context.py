@@ -93,6 +93,7 @@ def test_models_of_every_dtype(dtype, index, tmp_path, folder):
         Context.open(tmp_path / "context", landmark.from_pretrained(folder, dtype=other))
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("index", ["exact", "hierarchical"])
 def test_groups_of_heads_open_the_same_blocks_wherever_they_lie(index, tmp_path, folder):
     model = landmark.convert(landmark.from_pretrained(folder), selection="per_group")
