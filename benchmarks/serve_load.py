@@ -37,7 +37,7 @@ def run(options: ServeLoadOptions) -> Iterator[Row]:
 
 def _measured(options: ServeLoadOptions, clients: int) -> Row:
     waits, lock, end = Waits(), threading.Lock(), time.monotonic() + options.seconds
-    before = _resident(options.url)
+    memory, processor = _figure(options.url, "resident_memory_bytes"), _figure(options.url, "processor_seconds")
     began = time.monotonic()
     threads = [threading.Thread(target=_client, args=(options, end, waits, lock)) for _ in range(clients)]
     for thread in threads:
@@ -52,11 +52,12 @@ def _measured(options: ServeLoadOptions, clients: int) -> Row:
         "seconds": seconds,
         "answers": waits.answers,
         "tokens_s": waits.tokens / seconds,
+        "processor_ms_per_token": 1000 * (_figure(options.url, "processor_seconds") - processor) / waits.tokens,
         **_spread("first_token", waits.first),
         **_spread("per_token", waits.next),
         "errors": sum(waits.errors.values()),
-        "resident_mb_before": before / 1e6,
-        "resident_mb": _resident(options.url) / 1e6,
+        "resident_mb_before": memory / 1e6,
+        "resident_mb": _figure(options.url, "resident_memory_bytes") / 1e6,
     }
 
 
@@ -96,8 +97,8 @@ def _ask(options: ServeLoadOptions) -> list[float]:
     return times
 
 
-def _resident(url: str) -> float:
-    """Resident memory of the server in bytes, which it tells itself."""
+def _figure(url: str, name: str) -> float:
+    """A figure of the server, which it tells itself."""
     with urlopen(f"{url}/metrics") as response:
         lines = response.read().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("landmark_resident_memory_bytes "))
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"landmark_{name} "))

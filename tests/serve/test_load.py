@@ -17,3 +17,4 @@ def test_rows_of_one_client_and_of_two(served, capsys):
         assert row["errors"] == 0
         assert row["first_token_median_ms"] > 0
         assert row["resident_mb"] > 1
+        assert row["processor_ms_per_token"] > 0

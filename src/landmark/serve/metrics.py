@@ -1,5 +1,6 @@
 """Figures for Prometheus. No label names a context, a key or a text."""
 
+import time
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -34,6 +35,7 @@ class Metrics:
             "landmark_blocks", "Blocks that queries wanted, by where they were found", ["found"], registry=registry
         )
         self._gauge("landmark_resident_memory_bytes", "Resident memory of the server", resident_bytes)
+        self._gauge("landmark_processor_seconds", "Processor time that the server took, all threads", time.process_time)
 
     def watch(self, name: str, help_text: str, value: Callable[[], float]) -> None:
         """A figure that is asked for when Prometheus comes."""
