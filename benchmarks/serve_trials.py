@@ -88,8 +88,8 @@ def _hostile(root: Path, options: ServeTrialsOptions) -> Iterator[Row]:
 
 def _soak(root: Path, options: ServeTrialsOptions) -> Iterator[Row]:
     """Users who do all that users do, beside restarts and kills; a row each round with what the server takes."""
-    model = save_chat(root)
-    yield from soaked_server.Soak(model, root / "data", options.seed, users=4).run(options.seconds, options.round)
+    soak = soaked_server.Soak(*_reader(root), root / "data", options.seed, users=4)
+    yield from soak.run(options.seconds, options.round)
 
 
 def _reader(root: Path) -> tuple[Any, Any]:

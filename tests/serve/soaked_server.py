@@ -5,74 +5,61 @@ A lap ends when all jobs are done: what the server then takes, memory, threads, 
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-from serving import NAME
+from forked_server import ForkedServer
 from users import User, Wrong, strays
 
 from landmark.serve.disk_space import bytes_in
-from landmark.serve.run import Address, listen
-
-_START = 240.0  # longest wait for a start, in seconds
 
 
 class Soak:
-    """A server of its own process with the model in a folder, on the folder `data`, and its users."""
+    """A server in a process of its own, on the folder `data`, and its users."""
 
-    def __init__(self, model: Path, data: Path, seed: int, *, users: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, data: Path, seed: int, *, users: int) -> None:
         self._data, self._log = data, data.parent / "server.log"
-        with listen(Address(port=0)) as free:
-            port = free.getsockname()[1]
-        self._url = f"http://127.0.0.1:{port}"
-        options = ["--data", data, "--name", NAME, "--port", port, "--threads", 1, "--host-budget", "4MB"]
-        command = [sys.executable, "-m", "landmark.cli.main", "serve", "--model", model, *options]
-        self._command = [str(part) for part in command]
-        self.users = [User(self._url, f"user{n}", f"soak {seed} {n}", most_words=300) for n in range(users)]
+        options = {"options": {"host_budget": "4MB"}, "memory": 100_000_000}
+        self._server = ForkedServer(model, tokenizer, data, self._log, **options)
+        self.users = [User(self._server.url, f"user{n}", f"soak {seed} {n}", most_words=300) for n in range(users)]
         self._began = 0.0
 
     def run(self, seconds: float, round_seconds: float, lap_seconds: float = 30.0) -> Iterator[dict[str, Any]]:
         """A row for each lap; Wrong for anything that was lost, or came back, or fails."""
+        try:
+            yield from self._rounds(seconds, round_seconds, lap_seconds)
+        finally:
+            self._server.close()
+
+    def _rounds(self, seconds: float, round_seconds: float, lap_seconds: float) -> Iterator[dict[str, Any]]:
         end, number = time.monotonic() + seconds, 0
         while time.monotonic() < end:
             number += 1
-            process = self._start()
-            try:
-                stop = min(end, time.monotonic() + round_seconds)
-                while time.monotonic() < stop:
-                    self._lap(min(lap_seconds, stop - time.monotonic()))
-                    yield {"round": number, **self._figures(process), "failures": self._failures()}
-            finally:
-                how = signal.SIGKILL if number % 2 else signal.SIGTERM
-                if how == signal.SIGTERM or time.monotonic() < end:
-                    self._act_while(partial(process.send_signal, how))  # in the middle of things
-                process.kill()
-                process.wait()
+            self._start()
+            how = signal.SIGKILL if number % 2 else signal.SIGTERM
+            stop = min(end, time.monotonic() + round_seconds)
+            while time.monotonic() < stop:
+                self._lap(min(lap_seconds, stop - time.monotonic()))
+                yield {"round": number, **self._figures(), "failures": self._failures()}
+            self._stop_in_the_middle(how)
             documents = sum(user.check_disk(self._data) for user in self.users)
             yield {"round": number, "stopped_by": how.name, "documents_verified": documents, "failures": []}
         yield self._end()
 
     def _end(self) -> dict[str, Any]:
         """Every user deletes all: nothing is left, in the process or on the disk."""
-        process = self._start()
-        try:
-            self._settle()
-            for user in self.users:
-                user.delete()
-                user.close()
-            figures = self._figures(process)
-            left = list((self._data / "contexts").glob("ctx-*"))
-            failures = [f"{left} is left when all is deleted"] if left else []
-        finally:
-            process.terminate()
-            process.wait()
+        self._start()
+        for user in self.users:
+            user.delete()
+            user.close()
+        figures = self._figures()
+        left = list((self._data / "contexts").glob("ctx-*"))
+        failures = [f"{left} is left when all is deleted"] if left else []
+        self._server.stop(signal.SIGTERM)
         counts: dict[str, int] = {}
         for user in self.users:
             for what, count in user.counts.items():
@@ -90,9 +77,9 @@ class Soak:
         if found := strays(self._data):
             raise Wrong(f"{found} was left behind")
 
-    def _act_while(self, stop: Any) -> None:
-        """Users act until no answer comes any more, which `stop` sees to."""
-        timer = threading.Timer(1.0, stop)
+    def _stop_in_the_middle(self, how: int) -> None:
+        """Stops the server while users act, until no answer comes any more."""
+        timer = threading.Timer(1.0, self._server.stop, (how,))
         timer.start()
         self._act(lambda: True)
         timer.join()
@@ -122,9 +109,9 @@ class Soak:
         """Defects that the server's log tells of."""
         return ["a traceback in the server's log"] if "Traceback" in self._log.read_text(errors="replace") else []
 
-    def _figures(self, process: "subprocess.Popen[bytes]") -> dict[str, Any]:
+    def _figures(self) -> dict[str, Any]:
         """What the server takes, as the system says, while nobody asks."""
-        proc = Path("/proc", str(process.pid))
+        proc = Path("/proc", str(self._server.process))
         status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
         return {
             "since_start_s": round(time.monotonic() - self._began),
@@ -136,22 +123,10 @@ class Soak:
             "disk_mb": round(bytes_in([self._data]) / 1e6, 2),
         }
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _start(self) -> None:
         """A server that answers and holds what it must."""
-        with self._log.open("w") as log:
-            process = subprocess.Popen(self._command, stderr=log)
-        end = time.monotonic() + _START
-        while True:
-            try:
-                httpx.get(f"{self._url}/healthz", timeout=5).raise_for_status()
-                break
-            except httpx.HTTPError:
-                if process.poll() is not None or time.monotonic() > end:
-                    process.kill()
-                    raise Wrong(f"the server did not start: {self._log.read_text()[-2000:]}") from None
-                time.sleep(0.1)
+        self._server.start()
         self._began = time.monotonic()
         for user in self.users:
             user.reconnect()
         self._settle()
-        return process

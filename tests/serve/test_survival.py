@@ -1,7 +1,6 @@
 """What a server survives: a few of the kills that `python -m benchmarks serve-trials` runs by the hundred."""
 
 import random
-from pathlib import Path
 
 import hostile_requests
 import soaked_server
@@ -25,8 +24,7 @@ def test_hostile_requests_reach_nothing(reader, tmp_path):
 
 
 def test_a_short_soak(reader, tmp_path):
-    model, _ = reader
-    soak = soaked_server.Soak(Path(model.name_or_path), tmp_path / "data", 0, users=2)
+    soak = soaked_server.Soak(*reader, tmp_path / "data", 0, users=2)
     rows = list(soak.run(8, 4, lap_seconds=2))
     assert {row.get("stopped_by") for row in rows} == {None, "SIGKILL", "SIGTERM"}
     assert [failure for row in rows for failure in row["failures"]] == []
