@@ -29,7 +29,10 @@ class Soak:
         self._began = 0.0
 
     def run(self, seconds: float, round_seconds: float, lap_seconds: float = 30.0) -> Iterator[dict[str, Any]]:
-        """A row for each lap; Wrong for anything that was lost, or came back, or fails."""
+        """A row for each lap; Wrong for anything that was lost, or came back, or fails.
+
+        There are two rounds at least: one ends by a kill, one by a signal to stop.
+        """
         try:
             yield from self._rounds(seconds, round_seconds, lap_seconds)
         finally:
@@ -37,7 +40,7 @@ class Soak:
 
     def _rounds(self, seconds: float, round_seconds: float, lap_seconds: float) -> Iterator[dict[str, Any]]:
         end, number = time.monotonic() + seconds, 0
-        while time.monotonic() < end:
+        while time.monotonic() < end or number < 2:
             number += 1
             self._start()
             how = signal.SIGKILL if number % 2 else signal.SIGTERM
