@@ -250,7 +250,7 @@ def test_models_are_listed_with_their_contexts(served):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_frees_its_branch(served, stream):
+def test_a_client_that_goes_away_frees_its_branch(served, stream, caplog):
     engine = served.server.engine
     body = {"model": ASKED, "prompt": PROMPT, "max_tokens": 4000, "stream": stream}
     client = httpx.Client(timeout=httpx.Timeout(60, read=1.0))
@@ -260,6 +260,7 @@ def test_a_client_that_goes_away_frees_its_branch(served, stream):
     except httpx.ReadTimeout:
         assert not stream
     assert until(lambda: not engine.running)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_more_than_the_queue_holds_are_told_to_come_again(reader, library):

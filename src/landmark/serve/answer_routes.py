@@ -75,12 +75,20 @@ async def _answer(
         return AsciiJSON(await form.whole(events))
 
     async def text() -> AsyncIterator[str]:
-        for piece in form.opening(choices):
-            yield piece
-        async for piece in form.streamed(events):
-            yield piece
+        with suppress(Gone):  # nobody reads on
+            for piece in form.opening(choices):
+                yield piece
+            async for piece in form.streamed(events):
+                yield piece
 
     return StreamingResponse(text(), media_type="text/event-stream")
+
+
+class Gone(Refusal):
+    """The client went away."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client went away")
 
 
 class Listener:
@@ -138,4 +146,4 @@ class Listener:
             return
         self._looked = self._loop.time()
         if await self._request.is_disconnected():
-            raise Refusal(499, "the client went away")
+            raise Gone
