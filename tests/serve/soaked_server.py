@@ -84,8 +84,10 @@ class Soak:
         """Stops the server while users act, until no answer comes any more."""
         timer = threading.Timer(1.0, self._server.stop, (how,))
         timer.start()
-        self._act(lambda: True)
-        timer.join()
+        try:
+            self._act(lambda: True)
+        finally:
+            timer.join()
 
     def _act(self, more: Any) -> None:
         """All users act at once while there is `more` to do, or until the server answers no more."""

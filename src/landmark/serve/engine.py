@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from landmark.serve.errors import Refusal, memory_taken, too_busy
+from landmark.serve.errors import Refusal, memory_taken, shutting_down, too_busy
 
 log = logging.getLogger("landmark.serve")
 T = TypeVar("T")
@@ -136,7 +136,7 @@ class Engine:
         future: Future[T] = Future()
         with self._changed:
             if self._stopping:
-                future.set_exception(_shutting_down())
+                future.set_exception(shutting_down())
             else:
                 self._calls.append((function, future))
                 self._changed.notify()
@@ -146,7 +146,7 @@ class Engine:
         """Lets a request wait for its turn; Refusal where too many do."""
         with self._changed:
             if self._stopping:
-                raise _shutting_down()
+                raise shutting_down()
             if len(self.waiting) >= self.most_waiting:
                 raise too_busy(1 + len(self.waiting) // self.most_rows)
             self.waiting.append(work)
@@ -279,12 +279,8 @@ class Engine:
 
     def _end(self) -> None:
         for work in [*self.running, *self.waiting]:
-            work.fail(_shutting_down())
+            work.fail(shutting_down())
             work.close()
         for _, future in self._calls:
             if future.set_running_or_notify_cancel():
-                future.set_exception(_shutting_down())
-
-
-def _shutting_down() -> Refusal:
-    return Refusal(503, "the server is shutting down", kind="server_error", retry_after=5)
+                future.set_exception(shutting_down())

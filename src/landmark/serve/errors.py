@@ -49,6 +49,11 @@ def memory_taken() -> Refusal:
     return too_busy(5, "the server's memory is taken")
 
 
+def shutting_down() -> Refusal:
+    """A server that was told to stop."""
+    return Refusal(503, "the server is shutting down", kind="server_error", retry_after=5)
+
+
 def over_quota(what: str) -> Refusal:
     """A key that has used up what it may use."""
     return Refusal(429, f"the quota of this key is used up: {what}", kind="insufficient_quota", code="quota")

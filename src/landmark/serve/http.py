@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from landmark.serve.errors import Refusal
+from landmark.serve.errors import Refusal, shutting_down
 from landmark.serve.generation import refusal_of
 from landmark.serve.keys import Caller
 from landmark.serve.metrics import Metrics
@@ -127,6 +127,9 @@ class Guard:
             refusal = self._refusal(scope)
             app = self._app if refusal is None else error_response(refusal)
             await app(scope, receive, sending)
+        except asyncio.CancelledError:  # the server was told to stop, and waits no longer
+            if not status:
+                await error_response(shutting_down())(scope, receive, sending)
         except Exception as error:
             if status:
                 raise  # too late for another response
