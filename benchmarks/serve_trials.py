@@ -72,7 +72,7 @@ def _kills(root: Path, options: ServeTrialsOptions) -> Iterator[Row]:
 def _hostile(root: Path, options: ServeTrialsOptions) -> Iterator[Row]:
     """Requests made to do harm, of a user who has a key and of one who has none."""
     with hostile_requests.target(*_reader(root), root) as target:
-        statuses: Counter[str] = Counter()
+        statuses: Counter[int] = Counter()
         failures = []
         draw = random.Random(options.seed)
         with progress_bar("hostile requests", options.requests) as progress:
