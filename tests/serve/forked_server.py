@@ -74,6 +74,7 @@ class ForkedServer:
             log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 2)
             faulthandler.register(signal.SIGUSR1, log)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray, where it ran in the tests before, has one of its own
             server = Server(*self._reader, NAME, data=self._data, **self._options)
             server.start()
             uvicorn.Server(web_config(server, self._address)).run(sockets=[listening])

@@ -17,6 +17,7 @@ from tiny_reader import save_chat
 
 import landmark
 from landmark import Context
+from landmark.assets import model_path
 from landmark.cli.main import main
 from landmark.hf.tokenizer import load_tokenizer
 from landmark.serve.errors import Refusal
@@ -220,7 +221,7 @@ def test_other_addresses_need_keys(host):
         (["--max-upload", "much"], "max_upload"),
         (["--data", "served", "--quota-bytes", "1GB"], "--new-key"),
         (["--name", "a@b"], "without @"),
-        (["--memory", "1MB"], "--host-budget"),
+        (["--model", str(model_path()), "--memory", "1MB"], "--host-budget"),
         (["--waiting", "0"], "waiting"),
     ],
 )

@@ -52,8 +52,10 @@ _PARAMETERS: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
 def _inspect(forward: Any) -> list[str]:
     function = getattr(forward, "__func__", forward)  # each access creates another bound method
+    stands_before = getattr(function, "stands_before", None)  # a class, whose forward can be replaced
+    function = function if stands_before is None else stands_before.forward
     if function not in _PARAMETERS:
-        _PARAMETERS[function] = list(signature(forward).parameters)
+        _PARAMETERS[function] = list(signature(function).parameters)
     return _PARAMETERS[function]
 
 

@@ -67,6 +67,7 @@ def _class_of(plain: type[nn.Module]) -> Any:
     def forward(self: Any, *args: Any, **options: Any) -> Any:
         return StepGraphMixin.forward(self, *args, **options)
 
+    forward.stands_before = plain  # type: ignore[attr-defined]
     return type(plain.__name__, (StepGraphMixin, plain), names | {"forward": forward})
 
 
