@@ -25,7 +25,7 @@ QUESTIONS := --question 'What is the pass key?' --question 'Find the number that
 MATRIX_TESTS ?= tests/hf tests/memory tests/contexts tests/cli tests/evaluation tests/store tests/data tests/readers \
 	tests/training tests/view tests/test_package.py tests/test_public_api.py tests/test_earlier_files.py
 ISA_TESTS ?= tests/ops tests/index tests/memory tests/readers tests/hf/test_cache.py tests/hf/test_chunks.py \
-	tests/hf/test_reader.py
+	tests/hf/test_reader.py tests/hf/test_joined.py tests/hf/test_decoder_layer.py
 
 # The first interpreter that is new enough and can make environments. Each is run, because a name may stand for none
 # (pyenv has a command for every release that it knows of).
@@ -85,6 +85,7 @@ format: $(INSTALLED)  ## rewrite the sources in the house format
 matrix: matrix-oldest matrix-newest matrix-avx2 matrix-default  ## all four of these:
 
 matrix-oldest: .venv-oldest/.installed  ## the main tests with the oldest release of everything
+	.venv-oldest/bin/python -m pip check
 	OMP_NUM_THREADS=1 .venv-oldest/bin/landmark demo
 	$(call leg,.venv-oldest,$(MATRIX_TESTS))
 
@@ -97,6 +98,7 @@ matrix-newest:  ## the main tests with the newest release of everything, after a
 	$(PLACE)/bin/python -m pip check
 	cd $(PLACE) && OMP_NUM_THREADS=1 bin/landmark demo
 	$(PLACE)/bin/python -m pip install --disable-pip-version-check '.[all,test]'
+	$(PLACE)/bin/python -m pip check
 	$(call leg,$(PLACE),$(MATRIX_TESTS))
 
 # PyTorch, its libraries and numba, kept from the newer instructions of this processor.
@@ -116,14 +118,14 @@ matrix-default: $(INSTALLED)  ## the tests that compute, with the instructions t
 	OMP_NUM_THREADS=1 $(VENV)/bin/landmark demo
 	$(call leg,$(VENV),$(ISA_TESTS))
 
-# $(call leg,ENVIRONMENT,TESTS): what is installed there, whether it fits together, and the tests.
+# $(call leg,ENVIRONMENT,TESTS): what is installed there, and the tests. Whether it fits together is not asked of the
+# development environment: `make chat` puts a package there without what that needs.
 SHOW := import sys, torch; from importlib.metadata import distributions; \
 	print("Python", sys.version.split()[0], *sorted(f"{d.name}=={d.version}" for d in distributions())); \
 	print("instructions of PyTorch:", torch.backends.cpu.get_cpu_capability())
 define leg
 	@echo "== $@: $(2)"
 	@$(1)/bin/python -c '$(SHOW)'
-	$(1)/bin/python -m pip check
 	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n $(TEST_JOBS) $(2)
 endef
 
