@@ -326,13 +326,7 @@ def run_reliability(options: ReliabilityOptions) -> int:
     """Kills, hostile folders, flipped bits, forks, refused calls, power cuts and readers; 1 if anything fails."""
     from benchmarks import reliability
 
-    parts = reliability.chosen(options.parts)
-    _set_threads(options)
-    failures = 0
-    for row in reliability.run(options, parts):
-        _print_row(options, row)
-        failures += len(row["failures"])
-    return int(failures > 0)
+    return _run_trials(options, reliability)
 
 
 def run_parallel(options: ParallelOptions) -> int:
@@ -360,13 +354,7 @@ def run_serve_trials(options: ServeTrialsOptions) -> int:
     """Kills, hostile requests and a soak of `landmark serve`; 1 if anything fails."""
     from benchmarks import serve_trials
 
-    parts = serve_trials.chosen(options.parts)
-    _set_threads(options)
-    failures = 0
-    for row in serve_trials.run(options, parts):
-        _print_row(options, row)
-        failures += len(row["failures"])
-    return int(failures > 0)
+    return _run_trials(options, serve_trials)
 
 
 def run_gpu(options: GpuOptions) -> int:
@@ -374,6 +362,19 @@ def run_gpu(options: GpuOptions) -> int:
     from benchmarks import gpu
 
     return gpu.run(options)
+
+
+def _run_trials(options: ReliabilityOptions | ServeTrialsOptions, module: Any) -> int:
+    """The trials of a module; 1 if anything failed."""
+    from benchmarks.trials import chosen
+
+    names = chosen(options, module.PARTS)
+    _set_threads(options)
+    failures = 0
+    for row in module.run(options, names):
+        _print_row(options, row)
+        failures += len(row["failures"])
+    return int(failures > 0)
 
 
 def _print_rows(options: RowOptions, rows: Iterable[Row]) -> int:

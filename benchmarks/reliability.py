@@ -5,13 +5,10 @@ what was found.
 """
 
 import errno
-import platform
 import random
 import shutil
 import signal
 import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -33,40 +30,23 @@ from killing import kill_once, read_meanwhile
 from made import HEADER, LAYOUT, add, commit, short_segments
 from tiny_reader import save
 
+from benchmarks import trials
 from benchmarks.options import ReliabilityOptions
+from benchmarks.trials import Row
 from landmark.cli.output import tokens_read as progress_bar
 from landmark.contexts.disk import Damage
 from landmark.contexts.snapshot import open_reader
 from landmark.contexts.verify import verify
 from landmark.contexts.writer import create
 
-Row = dict[str, Any]
 Part = Callable[[Path, ReliabilityOptions, random.Random], Iterator[Row]]
 
 
-def run(options: ReliabilityOptions, parts: list[str]) -> Iterator[Row]:
-    """One row for each trial of these parts; `failures` of a row describes what did not hold, each with its input."""
-    system = {"python": platform.python_version(), "system": platform.platform(), "seed": options.seed}
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for name in parts:
-            root = Path(folder, name)
-            root.mkdir()
-            started = time.perf_counter()
-            # A generator of its own for each part, so that a part alone gives what it gives among others.
-            for figures in PARTS[name](root, options, random.Random(f"{options.seed} {name}")):
-                seconds = round(time.perf_counter() - started, 1)
-                yield {"trial": name, "failures": [], **figures, "trial_seconds": seconds, **system}
-                started = time.perf_counter()
-            shutil.rmtree(root)
-
-
-def chosen(parts: str | None) -> list[str]:
-    """The parts named in "answers,forks"; raises ValueError for an unknown one."""
-    names = list(PARTS) if parts is None else parts.split(",")
-    for name in names:
-        if name not in PARTS:
-            raise ValueError(f"parts is {parts!r}, and there is no part {name!r}: known are {', '.join(PARTS)}")
-    return names
+def run(options: ReliabilityOptions, names: list[str]) -> Iterator[Row]:
+    """One row for each trial of these parts. Each part draws by itself: alone it gives what it gives among others."""
+    return trials.run(
+        options, names, lambda name, root: PARTS[name](root, options, random.Random(f"{options.seed} {name}"))
+    )
 
 
 # With a tiny model.

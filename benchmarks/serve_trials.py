@@ -1,10 +1,7 @@
 """Trials of `landmark serve`: kills, hostile requests, and a soak. docs/serving.md has what was found."""
 
-import platform
 import random
 import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,33 +17,18 @@ from killed_server import Trial
 from tiny_reader import save_chat
 
 import landmark
+from benchmarks import trials
 from benchmarks.options import ServeTrialsOptions
+from benchmarks.trials import Row
 from landmark.cli.output import tokens_read as progress_bar
 from landmark.hf.tokenizer import load_tokenizer
 
-Row = dict[str, Any]
 Part = Callable[[Path, ServeTrialsOptions], Iterator[Row]]
 
 
-def run(options: ServeTrialsOptions, parts: list[str]) -> Iterator[Row]:
-    """One row for each trial of these parts; `failures` describes what did not hold."""
-    system = {"python": platform.python_version(), "system": platform.platform(), "seed": options.seed}
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for name in parts:
-            root = Path(folder, name)
-            root.mkdir()
-            started = time.perf_counter()
-            for figures in PARTS[name](root, options):
-                yield {"trial": name, **figures, "trial_seconds": round(time.perf_counter() - started, 1), **system}
-
-
-def chosen(parts: str | None) -> list[str]:
-    """The parts named in "kills,soak"; raises ValueError for an unknown one."""
-    names = list(PARTS) if parts is None else parts.split(",")
-    for name in names:
-        if name not in PARTS:
-            raise ValueError(f"parts is {parts!r}, and there is no part {name!r}: known are {', '.join(PARTS)}")
-    return names
+def run(options: ServeTrialsOptions, names: list[str]) -> Iterator[Row]:
+    """One row for each trial of these parts, of a soak for each of its rounds."""
+    return trials.run(options, names, lambda name, root: PARTS[name](root, options))
 
 
 def _kills(root: Path, options: ServeTrialsOptions) -> Iterator[Row]:
