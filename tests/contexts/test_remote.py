@@ -11,7 +11,8 @@ import pytest
 
 fsspec = pytest.importorskip("fsspec", reason="the extra remote")
 
-from collecting import HEADER, STATES, write  # noqa: E402
+import torch  # noqa: E402
+from collecting import HEADER, STATES, text_of, write  # noqa: E402
 from made import LAYOUT  # noqa: E402
 from storing import s3_server  # noqa: E402
 
@@ -20,6 +21,7 @@ from landmark.contexts.collection_folder import open_set, verify_collection  # n
 from landmark.contexts.collection_manifest import DOCUMENTS, CollectionManifest, read_collection  # noqa: E402
 from landmark.contexts.remote import RemoteWriter, local_copy  # noqa: E402
 from landmark.contexts.remote_cache import Copy, cache_folder, member_bytes  # noqa: E402
+from landmark.contexts.writer import create  # noqa: E402
 from landmark.urls import path_of, shown, url_of  # noqa: E402
 
 EMPTY = CollectionManifest(0, HEADER, LAYOUT)
@@ -110,6 +112,20 @@ def test_what_is_there_is_not_fetched_again(memory, tmp_path, monkeypatch):
         monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "other"))
         local_copy(memory)
         assert fetched == [member.key for member in writer.manifest.members if member.name == "c"]
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_document_that_was_read_in_part_is_fetched(memory, tmp_path, monkeypatch, commits):
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1, "b": 2})
+    elsewhere(tmp_path / "other", monkeypatch)
+    path = local_copy(memory, documents=False)
+    with create(path / DOCUMENTS / writer.manifest.members[0].key, HEADER, LAYOUT) as part:
+        part.add_document("document", text_of(1), range(4), [(0, 1)] * 4)
+        if commits:
+            part.commit({"window": torch.zeros(1)}, {"commit": 1})
+    assert len(open_set(local_copy(memory)).documents()) == 2
+    assert verify_collection(path) == []
 
 
 def test_of_two_writers_one_fails(url, tmp_path, monkeypatch):

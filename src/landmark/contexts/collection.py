@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from landmark.contexts import compatibility, disk
 from landmark.contexts.apart import ApartReader
-from landmark.contexts.collection_folder import document_folder, open_set, verify_collection
+from landmark.contexts.collection_folder import document_folder, is_whole, open_set, verify_collection
 from landmark.contexts.collection_manifest import (
     DOCUMENTS,
     CollectionManifest,
@@ -308,7 +308,7 @@ class Collection:
         self._opened_writer().keep(member.key)
         path = self.path / DOCUMENTS / member.key
         shared = (other / DOCUMENTS / member.key for other in self._share)
-        holder = None if has_manifest(path) else next(filter(_is_whole, shared), None)
+        holder = None if has_manifest(path) else next(filter(is_whole, shared), None)
         if holder is not None:
             fork(holder, path)
         else:
@@ -349,14 +349,6 @@ class Collection:
 def _without_documents(place: Folder, manifest: CollectionManifest) -> Snapshot:
     """The snapshot of an empty collection."""
     return Snapshot(place, Manifest(0, manifest.header, manifest.layout), None, [])
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether there is a document that was read to its end; another collection may be reading it, or have given up."""
-    if not has_manifest(path):
-        return False
-    manifest = read_manifest(path)
-    return manifest.token_count == manifest.blocks * (manifest.layout.blocks[0].stride - 1)
 
 
 def _named(source: str | PathLike[str], name: str | None) -> tuple[str, str]:

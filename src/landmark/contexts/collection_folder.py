@@ -21,7 +21,7 @@ from landmark.contexts.collection_manifest import (
 )
 from landmark.contexts.disk import Damage, Folder, Progress
 from landmark.contexts.lock import WriterLock, take_lock
-from landmark.contexts.manifest import LOCK, Manifest, read_manifest
+from landmark.contexts.manifest import LOCK, Manifest, has_manifest, read_manifest
 from landmark.contexts.segments import Segment
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.contexts.verify import verify
@@ -93,6 +93,14 @@ def check_member(found: Snapshot, member: Member, manifest: CollectionManifest) 
     )
     if not sound:
         raise Damage(found.path, f"is not the document {member.name!r} that {COLLECTION} names")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a document that was read to its end; someone else may be reading it, or have given up."""
+    if not has_manifest(path):
+        return False
+    manifest = read_manifest(path)
+    return 0 < manifest.token_count == manifest.blocks * (manifest.layout.blocks[0].stride - 1)
 
 
 def _allow_files(count: int) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from landmark.contexts import disk
-from landmark.contexts.collection_folder import check_member
+from landmark.contexts.collection_folder import check_member, is_whole
 from landmark.contexts.collection_manifest import (
     COLLECTION,
     DOCUMENTS,
@@ -25,7 +25,7 @@ from landmark.contexts.collection_manifest import (
     read_collection,
 )
 from landmark.contexts.disk import Damage, Progress
-from landmark.contexts.manifest import TOKEN, Layout, has_manifest
+from landmark.contexts.manifest import TOKEN, Layout
 from landmark.contexts.remote_store import Store
 from landmark.contexts.snapshot import open_reader
 from landmark.contexts.verify import verify
@@ -106,12 +106,12 @@ class Copy:
         return None
 
     def complete(self, store: Store, manifest: CollectionManifest, progress: Progress | None = None) -> None:
-        """Fetches the documents that the copy lacks. Each is checked, every byte, before it counts.
+        """Fetches the documents that the copy lacks, or has a part of. Each is checked, every byte, before it counts.
 
         Raises ValueError for one that is damaged, and where the documents have more bytes than the cache may hold.
         """
         sizes = {member.key: member_bytes(member, manifest.layout) for member in manifest.members}
-        missing = [one for one in manifest.members if not has_manifest(self.folder / DOCUMENTS / one.key)]
+        missing = [one for one in manifest.members if not is_whole(self.folder / DOCUMENTS / one.key)]
         if not missing:
             return
         self._make_room(sum(sizes.values()), total := sum(sizes[member.key] for member in missing))
@@ -133,6 +133,7 @@ class Copy:
                     raise damage
                 check_member(open_reader(folder), member, manifest)
             for member in members:
+                _drop(self.folder, member.key)  # where a reading of it was given up
                 (self._incoming / member.key).rename(self.folder / DOCUMENTS / member.key)
         except Damage as damage:
             name = damage.file.relative_to(self._incoming)
