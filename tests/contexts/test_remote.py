@@ -128,6 +128,19 @@ def test_a_document_that_was_read_in_part_is_fetched(memory, tmp_path, monkeypat
     assert verify_collection(path) == []
 
 
+def test_a_description_leaves_the_copy_as_it_is(memory, tmp_path, monkeypatch):
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1})
+        elsewhere(tmp_path / "other", monkeypatch)
+        path = local_copy(memory)
+        monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "cache"))
+        changed(writer, {"a": 1, "b": 2})
+    monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "other"))
+    facts, members = remote.described(memory)
+    assert (facts["generation"], [member.name for member in members]) == (2, ["a", "b"])
+    assert len(open_set(path).documents()) == 1  # as another process that has the copy would open it again
+
+
 def test_of_two_writers_one_fails(url, tmp_path, monkeypatch):
     first = RemoteWriter.create_at(url, EMPTY)
     elsewhere(tmp_path / "other", monkeypatch)

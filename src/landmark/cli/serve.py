@@ -125,7 +125,7 @@ def _serve_on_ray(options: ServeOptions, cluster: str, address: "Address", keys:
     """Serve by replicas until this process is told to stop."""
     from landmark.contexts import ray_reading
     from landmark.contexts.either import manifest_of
-    from landmark.contexts.remote import local_copy
+    from landmark.contexts.remote import newest_manifest
 
     if options.data is not None:
         raise ValueError("--data is for one server: replicas serve contexts that are there, leave it out or --ray")
@@ -133,7 +133,10 @@ def _serve_on_ray(options: ServeOptions, cluster: str, address: "Address", keys:
         raise ValueError("--certificate is for a server without --ray: put a proxy with TLS in front")
     ray_reading.check_address(cluster)
     for path in options.contexts:  # an error here is one line, in a replica a log
-        manifest_of(local_copy(path, documents=False))
+        if url := url_of(path):
+            newest_manifest(url)
+        else:
+            manifest_of(path_of(path))
     from landmark.serve.ray_serve import Replicas, run
     from landmark.serve.run import listen
 

@@ -5,18 +5,20 @@ manifest, where there is none of its number: a reader finds the set before a cha
 writers one fails. Deleted last are the manifest before and documents that no manifest names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from landmark.contexts.collection_manifest import DOCUMENTS, CollectionManifest, Member, read_collection
+from landmark.contexts.collection_manifest import DOCUMENTS, CollectionManifest, Member
 from landmark.contexts.collection_writer import CollectionWriter
 from landmark.contexts.disk import Progress
 from landmark.contexts.lock import not_alone
 from landmark.contexts.remote_cache import Copy, member_bytes
 from landmark.contexts.remote_store import Store, manifest_name
 from landmark.urls import path_of, url_of
+
+T = TypeVar("T")
 
 
 def local_copy(path: str | PathLike[str], progress: Progress | None = None, *, documents: bool = True) -> Path:
@@ -30,17 +32,31 @@ def local_copy(path: str | PathLike[str], progress: Progress | None = None, *, d
     if url is None:
         return path_of(path)
     store, copy = Store(url), Copy(url)
+
+    def take(manifest: CollectionManifest) -> None:
+        copy.take(manifest)
+        if documents:
+            copy.complete(store, manifest, progress)
+
     with copy.changing():
-        while True:
-            number = store.newest()
-            try:
-                manifest = copy.take(store.read(manifest_name(number)), number)
-                if documents:
-                    copy.complete(store, manifest, progress)
-                return copy.folder
-            except FileNotFoundError as error:  # removed by a change, or lost
-                if store.newest() == number:
-                    raise ValueError(f"{url} is damaged, a file of it is missing ({error}): restore it") from error
+        _with_newest(store, take)
+    return copy.folder
+
+
+def newest_manifest(url: str) -> CollectionManifest:
+    """That of the collection at a URL; the copy on this machine stays as it is. Raises as `local_copy` does."""
+    return _with_newest(Store(url), lambda manifest: manifest)
+
+
+def _with_newest(store: Store, use: Callable[[CollectionManifest], T]) -> T:
+    """What `use` makes of the newest manifest; it is called again where a change removed what it fetches."""
+    while True:
+        number = store.newest()
+        try:
+            return use(store.manifest(number))
+        except FileNotFoundError as error:  # removed by a change, or lost
+            if store.newest() == number:
+                raise ValueError(f"{store.url} is damaged, a file of it is missing ({error}): restore it") from error
 
 
 def is_unused(url: str) -> bool:
@@ -50,7 +66,7 @@ def is_unused(url: str) -> bool:
 
 def described(url: str) -> tuple[dict[str, Any], list[Member]]:
     """Counts and sizes of the collection at a URL, as JSON values, and its documents. None of them is fetched."""
-    manifest = read_collection(local_copy(url, documents=False))
+    manifest = newest_manifest(url)
     members = list(manifest.members)
     facts = {
         "path": url,

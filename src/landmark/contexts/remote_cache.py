@@ -16,11 +16,9 @@ from pathlib import Path
 from landmark.contexts import disk
 from landmark.contexts.collection_folder import check_member, is_whole
 from landmark.contexts.collection_manifest import (
-    COLLECTION,
     DOCUMENTS,
     CollectionManifest,
     Member,
-    parse_collection,
     publish_collection,
     read_collection,
 )
@@ -85,19 +83,14 @@ class Copy:
             _held[used] = descriptor
         os.utime(used)
 
-    def take(self, data: bytes, number: int) -> CollectionManifest:
+    def take(self, manifest: CollectionManifest) -> None:
         """Makes a manifest that was fetched that of the copy, and deletes documents that only the one before named."""
-        try:
-            manifest = parse_collection(data, Path(COLLECTION))
-        except Damage as damage:
-            raise ValueError(f"the manifest {number} of {self.url} {damage.what}: restore it from a copy") from damage
         before = self._manifest()
         if before != manifest:
             publish_collection(disk.open_folder(self.folder), manifest)
             held = () if before is None else before.members
             for key in {member.key for member in held} - {member.key for member in manifest.members}:
                 _drop(self.folder, key)
-        return manifest
 
     def _manifest(self) -> CollectionManifest | None:
         """That of the copy; None if there is none, or a damaged one, which the next replaces."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from landmark.contexts import disk
-from landmark.contexts.collection_manifest import DOCUMENTS
+from landmark.contexts.collection_manifest import COLLECTION, DOCUMENTS, CollectionManifest, parse_collection
 from landmark.contexts.disk import Damage
 from landmark.contexts.manifest import MANIFEST, SEGMENTS, Manifest, has_manifest, read_manifest, segment_name
 
@@ -62,10 +62,14 @@ class Store:
         names = (_MANIFEST.fullmatch(str(path).rsplit("/", 1)[-1]) for path in found)
         return sorted(int(name[1]) for name in names if name)
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a file; FileNotFoundError if there is none."""
+    def manifest(self, number: int) -> CollectionManifest:
+        """The manifest of a number; FileNotFoundError if there is none, ValueError if it is damaged."""
         with self._reached():
-            return self._files.cat_file(self._at(name))
+            data = self._files.cat_file(self._at(manifest_name(number)))
+        try:
+            return parse_collection(data, Path(COLLECTION))
+        except Damage as damage:
+            raise ValueError(f"the manifest {number} of {self.url} {damage.what}: restore it from a copy") from damage
 
     def create(self, name: str, data: bytes) -> None:
         """Makes a file in one step; FileExistsError if there is one."""
