@@ -22,6 +22,7 @@ from landmark.contexts.collection_manifest import DOCUMENTS, CollectionManifest,
 from landmark.contexts.remote import RemoteWriter, local_copy  # noqa: E402
 from landmark.contexts.remote_cache import Copy, cache_folder, member_bytes  # noqa: E402
 from landmark.contexts.writer import create  # noqa: E402
+from landmark.files import try_lock  # noqa: E402
 from landmark.urls import path_of, shown, url_of  # noqa: E402
 
 EMPTY = CollectionManifest(0, HEADER, LAYOUT)
@@ -243,6 +244,19 @@ def test_the_cache_is_bounded_and_the_least_recently_used_goes_first(memory, tmp
         local_copy(urls[0])
     shutil.rmtree(tmp_path / "small")
     assert opened.text(opened.documents()[0])  # what is open stays readable
+
+
+def test_of_the_workers_of_a_machine_one_at_a_time_drops_what_it_read(memory, monkeypatch):
+    copy, held = Copy(memory), []
+    lock = copy.folder.with_name(f"{copy.folder.name}.lock")
+
+    def drop(*_):
+        with lock.open("a") as file:
+            held.append(not try_lock(file.fileno()))
+
+    monkeypatch.setattr(remote_cache, "_drop", drop)
+    copy.drop("key")
+    assert held == [True]
 
 
 def test_a_full_disk_keeps_what_was_there(memory, tmp_path, monkeypatch):

@@ -138,8 +138,9 @@ class Copy:
             shutil.rmtree(self._incoming)
 
     def drop(self, key: str) -> None:
-        """Deletes a document of the copy."""
-        _drop(self.folder, key)
+        """Deletes a document of the copy; other processes wait meanwhile, as for `changing`."""
+        with self.changing():
+            _drop(self.folder, key)
 
     def _make_room(self, size: int, wanted: int) -> None:
         """Deletes documents of copies that no process uses, those used least recently first, until `wanted` fit.
