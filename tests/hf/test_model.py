@@ -18,7 +18,8 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 import landmark
 from landmark.assets import model_path
-from landmark.hf.model import LandmarkMixin, landmark_class
+from landmark.hf.in_front import class_in_front
+from landmark.hf.model import LandmarkMixin
 
 IDS = torch.randint(3, 61, (2, 50), generator=torch.Generator().manual_seed(1))
 
@@ -37,7 +38,7 @@ def test_class_is_a_subclass_with_the_names_of_the_original():
     assert type(model).can_generate()
     for name in ("forward", "generate", "prepare_inputs_for_generation"):
         assert inspect.signature(getattr(model, name)) == inspect.signature(getattr(family("llama"), name))
-    assert type(converted()) is type(model) is landmark_class(plain)
+    assert type(converted()) is type(model) is class_in_front(LandmarkMixin, plain)
 
 
 def test_converting_twice_stacks_neither_classes_nor_hooks():

@@ -9,7 +9,6 @@ stays that of transformers.
 """
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from landmark.hf.attention import attention_forward
 from landmark.hf.chunks import ChunkCall
+from landmark.hf.in_front import put_in_front, reduced
 from landmark.hf.int8 import Int8Linear
 from landmark.hf.joined import JoinedCall
 from landmark.hf.linear import FewRowsLinear
@@ -42,10 +42,7 @@ class FewTokensMixin:
     """The forward of a decoder layer that computes few tokens by compiled loops where they serve it."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class is created in this process: other processes, and copies, create it from the original one.
-        _, _, *state = super().__reduce_ex__(protocol)
-        bases = type(self).__mro__
-        return _rebuild, (bases[bases.index(FewTokensMixin) + 1],), *state
+        return reduced(FewTokensMixin, self, super().__reduce_ex__(protocol))
 
     def forward(self, hidden_states: Tensor, *args: Any, **options: Any) -> Any:
         layer: Any = self
@@ -65,17 +62,7 @@ def serve_few_tokens(base: nn.Module) -> None:
     """Puts `FewTokensMixin` in front of the class of every decoder layer of `base` that has the usual parts."""
     for module in list(base.modules()):
         if not isinstance(module, FewTokensMixin) and _has_parts(module):
-            module.__class__ = _class_of(type(module))
-
-
-@cache
-def _class_of(plain: type[nn.Module]) -> Any:
-    names: dict[str, Any] = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(plain.__name__, (FewTokensMixin, plain), names)
-
-
-def _rebuild(plain: type[nn.Module]) -> Any:
-    return object.__new__(_class_of(plain))
+            put_in_front(FewTokensMixin, module)
 
 
 def _has_parts(layer: nn.Module) -> bool:

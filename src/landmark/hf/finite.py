@@ -49,3 +49,10 @@ class FiniteCheck:
             " this layer or of one before are damaged, or too large for their dtype; load a sound copy, try float32"
             " or bfloat16, or read all the same with allow_nonfinite=True"
         )
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raises ValueError for logits that are not finite."""
+    finite = FiniteCheck()
+    finite.watch("the logits", logits.detach())
+    finite.check()

@@ -22,7 +22,7 @@ from landmark.hf.calls import StreamCall
 from landmark.hf.chunks import ChunkCall
 from landmark.hf.compat import cache_kwargs
 from landmark.hf.config import landmark_settings
-from landmark.hf.finite import FiniteCheck
+from landmark.hf.finite import check_logits
 from landmark.hf.hooks import chunk_call, forward_arguments
 from landmark.hf.inputs import Inputs
 from landmark.hf.model import ordinary_tokens
@@ -117,10 +117,8 @@ def read_together(
 def _checked(logits: Tensor, cache: LandmarkCache) -> Tensor | Exception:
     """`logits [1, V]`, or the error that they are not finite where the cache asks for that."""
     if not cache.settings.reading.allow_nonfinite:
-        finite = FiniteCheck()
-        finite.watch("the logits", logits)
         try:
-            finite.check()
+            check_logits(logits)
         except ValueError as error:
             return error
     return logits

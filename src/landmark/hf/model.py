@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, wraps
 from types import MethodType
 from typing import Any
 from weakref import WeakSet
@@ -21,7 +20,8 @@ from landmark.hf.attention import NAME
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import UnsupportedRelease, cache_argument, rename_cache_argument, require
 from landmark.hf.config import is_converted, landmark_settings, text_config
-from landmark.hf.finite import FiniteCheck
+from landmark.hf.finite import check_logits
+from landmark.hf.in_front import class_behind, put_in_front, reduced
 from landmark.hf.int8 import refuse_8_bits
 from landmark.hf.refusals import check_rows_can_be_added
 from landmark.settings import LandmarkSettings
@@ -31,6 +31,8 @@ _CACHE_IMPLEMENTATION = "cache_implementation"
 
 class LandmarkMixin:
     """Methods that a converted model overrides; `install_mixin` puts them in front of the model's own class."""
+
+    SIGNED = ("forward", "generate", "prepare_inputs_for_generation")
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
         if not args and not options:  # a copy; its attributes are set afterwards
@@ -42,9 +44,7 @@ class LandmarkMixin:
         return model
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class is created in this process: other processes, and copies, create it from the original one.
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _rebuild, (original_class(type(self)),), *state
+        return reduced(LandmarkMixin, self, super().__reduce_ex__(protocol))
 
     def forward(self, *args: Any, **options: Any) -> Any:
         # Not in hooks, because adapters call this method directly.
@@ -61,7 +61,7 @@ class LandmarkMixin:
                 name = type(model).__name__
                 raise UnsupportedRelease(f"{name} read nothing through the cache it was given, or more than once")
             if not one.settings.reading.allow_nonfinite:
-                _check_logits(output)
+                check_logits(_logits_of(output))
         return _finite_losses(model, output)
 
     def resize_token_embeddings(
@@ -177,41 +177,14 @@ def install_mixin(model: PreTrainedModel) -> None:
     """Makes the class of `model` a subclass of itself with `LandmarkMixin` in front, unless it is one already."""
     if isinstance(model, LandmarkMixin):
         return
-    model.__class__ = landmark_class(type(model))
+    put_in_front(LandmarkMixin, model)
     if "_old_forward" in vars(model):  # accelerate has bound the method of the class before
         model._old_forward = MethodType(type(model).forward, model)  # type: ignore[assignment]
 
 
-@cache
-def landmark_class(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The subclass of `plain` with `LandmarkMixin` in front, created once for each class.
-
-    It has the name and module of `plain`, which transformers looks up for losses, saved architectures and attention.
-    """
-    names: dict[str, Any] = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
-    methods = {name: _with_signature(plain, name) for name in ("forward", "generate", "prepare_inputs_for_generation")}
-    return type(plain.__name__, (LandmarkMixin, plain), names | methods)
-
-
-def _with_signature(plain: type[PreTrainedModel], name: str) -> Any:
-    """The mixin's method with the signature of the model's own, which transformers inspects."""
-    ours = getattr(LandmarkMixin, name)
-
-    @wraps(getattr(plain, name))
-    def method(self: Any, *args: Any, **options: Any) -> Any:
-        return ours(self, *args, **options)
-
-    return method
-
-
 def original_class(converted: type) -> type[PreTrainedModel]:
     """The class of the model before conversion."""
-    bases = converted.__mro__
-    return bases[bases.index(LandmarkMixin) + 1]
-
-
-def _rebuild(plain: type[PreTrainedModel]) -> Any:
-    return object.__new__(landmark_class(plain))
+    return class_behind(LandmarkMixin, converted)
 
 
 # Which rows of the vocabulary are ordinary tokens.
@@ -315,12 +288,8 @@ def _wrong_head(given: int, rows: int) -> str:
 _FAR_BELOW = 100.0
 
 
-def _check_logits(output: Any) -> None:
-    """Raises ValueError for logits that are not finite."""
-    logits = next(x for x in output if x.dim()) if isinstance(output, tuple) else output.logits
-    finite = FiniteCheck()
-    finite.watch("the logits", logits.detach())
-    finite.check()
+def _logits_of(output: Any) -> Tensor:
+    return next(x for x in output if x.dim()) if isinstance(output, tuple) else output.logits
 
 
 def _finite_losses(model: PreTrainedModel, output: Any) -> Any:

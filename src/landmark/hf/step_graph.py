@@ -8,7 +8,6 @@ Blocks leave the window, and buffers grow, between steps.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.chunks import ChunkCall
 from landmark.hf.compat import CACHE_NAMES
+from landmark.hf.in_front import put_in_front, reduced
 from landmark.hf.rope import Rope, close
 from landmark.hf.unchanged import Unchanged
 from landmark.memory import LayerMemory
@@ -33,11 +33,10 @@ _WIDTH = 2  # stream positions of a token and of the landmark behind it
 class StepGraphMixin:
     """The forward of a base model that repeats a captured graph where that serves a step."""
 
+    SIGNED = ("forward",)
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class is created in this process: other processes, and copies, create it from the original one.
-        _, _, *state = super().__reduce_ex__(protocol)
-        bases = type(self).__mro__
-        return _rebuild, (bases[bases.index(StepGraphMixin) + 1],), *state
+        return reduced(StepGraphMixin, self, super().__reduce_ex__(protocol))
 
     def forward(self, *args: Any, **options: Any) -> Any:
         base: Any = self
@@ -54,25 +53,7 @@ class StepGraphMixin:
 
 def serve_steps(base: nn.Module) -> None:
     """Puts `StepGraphMixin` in front of the class of a base model."""
-    if not isinstance(base, StepGraphMixin):
-        base.__class__ = _class_of(type(base))
-
-
-@cache
-def _class_of(plain: type[nn.Module]) -> Any:
-    names: dict[str, Any] = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
-
-    # With the signature of the model's own, which transformers inspects.
-    @wraps(plain.forward)
-    def forward(self: Any, *args: Any, **options: Any) -> Any:
-        return StepGraphMixin.forward(self, *args, **options)
-
-    forward.stands_before = plain  # type: ignore[attr-defined]
-    return type(plain.__name__, (StepGraphMixin, plain), names | {"forward": forward})
-
-
-def _rebuild(plain: type[nn.Module]) -> Any:
-    return object.__new__(_class_of(plain))
+    put_in_front(StepGraphMixin, base)
 
 
 def _is_step(call: ChunkCall) -> bool:
@@ -85,10 +66,10 @@ def _is_step(call: ChunkCall) -> bool:
 def _unserved(base: Any, call: ChunkCall, args: tuple, options: dict[str, Any]) -> str | None:
     """Why a step is none that a graph can repeat, with the remedy; None if it is one."""
     device, reading = call.stream.positions.device, call.cache.settings.reading
-    known = {"input_ids", "position_ids", "landmark_call", "use_cache", *CACHE_NAMES}
-    others = sorted(name for name, value in options.items() if name not in known and value is not None)
     if not _has_graphs(device):
         return f"graphs are for CUDA devices, and the model is on {device}"
+    known = {"input_ids", "position_ids", "landmark_call", "use_cache", *CACHE_NAMES}
+    others = sorted(name for name, value in options.items() if name not in known and value is not None)
     if base.training or torch.is_grad_enabled():
         return "gradients are recorded, or the model is in training: decode under torch.no_grad() after model.eval()"
     if torch.is_autocast_enabled(device.type):
