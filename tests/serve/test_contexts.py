@@ -182,6 +182,10 @@ def test_single_documents_are_replaced_and_removed(served, http):
     sources = answer.choices[0].landmark["sources"]
     assert {source["document"] for source in sources} <= {"a.txt", "c.txt"}
     assert http.delete("/contexts/nine/documents/b.txt").json()["error"]["code"] == "document_not_found"
+    long = "x" * 300  # cut alike by both
+    assert http.put(f"/contexts/nine/documents/{long}", json={"text": "a ship . " * 9}).status_code == 202
+    ready(http, "nine")
+    assert http.delete(f"/contexts/nine/documents/{long}").status_code == 200
     for name in ("a.txt", "c.txt"):
         assert http.delete(f"/contexts/nine/documents/{name}").status_code == 200
     assert http.get("/contexts/nine").json()["status"] == "empty"

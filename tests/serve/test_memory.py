@@ -1,6 +1,8 @@
 """The memory of a server: what is reckoned is not less than what is taken, and no more is taken than there is."""
 
 import gc
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,6 +129,29 @@ def test_a_context_is_opened_once_for_all_who_ask():
     assert found.nbytes == 10
     found.get(Path("a"), 2)  # after a change
     assert order == ["a", "a"]
+
+
+def test_one_thread_opens_at_a_time_though_opening_fails():
+    opening, most, lock = [], [], threading.Lock()
+
+    def open_one(path):
+        with lock:
+            opening.append(path)
+            most.append(len(opening))
+        time.sleep(0.005)
+        with lock:
+            opening.remove(path)
+            if len(most) % 2:
+                raise ValueError("damaged")
+        return Kept()
+
+    found = OpenContexts(open_one, lambda path: 10, lambda nbytes: None)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(found.get, Path("a"), 1) for _ in range(40)]
+        errors = [one.exception() for one in asked]
+    assert max(most) == 1
+    assert {type(error) for error in errors} == {ValueError, type(None)}
+    assert found.nbytes == 10
 
 
 def test_idle_contexts_are_closed_for_room_and_held_ones_are_not():

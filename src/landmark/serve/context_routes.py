@@ -122,7 +122,7 @@ async def delete_document(context: str, document: str, caller: Who, server: Here
     """Removes a document. Its space comes back, unless another context of the caller has the same text."""
 
     def remove() -> Deleted:
-        server.contexts.remove_document(server.contexts.own(caller.name, context), document)
+        server.contexts.remove_document(server.contexts.own(caller.name, context), document_name(document))
         return Deleted(id=document, object="context.document.deleted")
 
     return await in_engine(server, remove)

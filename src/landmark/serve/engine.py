@@ -219,8 +219,10 @@ class Engine:
             for work in self.running:
                 rows[work.owner] += work.rows
             work = min(ready, key=lambda one: rows[one.owner])  # of several the one that came first
-            fits = self._fits(work.nbytes + sum(one.nbytes for one in self.running))
-            if rows.total() and not (fits and rows.total() + work.rows <= self.most_rows):
+            if rows.total() and rows.total() + work.rows > self.most_rows:
+                return
+            fits = self._fits(work.nbytes + sum(one.nbytes for one in self.running))  # closes idle contexts for it
+            if rows.total() and not fits:
                 return
             with self._changed:
                 self.waiting.remove(work)

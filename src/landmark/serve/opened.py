@@ -31,27 +31,37 @@ class OpenContexts:
         self._kept: OrderedDict[Key, Context] = OrderedDict()  # by when they were asked
         self._known: WeakValueDictionary[Key, Context] = WeakValueDictionary()  # these, and those that others hold
         self._bytes: dict[Key, int] = {}
-        self._opening: dict[Key, threading.Lock] = {}
+        self._opening: dict[Key, threading.Event] = {}  # set when that is over
         self._lock = threading.RLock()
 
     def get(self, path: Path, change: int) -> Context:
         """The context in a folder as of its `change`; raises as `landmark.Context.open` does, and Refusal."""
         key = path, change
-        with self._lock:
-            found = self._known.get(key)
-            opening = self._opening.setdefault(key, threading.Lock())
-        try:
-            if found is None:
-                with opening:  # one thread opens it, others wait
-                    found = self._known.get(key) or self._opened(key)
-        finally:
-            self._opening.pop(key, None)
+        while (found := self._held_or_opened(key)) is None:
+            pass
         with self._lock:
             self._kept[key] = found
             self._kept.move_to_end(key)
             while len(self._kept) > _MOST:
                 self._kept.popitem(last=False)
         return found
+
+    def _held_or_opened(self, key: Key) -> Context | None:
+        """The context, opened by one thread at a time; None after another thread has opened it, or could not."""
+        done = threading.Event()
+        with self._lock:
+            if (found := self._known.get(key)) is not None:
+                return found
+            opening = self._opening.setdefault(key, done)
+        if opening is not done:
+            opening.wait()
+            return None
+        try:
+            return self._opened(key)
+        finally:
+            with self._lock:
+                del self._opening[key]
+            done.set()
 
     def _opened(self, key: Key) -> Context:
         needed = self._reckon(key[0])
@@ -61,7 +71,8 @@ class OpenContexts:
         try:
             found = self._open(key[0])
         except BaseException:
-            del self._bytes[key]
+            with self._lock:
+                self._bytes.pop(key, None)
             raise
         self._known[key] = found
         return found
@@ -82,8 +93,9 @@ class OpenContexts:
                     break
                 context = self._kept.pop(key)
                 del context
-                if key in self._known:  # a request holds it: closing it would free nothing
-                    self._kept[key] = self._known[key]
+                held = self._known.get(key)
+                if held is not None:  # a request holds it: closing it would free nothing
+                    self._kept[key] = held
             return self.nbytes <= most
 
     def forget(self, path: Path) -> None:

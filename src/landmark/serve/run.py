@@ -71,11 +71,7 @@ def listen(address: Address) -> socket.socket:
 
 
 def serve(server: Server, address: Address, listening: socket.socket) -> None:
-    """Starts the server and serves until it is told to stop (SIGINT, SIGTERM). A second signal ends it at once.
-
-    Raises ValueError where it cannot start.
-    """
-    server.start()
+    """Serves, with a server that has started, until it is told to stop (SIGINT, SIGTERM). A second signal ends it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     uvicorn.Server(web_config(server, address)).run(sockets=[listening])
 
