@@ -43,6 +43,12 @@ def test_contexts_are_listed_checked_exported_and_deleted(context, tmp_path, cap
     assert not context.exists()
 
 
+def test_a_file_url_is_a_folder_of_this_machine(context, tmp_path, capsys):
+    for arguments in (["ls", f"file://{tmp_path}"], ["info", f"file://{context}"], ["verify", f"file://{context}"]):
+        assert cli.main(["contexts", *arguments]) == 0
+        assert "file:" not in capsys.readouterr().out
+
+
 def test_a_folder_without_contexts_and_one_that_is_a_context(context, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert cli.main(["contexts", "ls", str(tmp_path / "empty")]) == 0

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 import landmark
-from landmark.hf.loading import gguf_config, gguf_model, gguf_tokenizer, read_config, read_tokenizer
+from landmark.hf.loading import dtype_of, gguf_config, gguf_model, gguf_tokenizer, read_config, read_tokenizer
 from landmark.training.options import TrainOptions
 from landmark.training.run import train
 
@@ -151,3 +151,10 @@ def test_a_file_is_trained_with_its_own_tokenizer_and_taken_with_the_adapter(fil
     with torch.no_grad():
         torch.testing.assert_close(again(input_ids=ids).logits, trained(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
     assert (final / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("dtype", ["foo", "nn", 16])
+def test_what_is_no_dtype_is_refused(dtype):
+    with pytest.raises(ValueError, match='give "auto", or the name of a dtype'):
+        dtype_of(dtype)
+    assert dtype_of(None) is dtype_of("float32") is torch.float32

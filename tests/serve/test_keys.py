@@ -223,6 +223,7 @@ def test_other_addresses_need_keys(host):
         (["--name", "a@b"], "without @"),
         (["--model", str(model_path()), "--memory", "1MB"], "--host-budget"),
         (["--waiting", "0"], "waiting"),
+        (["--replicas", "2"], "--ray"),
     ],
 )
 def test_wrong_use_is_one_line(arguments, said, capsys, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ LANDMARK = Program(
     COMMANDS,
     """\
   landmark demo
-  landmark chat book.txt --context library
+  landmark chat book.txt --context chats
   landmark ask book.txt "The name of the ship is "
   landmark read books/*.txt --out library && landmark ask library "What is the pass key? The pass key is "
   landmark retrieve library "Where does the captain of the Patna live?" --top 5

@@ -16,6 +16,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, field, fields, make_dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints, is_typeddict
 
 import tyro
@@ -23,6 +24,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from landmark.cli.output import NARROWEST, WIDEST
 from landmark.limits import inner_type, is_group
+from landmark.urls import path_of, url_of
 
 MESSAGE_COLUMNS = 1000  # of a message that is put on one line afterwards
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -88,7 +90,16 @@ def _restored(kind: type, shown: Any) -> Any:
     if is_typeddict(kind):
         return {name: value for name, value in values.items() if value is not None}
     hints = get_type_hints(kind)
-    return kind(**{name: _restored(hints[name], v) if is_group(hints[name]) else v for name, v in values.items()})
+    return kind(
+        **{name: _restored(hints[name], v) if is_group(hints[name]) else _on_disk(v) for name, v in values.items()}
+    )
+
+
+def _on_disk(value: Any) -> Any:
+    """A value; of paths of the form `file://` the path."""
+    if isinstance(value, tuple):
+        return tuple(map(_on_disk, value))
+    return path_of(value) if isinstance(value, Path) and url_of(value) is None else value
 
 
 def _defaults(kind: type) -> dict[str, Any]:

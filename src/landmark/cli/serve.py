@@ -110,8 +110,11 @@ def run(options: ServeOptions) -> int:
     address.check(has_keys=keys is not None)
     if options.ray is not None:
         return _serve_on_ray(options, options.ray, address, keys)
+    if options.replicas != "1":
+        raise ValueError(f"--replicas is {options.replicas}, of servers on a Ray cluster: give --ray too")
     listening = listen(address)  # before a model is loaded, which may take minutes
     server = _server(options, keys)
+    server.start()
     scheme = "http" if options.certificate is None else "https"
     host, port = listening.getsockname()[:2]
     reach = "this machine alone reaches it" if keys is None else f"{len(keys)} keys"

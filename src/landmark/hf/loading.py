@@ -120,13 +120,17 @@ def _whole(path: str | PathLike[str], loaded: Any) -> PreTrainedModel:
     return model
 
 
-def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
-    """The dtype of that name; "auto" is bfloat16 where it is multiplied fast, else float32.
+def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype:
+    """The dtype of that name, float32 for None; "auto" is bfloat16 where it is multiplied fast, else float32.
 
     That is on GPUs that have it, and on processors with AVX512-BF16 or AMX; the device is that of `to_default_device`.
+    Raises ValueError for what is no dtype.
     """
     if dtype != "auto":
-        return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+        named = torch.float32 if dtype is None else getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(named, torch.dtype):
+            raise ValueError(f'dtype is {dtype!r}: give "auto", or the name of a dtype of torch, such as "bfloat16"')
+        return named
     if torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
