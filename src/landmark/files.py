@@ -1,8 +1,9 @@
-"""Files that are whole or absent, and locks between processes."""
+"""Files that are whole or absent, what lies in folders, and locks between processes."""
 
 import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -21,6 +22,23 @@ def written_whole(path: Path) -> Iterator[Path]:
     partial = unfinished(path)
     yield partial
     partial.replace(path)
+
+
+def files_below(folders: Iterable[Path]) -> list[os.stat_result]:
+    """The status of each file below some folders, once if it has several names. Files may go meanwhile."""
+    found: dict[tuple[int, int], os.stat_result] = {}
+    for folder in folders:
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    status = os.lstat(os.path.join(parent, name))
+                    found[status.st_dev, status.st_ino] = status
+    return list(found.values())
+
+
+def disk_bytes(file: os.stat_result) -> int:
+    """How much of the disk a file takes."""
+    return file.st_blocks * 512
 
 
 def try_lock(descriptor: int) -> bool:

@@ -22,7 +22,7 @@ from landmark.contexts.collection_manifest import DOCUMENTS, CollectionManifest,
 from landmark.contexts.remote import RemoteWriter, local_copy  # noqa: E402
 from landmark.contexts.remote_cache import Copy, cache_folder, member_bytes  # noqa: E402
 from landmark.contexts.writer import create  # noqa: E402
-from landmark.files import try_lock  # noqa: E402
+from landmark.files import disk_bytes, files_below, try_lock  # noqa: E402
 from landmark.urls import path_of, shown, url_of  # noqa: E402
 
 EMPTY = CollectionManifest(0, HEADER, LAYOUT)
@@ -225,7 +225,7 @@ def test_the_cache_is_bounded_and_the_least_recently_used_goes_first(memory, tmp
         return [len([*(Copy(one).folder / DOCUMENTS).glob("*")]) for one in urls]
 
     def used():
-        return sum(bytes_ for _, bytes_ in remote_cache._files(cache_folder()).values())
+        return sum(disk_bytes(file) for file in files_below([cache_folder()]))
 
     for one in urls[:2]:
         local_copy(one)

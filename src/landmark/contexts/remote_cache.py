@@ -27,7 +27,7 @@ from landmark.contexts.manifest import TOKEN, Layout
 from landmark.contexts.remote_store import Store
 from landmark.contexts.snapshot import open_reader
 from landmark.contexts.verify import verify
-from landmark.files import release_lock, try_lock
+from landmark.files import disk_bytes, files_below, release_lock, try_lock
 from landmark.store.base import parse_bytes
 
 FOLDER = "LANDMARK_CACHE"
@@ -153,7 +153,7 @@ class Copy:
                 f"{self.url} has {size:,} bytes, and {self._cache} may hold {most:,}: set {BYTES} to more, or open a"
                 " smaller collection"
             )
-        used = sum(size for _, size in _files(self._cache).values())
+        used = sum(disk_bytes(file) for file in files_below([self._cache]))
         others = [path for path in self._cache.iterdir() if path != self.folder and (path / DOCUMENTS).is_dir()]
         for path in sorted(others, key=_last_used):
             if used + wanted <= most:
@@ -177,7 +177,7 @@ def _drop(folder: Path, key: str) -> int:
         (folder / DOCUMENTS / key).rename(gone)
     except FileNotFoundError:
         return 0
-    freed = sum(size for names, size in _files(gone).values() if names == 1)
+    freed = sum(disk_bytes(file) for file in files_below([gone]) if file.st_nlink == 1)
     shutil.rmtree(gone)
     return freed
 
@@ -206,14 +206,3 @@ def _unused(folder: Path) -> Iterator[bool]:
             release_lock(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _files(folder: Path) -> dict[int, tuple[int, int]]:
-    """How many names and bytes on disk each file below a folder has, by its inode."""
-    found: dict[int, tuple[int, int]] = {}
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                status = os.lstat(os.path.join(parent, name))
-                found[status.st_ino] = status.st_nlink, status.st_blocks * 512
-    return found

@@ -1,19 +1,11 @@
 """Bytes on disk."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from landmark.files import files_below
 
 
 def bytes_in(folders: Iterable[Path]) -> int:
     """Bytes of all files in some folders; one file under several names counts once. Files may go meanwhile."""
-    sizes: dict[tuple[int, int], int] = {}
-    for folder in folders:
-        for root, _, names in os.walk(folder):
-            for name in names:
-                try:
-                    found = os.lstat(os.path.join(root, name))
-                except FileNotFoundError:
-                    continue
-                sizes[found.st_dev, found.st_ino] = found.st_size
-    return sum(sizes.values())
+    return sum(file.st_size for file in files_below(folders))
