@@ -242,18 +242,11 @@ def info(path: str | Path) -> dict[str, Any]:
     manifest = read_collection(place)
     sizes = [read_manifest(document_folder(place, member.key)) for member in manifest.members]
     shared = [one for one in sizes if any(not entry.owned for entry in one.segments)]
-    members = manifest.members
-    return {
-        "path": str(path),
-        "generation": manifest.generation,
-        "documents": len(members),
-        "tokens": sum(member.tokens for member in members),
-        "text_bytes": sum(member.bytes for member in members),
-        "blocks": sum(member.blocks for member in members),
-        "bytes": sum(one.committed_bytes for one in sizes),
-        "shared_bytes": sum(one.committed_bytes for one in shared),
-        "header": manifest.header,
-    }
+    return manifest.facts(
+        str(path),
+        bytes=sum(one.committed_bytes for one in sizes),
+        shared_bytes=sum(one.committed_bytes for one in shared),
+    )
 
 
 def verify_collection(path: str | Path, progress: Progress | None = None) -> list[Damage]:

@@ -57,6 +57,24 @@ class CollectionManifest:
     members: tuple[Member, ...] = ()
     removed: tuple[str, ...] = ()
 
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of all documents."""
+        return sum(member.blocks for member in self.members)
+
+    def facts(self, path: str, **sizes: int) -> dict[str, Any]:
+        """Counts of the collection at `path`, its `sizes` on disk, and its header, as JSON values."""
+        return {
+            "path": path,
+            "generation": self.generation,
+            "documents": len(self.members),
+            "tokens": sum(member.tokens for member in self.members),
+            "text_bytes": sum(member.bytes for member in self.members),
+            "blocks": self.blocks,
+            **sizes,
+            "header": self.header,
+        }
+
     def followed_by(self, members: tuple[Member, ...]) -> "CollectionManifest":
         """The next state, with these members."""
         kept = {member.key for member in members}

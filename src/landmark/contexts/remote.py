@@ -67,18 +67,8 @@ def is_unused(url: str) -> bool:
 def described(url: str) -> tuple[dict[str, Any], list[Member]]:
     """Counts and sizes of the collection at a URL, as JSON values, and its documents. None of them is fetched."""
     manifest = newest_manifest(url)
-    members = list(manifest.members)
-    facts = {
-        "path": url,
-        "generation": manifest.generation,
-        "documents": len(members),
-        "tokens": sum(member.tokens for member in members),
-        "text_bytes": sum(member.bytes for member in members),
-        "blocks": sum(member.blocks for member in members),
-        "bytes": sum(member_bytes(member, manifest.layout) for member in members),
-        "header": manifest.header,
-    }
-    return facts, members
+    size = sum(member_bytes(member, manifest.layout) for member in manifest.members)
+    return manifest.facts(url, bytes=size), list(manifest.members)
 
 
 class RemoteWriter(CollectionWriter):

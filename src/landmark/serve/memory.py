@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from landmark.contexts import compatibility
 from landmark.contexts.either import manifest_of
-from landmark.contexts.manifest import Layout, Manifest
+from landmark.contexts.manifest import Layout
 from landmark.hf.config import landmark_settings, text_config
 from landmark.process_memory import available_bytes
 from landmark.store.base import parse_bytes
@@ -95,8 +95,7 @@ class Reckoning:
 
 def context_blocks(path: Path) -> int:
     """Blocks of the context or collection in a folder, by its manifest alone."""
-    manifest = manifest_of(path)
-    return manifest.blocks if isinstance(manifest, Manifest) else sum(member.blocks for member in manifest.members)
+    return manifest_of(path).blocks
 
 
 def _landmark_bytes(layout: Layout) -> int:
