@@ -182,6 +182,16 @@ def test_an_interrupted_upload_changes_nothing(memory, tmp_path, monkeypatch):
     assert {name.split("/")[1] for name in files_at(memory) if "/" in name} == set(gone)
 
 
+def test_what_is_gone_is_not_removed_again(url, monkeypatch):
+    with RemoteWriter.create_at(url, EMPTY) as writer:
+        changed(writer, {"a": 1, "b": 2})
+        changed(writer, {"a": 1})
+    removed = []
+    monkeypatch.setattr(remote.Store, "remove", lambda _, name: removed.append(name))
+    RemoteWriter.open_at(url).close()
+    assert removed == []
+
+
 def _cut_off(*_, **__):
     raise TimeoutError("no answer")
 

@@ -5,7 +5,7 @@ manifest, where there is none of its number: a reader finds the set before a cha
 writers one fails. Deleted last are the manifest before and documents that no manifest names.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,11 +128,11 @@ class RemoteWriter(CollectionWriter):
 
     def _clean(self) -> None:
         """Deletes what the newest manifest does not count on: older ones, and documents that it took out."""
-        held = {member.key for member in self.manifest.members}
-        gone: Iterable[str] = (f"{DOCUMENTS}/{key}" for key in self.manifest.removed if key not in held)
+        gone = {*self.manifest.removed} - {member.key for member in self.manifest.members}
         older = (manifest_name(n) for n in self.store.generations() if n < self.manifest.generation)
         try:
-            for name in (*gone, *older):
+            left = sorted(gone & self.store.documents()) if gone else ()
+            for name in (*(f"{DOCUMENTS}/{key}" for key in left), *older):
                 self.store.remove(name)
         except ValueError as error:
             raise ValueError(f"{error}; the change was made, and the next one deletes what it took out") from error

@@ -54,13 +54,21 @@ class Store:
 
     def generations(self) -> list[int]:
         """The numbers of all manifests, sorted."""
+        found = (_MANIFEST.fullmatch(name) for name in self._names(self._root))
+        return sorted(int(name[1]) for name in found if name)
+
+    def documents(self) -> set[str]:
+        """The keys of all documents that have a folder, whole or not."""
+        return {*self._names(self._at(DOCUMENTS))}
+
+    def _names(self, folder: str) -> list[str]:
+        """What lies in a folder, which need not be there."""
         try:
             with self._reached():
-                found = self._files.ls(self._root, detail=False)
+                found = self._files.ls(folder, detail=False)
         except FileNotFoundError:
             return []
-        names = (_MANIFEST.fullmatch(str(path).rsplit("/", 1)[-1]) for path in found)
-        return sorted(int(name[1]) for name in names if name)
+        return [str(path).rstrip("/").rsplit("/", 1)[-1] for path in found]
 
     def manifest(self, number: int) -> CollectionManifest:
         """The manifest of a number; FileNotFoundError if there is none, ValueError if it is damaged."""
