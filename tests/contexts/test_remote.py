@@ -129,6 +129,14 @@ def test_a_document_that_was_read_in_part_is_fetched(memory, tmp_path, monkeypat
     assert verify_collection(path) == []
 
 
+def test_a_cache_that_was_deleted_is_made_anew(memory, tmp_path):
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1})
+    shutil.rmtree(cache_folder())
+    assert verify_collection(local_copy(memory)) == []
+    assert len(open_set(local_copy(memory)).documents()) == 1
+
+
 def test_a_description_leaves_the_copy_as_it_is(memory, tmp_path, monkeypatch):
     with RemoteWriter.create_at(memory, EMPTY) as writer:
         changed(writer, {"a": 1})

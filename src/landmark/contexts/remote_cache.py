@@ -77,6 +77,8 @@ class Copy:
 
     def _hold(self) -> None:
         used = _beside(self.folder, "used")
+        if used in _held and not used.exists():  # somebody deleted the cache
+            os.close(_held.pop(used))
         if used not in _held:
             descriptor = _open_lock(used)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
