@@ -97,6 +97,15 @@ def test_a_text_that_fails_fails_by_itself(monkeypatch):
         caches[2].fork()
 
 
+def test_a_text_that_insists_on_graphs_is_not_read_with_others():
+    model = converted()
+    caches = read(model, [8, 9, 10])
+    caches[1].decode = "graph"
+    found = read_together(model, caches, [random_tokens(1, row) for row in range(3)])
+    assert [isinstance(one, ValueError) for one in found] == [False, True, False]
+    assert 'decode="graph" is for texts that are read alone' in str(found[1])
+
+
 @pytest.mark.parametrize("allow", [False, True])
 def test_numbers_that_are_not_finite_are_an_error(allow):
     model = converted()

@@ -93,7 +93,7 @@ def read_together(
     """Reads the next token of several texts, `tokens[i] [1, 1]` through `caches[i]` of one row, in one forward.
 
     Returns for each the logits `[1, V]` of the token behind it; or the error that it alone failed with, such as the
-    ValueError of an interrupted cache. Its cache is interrupted then.
+    ValueError of an interrupted cache, or of one that insists on CUDA graphs. Its cache is interrupted then.
     """
     base: Any = model.base_model
     found: list[Any] = [None] * len(caches)
@@ -101,6 +101,11 @@ def read_together(
     inputs = Inputs.of(base, (), {"input_ids": tokens[0]})  # those of the others differ in their token
     for number, (cache, ids) in enumerate(zip(caches, tokens, strict=True)):
         try:
+            if cache.decode == "graph":
+                raise ValueError(
+                    'decode="graph" is for texts that are read alone, and this one is read with others:'
+                    " make its cache without it"
+                )
             parts[number], _ = chunk_call(base, cache, replace(inputs, tokens=ids), None, earlier=[])
         except Exception as error:
             found[number] = error
