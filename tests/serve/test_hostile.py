@@ -187,7 +187,7 @@ def test_names_of_documents_are_labels():
 
 
 def test_the_page_may_load_nothing_from_elsewhere(http):
-    for path in ("/", "/page.js", "/page.css"):
+    for path in ("/", "/page.js", "/page.css", "/base.css"):
         response = http.get(path)
         policy = response.headers["content-security-policy"]
         assert "default-src 'none'" in policy

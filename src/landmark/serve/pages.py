@@ -6,16 +6,19 @@ from pathlib import Path
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from landmark.view.page import STYLE
+
 _PAGE = Path(__file__).parent / "page"
 _FILES = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+    "/": (_PAGE / "index.html", "text/html"),
+    "/base.css": (STYLE, "text/css"),
+    "/page.css": (_PAGE / "page.css", "text/css"),
+    "/page.js": (_PAGE / "page.js", "text/javascript"),
 }
 
 
-def _file(name: str, kind: str) -> Callable[[], Response]:
-    content = (_PAGE / name).read_bytes()
+def _file(path: Path, kind: str) -> Callable[[], Response]:
+    content = path.read_bytes()
 
     def serve() -> Response:
         return Response(content, media_type=f"{kind}; charset=utf-8")
@@ -24,5 +27,5 @@ def _file(name: str, kind: str) -> Callable[[], Response]:
 
 
 router = APIRouter()  # a route for each file and no others: nothing of a request is part of a path
-for _route, (_name, _kind) in _FILES.items():
-    router.add_api_route(_route, _file(_name, _kind), methods=["GET"], include_in_schema=False)
+for _route, (_path, _kind) in _FILES.items():
+    router.add_api_route(_route, _file(_path, _kind), methods=["GET"], include_in_schema=False)

@@ -20,6 +20,7 @@ from landmark.view.gather import ANSWER, PROMPT, Text, View
 
 MOST_READS = 300_000  # reads of a block by a head on a page, 8 bytes each in it; the weakest are left out
 _ASSETS = Path(__file__).parent / "assets"
+STYLE = _ASSETS / "base.css"  # which the page of the server has, too
 _SCRIPTS = ("data.js", "map.js", "reader.js", "page.js")  # one script, in this order
 _PIECE = 256  # segments of text that a page parses together
 _FULL = 65535  # a weight of 1 in 16 bits
@@ -35,7 +36,7 @@ def write(view: View, path: Path) -> None:
 
 def render(view: View) -> str:
     """The page."""
-    style = _asset("page.css")
+    style = STYLE.read_text(encoding="utf-8") + _asset("page.css")
     script = "\n".join(_asset(name) for name in _SCRIPTS)
     segments = [segment for text in view.texts for segment in _segments(text, view.block_size)]
     parts = {

@@ -3,8 +3,13 @@
 // Texts of the server are only ever put into the page as text.
 
 const element = (id) => document.getElementById(id);
+const [SOON, LATER] = [1000, 10000]; // milliseconds between two looks at the contexts, while one is read and else
+const NAMED = 3; // documents of a job that are named
 let asking = null; // the AbortController of the request that runs
 let modelName = "";
+let offered = null; // the contexts that the page has offered
+let looking = 0; // the timer of the next look
+const read = new Map(); // contexts that were being read at the last look: their names by id
 
 function headers() {
   const key = element("key").value.trim();
@@ -13,7 +18,9 @@ function headers() {
 
 async function refuse(response) {
   const body = await response.json().catch(() => ({}));
-  throw new Error(body.error ? body.error.message : `the server answered ${response.status}`);
+  const error = new Error(body.error ? body.error.message : `the server answered ${response.status}`);
+  error.needsKey = response.status === 401;
+  throw error;
 }
 
 async function getJson(path) {
@@ -21,40 +28,123 @@ async function getJson(path) {
   return response.ok ? response.json() : refuse(response);
 }
 
-function tell(text, isError = false) {
+function tell(text) {
   element("status").textContent = text;
-  element("status").classList.toggle("error", isError);
 }
 
-async function loadContexts() {
+function showError(message) {
+  element("error").textContent = message;
+  element("error").hidden = !message;
+}
+
+// Contexts: what may be asked, and what is being read.
+
+/** Looks at what may be asked, now and again later. A server that wants a key is asked again when one is given. */
+async function look() {
+  clearTimeout(looking);
   try {
-    const [models, contexts] = [await getJson("v1/models"), await getJson("v1/contexts")];
-    modelName = models.data[0].id;
-    offerChat(models.data[0].chat);
-    const before = element("context").value;
-    const options = [new Option("none", "")];
-    for (const one of contexts.data) {
-      const size = one.status === "ready" ? `${one.tokens.toLocaleString("en")} tokens` : one.status;
-      const option = new Option(`${one.name} (${size})`, one.id);
-      option.disabled = one.status !== "ready";
-      options.push(option);
-    }
-    element("context").replaceChildren(...options);
-    const found = options.find((option) => option.value === before && !option.disabled);
-    const first = options.find((option) => option.value && !option.disabled);
-    element("context").value = (before && found ? found : first || options[0]).value;
-    tell(`model ${modelName}`);
+    if (!modelName) await loadModel();
+    const contexts = (await getJson("v1/contexts")).data;
+    if (offered === null) showError("");
+    offer(contexts);
+    const jobs = contexts.filter((one) => one.job);
+    showJobs(jobs);
+    await showFailures(contexts);
+    looking = setTimeout(look, jobs.length ? SOON : LATER);
   } catch (error) {
-    tell(error.message, true);
+    if (error.needsKey) askForKey(error);
+    else {
+      showError(error instanceof TypeError ? "the server cannot be reached" : error.message);
+      looking = setTimeout(look, LATER);
+      offered = null;
+    }
   }
+}
+
+function askForKey(error) {
+  element("who").hidden = false;
+  if (element("key").value) showError(error.message);
+  else tell("This server wants a key.");
+  element("key").focus();
+}
+
+async function loadModel() {
+  const model = (await getJson("v1/models")).data[0];
+  modelName = model.id;
+  element("about").textContent = `model ${modelName}`;
+  tell("");
+  offerChat(model.chat);
+}
+
+/** The contexts as options; where there was none to choose before, the first that is ready is chosen. */
+function offer(contexts) {
+  const select = element("context");
+  const options = [new Option("none", "")];
+  for (const one of contexts) {
+    const size = one.status === "ready" ? `${one.tokens.toLocaleString("en")} tokens` : one.status;
+    const option = new Option(`${one.name} (${size})`, one.id);
+    option.disabled = one.status !== "ready";
+    options.push(option);
+  }
+  const known = (value) => options.some((option) => option.value === value && !option.disabled);
+  const first = options.find((option) => option.value && !option.disabled);
+  const hadChoice = [...select.options].some((option) => option.value && !option.disabled);
+  const chosen = hadChoice && known(select.value) ? select.value : first ? first.value : "";
+  const now = JSON.stringify(options.map((option) => [option.value, option.text]));
+  if (now !== offered) {
+    select.replaceChildren(...options);
+    select.value = chosen;
+  }
+  offered = now;
+}
+
+function showJobs(contexts) {
+  element("reading").hidden = !contexts.length;
+  element("jobs").replaceChildren(...contexts.map(({ name, job }) => jobItem(name, job)));
+}
+
+function jobItem(name, job) {
+  const item = document.createElement("li");
+  const more = job.documents.length > NAMED ? ` and ${job.documents.length - NAMED} more` : "";
+  const documents = job.documents.slice(0, NAMED).join(", ") + more;
+  const done = job.tokens
+    ? `${job.tokens_read.toLocaleString("en")} of ${job.tokens.toLocaleString("en")} tokens`
+    : "waits for its turn";
+  const bar = document.createElement("progress");
+  bar.setAttribute("aria-label", `${name}: ${done}`);
+  if (job.tokens) [bar.max, bar.value] = [job.tokens, job.tokens_read];
+  item.append(`${name}: ${documents}, ${done}`, bar);
+  return item;
+}
+
+/** Shows why a context that was being read is not any more, where its last job failed. */
+async function showFailures(contexts) {
+  for (const [id, name] of [...read]) {
+    const found = contexts.find((one) => one.id === id);
+    if (found && found.job) continue;
+    read.delete(id);
+    const jobs = found ? (await getJson(`v1/contexts/${id}/jobs`)).data : [];
+    const last = jobs[jobs.length - 1];
+    if (last && last.status === "failed") showError(`${name} is not read: ${last.error}`);
+  }
+  for (const one of contexts) if (one.job) read.set(one.id, one.name);
 }
 
 // A model that cannot chat is asked to continue a text.
 function offerChat(chat) {
   const [question] = element("kind").options;
   question.disabled = !chat;
-  if (!chat) element("kind").value = "text";
+  element("kind").value = chat ? "chat" : "text";
+  nameQuestion();
 }
+
+function nameQuestion() {
+  const text = element("kind").value === "text";
+  element("question-title").textContent = text ? "Text to continue" : "Question";
+  element("question").placeholder = text ? "It is continued word for word." : "";
+}
+
+// Asking.
 
 function requestBody() {
   const body = {
@@ -88,12 +178,14 @@ async function* eventsOf(response) {
 }
 
 async function ask() {
+  if (asking) return;
   asking = new AbortController();
   const answer = element("answer");
   answer.replaceChildren();
   element("sources").replaceChildren();
   element("stop").hidden = false;
   element("ask").disabled = true;
+  showError("");
   tell("waiting");
   try {
     const [path, body] = requestBody();
@@ -106,7 +198,9 @@ async function ask() {
     if (!response.ok) await refuse(response);
     for await (const event of eventsOf(response)) take(event, answer);
   } catch (error) {
-    tell(error.name === "AbortError" ? "stopped" : error.message, error.name !== "AbortError");
+    const stopped = error.name === "AbortError";
+    tell(stopped ? "stopped" : "");
+    if (!stopped) showError(error instanceof TypeError ? "the server cannot be reached" : error.message);
   } finally {
     element("stop").hidden = true;
     element("ask").disabled = false;
@@ -118,7 +212,8 @@ function take(event, answer) {
   if (event.error) throw new Error(event.error.message);
   if (event.usage) {
     const { completion_tokens: written, prompt_tokens_details: details } = event.usage;
-    tell(`${written} tokens, after ${details.cached_tokens.toLocaleString("en")} that were read before`);
+    const cached = details.cached_tokens ? `, after ${details.cached_tokens.toLocaleString("en")} that were read before` : "";
+    tell(`${written} ${written === 1 ? "token" : "tokens"}${cached}`);
   }
   for (const choice of event.choices) {
     answer.append(choice.text ?? choice.delta.content ?? "");
@@ -161,32 +256,57 @@ function chooseSentence(span, sources) {
 
 function showSources(title, sources) {
   element("chosen").textContent = title;
+  element("hint").textContent = sources.length
+    ? "Each with its share of the attention. A click shows the whole passage."
+    : "No passage of a document was opened.";
   element("sources").replaceChildren(...sources.map(sourceItem));
-  if (!sources.length) {
-    const none = document.createElement("p");
-    none.textContent = "No passage of a document was opened.";
-    element("sources").append(none);
-  }
+  const [first] = document.querySelectorAll("#sources details");
+  if (first) first.open = true;
+}
+
+function made(tag, name, text) {
+  const found = document.createElement(tag);
+  found.className = name;
+  found.textContent = text;
+  return found;
 }
 
 function sourceItem(source) {
   const item = document.createElement("li");
-  const where = document.createElement("div");
-  where.className = "where";
-  const share = (100 * source.weight).toFixed(1);
-  where.textContent = `${source.document}, characters ${source.first} to ${source.last}, ${share} % of attention`;
-  const text = document.createElement("blockquote");
-  text.textContent = source.text;
-  item.append(where, text);
+  const details = document.createElement("details");
+  const summary = document.createElement("summary");
+  summary.append(
+    made("span", "weight", `${(100 * source.weight).toFixed(1)} %`),
+    made("span", "where", `${source.document}, characters ${source.first} to ${source.last}`),
+    made("span", "snippet", source.text.trim()),
+  );
+  details.append(summary, made("blockquote", "prose", source.text.trim()));
+  item.append(details);
   return item;
+}
+
+function turnTheme() {
+  const root = document.documentElement;
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
 }
 
 element("form").addEventListener("submit", (event) => {
   event.preventDefault();
   ask();
 });
+element("question").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  element("form").requestSubmit();
+});
 element("stop").addEventListener("click", () => asking && asking.abort());
-element("key").addEventListener("change", loadContexts);
-element("who").addEventListener("submit", (event) => event.preventDefault());
-element("context").addEventListener("focus", loadContexts);
-loadContexts();
+element("kind").addEventListener("change", nameQuestion);
+element("theme").addEventListener("click", turnTheme);
+element("who").addEventListener("submit", (event) => {
+  event.preventDefault();
+  [modelName, offered] = ["", null];
+  look();
+});
+window.addEventListener("focus", () => modelName && look());
+look();
