@@ -12,6 +12,7 @@ import torch
 from serving import NAME, running, until
 
 from landmark import Chat, Context
+from landmark.serve.server import Limits
 
 PROMPT, QUESTION = "jim looked at the ", "where are the keys ?"
 ASKED = f"{NAME}@library"
@@ -218,6 +219,32 @@ def test_conversations_that_cannot_be_honoured_are_refused(served, messages, opt
 def test_unknown_models_and_contexts_are_not_found(served, model):
     with pytest.raises(openai.NotFoundError):
         served.client().completions.create(model=model, prompt=PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "wanted"),
+    [
+        ("POST", "completions", "application/json"),
+        ("POST", "contexts", "application/json"),
+        ("PUT", "contexts/library/documents/files", "application/json"),
+        ("POST", "contexts/library/files", "multipart/form-data"),
+    ],
+)
+@pytest.mark.parametrize("given", [None, "text/plain; charset=utf-8"])
+def test_a_body_of_another_kind_is_refused(served, method, path, wanted, given):
+    headers = {} if given is None else {"Content-Type": given}
+    response = httpx.request(method, f"{served.url}/v1/{path}", content=b"{}", headers=headers)
+    assert response.status_code == 415
+    error = response.json()["error"]
+    assert error["message"].endswith(f": send {wanted}")
+    assert (given or "without").partition(";")[0] in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_one_answer_at_a_time_needs_no_forward_of_several(reader, monkeypatch):
+    monkeypatch.setattr("landmark.serve.server.why_apart", None)  # it is not called
+    with running(*reader, limits=Limits(running=1)) as one:
+        assert one.server.engine.together is None
 
 
 def test_a_prompt_is_encoded_beside_the_engine(served, monkeypatch):

@@ -98,7 +98,11 @@ def test_a_context_of_another_is_as_if_it_were_none(guarded):
         assert bert.post("/completions", json=asked).status_code == 404
         asked = {"model": NAME, "prompt": "jim ", "context": theirs}
         assert bert.post("/completions", json=asked).status_code == 404
+        said = bert.post("/completions", json=asked).json()["error"]["message"]
+        assert said == "there is no such context: you may name library"
     assert "mine" not in bert.get("/contexts").text + bert.get("/models").text
+    said = bert.get("/models/gpt-4").json()["error"]["message"]
+    assert said == f"there is no such model: you may name {NAME}, {NAME}@library"
     assert bert.post("/contexts", json={"name": "mine"}).status_code == 201  # a name of anna's tells nothing
     assert bert.delete("/contexts/mine").status_code == 200
     assert anna.get("/contexts/mine").json()["id"] == mine["id"]
@@ -260,6 +264,15 @@ def test_figures_are_made_beside_the_loop_of_the_server(guarded, monkeypatch):
     monkeypatch.setattr(Metrics, "text", lambda self: threads.append(threading.current_thread().name) or b"")
     clients["anna"].get(f"{one.url}/metrics")
     assert threads[0].startswith("asyncio_")
+
+
+def test_what_takes_its_time_is_said_before(reader, library, capsys, monkeypatch):
+    monkeypatch.setattr("landmark.serve.run.serve", lambda server, address, listening: server.stop(0))
+    assert main(["serve", str(library), "--model", reader[0].name_or_path, "--port", "0"]) == 0
+    printed = capsys.readouterr()
+    assert [line.split()[0] for line in printed.err.splitlines()] == ["loading", "opening", "serving"]
+    assert "opening library\n" in printed.err
+    assert printed.out == ""
 
 
 def test_a_port_in_use_is_told_before_a_model_is_loaded(capsys):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from landmark.cli.options import Bytes, MemoryOptions, NumberOptions, check_adapter, here, load, model_of
-from landmark.cli.output import print_escaped
+from landmark.cli.output import counted, print_escaped
 from landmark.limits import FromOne, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range
 from landmark.settings import Verification
 from landmark.urls import path_of, shown, url_of
@@ -114,10 +114,12 @@ def run(options: ServeOptions) -> int:
         raise ValueError(f"--replicas is {options.replicas}, of servers on a Ray cluster: give --ray too")
     listening = listen(address)  # before a model is loaded, which may take minutes
     server = _server(options, keys)
+    if server.given:
+        print_escaped(f"opening {', '.join(server.given)}", to_stderr=True)
     server.start()
     scheme = "http" if options.certificate is None else "https"
     host, port = listening.getsockname()[:2]
-    reach = "this machine alone reaches it" if keys is None else f"{len(keys)} keys"
+    reach = "this machine alone reaches it" if keys is None else counted(len(keys), "key")
     where = f"[{host}]" if ":" in host else host
     print_escaped(f"serving {server.name} at {scheme}://{where}:{port}/ ({reach})", to_stderr=True)
     serve(server, address, listening)
@@ -151,7 +153,7 @@ def _serve_on_ray(options: ServeOptions, cluster: str, address: "Address", keys:
     with ray_reading.cluster(cluster) as ray:
         resources = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         where = f"http://{address.host}:{address.port}/"
-        print_escaped(f"starting {options.replicas} replicas behind {where}", to_stderr=True)
+        print_escaped(f"starting {options.replicas} replica(s) behind {where}", to_stderr=True)
         run(build, address, replicas, _limits(options), resources)
     return 0
 
@@ -204,6 +206,7 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
             options.blocks.check(config, context)
         options.blocks.check(config)
 
+    print_escaped(f"loading {name}", to_stderr=True)
     model, tokenizer = load(folder, check, first, adapter=options.adapter, numbers=options.numbers)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

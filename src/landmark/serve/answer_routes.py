@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
-from landmark.serve.errors import Refusal
+from landmark.serve.errors import Refusal, no_such_model
 from landmark.serve.generation import Ended, Event, Failed, Generation
 from landmark.serve.http import AsciiJSON, Here, Who, in_engine
 from landmark.serve.keys import Caller
@@ -45,8 +45,9 @@ async def models(caller: Who, server: Here) -> ModelList:
 @router.get("/models/{name}")
 async def model(name: str, caller: Who, server: Here) -> ModelFields:
     """One of these models."""
-    if name not in await _model_names(server, caller):
-        raise Refusal(404, "there is no such model", param="model", code="model_not_found")
+    names = await _model_names(server, caller)
+    if name not in names:
+        raise no_such_model(names)
     return ModelFields(id=name, chat=server.prompts.no_chat is None)
 
 

@@ -18,7 +18,7 @@ from landmark.serve.server import Server
 log = logging.getLogger("landmark.serve")
 _SWEEP = 5.0  # seconds between two looks for expired contexts
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)
+    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503, 504)
 }
 
 

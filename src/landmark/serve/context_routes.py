@@ -183,7 +183,7 @@ async def _progress(server: Server, record: Record, request: Request) -> AsyncIt
 
     def state() -> tuple[list[JobFields], Job | None]:
         if record.id not in server.contexts.records:
-            raise no_such_context()
+            raise no_such_context([])
         return [job_fields(job) for job in record.jobs], record.job
 
     while not await request.is_disconnected():

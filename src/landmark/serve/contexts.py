@@ -143,7 +143,7 @@ class Contexts:
             return found[0]
         if name in self.given:
             return self.given[name]
-        raise no_such_context()
+        raise no_such_context(self.names(owner))
 
     def own(self, owner: str, name: str) -> Record:
         """The context of this name or id that `owner` may change; Refusal where there is none."""

@@ -1,5 +1,9 @@
 """Refusals: what a client is to know of an error, in OpenAI's form."""
 
+from collections.abc import Sequence
+
+_NAMED = 20  # names in a message
+
 
 class Refusal(Exception):
     """An answer that is an error: its HTTP status, a message without a path of the server, and OpenAI's fields."""
@@ -28,9 +32,20 @@ def bad_request(message: str, param: str | None = None) -> Refusal:
     return Refusal(400, message, param=param)
 
 
-def no_such_context() -> Refusal:
-    """The same for a context that is another's and for one that does not exist."""
-    return Refusal(404, "there is no such context", param="context", code="context_not_found")
+def no_such_context(names: Sequence[str]) -> Refusal:
+    """The same for a context that is another's and for one that does not exist; `names` are those to be asked."""
+    return Refusal(404, f"there is no such context: {_known(names)}", param="context", code="context_not_found")
+
+
+def no_such_model(names: Sequence[str]) -> Refusal:
+    """No model of this name; `names` are those that the caller may ask."""
+    return Refusal(404, f"there is no such model: {_known(names)}", param="model", code="model_not_found")
+
+
+def _known(names: Sequence[str]) -> str:
+    """What a caller may name instead."""
+    more = ", ..." if len(names) > _NAMED else ""
+    return f"you may name {', '.join(names[:_NAMED])}{more}" if names else "you have none yet, and none is shared"
 
 
 def too_busy(seconds: int, why: str = "the server is busy") -> Refusal:

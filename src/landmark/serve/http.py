@@ -81,6 +81,8 @@ def install_errors(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Any) -> Response:
         first = error.errors()[0]
+        if first["loc"][0] == "body" and (refusal := _wrong_content(request)) is not None:
+            return error_response(refusal)
         where = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
         what = str(first["msg"])[:500]
         return error_response(Refusal(400, f"{where}: {what}" if where else what, param=where or None))
@@ -91,6 +93,17 @@ def install_errors(app: FastAPI) -> None:
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
+
+
+def _wrong_content(request: Request) -> Refusal | None:
+    """The refusal of a body that is announced as something else than its route takes; it was not looked at."""
+    route = getattr(request.scope.get("route"), "path", "")
+    wanted = "multipart/form-data" if route.endswith("/files") else "application/json"
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given == wanted:
+        return None
+    what = f"the body comes with Content-Type: {given[:100]}" if given else "the body comes without a Content-Type"
+    return Refusal(415, f"{what}: send {wanted}", code="unsupported_media_type")
 
 
 # Around every request.

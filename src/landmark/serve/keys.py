@@ -99,7 +99,7 @@ class Usage:
         self._turn_page()
         most = caller.quota.tokens
         if most is not None and self._tokens[caller.name] >= most:
-            raise over_quota(f"{most:,} tokens a day")
+            raise over_quota(f"tokens a day, at most {most:,}")
 
     def add(self, name: str, tokens: int) -> None:
         """Counts tokens that were read or generated."""

@@ -16,7 +16,7 @@ from landmark.serve.admission import Memory
 from landmark.serve.contexts import Contexts
 from landmark.serve.disk_space import bytes_in
 from landmark.serve.engine import Engine
-from landmark.serve.errors import Refusal, bad_request, over_quota
+from landmark.serve.errors import Refusal, bad_request, no_such_model, over_quota
 from landmark.serve.generation import Event, Generation, Grew, Prepared, Question
 from landmark.serve.keys import LOCAL, Caller, Keys, Usage
 from landmark.serve.memory import Reckoning
@@ -73,8 +73,9 @@ class Server:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        apart = why_apart(self.model)
-        if apart is not None:
+        together = self.limits.running > 1
+        if together and (apart := why_apart(self.model)) is not None:
+            together = False
             log.warning("answers are decoded in turns, not together: %s", apart)
         reckoning = Reckoning.of(self.model, self.options.get("host_budget"))
         budget = reckoning.of_answers(self.memory, reads=self.data is not None)
@@ -82,7 +83,7 @@ class Server:
         self.engine = Engine(
             most_rows=self.limits.running,
             most_waiting=self.limits.waiting,
-            together=None if apart else partial(compute_together, self.model),
+            together=partial(compute_together, self.model) if together else None,
             fits=self.admission.fits,
         )
         folder = None if self.data is None else self.data / "contexts"
@@ -148,9 +149,9 @@ class Server:
         quota = caller.quota
         own = sum(record.owner == caller.name for record in self.contexts.records.values())
         if new_context and quota.contexts is not None and own >= quota.contexts:
-            raise over_quota(f"{quota.contexts} contexts")
+            raise over_quota(f"contexts, at most {quota.contexts}")
         if quota.bytes is not None and self.contexts.bytes_of(caller.name) >= quota.bytes:
-            raise over_quota(f"{quota.bytes:,} bytes of contexts")
+            raise over_quota(f"bytes of contexts, at most {quota.bytes:,}")
 
     def check_reading(self, owner: str) -> None:
         """Refusal for an owner whose contexts outgrow the quota while one is read."""
@@ -158,7 +159,7 @@ class Server:
         self.usage.check(caller)
         most = caller.quota.bytes
         if most is not None and self.contexts.bytes_of(owner) > most:
-            raise over_quota(f"{most:,} bytes of contexts")
+            raise over_quota(f"bytes of contexts, at most {most:,}")
 
     def count_read(self, owner: str, tokens: int) -> None:
         """Counts tokens that a job read."""
@@ -249,9 +250,7 @@ class Server:
         """The context that a request names, in its model or by itself; Refusal for another model."""
         model, at, context = request.model.partition(MODEL_CONTEXT)
         if model != self.name or (at and not context):
-            raise Refusal(
-                404, f"there is no such model: this server has {self.name}", param="model", code="model_not_found"
-            )
+            raise no_such_model([self.name])
         if at and request.context is not None and request.context != context:
             raise bad_request("model and context name two contexts: name one", "context")
         return context if at else request.context
