@@ -5,7 +5,9 @@ import json
 import pytest
 from cli_texts import BOOK, ask
 
+import landmark
 from landmark.cli import main as cli
+from landmark.cli.answering import Continuation
 
 
 def test_ask_reads_a_text_streams_the_answer_and_names_what_it_read(model_folder, book, capsys):
@@ -29,6 +31,52 @@ def test_ask_reads_a_text_streams_the_answer_and_names_what_it_read(model_folder
     first = found["sources"][0]
     assert f"block {first['block']}, weight {first['weight']:.3f}" in output.out
     assert f"{found['tokens_read']:,} tokens read" in output.err
+
+
+@pytest.mark.parametrize("kind", ["text", "context"])
+def test_an_answer_ends_with_its_line_unless_a_number_of_tokens_is_given(kind, tmp_path, capsys):
+    """The model in the package was never taught to end: after a passkey it writes the next one."""
+    source = tmp_path / "book.txt"
+    text = landmark.book_path().read_text(encoding="utf-8")[:3000]
+    source.write_text("\n\nThe pass key is 48213. Remember it. 48213 is the pass key.\n\n" + text, encoding="utf-8")
+    if kind == "context":
+        assert cli.main(["read", str(source), "--out", str(tmp_path / "library")]) == 0
+        source = tmp_path / "library"
+    arguments = ["ask", str(source), "What is the pass key? The pass key is "]
+    capsys.readouterr()
+    assert cli.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["answer"] == "48213."
+    assert found["new_tokens"] <= 10
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.startswith("48213.\n")
+    assert cli.main([*arguments, "--json", "--max-new-tokens", "20"]) == 0
+    assert json.loads(capsys.readouterr().out)["new_tokens"] == 20
+
+
+@pytest.mark.parametrize(
+    ("pieces", "said", "ended"),
+    [
+        (["48", "213.", "\n", "\nThe"], "48213.", [False, False, True, True]),
+        (["\n \n", "the sea\r", "\n"], "\n \nthe sea", [False, False, True]),
+        (["a", "b"], "ab", [False, False]),
+    ],
+)
+def test_the_first_line_that_is_not_blank_is_the_answer(pieces, said, ended):
+    written = []
+    going = Continuation(None, written.append)
+    found = []
+    for piece in pieces:
+        going.take(piece)
+        found.append(going.ended())
+    assert found == ended
+    assert going.of("".join(pieces)) == said
+    assert "".join(written).rstrip("\r") == said
+    asked = Continuation(7)
+    asked.take("a\nb")
+    assert not asked.ended()
+    assert asked.of("a\nb") == "a\nb"
+    assert asked.max_new_tokens == 7
 
 
 def test_what_was_read_of_the_question_is_no_passage_of_the_text(model_folder, tmp_path, capsys):

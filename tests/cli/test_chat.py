@@ -148,8 +148,8 @@ def test_a_person_may_interrupt_an_answer_and_goes_on_after_a_mistake(chat_folde
     assert output.out.count("(stopped)") == 1
     assert "/read FILE" in output.err
     assert "/nonexistent does not exist" in output.err
-    assert "tokens, which stay" in output.err
-    assert f"tokens are read: {files[0]}" in output.err
+    assert "stopped; kept: " in output.err
+    assert f"tokens read: {files[0]}" in output.err
     assert not lines
 
 

@@ -58,7 +58,7 @@ def test_documents_come_and_go(collection, files, model_folder, tmp_path, capsys
 
 def test_commands_that_ask_take_a_collection(collection, files, tmp_path, capsys):
     assert cli.main(["add", str(collection), files[1]]) == 0
-    assert "1 documents of" in capsys.readouterr().out
+    assert "1 document of" in capsys.readouterr().out
     answer = printed(capsys, "ask", collection, "jim", "--max-new-tokens", "3", "--sources", "50")
     assert {source["document"] for source in answer["sources"]} <= {*files}
     assert answer["sources"]

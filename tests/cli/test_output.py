@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from landmark.cli import main as cli
-from landmark.cli.output import prepare, print_escaped, print_table, printable
+from landmark.cli.output import counted, prepare, print_escaped, print_table, printable
 
 EVIL = "\x1b]0;owned\x07\x1b[2Jbook\r\n\u202etxt\u2066\x9b31m\udcff"
 SAFE = r"\x1b]0;owned\x07\x1b[2Jbook\r\n\u202etxt\u2066\x9b31m\udcff"
@@ -28,6 +28,17 @@ def test_lines_warnings_and_tables(capsys):
     assert output.out.startswith(SAFE + "\n")
     assert r"[bold]\x1b]0;" in output.out
     assert "\x1b" not in output.out
+
+
+def test_one_thing_and_more():
+    assert [counted(number, "document") for number in (0, 1, 2345)] == ["0 documents", "1 document", "2,345 documents"]
+
+
+def test_columns_have_titles_for_people(capsys):
+    print_table([{"length": 5, "peak_rss_mb": 7}], ("length", "peak_rss_mb"))
+    printed = capsys.readouterr().out
+    assert "peak memory, MB" in printed
+    assert "peak_rss_mb" not in printed
 
 
 @pytest.fixture

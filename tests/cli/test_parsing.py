@@ -1,7 +1,7 @@
 """Options from a command line: nested groups, groups by name, help texts as paragraphs."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, TypedDict
+from typing import ClassVar, Literal, TypedDict
 
 import pytest
 from tyro.conf import OmitArgPrefixes
@@ -46,6 +46,8 @@ class Options(Base):
     after the other."""
     speed: float | None = None
     """Speed; default: any."""
+    colour: Literal["red", "green", "blue"] | None = None
+    """Colour; default: any."""
     inner: OmitArgPrefixes[Inner] = field(default_factory=Inner)
     changes: OmitArgPrefixes[Changes] = field(default_factory=Changes)
     """Changes of settings."""
@@ -80,6 +82,8 @@ def test_help_has_groups_and_paragraphs(capsys, monkeypatch):
         (["--depth", "x"], "--depth is 'x': give a whole number"),
         (["--speed", "None"], "--speed"),
         (["--nope"], "Unrecognized options: --nope"),
+        (["--colour", "grey"], "--colour is 'grey': choose blue or green or red"),
+        (["--colour"], "--colour has no value: give one"),
     ],
 )
 def test_mistakes_are_one_line(arguments, said):

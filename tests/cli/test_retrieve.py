@@ -36,14 +36,16 @@ def test_passages_are_listed(context, heads, files, model_folder, capsys):
     [
         (["CONTEXT", " ", "--heads", "HEADS"], "the query is empty"),
         (["/nonexistent", "jim", "--heads", "HEADS"], "is not a context"),
-        (["CONTEXT", "jim", "--heads", "/nonexistent"], "is no file of heads"),
+        (["CONTEXT", "jim", "--heads", "/nonexistent"], "heads is /nonexistent, which cannot be read (No such file"),
+        (["CONTEXT", "jim", "--heads", "OTHER"], "is no file of heads"),
         (["CONTEXT", "jim"], "no heads are known"),
         (["CONTEXT", "jim", "--heads", "HEADS", "--top", "0"], "top is 0"),
         (["CONTEXT", "jim", "--heads", "HEADS", "--without", "x"], "no document is named 'x'"),
     ],
 )
 def test_mistakes(context, heads, arguments, said, capsys):
-    given = [{"CONTEXT": str(context), "HEADS": heads}.get(word, word) for word in arguments]
+    places = {"CONTEXT": str(context), "HEADS": heads, "OTHER": str(context / "manifest.json")}
+    given = [places.get(word, word) for word in arguments]
     assert cli.main(["retrieve", *given]) == 2
     output = capsys.readouterr()
     assert said in output.err

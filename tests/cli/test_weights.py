@@ -39,7 +39,8 @@ def test_commands_load_the_weights_that_read_a_context(context_in_8_bits, files,
 
 def test_weights_in_8_bits_do_not_open_a_context_that_others_read(context, capsys):
     assert cli.main(["ask", str(context), "jim looked", "--weights", "int8"]) == 2
-    assert "was read with other number type: float32, now float32, weights in 8 bits" in capsys.readouterr().err
+    said = f"weights is int8, and {context} was read with weights as they are: leave --weights out, or read its texts"
+    assert said in capsys.readouterr().err
 
 
 def made(arguments: list[str], capsys) -> dict:
@@ -57,7 +58,7 @@ def test_a_context_decides_its_number_type(tmp_path, files, model_folder, capsys
         assert made([*asked, "--dtype", given], capsys)["answer"] == by_itself
     assert made(["append", str(path), files[1]], capsys)["new_documents"] == 1
     assert cli.main([*asked, "--dtype", "float32"]) == 2
-    assert "was read with other number type: bfloat16, now float32" in capsys.readouterr().err
+    assert f"dtype is float32, and {path} was read with bfloat16: leave --dtype out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("can", [{}, {"avx512_bf16": True}, {"amx_bf16": True}])

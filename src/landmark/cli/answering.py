@@ -1,8 +1,9 @@
 """Answers after a context or a text: what `landmark ask`, `landmark chat` and `landmark view` have in common."""
 
+import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,9 +11,12 @@ from tyro.conf import OmitArgPrefixes
 
 from landmark.cli.options import MemoryOptions, NumberOptions, load, model_of
 from landmark.cli.output import tokens_read
-from landmark.limits import FromOne, Seed, Temperature
+from landmark.limits import MaybeFromOne, Seed, Temperature
 from landmark.settings import ReadingChanges, Verification
 from landmark.urls import path_of, url_of
+
+_LINE = 100  # most tokens of a line
+_FIRST_LINE = re.compile(r"\s*\S.*?(?=\r?\n)")
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,8 +34,8 @@ class AnswerOptions:
     model: Path | None = None
     """Folder of a converted model with its tokenizer; default: the one that read the context, for a text the one in the
     package."""
-    max_new_tokens: FromOne = 100
-    """Most tokens to generate."""
+    max_new_tokens: MaybeFromOne = None
+    """Most tokens to generate, over ends of lines. Default: to the end of the first line, 100 at most."""
     temperature: Temperature = 0.0
     """0 takes the most likely token each time; above 0 samples."""
     seed: Seed = 0
@@ -42,6 +46,41 @@ class AnswerOptions:
     """Default: as when the context was read; for a text, the model's own settings."""
     memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
     numbers: OmitArgPrefixes[NumberOptions] = field(default_factory=NumberOptions)
+
+
+@dataclass
+class Continuation:
+    """How far a prompt is continued: `most` tokens, or to the end of a line.
+
+    A model that was never taught to end an answer goes on with whatever may stand in a text.
+    """
+
+    most: int | None
+    write: Callable[[str], object] | None = None
+    """Gets the text that belongs to the answer, piece by piece."""
+    _text: str = ""
+
+    @property
+    def max_new_tokens(self) -> int:
+        return _LINE if self.most is None else self.most
+
+    def take(self, piece: str) -> None:
+        """Takes the next piece of what is generated."""
+        before = self.of(self._text)
+        self._text += piece
+        if self.write is not None:
+            self.write(self.of(self._text)[len(before) :])
+
+    def ended(self) -> bool:
+        """Whether the answer is whole before there are so many tokens."""
+        return self.of(self._text) != self._text
+
+    def of(self, text: str) -> str:
+        """The part of a generated text that is the answer: to the end of the first line that is not blank."""
+        if self.most is not None:
+            return text
+        line = _FIRST_LINE.match(text)
+        return text if line is None else line[0]
 
 
 class FromContext(NamedTuple):
@@ -55,7 +94,7 @@ class FromContext(NamedTuple):
 class FromText(NamedTuple):
     """Tokens `ids` that continue a text and a prompt, the `cache` that traced them, and the seconds of both parts.
 
-    `after_text` is the cache before the prompt.
+    `answer` is their text, as far as it is the answer; `after_text` is the cache before the prompt.
     """
 
     model: "PreTrainedModel"
@@ -63,6 +102,7 @@ class FromText(NamedTuple):
     text: "EncodedText"
     prompt: "EncodedText"
     ids: list[int]
+    answer: str
     cache: "LandmarkCache"
     after_text: "LandmarkCache"
     read_seconds: float
@@ -98,15 +138,17 @@ def answer_from_context(
         path, model, tokenizer, verify=options.verify, **options.reading, **options.memory.keywords()
     )
     torch.manual_seed(options.seed)
+    going = Continuation(options.max_new_tokens, write)
     started = time.perf_counter()
     answer = context.generate(
         prompt,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=going.max_new_tokens,
         temperature=options.temperature,
         sources=sources,
-        write=write,
+        write=going.take,
+        stop=going.ended,
     )
-    return FromContext(context, answer, time.perf_counter() - started)
+    return FromContext(context, replace(answer, text=going.of(answer.text)), time.perf_counter() - started)
 
 
 def answer_from_text(
@@ -131,7 +173,8 @@ def answer_from_text(
     reading = reading_of(model.config)
     before = bos_tokens(tokenizer) + encode(tokenizer, text)
     asked = encode(tokenizer, prompt, continues=True)
-    reading.check_length(model.config, len(before) + len(asked) + options.max_new_tokens)
+    going = Continuation(options.max_new_tokens, write)
+    reading.check_length(model.config, len(before) + len(asked) + going.max_new_tokens)
     cache = LandmarkCache(model.config, **asdict(reading.settings), **options.memory.keywords())
     started = time.perf_counter()
     with tokens_read(f"reading {path.name}", len(before)) as progress:
@@ -146,9 +189,11 @@ def answer_from_text(
         model,
         asked.ids,
         cache,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=going.max_new_tokens,
         temperature=options.temperature,
-        streamer=None if write is None else TextTo(tokenizer, write),
+        streamer=TextTo(tokenizer, going.take),
+        stop=going.ended,
     )
     seconds = time.perf_counter() - started
-    return FromText(model, tokenizer, before, asked, new, cache, after_text, read_seconds, seconds)
+    said = going.of(str(tokenizer.decode(new, skip_special_tokens=True)))
+    return FromText(model, tokenizer, before, asked, new, said, cache, after_text, read_seconds, seconds)

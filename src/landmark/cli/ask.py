@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from landmark.cli.answering import AnswerOptions, answer_from_context, answer_from_text, check_asked
 from landmark.cli.options import here
-from landmark.cli.output import print_escaped, print_sources
+from landmark.cli.output import counted, print_escaped, print_sources, print_unread
 from landmark.limits import FromZero
 
 if TYPE_CHECKING:
@@ -52,13 +52,12 @@ def run(options: AskOptions) -> int:
         print(json.dumps({"answer": result.answer, **figures, "sources": result.sources}))
         return 0
     print_escaped("")
+    read = counted(figures["tokens_read"], "token")
     if figures["read_seconds"]:
-        print_escaped(f"{figures['tokens_read']:,} tokens read in {figures['read_seconds']:.1f} s", to_stderr=True)
-    print_escaped(f"answered from {figures['tokens_read']:,} tokens in {figures['seconds']:.2f} s", to_stderr=True)
+        print_escaped(f"{read} read in {figures['read_seconds']:.1f} s", to_stderr=True)
+    print_escaped(f"answered from {read} in {figures['seconds']:.2f} s", to_stderr=True)
     if result.unread:
-        print_escaped(
-            f"{result.unread:,} tokens more are not read yet: run landmark append {options.source}", to_stderr=True
-        )
+        print_unread(result.unread, options.source)
     print_sources(result.sources)
     return 0
 
@@ -86,7 +85,7 @@ def _ask_text(options: AskOptions, write: Callable[[str], object] | None) -> Res
     spans = (replace(one, stop=min(one.stop, tokens)) for one in ranked if one.start < tokens)  # none of the prompt
     opened = passages(spans, found.text, options.sources)
     sources = [{"document": str(options.source), **asdict(passage)} for passage in opened]
-    return Result(str(found.tokenizer.decode(found.ids, skip_special_tokens=True)), figures, sources)
+    return Result(found.answer, figures, sources)
 
 
 def figures_of(

@@ -15,7 +15,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from landmark.cli.answering import AnswerOptions
 from landmark.cli.ask import figures_of
 from landmark.cli.options import check_adapter, here, load, model_of
-from landmark.cli.output import print_escaped, print_sources, tokens_read
+from landmark.cli.output import counted, print_escaped, print_sources, tokens_read
 from landmark.cli.read import check_context, grow, named_texts
 from landmark.limits import FromOne, FromZero, OutFolder
 
@@ -122,7 +122,7 @@ class Session:
         if not names:
             return "no text is read"
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        return f"{self.chat.tokens_read:,} tokens are read: {', '.join(names[:NAMED])}{more}"
+        return f"{counted(self.chat.tokens_read, 'token')} read: {', '.join(names[:NAMED])}{more}"
 
     def take(self, line: str, *, echo: bool = False) -> bool:
         """Does what a line says; whether the chat goes on."""
@@ -181,7 +181,8 @@ class Session:
             read_document(self.chat, file, text)
             print_escaped(self._read_so_far(), to_stderr=True)
         except KeyboardInterrupt:
-            print_escaped(f"stopped after {self.chat.tokens_read - before:,} tokens, which stay", to_stderr=True)
+            kept = counted(self.chat.tokens_read - before, "token")
+            print_escaped(f"stopped; kept: {kept}", to_stderr=True)
 
 
 @contextmanager

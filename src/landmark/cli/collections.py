@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.options import MemoryOptions, load, model_of
-from landmark.cli.output import print_escaped, tokens_read
+from landmark.cli.output import counted, print_escaped, tokens_read
 from landmark.cli.read import named_texts, with_names
 from landmark.settings import Verification
 from landmark.urls import shown
@@ -122,8 +122,8 @@ def add_all(
         print(json.dumps({"collection": where, **figures}))
         return 0
     print_escaped(
-        f"{where}: {len(new)} documents of {total:,} tokens added in {seconds:.1f} s;"
-        f" {figures['documents']} documents, {figures['tokens']:,} tokens in all"
+        f"{where}: {counted(len(new), 'document')} of {counted(total, 'token')} added in {seconds:.1f} s;"
+        f" {counted(len(held), 'document')}, {counted(figures['tokens'], 'token')} in all"
     )
     return 0
 
@@ -143,5 +143,6 @@ def run_remove(options: RemoveOptions) -> int:
         figures = {"documents": len(left), "removed": len(gone), "removed_tokens": freed}
         print(json.dumps({"collection": where, **figures}))
     else:
-        print_escaped(f"{where}: {len(gone)} documents of {freed:,} tokens removed; {len(left)} documents left")
+        removed = f"{counted(len(gone), 'document')} of {counted(freed, 'token')} removed"
+        print_escaped(f"{where}: {removed}; {counted(len(left), 'document')} left")
     return 0

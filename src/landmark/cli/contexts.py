@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from landmark.cli.output import bytes_done, print_escaped
+from landmark.cli.output import bytes_done, counted, print_escaped
 from landmark.limits import LocalFolder, OutFile
 from landmark.urls import path_of, url_of
 
@@ -88,7 +88,7 @@ def run_ls(options: ListOptions) -> int:
         if options.json:
             print(json.dumps(found))
         else:
-            print_escaped(f"{path}: {found['tokens']:,} tokens, {found['bytes'] / 1e6:,.1f} MB")
+            print_escaped(f"{path}: {counted(found['tokens'], 'token')}, {found['bytes'] / 1e6:,.1f} MB")
     return 0
 
 
@@ -109,7 +109,8 @@ def run_info(options: InfoOptions) -> int:
     _print_facts("fingerprint", header.get("fingerprint", {}))
     print_escaped(f"documents: {len(documents)}")
     for document in documents:
-        print_escaped(f"  {document['name']}: {document['characters']:,} characters, {document['tokens']:,} tokens")
+        size = f"{counted(document['characters'], 'character')}, {counted(document['tokens'], 'token')}"
+        print_escaped(f"  {document['name']}: {size}")
     return 0
 
 
@@ -166,7 +167,7 @@ def _contents(context: Path) -> str:
         found = info(context)
     except (OSError, ValueError):
         return "a context that cannot be opened, or what is left of one"
-    return f"{found['documents']} documents, {found['bytes'] / 1e6:,.1f} MB"
+    return f"{counted(found['documents'], 'document')}, {found['bytes'] / 1e6:,.1f} MB"
 
 
 def run_export(options: ExportOptions) -> int:

@@ -38,10 +38,16 @@ class NumberOptions:
     predictions change a little. Default: the weights as they are."""
 
     def of_context(self, path: Path) -> "NumberOptions":
-        """Those with which a context was read, where none are given."""
+        """Those with which a context was read, where none are given; raises ValueError for others."""
         from landmark.contexts.compatibility import recorded_numbers
 
         dtype, weights = recorded_numbers(path)
+        for name, given, kept in (("dtype", self.dtype, dtype), ("weights", self.weights, weights)):
+            if given not in (None, "auto", kept):
+                raise ValueError(
+                    f"{name} is {given}, and {path} was read with {kept or 'weights as they are'}: leave --{name} out,"
+                    f" or read its texts again with --{name} {given}"
+                )
         if self.dtype in (None, "auto"):
             return replace(self, dtype=dtype, weights=self.weights or weights)
         return replace(self, weights=self.weights or weights)

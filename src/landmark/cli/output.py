@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,6 +86,11 @@ def printable(text: str, *, lines: bool = False) -> str:
     return CONTROL.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things, whose plural ends in s: "1 document", "1,234 documents"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def print_escaped(text: str, *, lines: bool = False, to_stderr: bool = False, end: str = "\n") -> None:
     """Prints `printable` text at once, one line unless `lines` may be in it."""
     print(printable(text, lines=lines), end=end, flush=True, file=sys.stderr if to_stderr else sys.stdout)
@@ -99,15 +105,23 @@ def print_sources(sources: Iterable[dict[str, Any]]) -> None:
         print_escaped(f"  {' '.join(source['text'].split())[:SNIPPET]}")
 
 
+def print_unread(tokens: int, context: Path) -> None:
+    """Says that a context has tokens that were not read, and what reads them."""
+    print_escaped(f"{counted(tokens, 'token')} more not read yet: run landmark append {context}", to_stderr=True)
+
+
 # Tables.
 
 
+TITLES = {"peak_rss_mb": "peak memory, MB", "tokens_per_s": "tokens/s", "ms_per_query": "ms per query"}
+
+
 def print_table(rows: Iterable[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Prints `rows` as a table on stdout."""
+    """Prints `rows` as a table on stdout; `TITLES` heads columns that JSON names otherwise."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns)
+    table = Table(*(TITLES.get(column, column) for column in columns))
     for row in rows:
         table.add_row(*(Text(printable(figure_text(row[column])) if column in row else "") for column in columns))
     console().print(table)

@@ -35,6 +35,10 @@ WRONG_TYPE = re.compile(
     r"Error parsing (?P<option>\S+): no type matching (?P<kind>.+?) could be instantiated from \[(?P<value>.*?)\]\..*"
 )
 WRONG_NUMBER = re.compile(r"Error parsing (?P<option>\S+): .* (?P<kind>float|int\(\)).*: (?P<value>.*)")
+WRONG_CHOICE = re.compile(
+    r"invalid choice '(?P<value>.*)' for argument '(?P<option>\S+)'\. Expected one of \((?P<choices>.*)\)\."
+)
+NO_VALUE = re.compile(r"Missing value for argument '(?P<option>\S+)'\. Expected \d+ values?\.")
 KINDS = {"INT": "a whole number", "INT()": "a whole number", "FLOAT": "a number"}
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
 NO_DEFAULTS = ("None", "False", "")  # of options whose help text describes the default
@@ -161,4 +165,9 @@ def _short(paragraph: str) -> str:
     line = " ".join(paragraph.split())
     if found := WRONG_TYPE.fullmatch(line) or WRONG_NUMBER.fullmatch(line):
         return f"{found['option']} is {found['value']}: give {KINDS.get(found['kind'].upper(), found['kind'])}"
+    if found := WRONG_CHOICE.fullmatch(line):
+        choices = sorted(set(re.findall(r"'([^']*)'", found["choices"])) - {"None"})  # None is a default, no choice
+        return f"{found['option']} is '{found['value']}': choose {' or '.join(choices)}"
+    if found := NO_VALUE.fullmatch(line):
+        return f"{found['option']} has no value: give one"
     return line

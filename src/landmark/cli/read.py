@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.options import MemoryOptions, NumberOptions, load, model_of
-from landmark.cli.output import print_escaped, tokens_read
+from landmark.cli.output import counted, print_escaped, tokens_read
 from landmark.limits import LocalFolder, MaybeFromOne, OutFolder
 from landmark.settings import Verification
 from landmark.urls import path_of, shown, url_of
@@ -205,8 +205,8 @@ def _grow(context: "Context", documents: list[tuple[str, str]], *, as_json: bool
         print(json.dumps({"context": str(context.path), **figures}))
     else:
         print_escaped(
-            f"{context.path}: {figures['new_tokens']:,} tokens read in {figures['seconds']:.1f} s;"
-            f" {figures['documents']} documents, {figures['tokens']:,} tokens in all"
+            f"{context.path}: {counted(figures['new_tokens'], 'token')} read in {figures['seconds']:.1f} s;"
+            f" {counted(figures['documents'], 'document')}, {counted(figures['tokens'], 'token')} in all"
         )
     return 0
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.options import MemoryOptions, here, load, model_of
-from landmark.cli.output import SNIPPET, print_escaped
+from landmark.cli.output import SNIPPET, print_escaped, print_unread
 from landmark.limits import FromOne
 from landmark.settings import Verification
 
@@ -62,5 +62,5 @@ def run(options: RetrieveOptions) -> int:
         print_escaped(f"{number}. {match.document}, characters {match.first}:{match.last}, score {match.score:.4f}")
         print_escaped(f"  {' '.join(match.text.split())[:SNIPPET]}")
     if unread := context.tokens - context.tokens_read:
-        print_escaped(f"{unread:,} tokens more are not read yet: run landmark append {options.context}", to_stderr=True)
+        print_unread(unread, options.context)
     return 0

@@ -306,13 +306,14 @@ class Context:
         temperature: float = 0.0,
         sources: int = 5,
         write: Callable[[str], object] | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> Answer:
         """Decodes a continuation of `prompt`, literally, after all documents; the context does not change.
 
-        Greedy, or sampled at a `temperature` above 0; `write` gets the text word by word. The answer lists passages of
-        the first `sources` blocks, as `ranked` has them. Raises ValueError for a prompt that is empty or no text, a
-        temperature other than 0 or 0.001 to 1000, less than one token to generate, and a model that changed since it
-        was opened.
+        Greedy, or sampled at a `temperature` above 0; `write` gets the text word by word. `stop` is called after each
+        token and ends the answer when it returns True. The answer lists passages of the first `sources` blocks, as
+        `ranked` has them. Raises ValueError for a prompt that is empty or no text, a temperature other than 0 or 0.001
+        to 1000, less than one token to generate, and a model that changed since it was opened.
         """
         self.check()
         check_limit(sources)
@@ -322,7 +323,15 @@ class Context:
         branch = self.cache.fork()
         branch.start_trace()
         streamer = None if write is None else TextTo(self.tokenizer, write)
-        new = answer(self.model, ids, branch, max_new_tokens=max_new_tokens, temperature=temperature, streamer=streamer)
+        new = answer(
+            self.model,
+            ids,
+            branch,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            streamer=streamer,
+            stop=stop,
+        )
         text: Any = self.tokenizer.decode(new, skip_special_tokens=True)
         trace = branch.trace()
         passages = self._documents.sources(self.ranked(trace), sources) if sources else []

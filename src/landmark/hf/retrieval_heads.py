@@ -73,11 +73,13 @@ class RetrievalHeads:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "RetrievalHeads":
-        """The heads in a JSON file that `save` wrote; raises ValueError for any other."""
+        """The heads in a JSON file that `save` wrote; raises ValueError for any other, and where there is none."""
         try:
-            saved = json.loads(Path(path).read_text(encoding="utf-8"))
-            return _of_saved(saved)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            return _of_saved(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            wanted = "give a file that `landmark eval retrieval --save-heads` wrote"
+            raise ValueError(f"heads is {path}, which cannot be read ({error.strerror}): {wanted}") from error
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{path} is no file of heads that `landmark eval retrieval` wrote: {error}") from error
 
     @classmethod
