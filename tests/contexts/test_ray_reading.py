@@ -99,12 +99,12 @@ def test_what_was_read_is_not_read_again_in_a_store(cluster, expected, model, fo
 
         usual = ApartReader.read
 
-        def read(self, documents, member, text, progress=None):
-            if member.name == "3.txt" and not flag.exists():
+        def read(self, documents, document, progress=None):
+            if document.member.name == "3.txt" and not flag.exists():
                 raise ValueError("this text cannot be read")
-            usual(self, documents, member, text, progress)
+            usual(self, documents, document, progress)
             with log.open("a") as lines:
-                lines.write(f"{member.name}\n")
+                lines.write(f"{document.member.name}\n")
 
         ApartReader.read = read
         return load(folder)

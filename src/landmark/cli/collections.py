@@ -97,18 +97,16 @@ def add_all(
 
     Documents are read one after the other, or all by `read_all`.
     """
-    from landmark.contexts.compatibility import tokenized
-
     with collection:
         new = collection.missing(with_names(collection, documents), replace=replace)
         started = time.perf_counter()
-        total = sum(len(tokenized(collection.tokenizer, text, first=True)) for _, text in new)
+        tokenized = collection.tokenized(new)
+        total = sum(document.member.tokens for document in tokenized)
         with tokens_read(f"reading into {where}", total) as progress:
             if read_all is not None and new:
                 read_all(collection, new, progress=progress)
-            for name, text in new if read_all is None else ():
-                known = any(member.name == name for member in collection.documents)
-                (collection.replace if known else collection.add)(name=name, source=text, progress=progress)
+            for document in tokenized if read_all is None else ():  # each is kept, should the next one fail
+                collection.add_tokenized([document], progress)
         seconds = time.perf_counter() - started
         held = collection.documents
     figures: dict[str, Any] = {

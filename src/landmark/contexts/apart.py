@@ -27,6 +27,15 @@ NAME = "document"  # in its own context; a collection has the name that it goes 
 
 
 @dataclass(frozen=True)
+class TokenizedDocument:
+    """A document before it is read: its entry in the manifest, its text and its tokens, uint32 `[n,3]`."""
+
+    member: Member
+    text: str
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
 class ApartReader:
     """Reads documents as those of a collection with this `header` and `layout` are read, by any process."""
 
@@ -36,28 +45,26 @@ class ApartReader:
     layout: Layout
     allow_nonfinite: bool = False
 
-    def member(self, name: str, text: str, progress: Callable[[int], object] | None = None) -> Member:
-        """The entry of a document in the manifest, which its text decides; nothing is read.
-
-        `progress` is called with 0 while it is tokenized.
-        """
+    def tokenized(self, name: str, text: str, progress: Callable[[int], object] | None = None) -> TokenizedDocument:
+        """A document to `read`; `progress` is called with 0 after each piece of its text."""
         data = encode_text(name, text)
         sha256 = text_digest(data)
-        tokens = len(compatibility.tokenized(self.tokenizer, text, first=True, progress=progress))
-        blocks = -(-tokens // (self.layout.blocks[0].stride - 1))
-        return Member(name, document_key(sha256, self.header), sha256, tokens, blocks, len(text), len(data))
+        tokens = compatibility.tokenized(self.tokenizer, text, first=True, progress=progress)
+        blocks = -(-len(tokens) // (self.layout.blocks[0].stride - 1))
+        key = document_key(sha256, self.header)
+        return TokenizedDocument(Member(name, key, sha256, len(tokens), blocks, len(text), len(data)), text, tokens)
 
     def read(
-        self, documents: Folder, member: Member, text: str, progress: Callable[[int], object] | None = None
+        self, documents: Folder, document: TokenizedDocument, progress: Callable[[int], object] | None = None
     ) -> None:
         """Reads a document into its folder among those of others, or the rest of it."""
         kept = asdict(LandmarkSettings.from_dict(self.header["settings"]).reading)
         settings = cast("CacheOptions", kept | {"allow_nonfinite": self.allow_nonfinite})
         context = DocumentContext.reading(
-            documents, member.key, self.header, self.layout, self.model, self.tokenizer, settings
+            documents, document.member.key, self.header, self.layout, self.model, self.tokenizer, settings
         )
         with closing(context):
-            context.add_text(text, progress)
+            context.take(document)
             context.read(progress=progress)
 
 
@@ -90,11 +97,11 @@ class DocumentContext(Context):
             writer.close()
             raise
 
-    def add_text(self, text: str, progress: Callable[[int], object] | None = None) -> None:
-        """Adds the text, if that was not done yet; `progress` is called with 0 while it is tokenized."""
+    def take(self, document: TokenizedDocument) -> None:
+        """Adds the document, if that was not done yet."""
         if not self.tokens:
-            tokens = compatibility.tokenized(self.tokenizer, text, first=True, progress=progress)
-            self._documents.add(NAME, text, np.concatenate((tokens, self._ends(len(tokens), len(text)))))
+            ends = self._ends(len(document.tokens), len(document.text))
+            self._documents.add(NAME, document.text, np.concatenate((document.tokens, ends)))
             self._commit()
 
     def _ends(self, tokens: int, end: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from landmark.contexts import compatibility, disk
-from landmark.contexts.apart import ApartReader
+from landmark.contexts.apart import ApartReader, TokenizedDocument
 from landmark.contexts.collection_folder import document_folder, is_whole, open_set, verify_collection
 from landmark.contexts.collection_manifest import (
     DOCUMENTS,
@@ -231,15 +231,27 @@ class Collection:
         and it raises what that raises. `progress` is called as by `add`, and with 0 while a text is tokenized. If it
         raises, nothing is added; `discard_unfinished` then removes what was read.
         """
-        new, writer = self.missing(documents, replace=replace), self._opened_writer()
-        with writer.reading():
-            brought = {name: self._brought(name, text, progress) for name, text in new}
+        new = self.missing(documents, replace=replace)
+        self._opened_writer()
+        return self.add_tokenized(self.tokenized(new, progress), progress)
+
+    def tokenized(
+        self, documents: Iterable[tuple[str, str]], progress: Callable[[int], object] | None = None
+    ) -> list[TokenizedDocument]:
+        """Those of `missing`, for `add_tokenized`; `progress` is called with 0 after each piece of a text."""
+        return [self.reader.tokenized(name, text, progress) for name, text in documents]
+
+    def add_tokenized(
+        self, documents: Iterable[TokenizedDocument], progress: Callable[[int], object] | None = None
+    ) -> list[str]:
+        """Reads documents and adds all of them in one step, in the places of others under their names; the names."""
+        with self._opened_writer().reading():
+            brought = {document.member.name: self._brought(document, progress) for document in documents}
+            names = list(brought)
             if brought:
-                names = list(brought)
                 kept = [brought.pop(member.name, member) for member in self.documents]
                 self._publish((*kept, *brought.values()))
-                return names
-        return []
+            return names
 
     def discard_unfinished(self) -> None:
         """Removes what was read of documents that are not part of the collection, and were not read to their end."""
@@ -301,10 +313,10 @@ class Collection:
         allow_nonfinite = self._options.get("allow_nonfinite", False)
         return ApartReader(self.model, self.tokenizer, self.header, self._manifest.layout, allow_nonfinite)
 
-    def _brought(self, name: str, text: str, progress: Callable[[int], object] | None) -> Member:
+    def _brought(self, document: TokenizedDocument, progress: Callable[[int], object] | None) -> Member:
         """The document in its folder: there already, taken from a collection that shares it, or read now."""
         self._of_model.check()
-        member = self.reader.member(name, text, progress)
+        member = document.member
         self._opened_writer().keep(member.key)
         path = self.path / DOCUMENTS / member.key
         shared = (other / DOCUMENTS / member.key for other in self._share)
@@ -312,7 +324,7 @@ class Collection:
         if holder is not None:
             fork(holder, path)
         else:
-            self.reader.read(disk.open_inner(self._place / DOCUMENTS), member, text, progress)
+            self.reader.read(disk.open_inner(self._place / DOCUMENTS), document, progress)
         return member
 
     def _complete(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landmark.contexts import compatibility, disk
-from landmark.contexts.apart import ApartReader
+from landmark.contexts.apart import ApartReader, TokenizedDocument
 from landmark.contexts.collection import Collection
 from landmark.contexts.collection_manifest import DOCUMENTS, Member
 from landmark.contexts.manifest import Layout, Manifest
@@ -165,9 +165,9 @@ class _Worker:
         name, text = row["name"], row["text"]
         try:
             reader = self._reader = self._reader or self._loaded()
-            member = reader.member(name, text)
-            self._read(reader, member, text)
-            return {**asdict(member), "error": ""}
+            document = reader.tokenized(name, text)
+            self._read(reader, document)
+            return {**asdict(document.member), "error": ""}
         except (ValueError, OSError) as error:
             nothing = Member(name, "", "", 0, 0, 0, 0)
             return {**asdict(nothing), "error": str(error)}
@@ -179,18 +179,18 @@ class _Worker:
         compatibility.check_header(empty, model, tokenizer)
         return ApartReader(model, tokenizer, self._header, self._layout, self._allow_nonfinite)
 
-    def _read(self, reader: ApartReader, member: Member, text: str) -> None:
+    def _read(self, reader: ApartReader, document: TokenizedDocument) -> None:
         url = url_of(self._where)
         if url is None:
-            reader.read(disk.open_folder(Path(self._where, DOCUMENTS)), member, text)
+            reader.read(disk.open_folder(Path(self._where, DOCUMENTS)), document)
             return
-        store, copy = Store(url), Copy(url)
-        if not store.has_document(member.key):
+        store, copy, key = Store(url), Copy(url), document.member.key
+        if not store.has_document(key):
             with copy.changing():
                 documents = disk.open_folder(copy.folder / DOCUMENTS)
-            reader.read(documents, member, text)
-            store.put_document(copy.folder / DOCUMENTS / member.key)
-            copy.drop(member.key)
+            reader.read(documents, document)
+            store.put_document(copy.folder / DOCUMENTS / key)
+            copy.drop(key)
 
 
 def _line(error: BaseException) -> str:

@@ -114,8 +114,9 @@ class ReadingJob:
 
         new = new_documents(collection.documents, documents, replace=self.job.replace)
         size = LandmarkSettings.from_dict(collection.header["settings"]).block_size
-        self.job.tokens = sum(size * collection.reader.member(name, text, move).blocks for name, text in new)
-        collection.add_all(new, replace=self.job.replace, progress=move)
+        tokenized = collection.tokenized(new, move)
+        self.job.tokens = sum(size * document.member.blocks for document in tokenized)
+        collection.add_tokenized(tokenized, move)
         self.job.tokens_read = self.job.tokens  # those that another context shares, or that were read before, too
 
     def _end(self, status: str, error: str | None = None) -> None:
