@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from landmark.cli.examples import ALL, EXAMPLES
 from landmark.cli.program import Command, Program
 
 COMMANDS = (
@@ -33,15 +34,8 @@ LANDMARK = Program(
     "landmark",
     "Landmark attention: a language model that reads texts of any length and looks up any part of them.",
     COMMANDS,
-    """\
-  landmark demo
-  landmark chat book.txt --context chats
-  landmark ask book.txt "The name of the ship is "
-  landmark read books/*.txt --out library && landmark ask library "What is the pass key? The pass key is "
-  landmark retrieve library "Where does the captain of the Patna live?" --top 5
-  landmark view --file book.txt --prompt "The name of the ship is " --out page.html
-  landmark tokenizer train books/*.txt --out runs/tokenizer
-  landmark train --help""",
+    ALL,
+    EXAMPLES,
 )
 
 

@@ -190,6 +190,13 @@ def load_either(
     return to_default_device(load_plain(source, dtype=numbers.keywords()["dtype"])), tokenizer
 
 
+def is_packaged(model: Path | None) -> bool:
+    """Whether a folder that commands are given, None for the default, is that of the model in the package."""
+    from landmark.assets import model_path
+
+    return model is None or model.resolve() == model_path().resolve()
+
+
 def check_adapter(model: Path | None, adapter: Path | None) -> None:
     """Raises ValueError for an adapter without the model that it belongs to."""
     if adapter is not None and model is None:

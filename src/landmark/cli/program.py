@@ -3,9 +3,9 @@
 import difflib
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -40,13 +40,15 @@ class Command:
 class Program:
     """A command line: its name, what it is for, its commands, examples of their use.
 
-    `default` is the command that options without a command's name belong to.
+    `examples_of` are lines for the help of single commands, by name. `default` is the command that options without a
+    command's name belong to.
     """
 
     name: str
     summary: str
     commands: tuple[Command, ...]
     examples: str
+    examples_of: Mapping[str, Sequence[str]] = field(default_factory=dict)
     default: Command | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> int:
@@ -104,7 +106,9 @@ class Program:
         try:
             options = parse(options_type, f"{self.name} {command.name}".strip(), arguments)
         except SystemExit as end:
-            sys.stdout.flush()  # help was printed
+            if not end.code and command.name in self.examples_of:  # help was printed
+                print("\nexamples:", *self.examples_of[command.name], sep="\n  ")
+            sys.stdout.flush()
             if end.code:
                 fail(str(end.code))
                 raise SystemExit(USAGE_ERROR) from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from landmark.cli.options import Bytes, MemoryOptions, NumberOptions, check_adapter, here, load, model_of
+from landmark.cli.options import Bytes, MemoryOptions, NumberOptions, check_adapter, here, is_packaged, load, model_of
 from landmark.cli.output import counted, print_escaped
 from landmark.limits import FromOne, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range
 from landmark.settings import Verification
@@ -26,10 +26,7 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """Answer questions about contexts over OpenAI's protocol: any of its clients, and a page for browsers at /.
-
-    Example: landmark serve library --data served, and then http://127.0.0.1:8000/ in a browser.
-    """
+    """Answer questions about contexts over OpenAI's protocol: any of its clients, and a page for browsers at /."""
 
     contexts: Annotated[Positional[tuple[Path, ...]], arg(metavar="CONTEXT ...")] = ()
     """Folders of contexts that everybody with a key may ask, and nobody change, under the names of the folders; also
@@ -247,10 +244,8 @@ def _check_one_model(folders: list[Path]) -> None:
 
 def _model_name(folder: Path | None) -> str:
     """A name of the model that says where it comes from, but not where it lies."""
-    from landmark.assets import model_path
-
-    path = (folder or model_path()).resolve()
-    if path == model_path().resolve():
+    if folder is None or is_packaged(folder):
         return "landmark"
+    path = folder.resolve()
     name = path.parent.name if path.name == "model" else path.name.removesuffix(".gguf")
     return name.lower().replace("@", "-")  # which stands before the name of a context

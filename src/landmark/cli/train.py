@@ -25,11 +25,11 @@ def run(options: TrainOptions) -> int:
     return 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenizerOptions:
     """Train a tokenizer in which every text round-trips and every digit is a token of its own."""
 
-    texts: Annotated[tuple[str, ...], tyro.conf.Positional]
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")] = ()
     """Texts to train on: files, or the other sources that `landmark train --texts` takes."""
 
     out: Annotated[Path, OutFolder()]
@@ -41,6 +41,8 @@ class TokenizerOptions:
 
 def run_tokenizer(options: TokenizerOptions) -> int:
     """Train the tokenizer, and print where it is."""
+    if not options.texts:
+        raise ValueError("there is nothing to train on: name at least one file")
     from landmark.data.tokenizer import train_tokenizer
 
     train_tokenizer(options.texts, options.vocab_size, options.out, show_progress=sys.stderr.isatty())

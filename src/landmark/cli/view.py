@@ -17,10 +17,7 @@ PASSAGES = 10  # that are printed
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions(AnswerOptions):
-    """Continue a prompt after a context or a text, and show what the model read for each generated token.
-
-    Example: landmark view --file book.txt --prompt "The name of the ship is" --out page.html
-    """
+    """Continue a prompt after a context or a text, and show what the model read for each generated token."""
 
     context: Path | None = None
     """Folder of a context, which is not changed, or the URL of a collection, such as s3://bucket/library."""
