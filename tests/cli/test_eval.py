@@ -160,7 +160,7 @@ def test_mistakes_with_passkey(model_folder, book, arguments, said, capsys):
 
 
 def test_a_passkey_that_has_no_room_is_known_before_weights_are_read(model_folder, book, capsys, monkeypatch):
-    monkeypatch.setattr("landmark.hf.from_pretrained", lambda path: pytest.fail("weights are read"))
+    monkeypatch.setattr("landmark.hf.model_files.from_pretrained", lambda path: pytest.fail("weights are read"))
     assert cli.main(["eval", "passkey", "--model", str(model_folder), "--haystack", book, "--lengths", "12"]) == 2
     assert "too short for a passkey" in capsys.readouterr().err
 

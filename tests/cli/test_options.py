@@ -18,7 +18,7 @@ def no_weights(monkeypatch):
     def read(*arguments, **options):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("landmark.hf.from_pretrained", read)
+    monkeypatch.setattr("landmark.hf.model_files.from_pretrained", read)
 
 
 def name_model(context, name):

@@ -56,7 +56,7 @@ def loaded(model_folder: Path) -> Iterator[Any]:
         import_module(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOKENIZERS_PARALLELISM", "false")  # silent in a forked process
-        patch.setattr("landmark.hf.from_pretrained", load)
+        patch.setattr("landmark.hf.model_files.from_pretrained", load)
         yield model
 
 

@@ -249,7 +249,7 @@ def test_contexts_of_two_models_are_refused_before_one_is_loaded(reader, library
         model.get_input_embeddings().weight[5] += 1
     with Context.create(tmp_path / "theirs", model, load_tokenizer(other, model)) as context:
         context.append(TEXT, "a")
-    monkeypatch.setattr("landmark.hf.from_pretrained", None)  # nothing is loaded
+    monkeypatch.setattr("landmark.hf.model_files.from_pretrained", None)  # nothing is loaded
     assert main(["serve", str(library), str(tmp_path / "theirs"), "--port", "0"]) == 2
     error = capsys.readouterr().err
     assert "theirs was read with other" in error

@@ -130,32 +130,22 @@ def load(
     weights are read, and with these weights, which opening it checks; it decides the `numbers` that are not given.
     Raises ValueError where a file is missing or damaged, and for weights in 8 bits on a GPU.
     """
-    from landmark.assets import adapter_path, model_path
     from landmark.contexts.compatibility import check_model
-    from landmark.hf import from_pretrained, load_adapter
-    from landmark.hf.config import landmark_settings
-    from landmark.hf.loading import is_gguf, read_config, read_tokenizer, to_default_device
-    from landmark.hf.serialization import adapted_config
-    from landmark.hf.tokenizer import check_offsets, checked, quiet_transformers
+    from landmark.hf.model_files import ModelFiles
+    from landmark.hf.tokenizer import quiet_transformers
 
-    source = str(model_path() if path is None else path)
-    adapter = adapter_path() if adapter is None and is_gguf(source) else adapter
-    if adapter is None and not Path(source).is_dir():
-        raise ValueError(f"no model at {source}: give the folder that `landmark train` or save_pretrained wrote")
+    files = ModelFiles.of(path, adapter)
+    if files.adapter is None and not Path(files.source).is_dir():
+        raise ValueError(f"no model at {files.source}: give the folder that `landmark train` or save_pretrained wrote")
     quiet_transformers()
-    config = read_config(source) if adapter is None else adapted_config(source, adapter)
-    landmark_settings(config)
+    config = files.config()
     check(config)
-    tokenizer = read_tokenizer(source)  # before the weights, which may take minutes
-    check_offsets(tokenizer, source)
+    tokenizer = files.tokenizer()
     check_tokenizer(tokenizer)
     if context is not None:
         check_model(context, config, tokenizer)
         numbers = numbers.of_context(context)
-    options = numbers.keywords()
-    loaded = from_pretrained(source, **options) if adapter is None else load_adapter(source, adapter, **options)
-    model = to_default_device(loaded)
-    return model, checked(tokenizer, source, model)
+    return files.model(tokenizer, **numbers.keywords()), tokenizer
 
 
 def load_either(

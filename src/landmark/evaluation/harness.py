@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any, Unpack, get_type_hints
 import torch
 from torch import Tensor
 
-from landmark.assets import adapter_path, model_path
 from landmark.evaluation.reading import Reading
-from landmark.hf import LandmarkCache, from_pretrained, load_adapter
+from landmark.hf import LandmarkCache
 from landmark.hf.cache import CacheOptions
 from landmark.hf.compat import cache_kwargs
-from landmark.hf.loading import is_gguf, read_config, read_tokenizer, to_default_device
+from landmark.hf.model_files import ModelFiles
 from landmark.hf.reader import end_tokens
-from landmark.hf.serialization import adapted_config
-from landmark.hf.tokenizer import checked, quiet_transformers
+from landmark.hf.tokenizer import quiet_transformers
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -33,7 +31,6 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NAME = "landmark"
 ANSWER_TOKENS = 256  # where a task does not say how many, as in the harness
@@ -81,7 +78,11 @@ class LandmarkLM(TemplateLM):
             raise ValueError(f"model_args has {', '.join(unknown)}: the model {NAME} takes {known}")
         self.batch_size = int(batch_size)
         self.cache_options = cache
-        self.model, self.tokenizer = _load(pretrained, adapter, cache)
+        quiet_transformers()
+        files = ModelFiles.of(pretrained, adapter)
+        LandmarkCache(files.config(), **cache)
+        self.tokenizer = files.tokenizer()
+        self.model = files.model(self.tokenizer)
         if device is not None and (not device.startswith("cuda") or torch.cuda.is_available()):
             self.model.to(torch.device(device))  # type: ignore[arg-type]
         self._device = self.model.device
@@ -256,20 +257,6 @@ class LandmarkLM(TemplateLM):
             if not unfinished:
                 break
         return [postprocess_generated_text(answer, until, None) for answer in answers]
-
-
-def _load(
-    pretrained: str | None, adapter: str | None, cache: CacheOptions
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """The converted model and its tokenizer; all but the weights is checked before they are read."""
-    quiet_transformers()
-    source = str(model_path() if pretrained is None else pretrained)
-    if adapter is None and is_gguf(source):
-        adapter = str(adapter_path())
-    LandmarkCache(read_config(source) if adapter is None else adapted_config(source, adapter), **cache)
-    tokenizer = read_tokenizer(source)
-    model = to_default_device(from_pretrained(source) if adapter is None else load_adapter(source, adapter))
-    return model.eval(), checked(tokenizer, source, model)
 
 
 def _generation(given: dict[str, Any]) -> dict[str, Any]:

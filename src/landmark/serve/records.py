@@ -84,13 +84,13 @@ def texts_file(folder: Path, job: Job) -> Path:
     return folder / f"{_TEXTS}-{job.id}.json"
 
 
-def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
-    """Writes a JSON file in one durable step."""
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file in one durable step, for the eyes of this user alone."""
     folder = disk.open_folder(path.parent)
     data = json.dumps(value, ensure_ascii=True).encode()
     partial = folder / (path.name + ".tmp")
     disk.discard(partial)  # what a crash left
-    disk.publish_bytes(data, partial, folder / path.name, mode)
+    disk.publish_bytes(data, partial, folder / path.name, mode=0o600)
 
 
 def read_json(path: Path) -> dict[str, Any]:
