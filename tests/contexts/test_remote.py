@@ -18,11 +18,12 @@ from storing import s3_server  # noqa: E402
 
 from landmark.contexts import remote, remote_cache  # noqa: E402
 from landmark.contexts.collection_folder import open_set, verify_collection  # noqa: E402
-from landmark.contexts.collection_manifest import DOCUMENTS, CollectionManifest, read_collection  # noqa: E402
-from landmark.contexts.remote import RemoteWriter, local_copy  # noqa: E402
+from landmark.contexts.collection_manifest import DOCUMENTS, CollectionManifest, Member, read_collection  # noqa: E402
+from landmark.contexts.disk import Damage  # noqa: E402
+from landmark.contexts.remote import RemoteWriter, local_copy, mending  # noqa: E402
 from landmark.contexts.remote_cache import Copy, cache_folder, member_bytes  # noqa: E402
 from landmark.contexts.writer import create  # noqa: E402
-from landmark.files import disk_bytes, files_below, try_lock  # noqa: E402
+from landmark.files import disk_bytes, files_below  # noqa: E402
 from landmark.urls import path_of, shown, url_of  # noqa: E402
 
 EMPTY = CollectionManifest(0, HEADER, LAYOUT)
@@ -120,7 +121,8 @@ def test_a_document_that_was_read_in_part_is_fetched(memory, tmp_path, monkeypat
     with RemoteWriter.create_at(memory, EMPTY) as writer:
         changed(writer, {"a": 1, "b": 2})
     elsewhere(tmp_path / "other", monkeypatch)
-    path = local_copy(memory, documents=False)
+    path = Copy(memory).folder
+    (path / DOCUMENTS).mkdir(parents=True)
     with create(path / DOCUMENTS / writer.manifest.members[0].key, HEADER, LAYOUT) as part:
         part.add_document("document", text_of(1), range(4), [(0, 1)] * 4)
         if commits:
@@ -132,9 +134,151 @@ def test_a_document_that_was_read_in_part_is_fetched(memory, tmp_path, monkeypat
 def test_a_cache_that_was_deleted_is_made_anew(memory, tmp_path):
     with RemoteWriter.create_at(memory, EMPTY) as writer:
         changed(writer, {"a": 1})
+        shutil.rmtree(cache_folder())
+        assert verify_collection(local_copy(memory)) == []
+        with pytest.raises(ValueError, match="was moved, replaced or deleted while this writer"):
+            writer.publish(())
+    path = local_copy(memory)
+    assert len(open_set(path).documents()) == 1
     shutil.rmtree(cache_folder())
-    assert verify_collection(local_copy(memory)) == []
-    assert len(open_set(local_copy(memory)).documents()) == 1
+    assert local_copy(path) == path  # a server opens the folder again
+    assert len(open_set(path).documents()) == 1
+
+
+DAMAGES = {
+    "a flipped bit": lambda path: _flip(path / "segments" / "000001.blocks"),
+    "a file that was cut short": lambda path: os.truncate(path / "segments" / "000001.landmarks", 5),
+    "a file that is missing": lambda path: (path / "segments" / "000001.text").unlink(),
+    "the manifest of a document": lambda path: _flip(path / "manifest.json"),
+    "a document": shutil.rmtree,
+    "the manifest": lambda path: _flip(path.parents[1] / "collection.json"),
+}
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+def _sound(path):
+    for damage in verify_collection(path):
+        raise damage
+    return open_set(path)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_in_the_copy_is_fetched_again(memory, tmp_path, monkeypatch, damage):
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1, "b": 2, "c": 3})
+    elsewhere(tmp_path / "other", monkeypatch)
+    path = local_copy(memory)
+    for member in read_collection(path).members[:2]:
+        DAMAGES[damage](path / DOCUMENTS / member.key)
+        if damage == "the manifest":
+            break
+    with pytest.raises(Damage, match=f"was part of a copy of {memory}, and is deleted: open that again, which fetches"):
+        _sound(path)
+    assert len(mending(lambda: _sound(path)).documents()) == 3
+    DAMAGES[damage](path / DOCUMENTS / read_collection(path).members[0].key)
+    release()
+    assert len(mending(lambda: _sound(local_copy(memory))).documents()) == 3
+
+
+def test_damage_in_the_copy_and_in_the_store(memory, tmp_path, monkeypatch):
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1})
+    elsewhere(tmp_path / "other", monkeypatch)
+    path = local_copy(memory)
+    name = f"{DOCUMENTS}/{read_collection(path).members[0].key}/segments/000001.blocks"
+    _flip(path / name)
+    fsspec.filesystem("memory").pipe_file(f"{memory}/{name}", (path / name).read_bytes())
+    with pytest.raises(ValueError, match=f"^{memory}/{name} is damaged in block 1, layer 1 in the store itself"):
+        mending(lambda: _sound(path))
+
+
+def test_who_changes_a_collection_leaves_what_others_opened(memory, tmp_path, monkeypatch):
+    """A server opens the folder of its copy again, whatever writers on its machine and on others do."""
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1, "b": 2})
+    path = local_copy(memory)
+    monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "another machine"))
+    with RemoteWriter.open_at(memory) as writer:
+        changed(writer, {"b": 2, "c": 4})
+    monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "cache"))
+    with RemoteWriter.open_at(memory) as writer:
+        assert {member.name for member in writer.manifest.members} == {"b", "c"}
+        assert names(path) == {"a", "b"}
+        assert _sound(path)
+        with pytest.raises(ValueError, match=f"{memory} is being written by another writer"):
+            RemoteWriter.open_at(memory)
+        writer.publish((*writer.manifest.members, write(writer.place.path, "d", 5)))
+        assert names(path) == {"a", "b"}  # c was never here
+        assert _sound(path)
+        assert names(local_copy(memory)) == {"b", "c", "d"}
+        assert _sound(path)
+        changed(writer, {"c": 4})
+        assert names(path) == {"c"}  # all that is left was here
+        assert _sound(path)
+        assert len([*(path / DOCUMENTS).iterdir()]) == 1
+
+
+def test_an_update_that_breaks_off_leaves_the_set_from_before(memory, tmp_path, monkeypatch):
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1, "b": 2})
+        elsewhere(tmp_path / "other", monkeypatch)
+        path = local_copy(memory)
+        monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "cache"))
+        changed(writer, {"b": 2, "c": 4})
+    monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "other"))
+    with monkeypatch.context() as broken:
+        broken.setattr(type(fsspec.filesystem("memory")), "get", _cut_off)
+        with pytest.raises(ValueError, match="cannot be reached"):
+            local_copy(memory)
+    assert names(path) == {"a", "b"}
+    assert _sound(path)
+    assert names(local_copy(memory)) == {"b", "c"}
+    assert len([*(path / DOCUMENTS).iterdir()]) == 2
+
+
+def test_writing_is_bounded_too(memory, tmp_path, monkeypatch):
+    def make_room(writer, number):
+        _, key, *rest = vars(member := write(tmp_path / "elsewhere", "x", number)).values()
+        writer.make_room(Member("x", key, *rest))
+        return member
+
+    (tmp_path / "elsewhere" / DOCUMENTS).mkdir(parents=True)
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        for number in range(1, 4):
+            make_room(writer, number)
+            changed(writer, {str(one): one for one in range(1, number + 1)})
+        used = sum(disk_bytes(file) for file in files_below([cache_folder()]))
+        monkeypatch.setenv(remote_cache.BYTES, str(used))
+        size = member_bytes(make_room(writer, 4), LAYOUT)
+        # What was uploaded gives way, since no process has opened it.
+        assert 0 < len([*(Copy(memory).folder / DOCUMENTS).iterdir()]) < 3
+        local_copy(memory)
+        with pytest.raises(ValueError, match="in use leave too few of them for the document 'x': set"):
+            make_room(writer, 5)
+        monkeypatch.setenv(remote_cache.BYTES, str(size - 1))
+        with pytest.raises(ValueError, match=f"the document 'x' has {size:,} bytes, and .* may hold {size - 1:,}: set"):
+            make_room(writer, 4)
+
+
+def test_a_set_that_nobody_opened_makes_room_for_the_next(memory, tmp_path, monkeypatch):
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1})
+        elsewhere(tmp_path / "other", monkeypatch)
+        local_copy(memory)
+        used = sum(disk_bytes(file) for file in files_below([cache_folder()]))
+        monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "cache"))
+        changed(writer, {"b": 4})
+    monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "other"))
+    monkeypatch.setenv(remote_cache.BYTES, str(used + 16384))
+    with pytest.raises(ValueError, match="in use leave too few"):
+        local_copy(memory)
+    release()
+    assert names(local_copy(memory)) == {"b"}
 
 
 def test_a_description_leaves_the_copy_as_it_is(memory, tmp_path, monkeypatch):
@@ -262,19 +406,6 @@ def test_the_cache_is_bounded_and_the_least_recently_used_goes_first(memory, tmp
         local_copy(urls[0])
     shutil.rmtree(tmp_path / "small")
     assert opened.text(opened.documents()[0])  # what is open stays readable
-
-
-def test_of_the_workers_of_a_machine_one_at_a_time_drops_what_it_read(memory, monkeypatch):
-    copy, held = Copy(memory), []
-    lock = copy.folder.with_name(f"{copy.folder.name}.lock")
-
-    def drop(*_):
-        with lock.open("a") as file:
-            held.append(not try_lock(file.fileno()))
-
-    monkeypatch.setattr(remote_cache, "_drop", drop)
-    copy.drop("key")
-    assert held == [True]
 
 
 def test_a_full_disk_keeps_what_was_there(memory, tmp_path, monkeypatch):

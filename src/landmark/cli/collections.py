@@ -68,9 +68,9 @@ def run_add(options: AddOptions) -> int:
     """Open the collection, and add."""
     from landmark.contexts.collection_manifest import read_collection
     from landmark.contexts.documents import distinct
-    from landmark.contexts.remote import local_copy
+    from landmark.contexts.remote import local_manifest
 
-    path = local_copy(options.collection, documents=False)
+    path = local_manifest(options.collection)
     read_collection(path)
     if not options.files:
         raise ValueError("there is nothing to add: name at least one file, or - for standard input")

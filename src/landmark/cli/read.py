@@ -135,7 +135,7 @@ def _known(options: ReadOptions) -> Path | None:
     if url is not None and not options.apart:
         raise ValueError(f"{url} is on another file system, for documents that are read apart: give --apart too")
     if url is not None:
-        return None if remote.is_unused(url) else remote.local_copy(url, documents=False)
+        return None if remote.is_unused(url) else remote.local_manifest(url)
     is_unused = (collection_folder if options.apart else folder).is_unused
     out = path_of(options.out)
     return None if is_unused(out) else out

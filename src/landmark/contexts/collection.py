@@ -22,14 +22,14 @@ from landmark.contexts.disk import Folder
 from landmark.contexts.documents import DocumentStore, free_name
 from landmark.contexts.folder import fork
 from landmark.contexts.manifest import Manifest, has_manifest, read_manifest, to_json
-from landmark.contexts.remote import create_writer, local_copy, open_writer
+from landmark.contexts.remote import create_writer, local_copy, mending, open_writer
 from landmark.contexts.segments import encode_text, text_digest
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.data.text import read_text
 from landmark.hf import LandmarkCache
 from landmark.hf.cache import CacheOptions
 from landmark.settings import Verification, check_verification
-from landmark.urls import path_of
+from landmark.urls import path_of, url_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,6 +64,7 @@ class Collection:
         self._options = options
         self._share = [path_of(other) for other in share]
         self._writer = writer
+        self._url = None if writer is None else url_of(writer.where)
         self._checks_landmarks = True
         self._context: Context | None = None
         # Without documents, to see whether the model is still the one whose fingerprint was compared.
@@ -133,9 +134,7 @@ class Collection:
             found = cls(model, tokenizer, place, manifest, options, share=share, writer=writer)
             found._checks_landmarks = verify != "manifest"
             if verify == "all":
-                found._complete()
-                for damage in verify_collection(place.path):
-                    raise damage
+                mending(found._verify)
             if writer is None:
                 found.context  # noqa: B018 - opens all documents
             return found
@@ -148,7 +147,7 @@ class Collection:
 
     @property
     def path(self) -> Path:
-        """Its folder; that of the copy on this machine, if it lies on another file system."""
+        """Its folder; one of this machine, if it lies on another file system."""
         return self._place.path
 
     @property
@@ -164,8 +163,8 @@ class Collection:
     @property
     def nbytes(self) -> int:
         """Bytes of its documents on disk, those that it shares with other collections too."""
-        self._complete()
-        folders = [document_folder(self._place, member.key) for member in self.documents]
+        place = self._completed()
+        folders = [document_folder(place, member.key) for member in self.documents]
         return sum(read_manifest(folder).committed_bytes for folder in folders)
 
     @property
@@ -175,16 +174,18 @@ class Collection:
         It cannot grow on disk. One that was taken before a change goes on with the documents from before.
         """
         if self._context is None:
-            self._complete()
-            self._context = self._context_over(open_set(self._place))
+            self._context = mending(lambda: self._context_over(open_set(self._completed())))
         return self._context
 
     def text(self, name: str) -> str:
         """The text of the document `name`; ValueError if there is none."""
         member = self._member(name)
-        self._complete()
-        snapshot = open_reader(document_folder(self._place, member.key))
-        return snapshot.text(snapshot.documents()[0])
+
+        def read() -> str:
+            snapshot = open_reader(document_folder(self._completed(), member.key))
+            return snapshot.text(snapshot.documents()[0])
+
+        return mending(read)
 
     def generate(
         self,
@@ -316,20 +317,25 @@ class Collection:
     def _brought(self, document: TokenizedDocument, progress: Callable[[int], object] | None) -> Member:
         """The document in its folder: there already, taken from a collection that shares it, or read now."""
         self._of_model.check()
-        member = document.member
-        self._opened_writer().keep(member.key)
+        member, writer = document.member, self._opened_writer()
+        writer.keep(member.key)
         path = self.path / DOCUMENTS / member.key
         shared = (other / DOCUMENTS / member.key for other in self._share)
         holder = None if has_manifest(path) else next(filter(is_whole, shared), None)
         if holder is not None:
             fork(holder, path)
         else:
+            writer.make_room(member)
             self.reader.read(disk.open_inner(self._place / DOCUMENTS), document, progress)
         return member
 
-    def _complete(self) -> None:
-        if self._writer is not None:
-            self._writer.complete()
+    def _completed(self) -> Folder:
+        """The folder with all documents; those of a URL that it was opened at for writing are fetched first."""
+        return self._place if self._url is None else disk.open_folder(local_copy(self._url))
+
+    def _verify(self) -> None:
+        for damage in verify_collection(self._completed().path):
+            raise damage
 
     @property
     def where(self) -> str:

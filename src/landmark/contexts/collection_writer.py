@@ -93,8 +93,8 @@ class CollectionWriter:
         """Where the collection lies, for messages."""
         return str(self.place.path)
 
-    def complete(self) -> None:
-        """Brings the files of all documents into the folder, where they are not there yet."""
+    def make_room(self, member: Member) -> None:
+        """Makes room for a document that is read next, where there is a bound."""
 
     def member(self, name: str) -> Member:
         """The document of a name; ValueError if there is none."""

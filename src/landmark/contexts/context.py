@@ -15,7 +15,7 @@ from landmark.contexts.collection_manifest import is_collection
 from landmark.contexts.documents import DocumentStore, Source, check_document, check_limit, distinct
 from landmark.contexts.either import open_snapshot
 from landmark.contexts.folder import fork
-from landmark.contexts.remote import local_copy
+from landmark.contexts.remote import local_copy, local_manifest, mending
 from landmark.contexts.segments import Document
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.verify import check_snapshot
@@ -141,19 +141,23 @@ class Context:
         other adapters or scaling of them, another tokenizer or block size (naming the difference), or if it is damaged.
         """
         check_verification(verify)
-        folder = local_copy(_checked(path), documents=not write)
+        folder = (local_manifest if write else local_copy)(_checked(path))
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
-        snapshot = open_writer(folder) if write else open_snapshot(folder)
-        try:
-            compatibility.check_header(snapshot, model, tokenizer)
-            snapshot.checks_landmarks = verify != "manifest"
-            if verify == "all":
-                check_snapshot(snapshot)
-            return cls._opened(snapshot, model, tokenizer, options)
-        except BaseException:
-            if isinstance(snapshot, Writer):
-                snapshot.close()
-            raise
+
+        def opened() -> Context:
+            snapshot = open_writer(folder) if write else open_snapshot(folder)
+            try:
+                compatibility.check_header(snapshot, model, tokenizer)
+                snapshot.checks_landmarks = verify != "manifest"
+                if verify == "all":
+                    check_snapshot(snapshot)
+                return cls._opened(snapshot, model, tokenizer, options)
+            except BaseException:
+                if isinstance(snapshot, Writer):
+                    snapshot.close()
+                raise
+
+        return mending(opened)
 
     @classmethod
     def _opened(

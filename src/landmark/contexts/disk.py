@@ -26,13 +26,26 @@ _LINK_ERRORS = (errno.ELOOP, errno.EMLINK)  # what systems say for a link under 
 _NO_REGULAR_FILE = "is not a regular file"
 
 
+# For folders that are copies of what lies elsewhere: what gives up a damaged file there, and returns the URL.
+copies: dict[Path, Callable[[Path], str]] = {}
+
+
 class Damage(ValueError):
-    """Raised when committed data is missing or corrupt; `verify` collects all of them."""
+    """Raised when committed data is missing or corrupt; `verify` collects all of them.
+
+    What is damaged in a copy of what lies at a `url` is given up here: whoever opens that next fetches it again.
+    """
 
     def __init__(self, file: Path, what: str) -> None:
-        super().__init__(f"{file} {what}; take the context from a copy, or read the text again")
         self.file = file
         self.what = what
+        self.url = next((give_up(file) for folder, give_up in [*copies.items()] if folder in file.parents), None)
+        remedy = (
+            "take the context from a copy, or read the text again"
+            if self.url is None
+            else f"it was part of a copy of {self.url}, and is deleted: open that again, which fetches it anew"
+        )
+        super().__init__(f"{file} {what}; {remedy}")
 
 
 class Folder:

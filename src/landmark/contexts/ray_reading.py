@@ -187,9 +187,10 @@ class _Worker:
         store, copy, key = Store(url), Copy(url), document.member.key
         if not store.has_document(key):
             with copy.changing():
-                documents = disk.open_folder(copy.folder / DOCUMENTS)
-            reader.read(documents, document)
-            store.put_document(copy.folder / DOCUMENTS / key)
+                copy.make_room(document.member, self._layout)
+            documents = copy.draft / DOCUMENTS
+            reader.read(disk.open_folder(documents), document)
+            store.put_document(documents / key)
             copy.drop(key)
 
 

@@ -12,35 +12,59 @@ from typing import Any, TypeVar
 
 from landmark.contexts.collection_manifest import DOCUMENTS, CollectionManifest, Member
 from landmark.contexts.collection_writer import CollectionWriter
-from landmark.contexts.disk import Progress
+from landmark.contexts.disk import Damage, Progress
 from landmark.contexts.lock import not_alone
-from landmark.contexts.remote_cache import Copy, member_bytes
+from landmark.contexts.remote_cache import Copy, lost_copy, member_bytes
 from landmark.contexts.remote_store import Store, manifest_name
 from landmark.urls import path_of, url_of
 
 T = TypeVar("T")
 
 
-def local_copy(path: str | PathLike[str], progress: Progress | None = None, *, documents: bool = True) -> Path:
+def local_copy(path: str | PathLike[str], progress: Progress | None = None) -> Path:
     """The folder of a context or collection: `path` itself, or a copy of the collection at a URL, brought up to date.
 
-    Without `documents` the copy has the newest manifest, and those documents that were fetched before. `progress` is
-    called with bytes. The copy stays until this process ends. Raises ValueError for a URL without a collection or out
-    of reach, for damage in what was fetched, and where the cache has too little room.
+    `progress` is called with bytes. The copy stays until this process ends. Raises ValueError for a URL without a
+    collection or out of reach, for damage in what was fetched, and where the cache has too little room.
+    """
+    url = url_of(path) or lost_copy(path_of(path))
+    if url is None:
+        return path_of(path)
+    store, copy = Store(url), Copy(url)
+    with copy.changing():
+        alone = copy.hold()
+        _with_newest(store, lambda manifest: copy.complete(store, manifest, progress, alone=alone))
+    return copy.folder
+
+
+def local_manifest(path: str | PathLike[str]) -> Path:
+    """A folder with the newest manifest of a context or collection: `path` itself, or for a URL one without documents.
+
+    Raises as `local_copy` does.
     """
     url = url_of(path)
     if url is None:
         return path_of(path)
-    store, copy = Store(url), Copy(url)
-
-    def take(manifest: CollectionManifest) -> None:
-        copy.take(manifest)
-        if documents:
-            copy.complete(store, manifest, progress)
-
+    copy = Copy(url)
     with copy.changing():
-        _with_newest(store, take)
-    return copy.folder
+        _with_newest(Store(url), copy.begin)
+    return copy.draft
+
+
+def mending(opening: Callable[[], T]) -> T:
+    """What `opening` returns. Where it finds damage in a copy, that is fetched again, each file once.
+
+    Raises ValueError as `local_copy` does, for damage in the store itself for one.
+    """
+    fetched: set[Path] = set()
+    while True:
+        try:
+            return opening()
+        except Damage as damage:
+            if damage.url is None or damage.file in fetched:
+                raise
+            fetched.add(damage.file)
+            local_copy(damage.url)
 
 
 def newest_manifest(url: str) -> CollectionManifest:
@@ -91,10 +115,16 @@ class RemoteWriter(CollectionWriter):
 
     @classmethod
     def open_at(cls, url: str) -> "RemoteWriter":
-        """Opens the collection at a URL, and finishes a removal that was interrupted; raises as `open` does."""
-        writer = cls.open(local_copy(url, documents=False))
+        """Opens the collection at a URL, and finishes a change that was interrupted; raises as `open` does."""
+        draft = local_manifest(url)
+        try:
+            writer = cls.open(draft)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(draft), url)) from error
         try:
             writer.store, writer.copy = Store(url), Copy(url)
+            with writer.copy.changing():
+                writer.copy.adopt(writer.manifest)
             writer._clean()
             return writer
         except BaseException:
@@ -102,29 +132,35 @@ class RemoteWriter(CollectionWriter):
             raise
 
     def publish(self, members: tuple[Member, ...]) -> None:
-        """Makes `members` the documents, at the URL and in the copy.
+        """Makes `members` the documents, at the URL, in the draft, and in the copy if that has all of them.
 
         Raises ValueError, and changes nothing, if another writer changed the collection, or if a document cannot be
-        written.
+        written. What fails behind the change is a ValueError that says so.
         """
         following, held = self.manifest.followed_by(members), {member.key for member in self.manifest.members}
         for member in members:
             if member.key not in held:
                 self.store.put_document(self.place.path / DOCUMENTS / member.key)
         with self.copy.changing():
+            self._check_alone()
             try:
                 self.store.create(manifest_name(following.generation), following.to_bytes())
             except FileExistsError:
                 raise not_alone(f"{self.store.url} was changed by another writer") from None
-            super().publish(members)
+            try:
+                super().publish(members)
+                self.copy.adopt(following)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{error}; the change was made at {self.store.url}: open it again") from error
         self._clean()
+
+    def make_room(self, member: Member) -> None:
+        with self.copy.changing():
+            self.copy.make_room(member, self.manifest.layout)
 
     @property
     def where(self) -> str:
         return self.store.url
-
-    def complete(self) -> None:
-        local_copy(self.store.url)
 
     def _clean(self) -> None:
         """Deletes what the newest manifest does not count on: older ones, and documents that it took out."""
