@@ -7,12 +7,18 @@ import os
 import re
 from pathlib import Path
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", re.DOTALL)
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+([^/].*)", re.DOTALL)
+_NO_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/*")
 _HERE = ("file", "local")
 
 
 def url_of(path: str | os.PathLike[str]) -> str | None:
-    """The URL of a folder on another file system, without slashes at its end; None for a path of this machine."""
+    """The URL of a folder on another file system, without slashes at its end; None for a path of this machine.
+
+    Raises ValueError for a URL without a path.
+    """
+    if _NO_PATH.fullmatch(os.fspath(path)):
+        raise ValueError(f"{path} is a URL without a path: name a folder, as in s3://bucket/library or file:///library")
     found = _URL.fullmatch(os.fspath(path))
     if found is None or found[1].lower() in _HERE:
         return None

@@ -10,6 +10,20 @@ from landmark.cli import main as cli
 from landmark.contexts import remote_cache
 
 fsspec = pytest.importorskip("fsspec", reason="the extra remote")
+from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
+
+
+class Kept(MemoryFileSystem):
+    """A file system that commands take for one that outlives them."""
+
+    protocol = "kept"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.replace("kept://", "memory://"))
+
+
+fsspec.register_implementation("kept", Kept, clobber=True)
 
 
 def run(*arguments: object) -> int:
@@ -27,9 +41,9 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def url(cache, tmp_path, files, model_folder, capsys):
-    url = f"memory://bucket/{tmp_path.name}"
+    url = f"kept://bucket/{tmp_path.name}"
     assert run("read", "--apart", "--model", model_folder, "--out", url, files[0]) == 0
-    assert capsys.readouterr().out.startswith(f"{url}: 1 documents of")
+    assert capsys.readouterr().out.startswith(f"{url}: 1 document of")
     return url
 
 
@@ -80,15 +94,28 @@ def test_a_library_elsewhere(url, files, model_folder, tmp_path, capsys, monkeyp
         (["read", "--apart", "--share", "{url}", "--out", "{tmp}/new", "{book}"], "give a folder of this machine"),
         (["train", "--out", "{url}", "--texts", "{book}"], "give a folder of this machine"),
         (["add", "{url}", "{tmp}/changed/book.txt", "--model", "{tmp}"], "no model can be loaded"),
-        (["ask", "{url}x", "jim"], "there is no collection at memory://"),
+        (["ask", "{url}x", "jim"], "there is no collection at kept://"),
         (["ask", "{url}", ""], "the prompt is empty"),
         (["remove", "{url}", "nothing"], "{url} has no document named 'nothing'"),
+        (
+            ["read", "--apart", "--out", "memory://b", "{book}"],
+            "memory://b ends with the command: give a folder, or",
+        ),
+        (["read", "--apart", "--ray", "local", "--out", "memory://b", "{book}"], "memory://b ends with the command"),
+        (["add", "memory://b", "{book}"], "memory://b ends with the command"),
+        (["serve", "memory://b"], "memory://b ends with the command"),
+        (["read", "--apart", "--out", "file://", "{book}"], "file: is a URL without a path: name a folder, as in"),
+        (["read", "--out", "s3://", "{book}"], "s3: is a URL without a path"),
+        (["ask", "s3://", "jim"], "s3: is a URL without a path"),
+        (["read", "--apart", "--out", "http://127.0.0.1:9/x", "{book}"], "http://127.0.0.1:9/x is read-only"),
+        (["add", "http://127.0.0.1:9/x", "{book}"], "http://127.0.0.1:9/x is read-only"),
+        (["remove", "http://127.0.0.1:9/x", "book"], "http://127.0.0.1:9/x is read-only"),
     ],
 )
 def test_mistakes_harm_nothing(url, files, tmp_path, arguments, said, capsys):
     (tmp_path / "changed").mkdir()
     (tmp_path / "changed" / "book.txt").write_text(NOTE)
-    store = fsspec.filesystem("memory")
+    store = fsspec.filesystem("kept")
     before = {path: store.cat_file(path) for path in store.find(url)}
     for name, value in {"{url}": url, "{book}": files[0], "{tmp}": str(tmp_path)}.items():
         arguments, said = [argument.replace(name, value) for argument in arguments], said.replace(name, value)
@@ -97,6 +124,25 @@ def test_mistakes_harm_nothing(url, files, tmp_path, arguments, said, capsys):
     assert said in error
     assert error.count("\n") == 1
     assert {path: store.cat_file(path) for path in store.find(url)} == before
+
+
+def test_damage_in_the_copy_ends_one_answer(url, capsys, monkeypatch, tmp_path):
+    """Blocks are compared with their checksums when an answer reads them; what opening checks is fetched at once."""
+    monkeypatch.setenv(remote_cache.FOLDER, str(tmp_path / "another machine"))
+    asking = ["ask", url, "jim looked", "--max-new-tokens", "2"]
+    assert run(*asking) == 0
+    answer = capsys.readouterr().out
+    for kind, code in (("blocks", 2), ("landmarks", 0)):
+        (file,) = (tmp_path / "another machine").rglob(f"*.{kind}")
+        file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+        assert run(*asking) == code
+        printed = capsys.readouterr()
+        if code:
+            assert f"was part of a copy of {url}, and is deleted: open that again" in printed.err
+            assert printed.err.count("\n") == 1
+            assert run(*asking) == 0
+            printed = capsys.readouterr()
+        assert printed.out == answer
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Documents read apart by two workers of Ray on this machine. A worker takes seconds to start: one cluster for all."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,13 @@ def test_what_was_read_is_not_read_again_in_a_store(cluster, expected, model, fo
     ("arguments", "said"),
     [
         (["--apart", "--ray", "127.0.0.1:9"], "ray is 127.0.0.1:9, and no cluster answers there"),
-        (["--apart", "--ray", "nowhere"], "give HOST:PORT of its head node"),
+        (
+            ["--apart", "--ray", "nowhere"],
+            "no cluster answers there (that is no HOST:PORT): give HOST:PORT of its head",
+        ),
+        (["--apart", "--ray", "nohost:1x"], "that is no HOST:PORT"),
+        (["--apart", "--ray", ":6379"], "that is no HOST:PORT"),
+        (["--apart", "--ray", "127.0.0.1:65536"], "that is no HOST:PORT"),
         (["--ray", "local"], "give --apart too"),
         (["--apart", "--ray", "local", "--share", "{tmp}"], "--share is for one machine"),
     ],
@@ -137,6 +144,20 @@ def test_mistakes_are_one_line(tmp_path, arguments, said, capsys):
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "set").exists()
+
+
+def test_what_answers_may_be_no_cluster(monkeypatch):
+    monkeypatch.setattr(ray_reading, "_MOST_SECONDS", 0.1)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(ValueError, match="what answers is not the head node of a cluster") as raised,
+    ):
+        ray_reading.check_address(f"127.0.0.1:{other.getsockname()[1]}")
+    assert "\n" not in str(raised.value)
+
+
+def test_the_address_of_a_cluster(cluster):
+    ray_reading.check_address(ray.get_runtime_context().gcs_address)
 
 
 def test_without_ray(monkeypatch):
@@ -158,4 +179,4 @@ def test_the_command(cluster, expected, folder, tmp_path, capsys):
     assert both == {name: data for name, data in committed(expected).items() if name in both}
     assert len(both) == 12
     assert cli.main([*command, *files]) == 0
-    assert ": 0 documents of 0 tokens added" in capsys.readouterr().out
+    assert ": nothing added; 2 documents, " in capsys.readouterr().out

@@ -465,6 +465,26 @@ def test_stores_that_cannot_be_reached(tmp_path, monkeypatch, s3):
             local_copy("s3://bucket/other")
 
 
+def test_what_is_read_only_says_so(tmp_path, monkeypatch):
+    elsewhere(tmp_path / "cache", monkeypatch)
+    for change in (remote.is_unused, remote.local_manifest, lambda url: RemoteWriter.create_at(url, EMPTY)):
+        with pytest.raises(
+            ValueError, match=r"^http://127.0.0.1:9/x is read-only: its collection can be asked; write to"
+        ):
+            change("http://127.0.0.1:9/x")
+    with pytest.raises(ValueError, match=r"^http://127.0.0.1:9/x cannot be reached \(ClientConnector"):
+        local_copy("http://127.0.0.1:9/x")
+
+
+def test_a_file_system_that_cannot_write_is_read_only(memory, monkeypatch):
+    def refuses(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", refuses)
+    with pytest.raises(ValueError, match=f"^{memory} is read-only: its collection can be asked"):
+        RemoteWriter.create_at(memory, EMPTY)
+
+
 def _not_installed(*_):
     raise ImportError("Install s3fs to access S3")
 
@@ -478,4 +498,8 @@ def test_paths_and_urls():
         assert path_of(given) == Path("/a/b")
     with pytest.raises(ValueError, match="s3://bucket/x is on another file system: give a folder of this machine"):
         path_of("s3://bucket/x")
+    for given in ("s3://", Path("s3://"), "s3:", "file://", Path("file://"), "file:///", Path("memory:///")):
+        for understood in (url_of, path_of, shown):
+            with pytest.raises(ValueError, match=f"^{given} is a URL without a path: name a folder, as in"):
+                understood(given)
     assert remote.local_copy("file:///a/b") == Path("/a/b")

@@ -1,4 +1,6 @@
+import copy
 import errno
+import pickle
 
 import numpy as np
 import pytest
@@ -159,3 +161,11 @@ class TestBlockFile:
             with pytest.raises(OSError, match=r"x\.blocks") as caught:
                 file.read(0, 0, 0, memoryview(bytearray(1)), memoryview(bytearray(1)))
         assert caught.value.errno == errno.EBADF
+
+
+@pytest.mark.parametrize("way", [pickle.dumps, copy.deepcopy])
+def test_blocks_in_a_file_are_not_pickled(way):
+    store = FileStore([ExtentMap()])
+    store.append(0, *some_blocks(1))
+    with pytest.raises(ValueError, match=r"cannot be pickled or copied with it: copy a cache by its fork\(\)"):
+        way(store)

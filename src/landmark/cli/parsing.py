@@ -100,10 +100,15 @@ def _restored(kind: type, shown: Any) -> Any:
 
 
 def _on_disk(value: Any) -> Any:
-    """A value; of paths of the form `file://` the path."""
+    """A value; of paths of the form `file://` the path. ValueError for a URL of what ends with this process."""
     if isinstance(value, tuple):
         return tuple(map(_on_disk, value))
-    return path_of(value) if isinstance(value, Path) and url_of(value) is None else value
+    if not isinstance(value, Path):
+        return value
+    url = url_of(value)
+    if url is not None and url.startswith("memory:"):
+        raise ValueError(f"{url} ends with the command: give a folder, or a URL such as s3://bucket/library")
+    return path_of(value) if url is None else value
 
 
 def _defaults(kind: type) -> dict[str, Any]:

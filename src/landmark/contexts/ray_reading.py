@@ -8,10 +8,13 @@ task that is run again, and a command that is, goes on or finds it done. The one
 import logging
 import os
 import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +36,8 @@ LOCAL = "local"
 _STORE_BYTES = 100 << 20  # of a cluster on this machine: texts pass through, and Ray puts what is more on disk
 _MOST_TASKS = 4096  # of more documents, several are a task
 _RETRIES = 3  # of a task whose worker died
-_SECONDS = 5.0
+_SECONDS = 5.0  # until a connection is there
+_MOST_SECONDS = 60.0  # until a cluster has answered; loading Ray takes some of them
 
 Load = Callable[[], "tuple[PreTrainedModel, PreTrainedTokenizerBase]"]
 
@@ -67,19 +71,35 @@ def cluster(address: str) -> Iterator[Any]:
 
 
 def check_address(address: str) -> None:
-    """Raises ValueError where Ray is not installed, and for an address at which nothing answers within seconds."""
+    """Raises ValueError where Ray is not installed, and for an address at which no cluster answers within a minute."""
     if find_spec("ray") is None:
         raise ValueError("--ray needs the package ray: pip install 'landmark-attention[ray]'")
-    if address == LOCAL:
-        return
+    if address != LOCAL:
+        _check_answers(address)
+
+
+@cache
+def _check_answers(address: str) -> None:
     host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise _no_cluster(address, "that is no HOST:PORT")
     try:
         socket.create_connection((host, int(port)), timeout=_SECONDS).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise ValueError(
-            f"ray is {address}, and no cluster answers there ({error}): give HOST:PORT of its head node, whose port is"
-            f" 6379 by default, or {LOCAL} for a cluster on this machine"
-        ) from error
+    except OSError as error:
+        raise _no_cluster(address, str(error)) from error
+    # ray.init waits for minutes for something that answers and is no head node, and prints lines of its own.
+    asking = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        subprocess.run(asking, timeout=_MOST_SECONDS, capture_output=True, check=True)
+    except subprocess.SubprocessError as error:
+        raise _no_cluster(address, "what answers is not the head node of a cluster") from error
+
+
+def _no_cluster(address: str, why: str) -> ValueError:
+    return ValueError(
+        f"ray is {address}, and no cluster answers there ({why}): give HOST:PORT of its head node, whose port is"
+        f" 6379 by default, or {LOCAL} for a cluster on this machine"
+    )
 
 
 def read_by_ray(

@@ -38,16 +38,17 @@ def local_copy(path: str | PathLike[str], progress: Progress | None = None) -> P
 
 
 def local_manifest(path: str | PathLike[str]) -> Path:
-    """A folder with the newest manifest of a context or collection: `path` itself, or for a URL one without documents.
+    """Where a context or collection is changed: its folder, or for a URL one with its manifest, without documents.
 
-    Raises as `local_copy` does.
+    Raises as `local_copy` does, and for a URL where nothing can be written.
     """
     url = url_of(path)
     if url is None:
         return path_of(path)
-    copy = Copy(url)
+    store, copy = Store(url), Copy(url)
+    store.check_writable()
     with copy.changing():
-        _with_newest(Store(url), copy.begin)
+        _with_newest(store, copy.begin)
     return copy.draft
 
 
@@ -84,8 +85,10 @@ def _with_newest(store: Store, use: Callable[[CollectionManifest], T]) -> T:
 
 
 def is_unused(url: str) -> bool:
-    """Whether a collection can be made at a URL."""
-    return not Store(url).generations()
+    """Whether there is no collection at a URL yet; ValueError where none can be written."""
+    store = Store(url)
+    store.check_writable()
+    return not store.generations()
 
 
 def described(url: str) -> tuple[dict[str, Any], list[Member]]:
@@ -106,7 +109,7 @@ class RemoteWriter(CollectionWriter):
         """Makes an empty collection; raises ValueError if there is one."""
         store = Store(url)
         try:
-            if store.generations():
+            if not is_unused(url):
                 raise FileExistsError
             store.create(manifest_name(manifest.generation), manifest.to_bytes())
         except FileExistsError:

@@ -44,6 +44,18 @@ class Store:
             raise ValueError(f"{url} cannot be opened ({_first_line(error)}): check the address") from error
         self.url = url
 
+    def check_writable(self) -> None:
+        """Raises ValueError for a file system that is for reading."""
+        kinds = self._files.protocol
+        if {"http", "https"} & {*([kinds] if isinstance(kinds, str) else kinds)}:
+            raise self._read_only()
+
+    def _read_only(self) -> ValueError:
+        return ValueError(
+            f"{self.url} is read-only: its collection can be asked; write to a folder, or to a URL such as"
+            " s3://bucket/library"
+        )
+
     def newest(self) -> int:
         """The number of the newest manifest; ValueError if there is none."""
         if not (numbers := self.generations()):
@@ -135,6 +147,8 @@ class Store:
         except Exception as error:
             if isinstance(error, FileNotFoundError) and not writing:
                 raise
+            if isinstance(error, NotImplementedError) and writing:
+                raise self._read_only() from error
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise  # of this machine
             raise ValueError(

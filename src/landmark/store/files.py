@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,12 @@ class BlockFile:
             starts.append(starts[-1] + shape.nbytes)
         self.layer_starts = starts[:-1]
         self.record_bytes = starts[-1]
+
+    def __reduce__(self) -> Any:
+        raise ValueError(
+            f"blocks of this cache lie in a file, {self.name}, and cannot be pickled or copied with it: copy a cache by"
+            " its fork(), keep one as a landmark.Context, or leave out host_budget"
+        )
 
     def write(self, layer: int, record: int, keys: Tensor, values: Tensor) -> list[memoryview]:
         """Writes one layer of m blocks from `record` on: `keys [Hkv,m,stride,D]`, `values [Hkv,m,stride,Dv]`.
