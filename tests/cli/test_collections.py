@@ -34,7 +34,13 @@ def test_documents_come_and_go(collection, files, model_folder, tmp_path, capsys
     assert (again["documents"], again["new_tokens"]) == (2, 0)
     copy = tmp_path / "copy.txt"
     copy.write_text(NOTE)
-    assert printed(capsys, "add", collection, copy)["new_documents"] == 0
+    again = printed(capsys, "add", collection, copy, files[0])
+    assert again["new_documents"] == 0
+    assert again["already_there"] == {str(copy): files[1], files[0]: files[0]}
+    assert cli.main(["add", str(collection), str(copy), files[0]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"{copy}: already there under the name {files[1]}", f"{files[0]}: already there"]
+    assert lines[2].startswith(f"{collection}: nothing added; 2 documents, ")
     for text in (NOTE * 2, NOTE * 3, NOTE * 2):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         printed(capsys, "add", collection, "-")
@@ -101,9 +107,24 @@ def test_a_second_collection_shares(collection, files, model_folder, tmp_path, c
     ("arguments", "said"),
     [
         (["add", "{collection}"], "nothing to add"),
-        (["add", "{tmp}", "{book}"], "is not a collection: it has no collection.json"),
+        (["add", "{tmp}", "{book}"], "is not a collection: it has no collection.json; `landmark read --apart FILE ..."),
+        (
+            ["add", "{tmp}/none", "{book}"],
+            "none does not exist: `landmark read --apart FILE ... --out {tmp}/none`",
+        ),
+        (["add", "{book}", "{book}"], "is not a collection: it is a file; `landmark read --apart"),
+        (
+            ["append", "{tmp}/none", "{book}"],
+            "does not exist: `landmark read FILE ... --out {tmp}/none` makes",
+        ),
+        (["append", "{book}", "{book}"], "is a file, and a context is a folder: `landmark read {book} --out FOLDER`"),
+        (["contexts", "info", "{tmp}"], "is not a context: it has no manifest.json; `landmark read FILE ... --out"),
+        (["contexts", "verify", "{tmp}/none"], "none does not exist: `landmark read FILE"),
         (["add", "{collection}", "{tmp}/nothing.txt"], "does not exist"),
-        (["add", "{tmp}/context", "{book}"], "is not a collection: it is a context"),
+        (
+            ["add", "{tmp}/context", "{book}"],
+            "one after another; `landmark append {tmp}/context FILE ...` adds",
+        ),
         (["remove", "{collection}"], "no document is named"),
         (["remove", "{collection}", "nothing"], "no document named 'nothing': there are"),
         (["remove", "{tmp}", "nothing"], "is not a collection"),
@@ -122,7 +143,7 @@ def test_mistakes_harm_nothing(collection, files, model_folder, tmp_path, argume
     before = read_collection(collection)
     names = {"{collection}": str(collection), "{tmp}": str(tmp_path), "{book}": files[0]}
     for name, value in names.items():
-        arguments = [argument.replace(name, value) for argument in arguments]
+        arguments, said = [argument.replace(name, value) for argument in arguments], said.replace(name, value)
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert said in error

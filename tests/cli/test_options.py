@@ -69,6 +69,8 @@ def test_configuration_and_tokenizer_are_compared_before_weights_are_read(
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
     refused(context, "was read with other rms_norm_eps", capsys, "--model", str(other))
+    named = f"{model_folder} read it, and this is {other}: give the model that read it (--model {model_folder})"
+    refused(context, named, capsys, "--model", str(other))
     (other / "config.json").write_text(json.dumps(config))
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["brandnew"])

@@ -64,7 +64,7 @@ def test_help_and_a_hint_say_what_to_expect(tmp_path, capsys):
     ("arguments", "said"),
     [
         (["CONTEXT", " ", "--heads", "HEADS"], "the query is empty"),
-        (["/nonexistent", "jim", "--heads", "HEADS"], "is not a context"),
+        (["/nonexistent", "jim", "--heads", "HEADS"], "/nonexistent does not exist: `landmark read FILE ... --out"),
         (["CONTEXT", "jim", "--heads", "/nonexistent"], "heads is /nonexistent, which cannot be read (No such file"),
         (["CONTEXT", "jim", "--heads", "OTHER"], "is no file of heads"),
         (["CONTEXT", "jim"], "no heads are known"),

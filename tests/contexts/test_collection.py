@@ -337,7 +337,7 @@ def test_what_is_refused(path, model, folder, tmp_path):
         Collection.create(path, model)
     with pytest.raises(ValueError, match="lies in the collection"):
         Collection.create(path / "inner", model)
-    with pytest.raises(ValueError, match="is not a collection"):
+    with pytest.raises(ValueError, match="does not exist: `landmark read --apart FILE"):
         Collection.open(tmp_path / "nothing", model)
     with pytest.raises(ValueError, match="is a collection: add documents with"):
         Context.open(path, model, write=True)

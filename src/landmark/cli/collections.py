@@ -98,7 +98,8 @@ def add_all(
     Documents are read one after the other, or all by `read_all`.
     """
     with collection:
-        new = collection.missing(with_names(collection, documents), replace=replace)
+        named = with_names(collection, documents)
+        new = collection.missing(named, replace=replace)
         started = time.perf_counter()
         tokenized = collection.tokenized(new)
         total = sum(document.member.tokens for document in tokenized)
@@ -109,6 +110,8 @@ def add_all(
                 collection.add_tokenized([document], progress)
         seconds = time.perf_counter() - started
         held = collection.documents
+        added_names = {name for name, _ in new}
+        there = {name: collection.holder(text) for name, text in named if name not in added_names}
     figures: dict[str, Any] = {
         "documents": len(held),
         "new_documents": len(new),
@@ -117,10 +120,13 @@ def add_all(
         "seconds": seconds,
     }
     if as_json:
-        print(json.dumps({"collection": where, **figures}))
+        print(json.dumps({"collection": where, **figures, "already_there": there}))
         return 0
+    for name, holder in there.items():
+        print_escaped(f"{name}: already there" + ("" if name == holder else f" under the name {holder}"))
+    added = f"{counted(len(new), 'document')} of {counted(total, 'token')} added in {seconds:.1f} s"
     print_escaped(
-        f"{where}: {counted(len(new), 'document')} of {counted(total, 'token')} added in {seconds:.1f} s;"
+        f"{where}: {added if new else 'nothing added'};"
         f" {counted(len(held), 'document')}, {counted(figures['tokens'], 'token')} in all"
     )
     return 0

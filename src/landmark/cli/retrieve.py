@@ -53,8 +53,6 @@ def run(options: RetrieveOptions) -> int:
     if not options.query.strip():
         raise ValueError("the query is empty: give the words to look for")
     options = replace(options, context=here(options.context))
-    if not options.context.is_dir():
-        raise ValueError(f"{options.context} is not a context: read texts into one with landmark read")
     from landmark.contexts.context import Context
     from landmark.contexts.retriever import Retriever
     from landmark.hf.retrieval_heads import RetrievalHeads

@@ -266,6 +266,11 @@ class Collection:
         """
         return missing_from(self.where, self.documents, documents, replace=replace)
 
+    def holder(self, text: str) -> str | None:
+        """The name of the document with this very text; None if there is none."""
+        sha256 = text_digest(encode_text("", text))
+        return next((member.name for member in self.documents if member.sha256 == sha256), None)
+
     def name_for(self, name: str, text: str) -> str:
         """A free name for a text without one: the first of `name`, `name 2`, `name 3` ... that no other text has."""
         sha256 = text_digest(encode_text(name, text))

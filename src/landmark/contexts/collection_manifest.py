@@ -113,10 +113,23 @@ def is_collection(path: Folder | str | Path) -> bool:
 def collection_place(path: Folder | str | Path) -> Folder:
     """The folder of a collection, held open; ValueError if there is none."""
     if not is_collection(path):
-        found = path.path if isinstance(path, Folder) else path
-        what = "it is a context, whose documents were read one after another" if has_manifest(path) else None
-        raise ValueError(f"{found} is not a collection: {what or f'it has no {COLLECTION}'}")
+        raise _no_collection(path.path if isinstance(path, Folder) else Path(path))
     return context_folder(path)
+
+
+def _no_collection(path: Path) -> ValueError:
+    """The error for a path at which there is no collection: it says what is there, and which command to use."""
+    if has_manifest(path):
+        return ValueError(
+            f"{path} is not a collection: it is a context, whose documents were read one after another;"
+            f" `landmark append {path} FILE ...` adds to it"
+        )
+    if not path.exists():
+        return ValueError(
+            f"{path} does not exist: `landmark read --apart FILE ... --out {path}` makes a collection there"
+        )
+    what = f"it has no {COLLECTION}" if path.is_dir() else "it is a file"
+    return ValueError(f"{path} is not a collection: {what}; `landmark read --apart FILE ... --out FOLDER` makes one")
 
 
 def collection_bytes(folder: Folder) -> bytes:

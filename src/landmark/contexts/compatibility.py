@@ -71,7 +71,8 @@ def recorded_numbers(path: Path) -> tuple[Any, Any]:
 def check_header(snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raises ValueError, naming the difference, if the context was read by another model or tokenizer."""
     kept = _entry(snapshot.header, "fingerprint")
-    _compare(snapshot.path, snapshot.header, kept, fingerprint_like(kept, model) | _fingerprint_of_tokenizer(tokenizer))
+    now = fingerprint_like(kept, model) | _fingerprint_of_tokenizer(tokenizer)
+    _compare(snapshot.path, snapshot.header, kept, now, model.name_or_path)
 
 
 def check_model(path: Path, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
@@ -81,7 +82,7 @@ def check_model(path: Path, config: "PretrainedConfig", tokenizer: "PreTrainedTo
     now = config_fingerprint_like(kept, config)
     if tokenizer is not None:
         now |= _fingerprint_of_tokenizer(tokenizer)
-    _compare(path, header, {name: kept.get(name) for name in now}, now)
+    _compare(path, header, {name: kept.get(name) for name in now}, now, config.name_or_path)
 
 
 def check_same_model(first: Path, other: Path) -> None:
@@ -89,17 +90,24 @@ def check_same_model(first: Path, other: Path) -> None:
 
     What one of their manifests does not say, in contexts of earlier releases, is left to opening them.
     """
-    kept, now = (_entry(manifest_of(path).header, "fingerprint") for path in (first, other))
+    headers = [manifest_of(path).header for path in (first, other)]
+    kept, now = (_entry(header, "fingerprint") for header in headers)
     said = kept.keys() & now.keys()
     for name, _, _ in differences({key: kept[key] for key in said}, {key: now[key] for key in said}):
-        raise ValueError(f"{other} was read with other {name} than {first}: serve each from a server of its own")
+        models = " and ".join(header.get("model") or "a model without a name" for header in headers)
+        raise ValueError(
+            f"{other} was read with other {name} than {first} (by {models}): serve each from a server of its own"
+        )
 
 
-def _compare(path: Path, header: dict[str, Any], kept: dict[str, Any], now: dict[str, Any]) -> None:
+def _compare(path: Path, header: dict[str, Any], kept: dict[str, Any], now: dict[str, Any], model: str | None) -> None:
+    """Raises ValueError for the first difference of two fingerprints; the second is that of `model`."""
+    by = header.get("model")
+    remedy = f"give the model that read it (--model {by})" if by else "give the model that read it"
     for name, before, after in differences(kept, now):
         raise ValueError(
-            f"{path} was read with other {name}: {before}, now {after}; open it with the model and "
-            f"the tokenizer that read it ({header.get('model') or 'not named'}), or read the text again"
+            f"{path} was read with other {name}: {before}, now {after}; {by or 'a model without a name'} read it, and"
+            f" this is {model or 'a model without a name'}: {remedy}, or read the text again"
         )
 
 

@@ -1,6 +1,7 @@
 """The manifest: which bytes of which files are the context (docs/context_format.md)."""
 
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable
@@ -210,7 +211,18 @@ def context_folder(path: Folder | str | Path) -> Folder:
     try:
         return disk.open_folder(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"{path} is not a context: it has no {MANIFEST}") from error
+        raise no_context(path) from error
+
+
+def no_context(path: str | Path) -> ValueError:
+    """The error for a path at which there is no context: it says what is there, and which command makes one."""
+    if not os.path.lexists(path):
+        return ValueError(f"{path} does not exist: `landmark read FILE ... --out {path}` makes a context there")
+    if not os.path.isdir(path):
+        return ValueError(
+            f"{path} is a file, and a context is a folder: `landmark read {path} --out FOLDER` reads a text into one"
+        )
+    return ValueError(f"{path} is not a context: it has no {MANIFEST}; `landmark read FILE ... --out FOLDER` makes one")
 
 
 def read_manifest(folder: Folder | str | Path) -> Manifest:
@@ -228,7 +240,7 @@ def manifest_bytes(folder: Folder) -> bytes:
     try:
         file = disk.open_file(folder / MANIFEST)
     except FileNotFoundError as error:
-        raise ValueError(f"{folder.path} is not a context: it has no {MANIFEST}") from error
+        raise no_context(folder.path) from error
     if file.size > MOST_BYTES:
         raise Damage(file.path, f"has {file.size} bytes, and a manifest has {MOST_BYTES} at most")
     return bytes(file.read(file.size))
