@@ -167,11 +167,7 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
     )
     ((cells, prompts),) = planned
     attending = _attending(options, model.config)
-    settings = attending.settings() | {"dtype": str(model.dtype).removeprefix("torch."), "rag": options.rag}
-    if options.rag is not None:
-        settings["rag_tokens"] = _rag_tokens(options, model.config)
-    if options.numbers.weights is not None:
-        settings["weights"] = options.numbers.weights
+    settings = attending.settings() | _computed(options, model)
     journal = None
     if options.out is not None:
         described = contents(model, tokenizer, haystack) | _described(options, groups, files) | settings
@@ -188,6 +184,16 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
         more = "the same command goes on" if options.out is not None else "only with --out does the same command go on"
         print_escaped(f"{len(found):,} of {asked:,} questions: {more}", to_stderr=True)
     return 0
+
+
+def _computed(options: TaskOptions, model: "PreTrainedModel") -> dict[str, Any]:
+    """The number types that answers are computed with, and what is searched for them."""
+    found: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch."), "rag": options.rag}
+    if options.rag is not None:
+        found["rag_tokens"] = _rag_tokens(options, model.config)
+    if options.numbers.weights is not None:
+        found["weights"] = options.numbers.weights
+    return found
 
 
 def _described(options: TaskOptions, groups: "Sequence[Group]", files: Mapping[str, Path]) -> dict[str, Any]:

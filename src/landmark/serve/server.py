@@ -94,18 +94,21 @@ class Server:
         self.usage = Usage(None if self.data is None else self.data / "usage.json")
         self.prompts = Prompts(self.tokenizer, self.limits.prompt_tokens)
         self.metrics = Metrics()
-        self.metrics.watch("landmark_disk_bytes", "Bytes of the contexts of clients", self._disk_bytes)
-        self.metrics.watch("landmark_running_requests", "Requests that take turns", lambda: len(self.engine.running))
-        self.metrics.watch(
+        self._watch()
+
+    def _watch(self) -> None:
+        """Names the states that metrics show."""
+        watch, engine = self.metrics.watch, self.engine
+        watch("landmark_disk_bytes", "Bytes of the contexts of clients", self._disk_bytes)
+        watch("landmark_running_requests", "Requests that take turns", lambda: len(engine.running))
+        watch(
             "landmark_decodes_together",
             "1 where rows that decode share a forward, 0 where they take turns",
-            lambda: self.engine.together is not None,
+            lambda: engine.together is not None,
         )
-        self.metrics.watch("landmark_waiting_requests", "Requests that wait", lambda: len(self.engine.waiting))
-        self.metrics.watch("landmark_reading_jobs", "Reading jobs to be done", lambda: len(self.engine.reading))
-        self.metrics.watch(
-            "landmark_reckoned_memory_bytes", "Memory of open contexts and answers", lambda: self.admission.nbytes
-        )
+        watch("landmark_waiting_requests", "Requests that wait", lambda: len(engine.waiting))
+        watch("landmark_reading_jobs", "Reading jobs to be done", lambda: len(engine.reading))
+        watch("landmark_reckoned_memory_bytes", "Memory of open contexts and answers", lambda: self.admission.nbytes)
 
     def _disk_bytes(self) -> int:
         return 0 if self.contexts.folder is None else bytes_in([self.contexts.folder])
@@ -205,22 +208,7 @@ class Server:
     ) -> Generation:
         name = self._context_name(request)
         self.usage.check(caller)
-        if request.stream_options is not None and not request.stream:
-            raise bad_request("stream_options needs stream to be true", "stream_options")
-        question = Question(
-            most_tokens=self._most_tokens(most),
-            temperature=_temperature(request.temperature),
-            top_p=1.0 if request.top_p is None else request.top_p,
-            seed=request.seed,
-            choices=request.n or 1,
-            stops=request.stops,
-            logprobs=logprobs,
-            sources=request.sources,
-            sentences=request.sentences,
-            ends=end_tokens(self.model, end),
-        )
-        if question.choices > self.limits.running:
-            raise bad_request(f"n is {question.choices}: this server gives at most {self.limits.running}", "n")
+        question = self._question(request, most, logprobs, end)
 
         def prepare() -> Prepared:
             context = None if name is None else self.contexts.asked(caller.name, name)
@@ -245,6 +233,27 @@ class Server:
         )
         self.engine.submit(generation)
         return generation
+
+    def _question(
+        self, request: GenerationRequest, most: int | None, logprobs: int | None, end: int | None
+    ) -> Question:
+        if request.stream_options is not None and not request.stream:
+            raise bad_request("stream_options needs stream to be true", "stream_options")
+        question = Question(
+            most_tokens=self._most_tokens(most),
+            temperature=_temperature(request.temperature),
+            top_p=1.0 if request.top_p is None else request.top_p,
+            seed=request.seed,
+            choices=request.n or 1,
+            stops=request.stops,
+            logprobs=logprobs,
+            sources=request.sources,
+            sentences=request.sentences,
+            ends=end_tokens(self.model, end),
+        )
+        if question.choices > self.limits.running:
+            raise bad_request(f"n is {question.choices}: this server gives at most {self.limits.running}", "n")
+        return question
 
     def _context_name(self, request: GenerationRequest) -> str | None:
         """The context that a request names, in its model or by itself; Refusal for another model."""
