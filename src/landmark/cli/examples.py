@@ -11,8 +11,9 @@ ALL = """\
   landmark demo                            # hides a passkey in a book and finds it; needs nothing else
   cp "$(python -c 'import landmark; print(landmark.book_path())')" book.txt    # or take a text of yours
   landmark chat book.txt --context chats   # questions in plain words; its help says which weights it needs
-  landmark read book.txt --out library     # reads once, and keeps it
-  landmark ask library "The captain of the ship was "
+  echo 'The pass key is 48213. Remember it.' | cat - book.txt > noted.txt
+  landmark read noted.txt --out library    # reads once, and keeps it
+  landmark ask library "What is the pass key? The pass key is "
   landmark serve library                   # OpenAI's protocol, and a page at http://127.0.0.1:8000/"""
 
 EXAMPLES = {

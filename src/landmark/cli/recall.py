@@ -253,8 +253,8 @@ def _print(rows: list[dict[str, Any]], options: TaskOptions) -> None:
             print(json.dumps(row), flush=True)
         return
     shown = [row | {"interval": f"{row['low']:.2f}-{row['high']:.2f}"} for row in rows]
-    columns = ("task", "form", "length", "attention", "rag", "right", "interval", "score", "samples")
-    print_table(shown, (*columns, "tokens_per_s", "seconds", "peak_rss_mb"))
+    columns = ("task", "form", "length", "attention", *(["rag"] if options.rag else []), "right", "interval", "score")
+    print_table(shown, (*columns, "samples", "tokens_per_s", "seconds", "peak_rss_mb"))
     for row in rows:
         spread = ", ".join(f"{depth}: {right:.0%}" for depth, right in row["by_depth"].items())
         print(f"{row['task']}, {row['form']}, {row['length']:,} tokens by depth: {spread}")

@@ -3,7 +3,7 @@
 // Texts of the server are only ever put into the page as text.
 
 const element = (id) => document.getElementById(id);
-const [SOON, LATER] = [1000, 10000]; // milliseconds between two looks at the contexts, while one is read and else
+const [SOON, LATER] = [1000, 30000]; // milliseconds between two looks at the contexts, while one is read and else
 const NAMED = 3; // documents of a job that are named
 let asking = null; // the AbortController of the request that runs
 let modelName = "";
@@ -308,5 +308,8 @@ element("who").addEventListener("submit", (event) => {
   [modelName, offered] = ["", null];
   look();
 });
-window.addEventListener("focus", () => modelName && look());
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) clearTimeout(looking);
+  else if (modelName) look();
+});
 look();
