@@ -58,12 +58,12 @@ def recording_cache(config: Any, layers: Collection[int]) -> tuple[LandmarkCache
     return LandmarkCache(config, storage=storage), list(recorders.values())
 
 
-def landmarks_of_book(tokens: int = TOKENS, progress: Callable[[int], object] | None = None) -> Landmarks:
+def landmarks_of_book(progress: Callable[[int], object] | None = None) -> Landmarks:
     """Reads the beginning of the book, which takes a quarter of a minute; `progress` gets numbers of tokens."""
     quiet_transformers()
     model = landmark.from_pretrained(model_path())
     tokenizer = load_tokenizer(model_path(), model)
-    ids = encode(tokenizer, read_text(book_path())).ids[:tokens]
+    ids = encode(tokenizer, read_text(book_path())).ids[:TOKENS]
     cache, (index,) = recording_cache(model.config, [LAYER])
     landmark.read(model, ids, cache, progress=progress)
     count = int(index.numbers(torch.device("cpu")).max()) + 1

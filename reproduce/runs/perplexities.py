@@ -124,16 +124,16 @@ def true_positions(length: int, retrieve: int, method: str) -> Row:
     return replace(row, trained_positions=stream_length(SPAN, BLOCK_SIZE) + 1).with_settings(positions="true")
 
 
-def full(table: str, local: int = WINDOW, length: int = WINDOW) -> Row:
+def full(table: str, local: int = WINDOW) -> Row:
     """Full attention within windows of `local` tokens, each read from scratch."""
     one = SegmentReading("full", local, lambda: Recurrent(local, 0))
-    return Row(table, "full attention", length, lambda config: one, {"local": local})
+    return Row(table, "full attention", WINDOW, lambda config: one, {"local": local})
 
 
-def plain_tokens(table: str, length: int = WINDOW) -> Row:
+def plain_tokens(table: str) -> Row:
     """Causal attention over windows with landmarks in them, each read from scratch."""
     one = PlainTokens("full", BLOCK_SIZE)
-    return Row(table, "landmarks as plain tokens", length, lambda config: one, {"local": length})
+    return Row(table, "landmarks as plain tokens", WINDOW, lambda config: one, {"local": WINDOW})
 
 
 def transformer_xl(table: str, length: int, window: int = 256) -> Row:

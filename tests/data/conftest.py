@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 WORDS = "the a key pass remember what is of whale sea captain ship and or to said deep old white"
 
 
-def prose(words: int, seed: int = 0) -> str:
+def prose(words: int) -> str:
     """Lines of random words and numbers."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     picked = [rng.choice([*WORDS.split(), str(rng.randrange(1000))]) for _ in range(words)]
     return "\n".join(" ".join(picked[start : start + 9]) for start in range(0, words, 9)) + "\n"
 

@@ -104,8 +104,8 @@ def test_no_haystack():
         Prompts(chat_tokenizer(), "", samples=1)
 
 
-def draft(*references: str, question: str = "Where does Oslo live?") -> Draft:
-    return Draft(Hidden(()), question, references)
+def draft(*references: str) -> Draft:
+    return Draft(Hidden(()), "Where does Oslo live?", references)
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,8 @@ REJECTED: dict[str, tuple[str, dict, str]] = {
 }
 
 
-def build(model_type: str, differences: dict, seed: int = 0) -> PreTrainedModel:
-    torch.manual_seed(seed)
+def build(model_type: str, differences: dict) -> PreTrainedModel:
+    torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **{**SMALL, **differences})
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 

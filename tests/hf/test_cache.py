@@ -320,8 +320,8 @@ def sharp_model(name="llama", **options):
 
 
 @torch.no_grad()
-def logits_of(model, cache, cuts=(40, 41, 42, 110, 145), **options):
-    pieces = torch.tensor_split(MISS_IDS, cuts, 1)
+def logits_of(model, cache, **options):
+    pieces = torch.tensor_split(MISS_IDS, (40, 41, 42, 110, 145), 1)
     return torch.cat([model(input_ids=piece, past_key_values=cache, **options).logits for piece in pieces], 1)
 
 

@@ -16,15 +16,11 @@ def model_of(trained=60, name="llama", **options):
 
 
 @torch.no_grad()
-def read_in_pieces(ids, cuts, mask=None, name="llama"):
+def read_in_pieces(ids, cuts, name="llama"):
     """Logits of the same weights where the trained range asks for no cut, read in pieces that end at `cuts`."""
     model, pieces = model_of(600, name), torch.tensor_split(ids, cuts, 1)
-    cache, columns, out = landmark.LandmarkCache(model.config), 0, []
-    for piece in pieces:
-        columns += piece.shape[1]
-        options = {} if mask is None else {"attention_mask": mask[:, :columns]}
-        out.append(model(input_ids=piece, past_key_values=cache, **options).logits)
-    return torch.cat(out, 1)
+    cache = landmark.LandmarkCache(model.config)
+    return torch.cat([model(input_ids=piece, past_key_values=cache).logits for piece in pieces], 1)
 
 
 @torch.no_grad()

@@ -19,12 +19,12 @@ def converted(name="llama", **options):
     return model
 
 
-def greedy_by_hand(model, ids, steps=12):
+def greedy_by_hand(model, ids):
     """The same text token by token through a cache."""
     cache = landmark.LandmarkCache(model.config)
     out = []
     with torch.no_grad():
-        for _ in range(steps):
+        for _ in range(12):
             ids = model(input_ids=ids, past_key_values=cache).logits[:, -1:].argmax(-1)
             out.append(ids)
     return torch.cat(out, 1)

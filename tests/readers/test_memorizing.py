@@ -14,8 +14,8 @@ from landmark.readers.recurrent import Recurrent
 IDS = torch.randint(3, 61, (2, 40), generator=torch.Generator().manual_seed(3))
 
 
-def gates(heads: int = 4) -> Tensor:
-    return torch.linspace(-1, 1, heads).double().requires_grad_()
+def gates() -> Tensor:
+    return torch.linspace(-1, 1, 4).double().requires_grad_()
 
 
 def dense(

@@ -64,11 +64,9 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     )
 
 
-def made_up(
-    tokenizer: PreTrainedTokenizerFast, *documents: tuple[str, str], block_size: int = 3, seed: int = 0
-) -> tuple[View, torch.Tensor]:
+def made_up(tokenizer: PreTrainedTokenizerFast, *documents: tuple[str, str]) -> tuple[View, torch.Tensor]:
     """A view with random reads of documents (name, text), and the ids of all tokens in it."""
-    rng = np.random.default_rng(seed)
+    rng, block_size = np.random.default_rng(0), 3
     texts, ids, first = [], [], 0
     encoded: list[tuple[str, str, EncodedText]] = [
         (name, DOCUMENT, (bos_tokens(tokenizer) if not i else encode(tokenizer, "")) + encode(tokenizer, text))

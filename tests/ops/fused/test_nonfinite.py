@@ -10,10 +10,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["reference", "blockwise", "fused"]
 
 
-def inputs(dtype=torch.float32):
+def inputs():
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, heads, LENGTH, DIM) for heads in (4, 2, 2)]
-    return [torch.randn(shape, generator=generator, dtype=dtype).to(DEVICE) for shape in shapes]
+    return [torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes]
 
 
 def masks(name):
