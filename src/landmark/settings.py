@@ -98,7 +98,10 @@ class ReadingSettings:
             )
 
     def changed(self, **changes: Unpack[ReadingChanges]) -> "ReadingSettings":
-        """These settings, but for `changes`."""
+        """These settings, but for `changes`; raises ValueError for what is no setting of reading."""
+        known = _names(ReadingSettings)
+        if unknown := sorted(changes.keys() - known):
+            raise ValueError(f"{', '.join(unknown)}: no setting of reading, which are {', '.join(sorted(known))}")
         return replace(self, **changes)
 
 

@@ -174,6 +174,8 @@ def test_cache_settings_are_checked():
         landmark.LandmarkCache(model.config, retrieve=50)
     with pytest.raises(ValueError, match="max_blocks"):
         landmark.LandmarkCache(model.config, max_blocks=0)
+    with pytest.raises(ValueError, match="top_k, topk: no setting of reading"):
+        landmark.LandmarkCache(model.config, topk=4, top_k=4)
 
 
 def test_a_longer_text_read_before_changes_nothing():

@@ -200,6 +200,7 @@ def test_training_with_gradient_checkpointing_gives_the_same_gradients():
         ({"block_size": 0}, "block_size is 0"),
         ({"block_size": 7, "retrieve": -1}, "retrieve is -1"),
         ({"block_size": 7, "local_blocks": -2}, "local_blocks"),
+        ({"block_size": 7, "top_k": 4}, "top_k: no setting of reading, which are .* retrieve"),
         ({"block_size": 7, "selection": "best"}, "selection"),
         ({"block_size": 7, "positions": "absolute"}, "positions"),
         ({"block_size": 7, "landmark_id": 99}, "landmark_id is 99"),
