@@ -418,9 +418,47 @@ def test_a_full_disk_keeps_what_was_there(memory, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(fsspec.filesystem("memory").__class__, "get", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(
+            ValueError, match=r"full cannot hold copies of collections \(No space left.*: set LANDMARK_"
+        ):
             local_copy(memory)
     assert names(local_copy(memory)) == {"a"}
+
+
+def test_a_cache_that_cannot_be_written(memory, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    elsewhere(tmp_path / "file", monkeypatch)
+    with pytest.raises(ValueError, match=r"file cannot hold copies of collections \(File exists\): set LANDMARK_"):
+        local_copy(memory)
+    elsewhere(tmp_path / "cache", monkeypatch)
+    monkeypatch.setattr(remote_cache, "_open_lock", _read_only)
+    with pytest.raises(ValueError, match=r"cache cannot hold copies of collections \(Read-only file system\)"):
+        local_copy(memory)
+
+
+def _read_only(path):
+    raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+
+@pytest.mark.parametrize("when", ["get_documents", "_get"])
+def test_a_cache_that_is_deleted_meanwhile(memory, tmp_path, monkeypatch, when):
+    """What is missing then is not missing in the store."""
+    with RemoteWriter.create_at(memory, EMPTY) as writer:
+        changed(writer, {"a": 1, "b": 2})
+    elsewhere(tmp_path / "other", monkeypatch)
+    usual, calls = getattr(remote_cache.Store, when), []
+
+    def deleting(*given):
+        usual(*given)
+        if not calls:
+            shutil.rmtree(tmp_path / "other")
+        calls.append(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote_cache.Store, when, deleting)
+        with pytest.raises(ValueError, match=f"{tmp_path}/other/.* was deleted while {memory} was fetched: open that"):
+            local_copy(memory)
+    assert len(open_set(local_copy(memory)).documents()) == 2
 
 
 KILLED = """

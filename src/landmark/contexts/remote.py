@@ -15,7 +15,7 @@ from landmark.contexts.collection_writer import CollectionWriter
 from landmark.contexts.disk import Damage, Progress
 from landmark.contexts.lock import not_alone
 from landmark.contexts.remote_cache import Copy, lost_copy, member_bytes
-from landmark.contexts.remote_store import Store, manifest_name
+from landmark.contexts.remote_store import NotInStore, Store, manifest_name
 from landmark.urls import path_of, url_of
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def _with_newest(store: Store, use: Callable[[CollectionManifest], T]) -> T:
         number = store.newest()
         try:
             return use(store.manifest(number))
-        except FileNotFoundError as error:  # removed by a change, or lost
+        except NotInStore as error:  # removed by a change, or lost
             if store.newest() == number:
                 raise ValueError(f"{store.url} is damaged, a file of it is missing ({error}): restore it") from error
 

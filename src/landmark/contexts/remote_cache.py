@@ -4,6 +4,7 @@ A copy is the folder of a collection, so that everything opens it. Its unit is t
 landmark keys of all of them, and a block that had to come over a network would stop the token that wants it.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -27,7 +28,7 @@ from landmark.contexts.collection_manifest import (
 )
 from landmark.contexts.disk import Damage, Progress
 from landmark.contexts.manifest import TOKEN, Layout
-from landmark.contexts.remote_store import Store
+from landmark.contexts.remote_store import Store, check_fetched
 from landmark.contexts.snapshot import open_reader
 from landmark.contexts.verify import verify
 from landmark.files import disk_bytes, files_below, release_lock, try_lock
@@ -45,8 +46,18 @@ def cache_folder() -> Path:
     """The folder of all copies: $LANDMARK_CACHE, or `landmark` where the system keeps caches; others cannot read it."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "landmark")
     folder = Path(os.environ.get(FOLDER) or default)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error) from error
     return folder.resolve()
+
+
+def _unusable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"{folder} cannot hold copies of collections ({error.strerror}): set {FOLDER} to a folder that can, and has"
+        " room for them"
+    )
 
 
 def member_bytes(member: Member, layout: Layout) -> int:
@@ -74,7 +85,10 @@ class Copy:
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Waits for other processes that change the copy."""
-        descriptor = _open_lock(_beside(self.folder, "lock"))
+        try:
+            descriptor = _open_lock(_beside(self.folder, "lock"))
+        except OSError as error:
+            raise _unusable(self._cache, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             for left in (self._incoming, *self._cache.glob(f"{self.folder.name}.*gone-*")):  # of a killed process
@@ -134,10 +148,7 @@ class Copy:
         try:
             store.get_documents([member.key for member in members], self._incoming)
             for member in members:
-                folder = self._incoming / member.key
-                for damage in verify(folder):
-                    raise damage
-                check_member(open_reader(folder), member, manifest)
+                self._check(member, manifest)
             for member in members:
                 _drop(self.folder, member.key)  # a part of it, or a damaged one
                 (self._incoming / member.key).rename(self.folder / DOCUMENTS / member.key)
@@ -147,8 +158,19 @@ class Copy:
                 f"{self.url}/{DOCUMENTS}/{name} {damage.what} in the store itself, and was not kept: upload the"
                 " document again, or remove it and add its text"
             ) from damage
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _unusable(self._cache, error) from error
         finally:
             shutil.rmtree(self._incoming, ignore_errors=True)
+
+    def _check(self, member: Member, manifest: CollectionManifest) -> None:
+        folder = self._incoming / member.key
+        check_fetched(folder, self.url)
+        for damage in verify(folder):
+            raise damage
+        check_member(open_reader(folder), member, manifest)
 
     # For those who change the collection.
 

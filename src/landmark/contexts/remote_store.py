@@ -1,7 +1,7 @@
 """A collection on another file system (fsspec): its manifests and the folders of its documents, by their names.
 
-Whatever a file system raises becomes a ValueError of one line; FileNotFoundError and FileExistsError keep their
-meaning, which is part of how a collection changes.
+Whatever a file system raises becomes a ValueError of one line; NotInStore and FileExistsError keep their meaning, which
+is part of how a collection changes.
 """
 
 import errno
@@ -18,6 +18,10 @@ from landmark.contexts.manifest import MANIFEST, SEGMENTS, Manifest, has_manifes
 
 _MANIFEST = re.compile(r"collection-([0-9]{1,16})\.json")
 _NEEDS = "pip install 'landmark-attention[remote]', or the package of fsspec for this file system"
+
+
+class NotInStore(FileNotFoundError):
+    """Raised where a store lacks a file that a manifest counts on."""
 
 
 def manifest_name(generation: int) -> str:
@@ -78,12 +82,12 @@ class Store:
         try:
             with self._reached():
                 found = self._files.ls(folder, detail=False)
-        except FileNotFoundError:
+        except NotInStore:
             return []
         return [str(path).rstrip("/").rsplit("/", 1)[-1] for path in found]
 
     def manifest(self, number: int) -> CollectionManifest:
-        """The manifest of a number; FileNotFoundError if there is none, ValueError if it is damaged."""
+        """The manifest of a number; NotInStore if there is none, ValueError if it is damaged."""
         with self._reached():
             data = self._files.cat_file(self._at(manifest_name(number)))
         try:
@@ -101,7 +105,7 @@ class Store:
         try:
             with self._reached():
                 self._files.rm(self._at(name), recursive=True)
-        except FileNotFoundError:
+        except NotInStore:
             pass
 
     def has_document(self, key: str) -> bool:
@@ -122,13 +126,14 @@ class Store:
             self._files.put(sources[-1:], targets[-1:])
 
     def get_documents(self, keys: Sequence[str], to: Path) -> None:
-        """Fetches folders of documents into the folder `to`: unchecked; FileNotFoundError if a file is missing."""
+        """Fetches folders of documents into the folder `to`: unchecked; NotInStore if a file is missing."""
         for key in keys:
             disk.make_folder(disk.open_folder(to) / key)
             disk.make_folder(disk.open_folder(to / key) / SEGMENTS)
         names = [f"{key}/{MANIFEST}" for key in keys]
         self._get(names, to)
-        self._get([f"{key}/{name}" for key in keys for name in _files_of(_fetched_manifest(to / key))], to)
+        manifests = {key: _fetched_manifest(to / key, self.url) for key in keys}
+        self._get([f"{key}/{name}" for key in keys for name in _files_of(manifests[key])], to)
 
     def _get(self, names: list[str], to: Path) -> None:
         with self._reached():
@@ -146,7 +151,7 @@ class Store:
             raise
         except Exception as error:
             if isinstance(error, FileNotFoundError) and not writing:
-                raise
+                raise NotInStore(*error.args) from error
             if isinstance(error, NotImplementedError) and writing:
                 raise self._read_only() from error
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -167,8 +172,15 @@ def _files_of(manifest: Manifest) -> list[str]:
     return segments if manifest.state is None else [manifest.state_name, *segments]
 
 
-def _fetched_manifest(folder: Path) -> Manifest:
-    """That of a document; Damage if it is none."""
+def check_fetched(folder: Path, url: str) -> None:
+    """Raises ValueError where somebody deleted the folder of a document from `url` since it was fetched."""
+    if not (folder / MANIFEST).exists():
+        raise ValueError(f"{folder} was deleted while {url} was fetched: open that again")
+
+
+def _fetched_manifest(folder: Path, url: str) -> Manifest:
+    """That of a document; Damage if it is none, ValueError if it is gone."""
+    check_fetched(folder, url)
     if not has_manifest(folder):
         raise Damage(folder / MANIFEST, "is not the manifest of a document")
     return read_manifest(folder)
