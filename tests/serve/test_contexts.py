@@ -13,6 +13,7 @@ import pytest
 from serving import NAME, running, until
 
 from landmark import Collection
+from landmark.contexts.remote import local_copy
 
 TEXT = "jim looked at the ships and keys for a long while . " * 30
 NOTE = "he spoke of the calm sea 0123456789 . " * 20
@@ -306,6 +307,22 @@ def test_a_collection_is_served_as_a_context_is(reader, tmp_path):
     assert answer.choices[0].text == expected
     assert [document["name"] for document in found["documents"]] == ["a", "b"]
     assert found["bytes"] > 0
+
+
+def test_a_damaged_copy_of_a_url_is_fetched_again(reader, tmp_path, monkeypatch):
+    pytest.importorskip("fsspec", reason="the extra remote")
+    monkeypatch.setenv("LANDMARK_CACHE", str(tmp_path / "cache"))
+    url = f"memory://{tmp_path.name}"
+    with Collection.create(url, *reader) as collection:
+        collection.add(TEXT, "a")
+        expected = collection.generate("jim ", max_new_tokens=5).text
+    with running(*reader, given={"library": local_copy(url)}) as one:
+        (blocks,) = local_copy(url).rglob("*.blocks")
+        blocks.write_bytes(bytes(byte ^ 1 for byte in blocks.read_bytes()))
+        with pytest.raises(openai.InternalServerError, match="the context is damaged"):
+            one.client().completions.create(model=f"{NAME}@library", prompt="jim ", max_tokens=5)
+        answer = one.client().completions.create(model=f"{NAME}@library", prompt="jim ", max_tokens=5)
+    assert answer.choices[0].text == expected
 
 
 def test_without_a_folder_clients_make_no_contexts(reader, library):

@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -90,8 +91,8 @@ class Generation:
     """Implements `landmark.serve.engine.Work`. `preparing` makes what it needs.
 
     `emit` gets its events in the engine's thread; `count`, once, at its end, the tokens that were cached, read and
-    generated, and the traffic of blocks. After `deadline`, a time of `time.monotonic`, it fails; after `cancel` it ends
-    without a word.
+    generated, and the traffic of blocks; `forget` the folder of a context in which damage was found. After `deadline`,
+    a time of `time.monotonic`, it fails; after `cancel` it ends without a word.
     """
 
     owner: str
@@ -101,6 +102,7 @@ class Generation:
     preparing: Callable[[], Prepared]
     emit: Callable[[Event], None]
     count: Callable[[int, int, int, Traffic], None]
+    forget: Callable[[Path], None]
     deadline: float
     cancelled: bool = False
     nbytes: int = 0
@@ -187,6 +189,8 @@ class Generation:
         return context.passages(context.ranked(trace), limit)
 
     def fail(self, error: BaseException) -> None:
+        if isinstance(error, Damage) and self._context is not None:
+            self.forget(self._context.path)  # opening it again mends a copy of what lies elsewhere
         if not self.cancelled:
             self.cancelled = True
             self.emit(Failed(refusal_of(error)))

@@ -229,6 +229,7 @@ class Server:
             prepare,
             Timed(emit, self.metrics),
             count,
+            self.admission.opened.forget,
             time.monotonic() + self.limits.seconds,
         )
         self.engine.submit(generation)
