@@ -32,7 +32,7 @@ from landmark.hf.config import (
 )
 from landmark.hf.model import saved_rows
 from landmark.hf.tokenizer import encode, load_tokenizer, quiet_transformers
-from landmark.settings import LandmarkSettings, ReadingChanges, position_budget
+from landmark.settings import LandmarkSettings, ReadingChanges, ReadingSettings, position_budget
 
 VOCABULARY = 4096  # tokens of the random model
 _PLAIN = "landmark-bench"
@@ -146,7 +146,7 @@ def _random(options: ModelOptions, machine: Machine, layers: int) -> PreTrainedM
         num_attention_heads=heads,
         num_key_value_heads=options.kv_heads or heads,
         # Room for the longest chunk that is ever read at once.
-        max_position_embeddings=position_budget(block_size, retrieve, local_blocks, tail=True) + MAX_CHUNK,
+        max_position_embeddings=position_budget(block_size, ReadingSettings(**reading), tail=True) + MAX_CHUNK,
     )
     with torch.random.fork_rng(devices=[]), machine.device:  # drawn where they will lie: large models take a while
         torch.manual_seed(0)

@@ -47,6 +47,8 @@ class ReadingChanges(TypedDict, total=False):
     """Open no blocks where they would get less than this share of a query's attention, from 0 to below 1."""
     positions: Positions
     """Rotary positions of opened blocks: stingy, within the trained range, or true."""
+    gap: FromZero
+    """Stingy positions left free between opened blocks and the local window."""
     allow_nonfinite: bool
     """Read and answer also where the model computes NaN or infinity."""
 
@@ -65,6 +67,8 @@ class ReadingSettings:
     - `miss_threshold`: a query whose blocks would get a smaller share of its attention together opens none (the context
       miss of appendix D).
     - `positions`: rotary positions of opened blocks, see `Positions`.
+    - `gap`: stingy positions that are left free between opened blocks and the local window, so that the two are not
+      taken for one text; 0 is the paper's rule. They come out of the trained range, and so out of the longest chunk.
     - `allow_nonfinite`: reads on where the model computes NaN or infinity, which is an error otherwise.
 
     Raises ValueError, naming the value and the remedy, for settings that mean nothing.
@@ -77,6 +81,7 @@ class ReadingSettings:
     selection: Selection = "per_token_and_head"
     miss_threshold: float = 0.0
     positions: Positions = "stingy"
+    gap: int = 0
     allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
@@ -84,6 +89,9 @@ class ReadingSettings:
         _check_count("local_blocks", self.local_blocks, 0, "0 or more (0 is the paper's rule)")
         _check_choice("selection", self.selection, SELECTIONS)
         _check_choice("positions", self.positions, get_args(Positions))
+        _check_count("gap", self.gap, 0, "0 or more rotary positions")
+        if self.gap and self.positions == "true":
+            raise ValueError(f'gap is {self.gap}: true positions leave no gap; give gap=0, or positions="stingy"')
         if not isinstance(self.allow_nonfinite, bool):
             raise ValueError(f"allow_nonfinite is {self.allow_nonfinite!r}: give True or False")
         if self.max_blocks is not None:
@@ -151,16 +159,17 @@ class LandmarkSettings:
         return self.block_size + 1
 
     def position_budget(self, *, tail: bool) -> int:
-        """Rotary positions that stand before a chunk: slots of opened blocks, the local window and, perhaps, a tail."""
-        return position_budget(self.block_size, self.reading.retrieve, self.reading.local_blocks, tail=tail)
+        """Rotary positions that stand before a chunk: slots, the gap, the local window and, perhaps, a tail."""
+        return position_budget(self.block_size, self.reading, tail=tail)
 
 
-def position_budget(block_size: int, retrieve: int, local_blocks: int, *, tail: bool) -> int:
-    """Rotary positions before a chunk: `retrieve` + 1 slots, `local_blocks` blocks and, with a `tail`, one block more.
+def position_budget(block_size: int, reading: ReadingSettings, *, tail: bool) -> int:
+    """Rotary positions before a chunk: `retrieve` + 1 slots, `gap`, `local_blocks` and, with a `tail`, one block more.
 
     Slot 0 is that of all blocks but the newest.
     """
-    return (retrieve + 1 + local_blocks + tail) * (block_size + 1)
+    blocks = reading.retrieve + 1 + reading.local_blocks + tail
+    return blocks * (block_size + 1) + (reading.gap if reading.retrieve else 0)
 
 
 def check_block_size(block_size: int) -> None:

@@ -54,6 +54,20 @@ def test_enough_blocks_give_attention_over_the_whole_stream(
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("chunks", [(40, 9), (40, 1), (27, 5)])
+@pytest.mark.parametrize("local_blocks", [0, 2])
+def test_a_gap_moves_the_local_window_away_from_opened_blocks(chunks, local_blocks):
+    gap, (before, total) = 50, (chunks[0], sum(chunks))
+    qkv = stream(total)
+    memory = layer_memory(block_size=7, retrieve=100, local_blocks=local_blocks, gap=gap)
+    out = read(memory, qkv, chunks)[:, :, before:]
+    positions = torch.arange(total)
+    positions[(before // 8 - local_blocks) * 8 :] += gap
+    turned = [rotation().apply(x, positions) for x in qkv[:2]]
+    expected = reference_attention(*turned, qkv[2], is_landmark=(torch.arange(total) % 8 == 7)[None], scoring=Scoring())
+    torch.testing.assert_close(out, expected[:, :, before:], atol=1e-12, rtol=0)
+
+
 @given(
     first=st.lists(st.integers(0, 30), min_size=3, max_size=3),
     second=st.lists(st.integers(0, 9), min_size=3, max_size=3),

@@ -77,6 +77,8 @@ def test_a_long_chunk_needs_little_memory(selection):
         ({"retrieve": -1}, "retrieve is -1"),
         ({"selection": "best"}, "selection is 'best': choose one of per_token_and_head"),
         ({"local_blocks": -2}, "local_blocks is -2"),
+        ({"gap": -1}, "gap is -1: give a whole number, 0 or more"),
+        ({"gap": 8, "positions": "true"}, "gap is 8: true positions leave no gap"),
         ({"max_blocks": 0}, "max_blocks is 0"),
         ({"positions": "far"}, "positions is 'far': choose"),
     ],

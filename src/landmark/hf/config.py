@@ -97,8 +97,9 @@ def chunk_tokens(settings: LandmarkSettings, config: PretrainedConfig) -> int:
         raise ValueError(
             f"a chunk of {chunk_size} ordinary tokens does not fit the trained range of {trained} positions: it takes"
             f" {stream_length(chunk_size, size)} with its landmarks, and {before} lie before it: (retrieve"
-            f" {reading.retrieve} + 1 + local_blocks {reading.local_blocks}) * stride {settings.stride}"
-            f"{'' if whole_blocks else ' and a tail'}; give at most {fits}{others}, or lower retrieve or local_blocks"
+            f" {reading.retrieve} + 1 + local_blocks {reading.local_blocks}) * stride {settings.stride} + gap"
+            f" {reading.gap}{'' if whole_blocks else ' and a tail'}; give at most {fits}{others}, or lower retrieve,"
+            " local_blocks or gap"
         )
     return chunk_size
 
@@ -113,8 +114,8 @@ def chunk_positions(settings: LandmarkSettings, config: PretrainedConfig) -> int
     if tokens_that_fit(room, settings.block_size, settings.block_size - 1) < 1:
         raise ValueError(
             f"nothing fits the trained range: (retrieve {reading.retrieve} + 1 + local_blocks {reading.local_blocks}"
-            f" + 1) * stride {settings.stride} = {taken} positions, of {positions} trained, leaves no room for a chunk;"
-            " lower block_size, retrieve or local_blocks"
+            f" + 1) * stride {settings.stride} + gap {reading.gap} = {taken} positions, of {positions} trained, leaves"
+            " no room for a chunk; lower block_size, retrieve, local_blocks or gap"
         )
     return room
 

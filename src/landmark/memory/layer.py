@@ -278,11 +278,11 @@ class LayerMemory:
     def _arithmetic(self, longest: int) -> str:
         if self.settings.positions == "true" and self.settings.retrieve:
             return "with positions='true' it must hold the whole text; use positions='stingy' or a longer table"
-        k, local = self.settings.retrieve, self.settings.local_blocks
+        k, local, gap = self.settings.retrieve, self.settings.local_blocks, self.settings.gap
         return (
-            f"(retrieve + 1 + local_blocks) * stride + tail + chunk = "
-            f"({k} + 1 + {local}) * {self.stride} + tail + {longest} must fit; "
-            "cut shorter chunks, or lower retrieve, local_blocks or block_size"
+            f"(retrieve + 1 + local_blocks) * stride + gap + tail + chunk = "
+            f"({k} + 1 + {local}) * {self.stride} + {gap} + tail + {longest} must fit; "
+            "cut shorter chunks, or lower retrieve, local_blocks, gap or block_size"
         )
 
     def _starts(self, rows: int) -> list[int]:
@@ -295,7 +295,8 @@ class LayerMemory:
         for row, (leaving, length) in enumerate(zip(self._leaving, self._window.lengths, strict=True)):
             blocks = self._blocks
             k = 0 if blocks is None else min(self.settings.retrieve, blocks.kept(blocks.counts[row] + leaving))
-            starts.append((k + 1) * self.stride * (k > 0) + length - leaving * self.stride)
+            before = (k + 1) * self.stride + self.settings.gap if k else 0
+            starts.append(before + length - leaving * self.stride)
         return starts
 
     @property
