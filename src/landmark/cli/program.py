@@ -48,7 +48,7 @@ class Program:
     summary: str
     commands: tuple[Command, ...]
     examples: str
-    examples_of: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    examples_of: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
     default: Command | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> int:
