@@ -180,14 +180,18 @@ def run_perplexity(options: PerplexityOptions) -> int:
         if options.json:
             print(json.dumps(comparisons[-1]), flush=True)
     if not options.json:
-        columns = ("attention", "length", "retrieve", "local_blocks", "chunk_size")
-        columns += ("perplexity", "nll", "nll_se", "tokens")
-        skipping = ("miss_threshold", "retrievals_skipped") if any("retrievals_skipped" in row for row in rows) else ()
-        print_table(rows, (*columns, *skipping, "attended", "seconds", *_marks(rows)))
-        if comparisons:
-            named = ("setting", "against", "difference", "difference_se", "tokens", "windows")
-            print_table(comparisons, (*named, *_marks(comparisons)))
+        _print_perplexities(rows, comparisons)
     return 0
+
+
+def _print_perplexities(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
+    """Print the figures of each setting, then the differences, if there are any."""
+    columns = ("attention", "length", "retrieve", "local_blocks", "chunk_size", "perplexity", "nll", "nll_se", "tokens")
+    skipping = ("miss_threshold", "retrievals_skipped") if any("retrievals_skipped" in row for row in rows) else ()
+    print_table(rows, (*columns, *skipping, "attended", "seconds", *_marks(rows)))
+    if comparisons:
+        named = ("setting", "against", "difference", "difference_se", "tokens", "windows")
+        print_table(comparisons, (*named, *_marks(comparisons)))
 
 
 def _reading_of(options: EvalOptions, config: "PretrainedConfig") -> "Reading":

@@ -219,17 +219,23 @@ def _trainer(
         eval_dataset=_validation_batches(plan, validation, backend, block_size, chat_format),
     )
     trainer.remove_callback(PrinterCallback)
-    step_tokens: list[int] = []
-    teaching: list[int] = []  # those read with landmarks
-    for stage in plan.recipe.stages:
-        tokens = tokens_per_step(stage, block_size, plan.recipe.micro_batches)
-        step_tokens += [tokens] * stage.steps
-        teaching += [tokens if stage.has_landmarks and stage.gates else 0] * stage.steps
+    step_tokens, teaching = _tokens_of_steps(plan, block_size)
     trainer.add_callback(TrainedTokens(model.config, teaching))
     report = Report(step_tokens, plan.json)
     if arguments.process_index == 0:
         trainer.add_callback(report)
     return trainer, report
+
+
+def _tokens_of_steps(plan: Plan, block_size: int) -> tuple[list[int], list[int]]:
+    """Ordinary tokens of each step, and those of them that are read with landmarks."""
+    step_tokens: list[int] = []
+    teaching: list[int] = []
+    for stage in plan.recipe.stages:
+        tokens = tokens_per_step(stage, block_size, plan.recipe.micro_batches)
+        step_tokens += [tokens] * stage.steps
+        teaching += [tokens if stage.has_landmarks and stage.gates else 0] * stage.steps
+    return step_tokens, teaching
 
 
 def _validation_batches(
