@@ -11,6 +11,7 @@ COMMANDS = (
     Command("index", "benchmarks.commands:run_index", "search through landmark keys"),
     Command("tiers read", "benchmarks.commands:run_tiers_read", "reading and decoding within budgets of memory"),
     Command("tiers disk", "benchmarks.commands:run_tiers_disk", "random reads of blocks from disk"),
+    Command("tiers int8", "benchmarks.commands:run_tiers_int8", "what blocks in int8 below the device cost"),
     Command("tiers overlap", "benchmarks.commands:run_tiers_overlap", "whether opened blocks can be predicted"),
     Command("tiers readers", "benchmarks.commands:run_tiers_readers", "memory of processes that share a context"),
     Command("long-context read", "benchmarks.commands:run_long_read", "read millions of tokens into a context"),

@@ -23,6 +23,7 @@ from benchmarks.options import (
     ServeLoadOptions,
     ServeTrialsOptions,
     TierDiskOptions,
+    TierInt8Options,
     TierOverlapOptions,
     TierReadersOptions,
     TierReadOptions,
@@ -276,6 +277,13 @@ def run_tiers_disk(options: TierDiskOptions) -> int:
     from benchmarks import tiers
 
     return _print_rows(options, tiers.disk(options))
+
+
+def run_tiers_int8(options: TierInt8Options) -> int:
+    """Blocks in int8 below the device."""
+    from benchmarks import int8_blocks
+
+    return _print_rows(options, int8_blocks.run(options))
 
 
 def run_tiers_overlap(options: TierOverlapOptions) -> int:

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 from landmark.cli.options import Bytes
 from landmark.limits import (
     FromOne,
+    FromZero,
     MaybeFromOne,
     MaybeFromZero,
     OutFile,
@@ -285,6 +286,28 @@ class TierDiskOptions(RowOptions):
     """Folder on the disk to time; default: the system's temporary one."""
     gib: FromOne = 1
     """Size of the file, in GiB."""
+    threads: Threads = 1
+    """Threads torch may use on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierInt8Options(RowOptions):
+    """What blocks in int8 below the device cost: perplexity, passkeys, bytes of a block, and the time of a fetch."""
+
+    model: Path | None = None
+    """Folder of a converted model with its tokenizer; default: the one in the package."""
+    texts: tuple[Path, ...] = ()
+    """UTF-8 texts for perplexity, held-out ones; default: the book in the package."""
+    windows: FromZero = 24
+    """Windows of the texts, spread evenly over them; 0 measures no perplexity."""
+    length: FromOne = 2048
+    """Ordinary tokens of a window."""
+    samples: FromZero = 20
+    """Passkeys, at even depths; 0 asks for none."""
+    passkey_length: FromOne = 8192
+    """Ordinary tokens of a text with a passkey."""
+    host_budget: Annotated[str, Bytes()] = "1MB"
+    """Bytes of blocks in memory. All are read as they were dequantized, so that it changes times alone."""
     threads: Threads = 1
     """Threads torch may use on the CPU."""
 

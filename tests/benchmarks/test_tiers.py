@@ -51,3 +51,18 @@ def test_rows_of_readers(tmp_path, model_folder, capsys):
     rows = rows_of(["tiers", "readers", *arguments, "--host-budget", "12KB"], capsys)
     assert [(row["keys"], row["readers"]) for row in rows] == [("mapped", 1), ("private", 1)]
     assert all(0 < row["pss_mb"] <= row["pss_mb_of_all"] for row in rows)
+
+
+def test_rows_of_blocks_in_int8(tmp_path, model_folder, capsys):
+    book = tmp_path / "book.txt"
+    book.write_text("it was a calm sea and jim looked at the ships for a long while . " * 40, encoding="utf-8")
+    arguments = ["--texts", str(book), "--windows", "2", "--length", "200", "--samples", "1", "--passkey-length", "300"]
+    *fetched, scored, asked = rows_of(
+        ["tiers", "int8", "--model", str(model_folder), "--host-budget", "20KB", *arguments], capsys
+    )
+    assert [row["fetched_at_once"] for row in fetched] == [4, 32, 512]
+    assert all(row["int8_bytes"] < row["as_it_is_bytes"] for row in fetched)
+    assert scored["windows"] == 2
+    assert scored["as_it_is_perplexity"] > 1
+    assert abs(scored["difference_nats"]) > 0
+    assert asked["passkeys"] == 1

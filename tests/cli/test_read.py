@@ -35,6 +35,11 @@ def test_append_and_read_again_leave_out_what_is_there(context, files, model_fol
         (["ask", "{context}", "x", "--sources", "-1"], "sources is -1"),
         (["ask", "{context}", "x", "--host-budget", "much"], "host_budget is 'much'"),
         (["ask", "{context}", "x", "--host-budget", "1KB"], "too small for a single query"),
+        (
+            ["ask", "{context}", "x", "--kv-dtype", "int8"],
+            "kv_dtype is 'int8', and the context keeps its blocks in float",
+        ),
+        (["append", "{context}", "{book}", "--kv-dtype", "int8"], "leave kv_dtype out, or read the text again"),
         (["ask", "{tmp}/nothing", "x"], "not a context"),
         (["append", "{context}", "{tmp}/nothing.txt"], "does not exist"),
         (["append", "{tmp}", "{book}"], "not a context"),
@@ -111,3 +116,16 @@ def test_documents_of_one_command_are_compared_before_the_model_is_loaded(tmp_pa
         patch.setattr("landmark.cli.read.load", None)
         assert cli.main(["append", str(tmp_path / "new"), files[0], files[0]]) == 2
     assert f"two different texts are named {files[0]}" in capsys.readouterr().err
+
+
+def test_a_context_in_int8_opens_without_the_option(files, model_folder, tmp_path, capsys):
+    out = str(tmp_path / "int8")
+    model = ["--model", str(model_folder)]
+    assert cli.main(["read", *model, "--out", out, "--kv-dtype", "int8", files[0]]) == 0
+    assert cli.main(["append", *model, out, files[1]]) == 0
+    assert cli.main(["ask", *model, out, "jim looked", "--max-new-tokens", "3", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])["answer"]
+    assert cli.main(["ask", *model, out, "jim looked", "--max-new-tokens", "3", "--json", "--kv-dtype", "int8"]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"] == answer
+    assert cli.main(["ask", *model, files[0], "jim looked", "--kv-dtype", "int8"]) == 2
+    assert "without a budget all stay on it: give host_budget" in capsys.readouterr().err

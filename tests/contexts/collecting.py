@@ -32,7 +32,7 @@ def write(place: Path, name: str, number: int) -> Member:
     """Makes the context of a document, if it is not whole yet."""
     text, blocks = text_of(number), number % 3 + 1
     sha256 = text_digest(text.encode())
-    key = document_key(sha256, HEADER)
+    key = document_key(sha256, HEADER, LAYOUT)
     path = place / DOCUMENTS / key
     with open_writer(path) if has_manifest(path) else create(path, HEADER, LAYOUT) as writer:
         if not writer.blocks:

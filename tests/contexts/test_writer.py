@@ -177,7 +177,7 @@ def test_a_folder_that_may_not_be_written(path, monkeypatch):
     check(open_reader(path), HELD)
 
 
-@pytest.mark.parametrize(("version", "age"), [(0, "older than 1"), (3, "newer than 2")])
+@pytest.mark.parametrize(("version", "age"), [(0, "older than 1"), (4, "newer than 3")])
 def test_other_format_versions(path, monkeypatch, version, age):
     with monkeypatch.context() as patched:
         patched.setattr("landmark.contexts.manifest.VERSION", version)

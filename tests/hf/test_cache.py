@@ -259,6 +259,7 @@ def test_what_inference_mode_made_can_be_written_to_outside_of_it():
         ({"host_budget": "12 parsecs"}, "host_budget is '12 parsecs'"),
         ({"host_budget": 0}, "host_budget is 0"),
         ({"index": "sorted"}, "sorted"),
+        ({"kv_dtype": "int4"}, "kv_dtype is 'int4': give 'int8', or None"),
     ],
 )
 def test_settings_that_mean_nothing(options, said):
@@ -272,6 +273,7 @@ def test_settings_that_mean_nothing(options, said):
         ({"host_budget": 100}, "too small for a single query"),
         ({"device_budget": "1MB"}, "on a CPU, give host_budget"),
         ({"host_budget": "1MB", "max_blocks": 3}, "max_blocks is 3"),
+        ({"kv_dtype": "int8"}, "kv_dtype is 'int8', for blocks below the device.*give host_budget"),
     ],
 )
 def test_budgets_that_cannot_serve_this_reading(options, said):

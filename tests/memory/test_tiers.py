@@ -15,6 +15,7 @@ from landmark.ops.scoring import working_dtype
 from landmark.store.base import BlockStore
 from landmark.store.device import DeviceStore
 from landmark.store.files import ExtentMap, FileStore
+from landmark.store.int8 import Int8Store, pack, unpack
 from landmark.store.tiered import TieredStore
 
 STRIDE, KV_HEADS, TOP_K = 4, 2, 2
@@ -28,15 +29,32 @@ class Tiers(ProcessStorage):
     kind: str = "files"
     slots: int = 4
     itemsize: int = 8
+    int8: bool = False
 
     def store(self, rows: int, max_blocks: int | None, *, device: torch.device) -> BlockStore:
         budget = self.slots * rows * KV_HEADS * STRIDE * 2 * DIM * self.itemsize
         below = DeviceStore(rows) if self.kind == "host" else FileStore(ExtentMap() for _ in range(rows))
         if self.kind == "two levels":
             below = TieredStore(below, budget=2 * budget)
-        return TieredStore(below, budget=budget, device=device)
+        return TieredStore(Int8Store(below) if self.int8 else below, budget=budget, device=device)
 
 
+class DequantizedStore(DeviceStore):
+    """All blocks on the device, as int8 below it would give them back."""
+
+    def append(self, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        shape = {"stride": STRIDE, "width": DIM, "dtype": keys.dtype}
+        super().append(row, unpack(pack(keys, -2), -2, **shape), unpack(pack(values, -1), -1, **shape))
+
+
+class Dequantized(ProcessStorage):
+    """Storage in a `DequantizedStore`."""
+
+    def store(self, rows: int, max_blocks: int | None, *, device: torch.device) -> BlockStore:
+        return DequantizedStore(rows, max_blocks)
+
+
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("tier", TIERS)
 @given(
     chunks=st.lists(st.one_of(st.just([1, 1]), st.lists(st.integers(0, 40), min_size=2, max_size=2)), max_size=8),
@@ -50,12 +68,12 @@ class Tiers(ProcessStorage):
     threads=st.integers(1, 2),
 )
 def test_every_tier_computes_the_same_bits(
-    tier, chunks, selection, local_blocks, groups, slots, dtype, constant, turn, threads
+    tier, int8, chunks, selection, local_blocks, groups, slots, dtype, constant, turn, threads
 ):
     """Ragged rows that read [40, 25], then chunks of any length or single tokens; rows change places on the way."""
     settings = {"block_size": STRIDE - 1, "retrieve": TOP_K, "selection": selection, "local_blocks": local_blocks}
-    storage = Tiers(kind=tier, slots=slots, itemsize=dtype.itemsize)
-    memories = [layer_memory(**settings, constant_keys=constant, storage=kept) for kept in (None, storage)]
+    storages = Dequantized() if int8 else None, Tiers(kind=tier, slots=slots, itemsize=dtype.itemsize, int8=int8)
+    memories = [layer_memory(**settings, constant_keys=constant, storage=kept) for kept in storages]
     landmark = torch.randn(2, KV_HEADS, 1, DIM)
     turning = rotation(dtype=working_dtype(torch.empty(0, dtype=dtype)))
     for number, lengths in enumerate([[40, 25], *chunks, [1, 1]]):
@@ -74,7 +92,7 @@ def test_every_tier_computes_the_same_bits(
         if turn and number % 3 == 1:
             for memory in memories:
                 memory.reorder(torch.tensor([1, number % 2]))
-    assert memories[0].nbytes == memories[1].nbytes
+    assert int8 or memories[0].nbytes == memories[1].nbytes
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -99,9 +117,10 @@ def test_forks_share_what_was_read_and_go_on_alone(tier):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("tier", ["host", "two levels"])  # files fill slots of the host alone
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_slots_on_a_gpu_serve_it_as_a_buffer_there_does(tier, dtype):
-    storage = Tiers(kind=tier, slots=8, itemsize=dtype.itemsize)
-    memories = [layer_memory(block_size=STRIDE - 1, retrieve=TOP_K, local_blocks=1, storage=s) for s in (None, storage)]
+@pytest.mark.parametrize("int8", [False, True])
+def test_slots_on_a_gpu_serve_it_as_a_buffer_there_does(tier, dtype, int8):
+    storages = Dequantized() if int8 else None, Tiers(kind=tier, slots=8, itemsize=dtype.itemsize, int8=int8)
+    memories = [layer_memory(block_size=STRIDE - 1, retrieve=TOP_K, local_blocks=1, storage=s) for s in storages]
     turning = rotation(dtype=torch.float32)
     turning = Rotation(turning.cos.cuda(), turning.sin.cuda(), turning.style)
     for length in (40, 30, 1, 1, 1):

@@ -29,3 +29,13 @@ def at_pages(data: torch.Tensor, table: torch.Tensor, heads: int) -> torch.Tenso
     own_head = torch.arange(heads) // (heads // kv_heads)
     found = data[torch.arange(rows)[:, None, None, None], own_head[:, None, None], table.clamp(min=0)]
     return found.masked_fill(table[..., None, None] < 0, 0)
+
+
+def rounded_blocks(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What int8 makes of blocks: keys rounded by channels, values by tokens, to 127 steps of the largest magnitude."""
+    found = []
+    for x, dim in ((keys, -2), (values, -1)):
+        wide = x.double() if x.dtype == torch.float64 else x.float()
+        scale = (wide.abs().max(dim, keepdim=True).values.float() / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        found.append(((wide / scale).round() * scale).to(x.dtype))
+    return found[0], found[1]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["int8"]
+KvDtype = Literal["int8"]
 
 
 class Bytes(Limit):
@@ -78,12 +79,20 @@ class MemoryOptions:
     context, no limit for a text."""
     device_budget: Annotated[str | None, Bytes()] = None
     """The same for a GPU's memory."""
+    kv_dtype: KvDtype | None = None
+    """int8 keeps keys and values below the device in 8 bits, in files about a quarter of the bytes of float32, and
+    answers change a little. For a new context, which any command then opens without this option, or beside a budget."""
     index: Literal["auto", "exact", "hierarchical"] = "auto"
     """Index of the landmark keys: docs/indexes.md."""
 
     def keywords(self) -> dict[str, Any]:
         """Keywords of `LandmarkCache` and `Context`."""
-        return {"host_budget": self.host_budget, "device_budget": self.device_budget, "index": self.index}
+        return {
+            "host_budget": self.host_budget,
+            "device_budget": self.device_budget,
+            "kv_dtype": self.kv_dtype,
+            "index": self.index,
+        }
 
     def check(self, config: "PretrainedConfig", context: Path | None = None, **settings: Any) -> None:
         """Raises ValueError for what does not go with a context, or with a model with this `config`."""

@@ -51,7 +51,7 @@ class ApartReader:
         sha256 = text_digest(data)
         tokens = compatibility.tokenized(self.tokenizer, text, first=True, progress=progress)
         blocks = -(-len(tokens) // (self.layout.blocks[0].stride - 1))
-        key = document_key(sha256, self.header)
+        key = document_key(sha256, self.header, self.layout)
         return TokenizedDocument(Member(name, key, sha256, len(tokens), blocks, len(text), len(data)), text, tokens)
 
     def read(

@@ -17,7 +17,7 @@ class ContextBlocks(BlockFile):
     """
 
     def __init__(self, file: OpenFile, layout: Layout, landmarks: OpenFile, first: int, count: int) -> None:
-        super().__init__(file.descriptor, layout.blocks, str(file.path))
+        super().__init__(file.descriptor, layout.stored, str(file.path))
         self.file = file
         self._landmarks = landmarks
         self._landmark_bytes = layout.landmark_record.itemsize

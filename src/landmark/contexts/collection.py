@@ -93,7 +93,8 @@ class Collection:
                 f"positions is {settings.reading.positions!r}: documents read apart have no places in one text; use"
                 " positions='stingy'"
             )
-        header, layout = compatibility.header(model, tokenizer, settings), compatibility.layout(model)
+        header = compatibility.header(model, tokenizer, settings)
+        layout = compatibility.layout(model, options.get("kv_dtype"))
         compatibility.check_memory(header, layout, model.config, **options)
         manifest = CollectionManifest(0, json.loads(to_json(header, "the header")), layout)
         writer = create_writer(path, manifest)

@@ -83,10 +83,11 @@ def _open_member(place: Folder, member: Member, manifest: CollectionManifest) ->
 def check_member(found: Snapshot, member: Member, manifest: CollectionManifest) -> None:
     """Raises Damage unless a document is what the manifest says, read by the model of the manifest."""
     held, stride = found.documents(), manifest.layout.blocks[0].stride
+    keys = {document_key(member.sha256, one.header, one.layout) for one in (found, manifest)}
     sound = (
         len(held) == 1
         and held[0].sha256 == member.sha256
-        and document_key(member.sha256, found.header) == member.key == document_key(member.sha256, manifest.header)
+        and keys == {member.key}
         and found.layout == manifest.layout
         and found.blocks == member.blocks
         and held[0].tokens == member.blocks * (stride - 1)

@@ -11,10 +11,20 @@ from typing import Any
 from landmark.contexts import disk, fields
 from landmark.contexts.disk import Damage, Folder
 from landmark.contexts.fields import Malformed
-from landmark.contexts.manifest import Layout, check_frame, context_folder, framed, has_manifest, header_of, layout_of
+from landmark.contexts.manifest import (
+    OPTIONAL,
+    Layout,
+    check_frame,
+    context_folder,
+    framed,
+    has_manifest,
+    header_of,
+    layout_of,
+)
 
 FORMAT = "landmark collection"
 VERSION = 1
+VERSION_INT8 = 2  # with a `kv_dtype`, and otherwise as version 1
 COLLECTION = "collection.json"
 NEW_COLLECTION = "collection.json.tmp"
 DOCUMENTS = "documents"  # folder of the documents' contexts, each named by its key
@@ -72,6 +82,7 @@ class CollectionManifest:
             "text_bytes": sum(member.bytes for member in self.members),
             "blocks": self.blocks,
             **sizes,
+            **self.layout.kept,
             "header": self.header,
         }
 
@@ -86,7 +97,7 @@ class CollectionManifest:
         return framed(
             {
                 "format": FORMAT,
-                "version": VERSION,
+                "version": VERSION if self.layout.kv_dtype is None else VERSION_INT8,
                 "generation": self.generation,
                 **self.layout.fields,
                 "documents": [asdict(member) for member in self.members],
@@ -96,9 +107,11 @@ class CollectionManifest:
         )
 
 
-def document_key(sha256: str, header: dict[str, Any]) -> str:
-    """The key of a document with the text `sha256`, read by the model and with the settings of a `header`."""
+def document_key(sha256: str, header: dict[str, Any], layout: Layout) -> str:
+    """The key of a document with the text `sha256`, read as a `header` and `layout` have it."""
     read_by = {"text": sha256, "fingerprint": header.get("fingerprint"), "settings": header.get("settings")}
+    if layout.kv_dtype is not None:
+        read_by["kv_dtype"] = layout.kv_dtype
     return hashlib.sha256(json.dumps(read_by, sort_keys=True).encode()).hexdigest()
 
 
@@ -158,13 +171,13 @@ def parse_collection(data: bytes, path: Path) -> CollectionManifest:
     try:
         found = fields.parse(data, "the manifest")
         version = fields.whole(found.get("version"), "the format version")
-        if version == VERSION:
+        if version in (VERSION, VERSION_INT8):
             return _manifest(found)
     except Malformed as error:
         raise Damage(path, f"is no manifest that can be read: {error}") from error
     raise ValueError(
-        f"{path} has format version {version}, and this program reads {VERSION}: use the version of the package"
-        " that wrote it, or read the documents again"
+        f"{path} has format version {version}, and this program reads {VERSION} and {VERSION_INT8}: use the"
+        " version of the package that wrote it, or read the documents again"
     )
 
 
@@ -184,7 +197,7 @@ def publish_collection(
 
 
 def _manifest(found: dict[str, Any]) -> CollectionManifest:
-    fields.fields(found, "the manifest", _FIELDS)
+    fields.fields(found, "the manifest", _FIELDS, OPTIONAL)
     fields.one_of(found["format"], "format", {FORMAT: FORMAT})
     members = tuple(
         _member(value, f"documents[{index}]")

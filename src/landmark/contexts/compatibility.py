@@ -33,7 +33,7 @@ from landmark.memory import LayerMemory
 from landmark.memory.storage import Budgets
 from landmark.memory.window import WindowState
 from landmark.settings import LandmarkSettings, ReadingChanges
-from landmark.store.base import BlockShape
+from landmark.store.base import BlockShape, KvDtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -130,8 +130,11 @@ def check_keeps(settings: LandmarkSettings) -> None:
         raise ValueError("retrieve is 0: no blocks are kept, so that there is nothing to save; write with 1 or more")
 
 
-def layout(model: "PreTrainedModel") -> Layout:
-    """Shapes of the blocks and landmark keys of every landmark layer, taken from a forward of one token."""
+def layout(model: "PreTrainedModel", kv_dtype: KvDtype | None = None) -> Layout:
+    """Shapes of the blocks and landmark keys of every landmark layer, taken from a forward of one token.
+
+    Blocks will be kept in `kv_dtype`.
+    """
     token = int(landmark_settings(model.config).landmark_id == 0)  # any but the landmark
     cache = read(model, [token], LandmarkCache(model.config, allow_nonfinite=True))  # numbers do not matter here
     stride, blocks = cache.settings.stride, []
@@ -140,7 +143,7 @@ def layout(model: "PreTrainedModel") -> Layout:
             window, _ = memory.state()
             heads, key_dim, value_dim = window.keys.shape[1], window.keys.shape[3], window.values.shape[3]
             blocks.append(BlockShape(heads, stride, key_dim, value_dim, window.keys.dtype))
-    return Layout(tuple(blocks), tuple((shape.heads, shape.key_dim) for shape in blocks))
+    return Layout(tuple(blocks), tuple((shape.heads, shape.key_dim) for shape in blocks), kv_dtype)
 
 
 def cache_of(
@@ -150,9 +153,13 @@ def cache_of(
     index: IndexKind | IndexOptions = "auto",
     host_budget: int | str | None = None,
     device_budget: int | str | None = None,
+    kv_dtype: KvDtype | None = None,
     **reading: Unpack[ReadingChanges],
 ) -> LandmarkCache:
-    """A cache that continues the context; settings that are given replace those with which it was read."""
+    """A cache that continues the context; settings that are given replace those with which it was read.
+
+    A `kv_dtype` must be that in which the context keeps its blocks: raises ValueError.
+    """
     options = index_options(index)
     config = text_config(model.config)
     settings = _settings(snapshot.header, config, reading)
@@ -160,7 +167,7 @@ def cache_of(
         check_keeps(settings)
     layers = [layer for layer, kind in enumerate(layer_kinds(config)) if kind == "landmark"]
     _check_layout(snapshot, len(layers), settings.stride)
-    budgets = _budgets(config, settings, host_budget, device_budget)
+    budgets = _budgets(config, settings, host_budget, device_budget, _kept_in(snapshot.layout, kv_dtype))
     tensors, metadata = snapshot.state()  # says how many blocks there are, before memory is taken for them
     keys = snapshot.landmark_buffers()
     storages = {
@@ -219,16 +226,30 @@ def check_memory(
     index: IndexKind | IndexOptions = "auto",
     host_budget: int | str | None = None,
     device_budget: int | str | None = None,
+    kv_dtype: KvDtype | None = None,
     **reading: Unpack[ReadingChanges],
 ) -> None:
     """Raises ValueError for bad budgets, or ones too small for a query, before a model is loaded.
 
-    `header` and `layout` are those of the context, `config` that of the model.
+    Also for a `kv_dtype` other than that in which the context keeps its blocks. `header` and `layout` are those of the
+    context, `config` that of the model.
     """
     text = text_config(config)
-    budgets = _budgets(text, _settings(header, text, reading), host_budget, device_budget)
+    settings = _settings(header, text, reading)
+    budgets = _budgets(text, settings, host_budget, device_budget, _kept_in(layout, kv_dtype))
     for shape in layout.blocks:
         budgets.check(shape)
+
+
+def _kept_in(layout: Layout, kv_dtype: KvDtype | None) -> KvDtype | None:
+    """The dtype in which a context keeps its blocks below the device; ValueError for another one."""
+    if kv_dtype not in (None, layout.kv_dtype):
+        kept = layout.kv_dtype or layout.fields["blocks"][0][-1]
+        raise ValueError(
+            f"kv_dtype is {kv_dtype!r}, and the context keeps its blocks in {kept}: leave kv_dtype out, or read the"
+            " text again into a new one"
+        )
+    return layout.kv_dtype
 
 
 def _settings(header: dict[str, Any], config: "PretrainedConfig", reading: ReadingChanges) -> LandmarkSettings:
@@ -249,9 +270,10 @@ def _budgets(
     settings: LandmarkSettings,
     host_budget: int | str | None,
     device_budget: int | str | None,
+    kv_dtype: KvDtype | None,
 ) -> Budgets:
     host_budget = DEFAULT_HOST_BUDGET if host_budget is None else host_budget
-    return layer_budgets(settings, config, host_budget, device_budget)
+    return layer_budgets(settings, config, host_budget, device_budget, kv_dtype)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

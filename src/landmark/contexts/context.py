@@ -107,7 +107,8 @@ class Context:
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
         settings = LandmarkCache(model.config, **options).settings  # rejects bad ones before anything is made
         compatibility.check_keeps(settings)
-        header, layout = compatibility.header(model, tokenizer, settings), compatibility.layout(model)
+        header = compatibility.header(model, tokenizer, settings)
+        layout = compatibility.layout(model, options.get("kv_dtype"))
         compatibility.check_memory(header, layout, model.config, **options)
         writer = create(folder, header, layout)
         return cls._opened(writer, model, tokenizer, options)
@@ -135,7 +136,8 @@ class Context:
 
         `options` are keywords of `LandmarkCache`: `host_budget` and `device_budget` bound the bytes of blocks in memory
         ("256MB"; host_budget is 256 MB by default), `index` is the search of landmark keys, `retrieve`, `selection` and
-        `local_blocks` decide which blocks are read (by default as when the documents were).
+        `local_blocks` decide which blocks are read (by default as when the documents were). `kv_dtype="int8"` is for a
+        new context, which keeps its blocks so; one that keeps them otherwise is refused, and without it any opens.
 
         Raises ValueError if this is no context, if another process writes to it, if it was read by another model,
         other adapters or scaling of them, another tokenizer or block size (naming the difference), or if it is damaged.

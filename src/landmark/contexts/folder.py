@@ -256,6 +256,7 @@ def facts(path: str | Path, snapshot: Snapshot) -> dict[str, Any]:
         "segments": len(manifest.segments),
         "bytes": manifest.committed_bytes,
         "shared_bytes": sum(sum(entry.sizes(manifest.layout).values()) for entry in shared),
+        **manifest.layout.kept,
         "header": manifest.header,
     }
 

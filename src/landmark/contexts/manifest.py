@@ -17,11 +17,13 @@ from landmark.contexts import disk, fields
 from landmark.contexts.disk import Damage, Folder
 from landmark.contexts.fields import Malformed
 from landmark.settings import current_names
-from landmark.store.base import BlockShape
+from landmark.store.base import BlockShape, KvDtype
+from landmark.store.int8 import packed_shape
 
 FORMAT = "landmark context"
 VERSION = 2
-READABLE = (1, 2)  # documents of version 1 have no SHA-256 and no parts
+VERSION_INT8 = 3  # with a `kv_dtype`, and otherwise as version 2
+READABLE = (1, 2, 3)  # documents of version 1 have no SHA-256 and no parts
 
 # Limits of what is parsed, far above what is written: nothing is allocated by what a damaged file says.
 MOST_BYTES = 8 << 20  # of a manifest
@@ -55,31 +57,47 @@ PART = np.dtype(
         ("crc32", "<u4"),
     ]
 )
+_KV_DTYPES: dict[str, KvDtype] = {"int8": "int8"}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES}
 KINDS = ("blocks", "landmarks", "tokens", "text", "documents", "parts")
 
 _FIRST_LINE = re.compile(rb'\{"crc32": "([0-9a-f]{8})",\n')
 _BEGINNING = 4096  # bytes in which a manifest names its format
 _FIELDS = ("crc32", "format", "version", "generation", "blocks", "landmarks", "segments", "state", "header")
+OPTIONAL = ("kv_dtype",)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes of a block, layer by layer: of its keys and values, and `(Hkv, D)` of its landmark keys."""
+    """Shapes of a block, layer by layer: of its keys and values, and `(Hkv, D)` of its landmark keys.
+
+    Keys and values are kept in `kv_dtype`, or as they are without one.
+    """
 
     blocks: tuple[BlockShape, ...]
     landmarks: tuple[tuple[int, int], ...]
+    kv_dtype: KvDtype | None = None
+
+    @property
+    def stored(self) -> tuple[BlockShape, ...]:
+        """Shapes of a block as it is kept, layer by layer."""
+        return self.blocks if self.kv_dtype is None else tuple(map(packed_shape, self.blocks))
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of a block in all layers."""
-        return sum(shape.nbytes for shape in self.blocks)
+        """Bytes of a block in all layers, as it is kept."""
+        return sum(shape.nbytes for shape in self.stored)
 
     @property
     def fields(self) -> dict[str, Any]:
         """Its fields in a manifest; `layout_of` takes them."""
         blocks = [[*shape[:-1], str(shape.dtype).removeprefix("torch.")] for shape in self.blocks]
-        return {"blocks": blocks, "landmarks": self.landmarks}
+        return {"blocks": blocks, "landmarks": self.landmarks, **self.kept}
+
+    @property
+    def kept(self) -> dict[str, KvDtype]:
+        """`kv_dtype` under its name, nothing without one."""
+        return {} if self.kv_dtype is None else {"kv_dtype": self.kv_dtype}
 
     @cached_property
     def landmark_record(self) -> np.dtype:
@@ -177,7 +195,7 @@ class Manifest:
         """The file: a first line with the checksum of the rest; both together are one JSON object."""
         fields = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if self.layout.kv_dtype is None else VERSION_INT8,
             "generation": self.generation,
             **self.layout.fields,
             "segments": [asdict(segment) for segment in self.segments],
@@ -298,7 +316,7 @@ def _parse(data: bytes, path: Path) -> Manifest:
             return _manifest(found)
     except Malformed as error:
         raise Damage(path, f"is no manifest that can be read: {error}") from error
-    age, nearest = ("newer", READABLE[-1]) if version > VERSION else ("older", READABLE[0])
+    age, nearest = ("newer", READABLE[-1]) if version > READABLE[-1] else ("older", READABLE[0])
     raise ValueError(
         f"{path} has format version {version}, {age} than {nearest}, which this program reads: "
         f"use the version of the package that wrote it, or read the text again"
@@ -313,7 +331,7 @@ def check_frame(data: bytes, path: Path) -> None:
 
 
 def _manifest(found: dict[str, Any]) -> Manifest:
-    fields.fields(found, "the manifest", _FIELDS)
+    fields.fields(found, "the manifest", _FIELDS, OPTIONAL)
     fields.one_of(found["format"], "format", {FORMAT: FORMAT})
     generation = fields.whole(found["generation"], "generation")
     if (found["state"] is None) != (generation == 0):
@@ -334,6 +352,7 @@ def layout_of(found: dict[str, Any]) -> Layout:
     layout = Layout(
         tuple(_shape(shape, f"blocks[{layer}]") for layer, shape in enumerate(layers)),
         tuple(_landmark_shape(shape, f"landmarks[{layer}]") for layer, shape in enumerate(keys)),
+        fields.one_of(found["kv_dtype"], "kv_dtype", _KV_DTYPES) if "kv_dtype" in found else None,
     )
     numbers = sum(heads * width for heads, width in layout.landmarks)
     if 4 * (numbers + len(layers) + 1) > _MOST_RECORD_BYTES:

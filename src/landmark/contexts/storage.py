@@ -72,7 +72,8 @@ class ContextStorage:
         extents = [Extent(s.blocks, layer, 0, s.first, s.count) for s in self._snapshot.segments if s.count]
         # Without a target new blocks go to a temporary file.
         target = self._snapshot.target(layer) if isinstance(self._snapshot, Writer) else None
-        return self._budgets.over(FileStore([ExtentMap(extents, target)]), device)
+        shape = self._snapshot.layout.blocks[layer]
+        return self._budgets.over(FileStore([ExtentMap(extents, target)]), device, shape)
 
     def fork(self) -> "ContextStorage":
         """The same blocks as of now, without the writer: new ones go to a temporary file."""

@@ -156,7 +156,7 @@ def _check_block(
     segment: Segment, record: int, layout: Layout, blocks: OpenFile, expected: list[int], check: _Check
 ) -> None:
     offset = record * layout.block_bytes
-    for layer, (shape, crc32) in enumerate(zip(layout.blocks, expected, strict=True)):
+    for layer, (shape, crc32) in enumerate(zip(layout.stored, expected, strict=True)):
         with check.of(blocks.path, shape.nbytes):
             if zlib.crc32(blocks.read(shape.nbytes, offset)) != crc32:
                 raise Damage(blocks.path, f"is damaged in block {segment.first + record}, layer {layer}")

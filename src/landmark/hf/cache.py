@@ -28,7 +28,7 @@ from landmark.memory import LayerMemory, Retrievals
 from landmark.memory.storage import ProcessStorage, Storage
 from landmark.ops.rotary import Rotation
 from landmark.settings import ReadingChanges
-from landmark.store.base import Traffic
+from landmark.store.base import KvDtype, Traffic
 from landmark.stream import Stream, stream_length
 
 Decode = Literal["auto", "graph", "eager"]  # how steps of decoding are computed, see `landmark.hf.step_graph`
@@ -70,6 +70,7 @@ class CacheOptions(ReadingChanges, total=False):
     index: IndexKind | IndexOptions
     host_budget: int | str | None
     device_budget: int | str | None
+    kv_dtype: KvDtype | None
 
 
 class LandmarkCache(Cache):
@@ -93,7 +94,10 @@ class LandmarkCache(Cache):
         host_budget, device_budget: bytes of host and device memory ("256MB", or a number) for the blocks of all layers.
             Blocks that do not fit are offloaded: to host memory, or with a host budget to temporary files. Without
             budgets all blocks stay on the device.
-        storage: the storage of each landmark layer, instead of these three.
+        kv_dtype: "int8" keeps blocks below the device in int8 with scales, in about a quarter of the bytes of float32;
+            they are dequantized when they are fetched, and read so everywhere, also before they were offloaded. None
+            keeps them as they are. Landmark keys and the local window are not changed by it.
+        storage: the storage of each landmark layer, instead of these four.
         decode: "graph" repeats every step of decoding as a CUDA graph, and is an error where that cannot be; "eager"
             never does; "auto" does where it can. `eager_reason` is then why the last step was none, and None if it was.
 
@@ -109,6 +113,7 @@ class LandmarkCache(Cache):
         index: IndexKind | IndexOptions = "auto",
         host_budget: int | str | None = None,
         device_budget: int | str | None = None,
+        kv_dtype: KvDtype | None = None,
         storage: Mapping[int, Storage] | None = None,
         decode: Decode = "auto",
         **reading: Unpack[ReadingChanges],
@@ -127,9 +132,8 @@ class LandmarkCache(Cache):
         self.kinds = layer_kinds(config)
         self._window = getattr(config, "sliding_window", None)
         if storage is None:
-            shared = ProcessStorage(
-                index_options(index), layer_budgets(self.settings, config, host_budget, device_budget)
-            )
+            budgets = layer_budgets(self.settings, config, host_budget, device_budget, kv_dtype)
+            shared = ProcessStorage(index_options(index), budgets)
             storage = dict.fromkeys(range(len(self.kinds)), shared)
         self._storage = storage
         super().__init__(layers=[*self._fresh_layers()])

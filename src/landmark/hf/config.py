@@ -7,6 +7,7 @@ from transformers import PretrainedConfig
 
 from landmark.memory.storage import Budgets
 from landmark.settings import LandmarkSettings
+from landmark.store.base import KvDtype
 from landmark.stream import stream_length, tokens_that_fit
 
 # A longer chunk costs quadratic attention for little gain; models with a long range are cut here instead.
@@ -133,14 +134,18 @@ def head_dim(config: PretrainedConfig) -> int:
 
 
 def layer_budgets(
-    settings: LandmarkSettings, config: PretrainedConfig, host_budget: int | str | None, device_budget: int | str | None
+    settings: LandmarkSettings,
+    config: PretrainedConfig,
+    host_budget: int | str | None,
+    device_budget: int | str | None,
+    kv_dtype: KvDtype | None,
 ) -> Budgets:
     """Budgets of one landmark layer, an equal share of those of the model.
 
-    Raises ValueError for budgets that are no number of bytes.
+    Raises ValueError for budgets that are no number of bytes, and for a `kv_dtype` that there is not.
     """
     groups = text_config(config).num_attention_heads // key_value_heads(config)
     reading = settings.reading
     step_blocks = reading.retrieve * (1 if reading.selection in ("per_token", "per_group") else groups)
     layers = layer_kinds(config).count("landmark")
-    return Budgets.shared(host_budget, device_budget, layers=layers, step_blocks=max(1, step_blocks))
+    return Budgets.shared(host_budget, device_budget, kv_dtype, layers=layers, step_blocks=max(1, step_blocks))

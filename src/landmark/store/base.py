@@ -1,9 +1,9 @@
 """The interfaces of block stores and of the tier below them, and what they share: block shapes, traffic, budgets."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class BlockStore(Protocol):
     A store belongs to one layer. B rows, H query heads, Hkv key-value heads, blocks of `stride` positions.
     """
 
-    def append(self, row: int, keys: Tensor, values: Tensor) -> None:
+    def append(self, row: int, keys: Tensor, values: Tensor) -> object:
         """Adds `keys [Hkv,m,stride,D]` and `values [Hkv,m,stride,Dv]` as the next m blocks of one row."""
         ...
 
@@ -73,8 +73,11 @@ class BackingStore(Protocol):
     Rows and block numbers as in `BlockStore`.
     """
 
-    def append(self, row: int, keys: Tensor, values: Tensor) -> None:
-        """Adds `keys [Hkv,m,stride,D]` and `values [Hkv,m,stride,Dv]` on the CPU as the next m blocks of one row."""
+    def append(self, row: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Adds `keys [Hkv,m,stride,D]` and `values [Hkv,m,stride,Dv]` on the CPU as the next m blocks of one row.
+
+        Returns the blocks as `fetch` will give them where they are rounded, None where they are kept as they are.
+        """
         ...
 
     def fetch(self, misses: "CacheMisses", keys: Tensor, values: Tensor) -> "Traffic":
@@ -151,6 +154,12 @@ class CacheMisses(NamedTuple):
     blocks: np.ndarray
     slots: np.ndarray
 
+    def ranks(self, heads: int) -> np.ndarray:
+        """The place of each among those of its row and head, counted from 0; there are `heads` heads."""
+        flat = self.rows * heads + self.heads
+        counts = np.bincount(flat)
+        return np.arange(len(flat)) - (np.cumsum(counts) - counts)[flat]
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -188,25 +197,38 @@ class Traffic:
 
 
 SlotIndex = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, heads and slots of n blocks
+Decoder = Callable[[Tensor], Tensor]
+
+
+def _as_it_is(blocks: Tensor) -> Tensor:
+    return blocks
 
 
 def copy_blocks(
-    sources: tuple[Tensor, Tensor], taken: SlotIndex, targets: tuple[Tensor, Tensor], filled: SlotIndex
+    sources: tuple[Tensor, ...],
+    taken: SlotIndex,
+    targets: tuple[Tensor, Tensor],
+    filled: SlotIndex,
+    decoders: tuple[Decoder, Decoder] = (_as_it_is, _as_it_is),
 ) -> Traffic:
-    """Copies keys and values of blocks from slots `taken` in host memory to the slots `filled` of a device."""
+    """Copies keys and values of blocks from slots `taken` in host memory to the slots `filled` of a device.
+
+    There `decoders` make blocks `[n,stride,D]` of the keys, and of the values, that were copied.
+    """
     moved = 0
     source_index, target_index = (tuple(torch.from_numpy(x) for x in index) for index in (taken, filled))
-    for source, target in zip(sources, targets, strict=True):
+    for source, target, decode in zip(sources, targets, decoders, strict=True):
         blocks = source[source_index]
         moved += blocks.nbytes
         if target.device.type == "cuda":
             blocks = blocks.pin_memory().to(target.device, non_blocking=True)
-        target[tuple(x.to(target.device) for x in target_index)] = blocks
+        target[tuple(x.to(target.device) for x in target_index)] = decode(blocks)
     return Traffic(device_bytes=moved)
 
 
 # Budgets
 
+KvDtype = Literal["int8"]  # in which blocks are kept below the device; without one, as the model computes them
 
 _UNITS = {"": 1, **{f"{p}b": 1000**i for i, p in enumerate(("", "k", "m", "g", "t"))}}
 _UNITS |= {f"{p}ib": 1024**i for i, p in enumerate(("k", "m", "g", "t"), start=1)}

@@ -48,17 +48,18 @@ class TieredStore:
         check_budget(self.budget, shape, len(counts), self._step_blocks)
         return _Cache(shape, counts, self.budget // step_bytes(shape, len(counts), 1), self._device)
 
-    def append(self, row: int, keys: Tensor, values: Tensor) -> None:
-        """See `BlockStore.append`. Raises OSError if a file cannot take the blocks; the store is then unchanged.
+    def append(self, row: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
+        """See `BackingStore.append`. Raises OSError if a file cannot take the blocks; the store is then unchanged.
 
-        New blocks are cached at once: the next queries are likely to read them.
+        New blocks are cached at once, as they would be fetched: the next queries are likely to read them.
         """
         cache, first = self._cache, self._below.counts[row]
         if cache is None:
             cache = self._empty_cache(BlockShape.of(keys, values), self._below.counts)
-        self._below.append(row, keys.cpu(), values.cpu())
+        kept = self._below.append(row, keys.cpu(), values.cpu())
         self._cache = cache
-        cache.admit(row, first, keys, values)
+        cache.admit(row, first, *(kept or (keys, values)))
+        return kept
 
     def pages(self, blocks: Tensor) -> Iterator[tuple[slice, Pages]]:
         """See `BlockStore.pages`. Raises ValueError if one query reads more blocks than there are slots."""
@@ -185,9 +186,7 @@ class _Cache:
 
 def _by_head(misses: CacheMisses, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Cache misses as the blocks that one query of each row and head reads, [B,Hkv,1,n], and the rank of each there."""
-    flat = misses.rows * shape[1] + misses.heads
-    counts = np.bincount(flat, minlength=shape[0] * shape[1])
-    ranks = np.arange(len(flat)) - (np.cumsum(counts) - counts)[flat]
-    requested = np.full((*shape, 1, counts.max()), -1)
+    ranks = misses.ranks(shape[1])
+    requested = np.full((*shape, 1, ranks.max() + 1), -1)
     requested[misses.rows, misses.heads, 0, ranks] = misses.blocks
     return requested, ranks
