@@ -17,7 +17,7 @@ from triton.runtime.autotuner import Autotuner
 sys.path.insert(0, str(Path(__file__).parent / "fused"))
 from compile_kernels import compiled, usage
 
-from landmark.ops import topk_triton
+from landmark.ops import choose_triton, topk_triton
 from landmark.ops.retrieved import Pages, gpu
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
@@ -30,7 +30,7 @@ class Recorder:
         self.launches: list[tuple[list[Any], dict[str, Any]]] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return lambda *args, enable_fp_fusion, **constants: self.launches.append((list(args), constants))
+        return lambda *args, enable_fp_fusion, num_warps=4, **constants: self.launches.append((list(args), constants))
 
 
 def blocks_calls(dtype: torch.dtype, dim: int, stride: int) -> Iterator[tuple[str, Any, list[Any], dict[str, Any]]]:
@@ -63,6 +63,21 @@ def search_calls(dtype: torch.dtype, dim: int, rows: int) -> Iterator[tuple[str,
     topk_triton.best_of_part_kernel, topk_triton.best_of_all_kernel = originals
 
 
+def choose_calls(dim: int) -> Iterator[tuple[str, Any, list[Any], dict[str, Any]]]:
+    """The launch for a chunk of queries, with few blocks to choose and with the most."""
+    kernel, choose_triton.choose_blocks_kernel = choose_triton.choose_blocks_kernel, Recorder()
+    rotation = Rotation(torch.empty(64, dim), torch.empty(64, dim), "half")
+    whole = torch.zeros(1, 32, dtype=torch.long)
+    for k in (4, choose_triton.MOST_CHOSEN):
+        choose_triton.choose_blocks(
+            torch.empty(1, 4, 32, dim), torch.empty(1, 2, 4096, dim), rotation,
+            positions=whole, bounds=whole[:, :2], first=whole[0, :1], modulus=4096, stride=64, k=k, stingy=True,
+        )  # fmt: skip
+    for args, constants in choose_triton.choose_blocks_kernel.launches:
+        yield f"{constants['KEPT']} chosen", kernel, args, constants
+    choose_triton.choose_blocks_kernel = kernel
+
+
 def tilings(kernel: Any, args: list[Any], constants: dict[str, Any]) -> list[triton.Config]:
     """What is tried for a launch."""
     if not isinstance(kernel, Autotuner):
@@ -84,6 +99,7 @@ def main() -> None:
         for dim in options.dims:
             calls = [call for stride in options.strides for call in blocks_calls(dtype, dim, stride)]
             calls += [call for rows in options.groups for call in search_calls(dtype, dim, rows)]
+            calls += choose_calls(dim)  # queries and landmark keys are in float32, whatever the model
             for label, kernel, args, constants in calls:
                 for tiling in tilings(kernel, args, constants):
                     bare = kernel.fn if isinstance(kernel, Autotuner) else kernel

@@ -49,7 +49,9 @@ class ConstantIndex:
         key = self._shared_key()
         first = torch.tensor(upto, device=key.device) - k
         first = torch.maximum(first, self._oldest(first.device)[:, 0])
-        return ResidentKeys(key[:, :, None], first, 1, float(key.norm()))
+        # On a GPU nobody asks for the norm, and the host would wait for it.
+        max_norm = float(key.norm()) if key.device.type == "cpu" else torch.inf
+        return ResidentKeys(key[:, :, None], first, 1, max_norm)
 
     def scores(self, query: Tensor, upto: list[int]) -> Tensor:
         numbers = self.numbers(query.device)

@@ -17,6 +17,7 @@ from landmark.ops.decode_cpu import FEW_QUERIES
 from landmark.ops.retrieved.pytorch import of_heads
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
+from landmark.ops.triton_support import unsupported_reason
 from landmark.settings import Selection
 
 _TILE_BYTES = 4 << 20  # rotated queries and the landmark keys they meet, or scores where all are needed at once
@@ -57,6 +58,10 @@ class Retrieval:
             if landmarks is not None:
                 choose = choose_few if few else choose_many
                 return Choice(*choose(query, self.past, landmarks, self.rotation))
+        if selection == "per_token_and_head" and not _on_cpu(query) and not few:
+            chosen = self._in_one_kernel(query)
+            if chosen is not None:
+                return chosen
         if selection == "per_token_and_head":
             found = [self._each_its_own(*tile) for tile in self._tiles(query)]
             blocks = torch.cat(found, dim=2)
@@ -68,6 +73,24 @@ class Retrieval:
             blocks = self._best(self._highest_of_chunk(query, valid))
         blocks = by_age(blocks)
         return Choice(blocks, self.past.distance(blocks))
+
+    def _in_one_kernel(self, query: Tensor) -> Choice | None:
+        """The choice by a Triton kernel with a running top k; None where it does not serve.
+
+        It serves the landmark keys of exact search in float32, in one buffer, and up to MOST_CHOSEN blocks of a query.
+        Else scores are computed tile by tile: for keys in fewer bits, codes or lists, for a fork that has blocks of its
+        own, for float64, and for devices without Triton.
+        """
+        past, landmarks = self.past, self.index.resident_keys(self.past.k, self.past.upto)
+        if landmarks is None or landmarks.behind is not None or unsupported_reason(query, landmarks.keys) is not None:
+            return None
+        from landmark.ops.choose_triton import MOST_CHOSEN, choose_blocks  # needs the package triton
+
+        if past.k > MOST_CHOSEN:
+            return None
+        where = {"positions": past.positions, "bounds": past.bounds, "first": landmarks.first}
+        how = {"modulus": landmarks.modulus, "stride": past.stride, "k": past.k, "stingy": past.stingy}
+        return Choice(*choose_blocks(query, landmarks.keys, self.rotation, **where, **how))
 
     def _tiles(self, query: Tensor, scores: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Tiles of scaled queries, rotated to be scored from slot 0 [B,H,t,D] and from the later slots [B,H,t,k,D].
