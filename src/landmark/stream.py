@@ -5,7 +5,7 @@ stream (Mohtashami & Jaggi 2023, section 3). A landmark is inserted as soon as t
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class Stream:
     @classmethod
     def lay_out(cls, real: Tensor, seen: Tensor, block_size: int) -> "Stream":
         """Lays out the tokens where `real [B, S]` is true, after `seen [B]` ordinary tokens of the same row."""
+        if real.shape == (1, 1) and real.device.type == "cpu" and bool(real):
+            return _of_one_token((int(seen) + 1) % block_size == 0)
         phase = seen % block_size
         count = real.long().cumsum(1)
         tokens = count[:, -1] if real.shape[1] else torch.zeros_like(seen)
@@ -82,3 +84,11 @@ class Stream:
             return stream.new_zeros(*self.positions.shape, stream.shape[-1])
         positions = self.positions.masked_fill(self.positions == self.width, 0).cummax(1).values
         return stream.gather(1, positions[..., None].expand(*positions.shape, stream.shape[-1]))
+
+
+@cache
+def _of_one_token(closes: bool) -> Stream:
+    """The layout of one token on the CPU, and of a landmark behind it if it `closes` a block: that of most steps."""
+    with torch.inference_mode(False):
+        positions, tokens = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, dtype=torch.long)
+        return Stream(positions, tokens + closes, tokens, 1 + closes)

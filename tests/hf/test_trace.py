@@ -107,7 +107,7 @@ def test_gates_and_local_weights_are_those_of_one_softmax(model, monkeypatch):
 
     monkeypatch.setattr("landmark.memory.blocks.join_retrieved", join)
     # Its call for few queries computes no scores that could be seen.
-    monkeypatch.setattr("landmark.memory.blocks.BlockMemory.attend_few", lambda *_: None)
+    monkeypatch.setattr("landmark.memory.LayerMemory.few", lambda *_, **__: None)
     cache = landmark.LandmarkCache(model.config)
     with torch.no_grad():
         for start, stop in ((0, 40), (40, 70), (70, 71)):

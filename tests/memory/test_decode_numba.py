@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_cases import DIM, layer_memory, rotation, working_on
 
+from landmark.memory import LayerMemory
 from landmark.memory.blocks import BlockMemory
 from landmark.ops.scoring import Scoring, working_dtype
 
@@ -44,7 +45,7 @@ def test_the_steps_together_and_one_by_one(
         with working_on(threads):
             out = together.attend(query, key, value, **options)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(BlockMemory, "attend_few", lambda *_: replaced.append(True))
+            patch.setattr(LayerMemory, "few", lambda *_, **__: replaced.append(True))
             wanted = apart.attend(query, key, value, **options)
         for row, valid in enumerate(lengths):
             assert torch.equal(out[row, :, :valid], wanted[row, :, :valid])

@@ -6,15 +6,17 @@ Padded rows are cut so that each is read as if it were alone: padding changes no
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.calls import StreamCall
-from landmark.hf.finite import FiniteCheck
+from landmark.hf.finite import FiniteCheck, not_finite
 from landmark.hf.inputs import Inputs
 from landmark.hf.sliding import SlidingWindow
-from landmark.ops.scoring import Scoring
+from landmark.memory.decode_numba import FewPart, FewTokens, attend_few
+from landmark.ops.scoring import Scoring, working_dtype
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,11 @@ class ChunkCall(StreamCall):
             chunk.put(states, whole)
         return _fill_padding(whole, self.inputs.real) if self.inputs.padded else whole
 
-    def finish(self, hidden: Tensor) -> None:
+    def finish(self, hidden: Tensor, finite: bool = False) -> None:
+        """As `StreamCall.finish` has it; `finite` says that `hidden` is known to be."""
         if self.finite is not None:
-            self.finite.watch("the output of the last layer", hidden.detach()[:, None])
+            if not finite:
+                self.finite.watch("the output of the last layer", hidden.detach()[:, None])
             self.finite.check()  # before the chunk counts as read
         self.cache.advance(self.stream)
         if self.earlier is not None:
@@ -105,7 +109,7 @@ class ChunkCall(StreamCall):
         # Otherwise the cache would keep the autograd graph of every forward alive.
         heads = _without_gradient(query), _without_gradient(key), _without_gradient(value)
         if self.finite is not None:
-            self.finite.watch(f"the keys or values of layer {layer}", *heads[1:])
+            self.finite.watch(_keys_of(layer), *heads[1:])
         if isinstance(memory, SlidingWindow):
             out = memory.attend(*heads, self.stream.lengths, scoring)
         else:
@@ -116,6 +120,69 @@ class ChunkCall(StreamCall):
                 scoring=scoring,
             )
         return _NoGradient.apply(out, query, key, value) if torch.is_grad_enabled() else out
+
+    def few(self, layer: int, tokens: FewTokens, first: int) -> FewPart | None:
+        """What this chunk reads of a step, see `LayerMemory.few`."""
+        memory = self.cache.memory(layer)
+        if isinstance(memory, SlidingWindow):
+            return None
+        rotation = self.rotations[self.ropes[layer]]
+        return memory.few(tokens, self.stream.width, self.stream.rows, rotation, first)
+
+    def attend_few(self, module: nn.Module, tokens: FewTokens, scoring: Scoring) -> Any:
+        """`attend` of few tokens on a CPU, without gradients: [B*T,H*Dv], an array."""
+        errors: dict[int, Exception] = {}
+        out = attend_side_by_side([self], module, tokens, scoring, errors)
+        if errors:
+            raise errors[0]
+        return out
+
+
+def attend_side_by_side(
+    calls: list[ChunkCall], module: nn.Module, tokens: FewTokens, scoring: Scoring, errors: dict[int, Exception]
+) -> Any:
+    """Attention [N,H*Dv] of the chunks of `calls`, whose `tokens` stand one after another, in a few compiled calls.
+
+    A chunk that fails adds its error to `errors`, by its number, and the others go on; those with an error are left
+    out, and get 0.
+    """
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    first, parts, others = 0, {}, {}
+    for number, call in enumerate(calls):
+        if number not in errors:
+            try:
+                part = call.few(layer, tokens, first)
+            except Exception as error:
+                errors[number] = error
+            else:
+                if part is None:
+                    others[number] = first
+                else:
+                    parts[number] = part
+        first += len(call.stream.rows) * call.stream.width
+    if parts:
+        out = attend_few(list(parts.values()), tokens, scoring)
+    else:
+        count, heads, _ = tokens.query.shape
+        out = np.zeros((count, heads * tokens.value.shape[2]), tokens.query.dtype)
+    for number, part in parts.items():
+        if part.error is not None:
+            errors[number] = part.error
+        elif not part.finite and calls[number].finite is not None:
+            errors[number] = not_finite(_keys_of(layer))
+    for number, first in others.items():
+        rows, width = len(calls[number].stream.rows), calls[number].stream.width
+        try:
+            attended = calls[number].attend(module, *tokens.tensors(first, rows, width), scoring)
+            flat = attended.transpose(1, 2).reshape(rows * width, -1)
+            out[first : first + rows * width] = flat.to(working_dtype(flat)).numpy()
+        except Exception as error:
+            errors[number] = error
+    return out
+
+
+def _keys_of(layer: int) -> str:
+    return f"the keys or values of layer {layer}"
 
 
 def _without_gradient(x: Tensor) -> Tensor:

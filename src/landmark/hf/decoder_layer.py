@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landmark.hf.attention import attention_forward
 from landmark.hf.chunks import ChunkCall
 from landmark.hf.in_front import put_in_front, reduced
 from landmark.hf.int8 import Int8Linear
@@ -24,6 +23,7 @@ from landmark.hf.joined import JoinedCall
 from landmark.hf.linear import FewRowsLinear
 from landmark.hf.rope import close
 from landmark.hf.unchanged import Unchanged, hooks_of
+from landmark.memory.decode_numba import FewTokens
 from landmark.ops.few_rows import add_product, gate_normed, in_outputs, project_normed, serves_rows, weights_of
 from landmark.ops.numba_loops import as_array
 from landmark.ops.scoring import Scoring, working_dtype
@@ -81,8 +81,9 @@ def _is_norm(module: Any) -> bool:
 
 @dataclass
 class _Recorder:
-    """Attention call that records what a layer asks for; its output is the values."""
+    """Attention call that records what a layer asks for, for so many rows; its output is the values."""
 
+    rows: int
     calls: list[int] = field(default_factory=list)
     asked: list[tuple[Tensor, Tensor, Tensor, Scoring]] = field(default_factory=list)
 
@@ -92,6 +93,10 @@ class _Recorder:
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         self.asked.append((query, key, value, scoring))
         return value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+
+    def attend_few(self, module: nn.Module, tokens: FewTokens, scoring: Scoring) -> Any:
+        out = self.attend(module, *tokens.tensors(0, self.rows, len(tokens.query) // self.rows), scoring)
+        return out.transpose(1, 2).reshape(len(tokens.query), -1).to(working_dtype(out)).numpy()
 
 
 def _eps_of(norm: Any) -> float | None:
@@ -106,9 +111,10 @@ class _Loops:
         *linears, first, second = _parts(layer)
         self._parts = Unchanged(layer)
         self._attention, self._scoring, self._head_dim = layer.self_attn, scoring, head_dim
-        self._query, self._key, self._value, self._out, *self._network = (weights_of(*x.parts) for x in linears)
+        query, key, value, self._out, *self._network = (weights_of(*x.parts) for x in linears)
+        self._projections = query, key, value
         self._norms = [(as_array(norm.weight), _eps_of(norm)) for norm in (first, second)]
-        self._ends = np.cumsum([len(numbers) for numbers, *_ in (self._query, self._key, self._value)]).tolist()
+        self._widths = [len(numbers) for numbers, *_ in self._projections]
 
     def current(self) -> bool:
         """Whether the arrays are still those of the layer, whose parts have no hooks and no forward of their own."""
@@ -116,19 +122,15 @@ class _Loops:
 
     def forward(self, hidden: Tensor, call: Any) -> Tensor:
         """The layer's output for `hidden [B,T,C]`."""
-        rows, length, width = hidden.shape
-        x = hidden.reshape(-1, width).to(working_dtype(hidden)).contiguous().numpy()
-        heads = np.empty((len(x), self._ends[-1]), x.dtype)
-        projections = self._query, self._key, self._value
-        arrays = x, *self._norms[0], *projections, heads
-        in_outputs(lambda start, stop: project_normed(*arrays, start, stop), heads.shape[1], *projections)
-        parts = torch.from_numpy(heads).to(hidden.dtype).view(rows, length, -1, self._head_dim).transpose(1, 2)
-        query, key, value = parts.tensor_split([end // self._head_dim for end in self._ends[:2]], dim=1)
-        scale, softcap, _, _, window = self._scoring
-        attended, _ = attention_forward(
-            self._attention, query, key, value, None, scale, landmark_call=call, sliding_window=window, softcap=softcap
-        )
-        out = self._behind(x, attended.view(len(x), -1).to(working_dtype(hidden)).numpy())
+        x = hidden.reshape(-1, hidden.shape[-1]).to(working_dtype(hidden)).contiguous().numpy()
+        heads = [np.empty((len(x), width), x.dtype) for width in self._widths]
+        arrays = x, *self._norms[0], self._projections, *heads
+        in_outputs(lambda start, stop: project_normed(*arrays, start, stop), sum(self._widths), *self._projections)
+        query, key, value = (one.reshape(len(x), -1, self._head_dim) for one in heads)
+        call.calls.append(self._attention.layer_idx)
+        tokens = FewTokens(query, key, value, hidden.dtype)
+        attended = call.attend_few(self._attention, tokens, self._scoring)
+        out = self._behind(x, attended)
         return torch.from_numpy(out).view(hidden.shape).to(hidden.dtype)
 
     def _behind(self, x: Any, attended: Any) -> Any:
@@ -192,7 +194,7 @@ def _is_changed(module: nn.Module) -> bool:
 def _checked(layer: Any, hidden: Tensor, args: tuple, options: dict[str, Any]) -> _Loops | None:
     """The loops of `layer`, None unless they give what the layer gives for random tokens of the shape of `hidden`."""
     noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden.dtype) * _NOISE
-    plain, ours, original = _Recorder(), _Recorder(), super(FewTokensMixin, layer)
+    plain, ours, original = _Recorder(len(hidden)), _Recorder(len(hidden)), super(FewTokensMixin, layer)
     expected = original.forward(noise, *args, **options | {"landmark_call": plain})  # type: ignore[attr-defined]
     if not isinstance(expected, Tensor) or len(plain.asked) != 1:
         return None

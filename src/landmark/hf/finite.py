@@ -44,11 +44,16 @@ class FiniteCheck:
             return
         watched = zip(self._places, self._numbers, strict=True)
         place = next(place for place, numbers in watched if not numbers.isfinite().all())
-        raise ValueError(
-            f"numbers that are not finite (NaN or infinity) in {place}: the weights of"
-            " this layer or of one before are damaged, or too large for their dtype; load a sound copy, try float32"
-            " or bfloat16, or read all the same with allow_nonfinite=True"
-        )
+        raise not_finite(place)
+
+
+def not_finite(place: str) -> ValueError:
+    """The error of numbers at `place` that are not finite."""
+    return ValueError(
+        f"numbers that are not finite (NaN or infinity) in {place}: the weights of"
+        " this layer or of one before are damaged, or too large for their dtype; load a sound copy, try float32"
+        " or bfloat16, or read all the same with allow_nonfinite=True"
+    )
 
 
 def check_logits(logits: Tensor) -> None:

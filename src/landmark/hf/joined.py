@@ -19,13 +19,14 @@ from transformers import PreTrainedModel
 
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.calls import StreamCall
-from landmark.hf.chunks import ChunkCall
+from landmark.hf.chunks import ChunkCall, attend_side_by_side
 from landmark.hf.compat import cache_kwargs
 from landmark.hf.config import landmark_settings
 from landmark.hf.finite import check_logits
 from landmark.hf.hooks import chunk_call, forward_arguments
 from landmark.hf.inputs import Inputs
 from landmark.hf.model import ordinary_tokens
+from landmark.memory.decode_numba import FewTokens
 from landmark.ops.scoring import Scoring
 from landmark.stream import Stream
 
@@ -77,11 +78,16 @@ class JoinedCall(StreamCall):
                     self.errors[number] = error
         return out
 
+    def attend_few(self, module: nn.Module, tokens: FewTokens, scoring: Scoring) -> Any:
+        """`attend` of few tokens on a CPU: [T,H*Dv], an array; the memories of all texts share its compiled calls."""
+        return attend_side_by_side(self.parts, module, tokens, scoring, self.errors)
+
     def finish(self, hidden: Tensor) -> None:
+        finite = bool(hidden.isfinite().all())
         for number, (part, span) in enumerate(zip(self.parts, self.spans, strict=True)):
             if number not in self.errors:
                 try:
-                    part.finish(hidden[:, span])
+                    part.finish(hidden[:, span], finite)
                 except Exception as error:
                     self.errors[number] = error
 
@@ -114,8 +120,10 @@ def read_together(
     call = JoinedCall.of(list(parts.values()))
     ids = torch.cat([tokens[number] for number in parts], 1)
     logits = model(**forward_arguments(base, call, ids, None)).logits
+    finite = bool(logits.isfinite().all())
     for place, number in enumerate(parts):
-        found[number] = call.errors.get(place) or _checked(logits[:, place], caches[number])
+        one = logits[:, place]
+        found[number] = call.errors.get(place) or (one if finite else _checked(one, caches[number]))
     return found
 
 

@@ -1,6 +1,7 @@
 """Whether a module is still what it was when something was made of it: loops over its weights, or a captured graph."""
 
 from itertools import repeat
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ class Unchanged:
 
     def __init__(self, root: nn.Module) -> None:
         modules = [module for module in root.modules() if module is not root]
-        self._found = [
+        found = [
             (owner, name, part)
             for module in (root, *modules)
             for owner in (module._modules, module._parameters, module._buffers)
@@ -24,8 +25,9 @@ class Unchanged:
         ]
         # The scale of attention, and what norms add.
         attributes = [(vars(module), *item) for module in modules for item in vars(module).items()]
-        self._found += [(owner, name, value) for owner, name, value in attributes if isinstance(value, float)]
-        self._tensors = [part for _, _, part in self._found if isinstance(part, Tensor)]
+        found += [(owner, name, value) for owner, name, value in attributes if isinstance(value, float)]
+        self._owners, self._names, self._values = map(list, zip(*found, strict=True))
+        self._tensors = [part for part in self._values if isinstance(part, Tensor)]
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         self._empty = [hooks for module in modules for hooks in hooks_of(module)]
         self._single = [module._forward_pre_hooks for module in modules if _has_ours(module)]
@@ -33,10 +35,9 @@ class Unchanged:
 
     def current(self) -> bool:
         """Whether that is so, and no part but `root` has a hook, other than that of conversion, or its own forward."""
-        for owner, name, part in self._found:
-            if owner.get(name) is not part:
-                return False
-        # Every step asks: few calls of Python.
+        # Every layer of every step asks: loops of C alone.
+        if not all(map(is_, map(dict.get, self._owners, self._names), self._values)):
+            return False
         moved = list(map(Tensor.data_ptr, self._tensors)) != self._addresses
         hooked = any(self._empty) or any(len(hooks) > 1 for hooks in self._single)
         return not (moved or hooked or any(map(dict.__contains__, self._contents, repeat("forward"))))

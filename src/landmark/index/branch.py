@@ -25,7 +25,6 @@ class ForkedIndex:
         self._own = own
         self._unchanged = True  # whether no block was appended since the fork
         self._base_is_shared = True
-        self._resident: tuple[list[int], ResidentKeys | None] | None = None  # with these counts
 
     def append(self, row: int, keys: Tensor) -> None:
         self._own.append(row, keys)
@@ -43,9 +42,9 @@ class ForkedIndex:
     def resident_keys(self, k: int, upto: list[int]) -> ResidentKeys | None:
         if self._unchanged:
             return self._base.resident_keys(k, self._below(upto))
-        if self._resident is None or self._resident[0] != self._counts:
-            self._resident = list(self._counts), self._both_resident(k, upto)
-        return self._resident[1]
+        if not any(self._shared):
+            return self._own.resident_keys(k, upto)
+        return self._both_resident(k, upto)
 
     def _both_resident(self, k: int, upto: list[int]) -> ResidentKeys | None:
         """The resident keys of both indexes, of which neither keeps the newest blocks alone."""
@@ -88,7 +87,6 @@ class ForkedIndex:
             return
         if self._base_is_shared:
             self._base, self._base_is_shared = copy.deepcopy(self._base), False
-        self._resident = None
         self._base.reorder(rows)
         self._own.reorder(rows)
         self._shared = [self._shared[row] for row in rows]

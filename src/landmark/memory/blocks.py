@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from landmark.index.base import Index, ResidentKeys
 from landmark.index.branch import ForkedIndex
 from landmark.index.exact import ExactIndex
-from landmark.memory.decode_numba import attend_few, join_few, search_few, serves_few
+from landmark.memory.decode_numba import FewBlocks, block_row
 from landmark.memory.geometry import Past, real_tokens
 from landmark.memory.selection import Retrieval, Retrievals, context_miss
 from landmark.ops.retrieved import Pages, join_retrieved
@@ -25,7 +25,6 @@ OnSearch = Callable[[Retrieval, Tensor], object]
 """Called with the search for blocks of a chunk and its queries [B,H,T,D], before rotary, in float32 or wider."""
 
 
-@dataclass(frozen=True)
 class Opened:
     """The blocks that the queries of a chunk opened.
 
@@ -34,12 +33,31 @@ class Opened:
         gates: [B,H,T,k], the weight of each block's landmark in the joint softmax, 0 for none.
         local: [B,H,T], the weight of local attention in it, attention sinks included; 0 at padding.
         asking: long [B], the queries of each head for which blocks lay in memory.
+
+    A trace keeps one for each layer of each step. Made of arrays, it becomes tensors when it is looked at: Python's
+    search for cyclic garbage passes over arrays, and would take a fifth of a step for as many tensors.
     """
 
-    blocks: Tensor
-    gates: Tensor
-    local: Tensor
-    asking: Tensor
+    __slots__ = ("_found",)
+
+    def __init__(self, blocks: Any, gates: Any, local: Any, asking: Any) -> None:
+        self._found = blocks, gates, local, asking
+
+    @property
+    def blocks(self) -> Tensor:
+        return torch.as_tensor(self._found[0])
+
+    @property
+    def gates(self) -> Tensor:
+        return torch.as_tensor(self._found[1])
+
+    @property
+    def local(self) -> Tensor:
+        return torch.as_tensor(self._found[2])
+
+    @property
+    def asking(self) -> Tensor:
+        return torch.as_tensor(self._found[3])
 
 
 class BlockMemory:
@@ -55,11 +73,12 @@ class BlockMemory:
         store: BlockStore,
     ) -> None:
         self.counts = [0] * rows  # blocks that were ever appended
-        self.retrievals = Retrievals()
+        self._queries = self._context_misses = 0
         self._stride = block_size + 1
         self._settings = settings
         self._index = index
         self._store = store
+        self._few: FewBlocks | None = None  # until a block is appended
 
     def kept(self, count: int) -> int:
         """Blocks still kept of `count` that were appended."""
@@ -78,38 +97,33 @@ class BlockMemory:
         self._store.append(row, rotation.apply(blocks, offsets), values.unflatten(1, (-1, self._stride)))
         self._index.append(row, rotation.apply(landmarks, positions))
         self.counts[row] += blocks.shape[1]
+        self._few = None
 
-    def attend_few(
-        self,
-        past: Past,
-        rotation: Rotation,
-        scoring: Scoring,
-        query: Tensor,
-        window: tuple[Tensor, Tensor],
-        places: Tensor,
-    ) -> tuple[Tensor, Opened] | None:
-        """`attend` with the local attention in few calls, for few queries on a CPU; None where that does not serve.
+    def few(self, group: int) -> FewBlocks | None:
+        """What a step of few tokens on a CPU needs of the blocks, at least one; None where loops do not serve.
 
-        `window` are rotated keys and values [B,Hkv,L,D], `places [B,T]` the indices of the queries among them.
+        `group` query heads share a key-value head.
         """
-        sharing = {"per_token_and_head": 1, "per_group": query.shape[1] // window[0].shape[1]}
-        if self._settings.selection not in sharing or self._settings.miss_threshold:
+        if self._few is None:
+            self._few = self._made_few(group)
+        return self._few
+
+    def _made_few(self, group: int) -> FewBlocks | None:
+        sharing = {"per_token_and_head": 1, "per_group": group}.get(self._settings.selection)
+        if sharing is None or self._settings.miss_threshold:
             return None
-        resident = self._store.resident_blocks()
-        if not serves_few(query, *window, *(() if resident is None else resident[:2])):
+        kept, stingy = [self.kept(count) for count in self.counts], self._settings.positions == "stingy"
+        k = min(self._settings.retrieve, max(kept))
+        upto = [count - min(k, own) * stingy for count, own in zip(self.counts, kept, strict=True)]
+        landmarks, resident = self._index.resident_keys(k, upto), self._store.resident_blocks()
+        if landmarks is None or landmarks.keys.device.type != "cpu":
             return None
-        landmarks = self._index.resident_keys(past.k, past.upto)
-        if landmarks is None:
-            return None
-        self.retrievals += Retrievals(query.shape[1] * past.asking)
-        searched, together = (query, window, places, past, landmarks), sharing[self._settings.selection]
-        if resident is not None:
-            out, blocks, gates, own = attend_few(*searched, resident, rotation, scoring, together)
-        else:
-            found = search_few(*searched, rotation, scoring, together)
-            blocks = torch.from_numpy(found.blocks)
-            out, gates, own = join_few(found, self._store.pages(blocks), rotation, scoring)
-        return out.to(query.dtype), _opened(past, blocks, gates, own)
+        rows = [
+            block_row(row, landmarks, resident, *bounds, stingy, sharing)
+            for row, bounds in enumerate(zip(upto, self.counts, strict=True))
+        ]
+        store = self._store if resident is None else None
+        return FewBlocks(rows, k, max(kept), sharing, store, (landmarks, resident))
 
     def attend(
         self,
@@ -129,11 +143,11 @@ class BlockMemory:
         choice = retrieval.choose(wide, self._settings.selection, real)
         blocks, distance = of_heads(choice.blocks, query.shape[1]).expand(*query.shape[:3], -1), choice.distance
         queries = query.shape[1] * past.asking
-        self.retrievals += Retrievals(queries)
+        self.count(queries)
         if self._settings.miss_threshold:
             miss = context_miss(retrieval, wide, choice, local[1], self._settings.miss_threshold) | ~real[:, None]
             opening = int((~miss).sum())
-            self.retrievals += Retrievals(context_misses=queries - opening)
+            self.count(0, context_misses=queries - opening)
             blocks, distance = blocks.masked_fill(miss[..., None], -1), of_heads(distance, query.shape[1])
             if not opening:
                 weights = torch.zeros_like(blocks, dtype=working_dtype(query))
@@ -157,6 +171,15 @@ class BlockMemory:
         for part, pages in self._store.pages(blocks.masked_fill(unopened[..., None], -1)):
             table = of_heads(pages.table, miss.shape[1])
             yield part, pages._replace(table=torch.where(miss[:, :, part, None], -1, table))
+
+    def count(self, queries: int, context_misses: int = 0) -> None:
+        """Counts queries for which blocks lay in memory, and context misses."""
+        self._queries, self._context_misses = self._queries + queries, self._context_misses + context_misses
+
+    @property
+    def retrievals(self) -> Retrievals:
+        """What was counted so far."""
+        return Retrievals(self._queries, self._context_misses)
 
     def fixed(self) -> tuple[ResidentBlocks, ResidentKeys]:
         """All blocks and landmark keys, where they lie until blocks are appended.
@@ -183,7 +206,7 @@ class BlockMemory:
     def fork(self) -> "BlockMemory":
         """An independent copy; blocks are shared where the store can."""
         branch = copy.copy(self)
-        branch.counts = list(self.counts)
+        branch.counts, branch._few = list(self.counts), None
         branch._index, branch._store = self._index.fork(), self._store.fork()
         return branch
 
@@ -194,7 +217,7 @@ class BlockMemory:
 
     def reorder(self, rows: list[int]) -> None:
         """Makes row i a copy of row `rows[i]`."""
-        self.counts = [self.counts[row] for row in rows]
+        self.counts, self._few = [self.counts[row] for row in rows], None
         self._index.reorder(rows)
         self._store.reorder(rows)
 

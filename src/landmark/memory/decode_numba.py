@@ -1,30 +1,85 @@
-"""Decoding on a CPU: what a layer's memory does for a few queries, in two compiled calls.
+"""Decoding on a CPU: what the memories of a layer do for a few queries, in three compiled calls for all texts.
 
-One writes to the window, the other attends to it, chooses blocks and opens them. Where blocks may have to be fetched,
-that one ends with the choice, and a third opens them. With few queries the number of calls counts, not their size. The
-loops are those of the separate operations, so results are theirs to the last bit. Keys and values of 16 bits are read
-as they lie and computed in float32.
+One writes to the windows, one attends to them and chooses blocks, one opens these. With few queries the number of calls
+counts, not their size, so the rows of a batch and those of texts that are decoded together share them: a row is given
+by the addresses of its buffers. The loops are those of the separate operations, so results are theirs to the last bit.
+Keys and values of 16 bits are read as they lie and computed in float32.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numba.np.numpy_support import carray
 from torch import Tensor
 
 from landmark.index.base import ResidentKeys
 from landmark.index.keys import rounding_error
-from landmark.memory.geometry import Past
 from landmark.memory.selection_numba import choose_loop
 from landmark.ops.decode_cpu import FEW_QUERIES, attend_loop
-from landmark.ops.numba_loops import FLOATS, NARROW, as_array, as_bits, as_float, compiled, in_parts, rotate, rounded
-from landmark.ops.retrieved import Pages
+from landmark.ops.numba_loops import (
+    FLOATS,
+    as_array,
+    as_float,
+    as_pointer,
+    as_stored,
+    compiled,
+    in_parts,
+    rotate,
+    rounded,
+)
 from landmark.ops.retrieved.cpu import join_loop
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
-from landmark.store.base import ResidentBlocks
+from landmark.store.base import BlockStore, ResidentBlocks
+
+# What compiled loops take of a row of a memory. What lies at its addresses must be kept while they run.
+_ROW = np.dtype([
+    # Positions of a block; rotary tables [reach,R]; keys, values and rotated keys of the window [Hkv,room,D].
+    ("stride", "i8"), ("cos", "i8"), ("sin", "i8"), ("reach", "i8"), ("keys", "i8"), ("values", "i8"),
+    ("turned", "i8"), ("room", "i8"),
+    # Blocks that a query opens; `ResidentKeys`, [Hkv,slots,D] and [Hkv,more,D] behind them; what `choose_loop` takes.
+    ("k", "i8"), ("landmarks", "i8"), ("slots", "i8"), ("modulus", "i8"), ("oldest", "i8"), ("behind", "i8"),
+    ("more", "i8"), ("shared", "i8"), ("upto", "i8"), ("count", "i8"), ("stingy", "i8"), ("sharing", "i8"),
+    ("slack", "f8"),
+    # Blocks [Hkv,pages,stride,D]: number a at page a % block_modulus, or where the page table has it if that is 0.
+    ("block_keys", "i8"), ("block_values", "i8"), ("pages", "i8"), ("block_modulus", "i8"),
+])  # fmt: skip
+_NO_BLOCKS = (0,) * 17  # the fields from "k" on of a row that has none
+# And of its tokens in a step: the first, their number, that without padding, and those that are joined to blocks at a
+# time; positions in the window before them, the rotary position of the first; where the pairs of a query and a block
+# that it opens lie among those of all rows.
+_NAMES = ("first", "width", "valid", "begin", "end", "length", "position", "at")
+_STEP = np.dtype([(name, "i8") for name in _NAMES])
+_LIKE = {dtype: as_array(torch.empty(0, dtype=dtype)) for dtype in FLOATS}
+
+
+class FewTokens(NamedTuple):
+    """Queries [N,H,D], keys [N,Hkv,D] and values [N,Hkv,Dv] of a step, before rotary, as arrays of the working dtype.
+
+    `dtype` is that of the model, to which they are rounded.
+    """
+
+    query: Any
+    key: Any
+    value: Any
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, value: Tensor) -> "FewTokens":
+        """Those of `query [B,H,T,D]`, `key` and `value [B,Hkv,T,D]`: token t of row b is number b * T + t."""
+        flat = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+        queries, keys, values = (as_array(x.to(working_dtype(x)).contiguous()) for x in flat)
+        return cls(queries, keys, values, query.dtype)
+
+    def tensors(self, first: int, rows: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Query [B,H,T,D], key and value [B,Hkv,T,D] of `rows` rows of `width` tokens, from number `first` on."""
+        some = (torch.from_numpy(x[first : first + rows * width]).to(self.dtype) for x in self[:3])
+        query, key, value = (x.unflatten(0, (rows, width)).transpose(1, 2) for x in some)
+        return query, key, value
 
 
 def serves_few(*tensors: Tensor) -> bool:
@@ -35,228 +90,359 @@ def serves_few(*tensors: Tensor) -> bool:
     return all(x.device.type == "cpu" and x.dtype == first.dtype for x in tensors)
 
 
+class FewMemory(Protocol):
+    """A memory as `attend_few` needs it."""
+
+    def count_few(self, part: "FewPart", blocks: Any, gates: Any, local: Any) -> None:
+        """Counts the tokens of a part as read, and records what they opened, as arrays: see `Opened`."""
+        ...
+
+
+class FewBlocks(NamedTuple):
+    """The blocks of a memory in a step, until one is appended; see `BlockMemory.few`.
+
+    `rows` are fields of its rows for compiled loops. A query opens `k` blocks of `most`; `sharing` heads choose
+    together. `store` is where to ask for blocks that may lie in a tier below the device, None where rows have their
+    addresses. `kept` lies at the addresses.
+    """
+
+    rows: list[tuple[Any, ...]]
+    k: int
+    most: int
+    sharing: int
+    store: BlockStore | None
+    kept: tuple[Any, ...]
+
+
+class FewRows(NamedTuple):
+    """The rows of a memory for compiled loops, while window and blocks lie where they do."""
+
+    rows: Any
+    rotation: Rotation
+    buffers: tuple[Tensor, Tensor, Tensor]
+    blocks: FewBlocks | None
+
+    @classmethod
+    def of(
+        cls, stride: int, rotation: Rotation, buffers: tuple[Tensor, Tensor, Tensor], blocks: FewBlocks | None
+    ) -> "FewRows":
+        """The rows of a window of `buffers`, keys, values and rotated keys, and of `blocks`."""
+        room, count = buffers[0].shape[2], len(buffers[0])
+        windows = [(stride, *rotation.addresses, *(_address(x, row) for x in buffers), room) for row in range(count)]
+        behind = [_NO_BLOCKS] * count if blocks is None else [(blocks.k, *row) for row in blocks.rows]
+        rows = [(*one, *other) for one, other in zip(windows, behind, strict=True)]
+        return cls(np.array(rows, _ROW), rotation, buffers, blocks)
+
+
+@dataclass
+class FewPart:
+    """The tokens of a step that one memory reads: token t of its row b is number `first + b * width + t` of all.
+
+    `valid` tokens of each row are no padding. Before them stand `lengths` positions in the window, and `starts` are the
+    rotary positions of the first.
+    """
+
+    memory: FewMemory
+    lies: FewRows
+    first: int
+    width: int
+    valid: list[int]
+    lengths: list[int]
+    starts: list[int]
+    at: int = field(default=0, init=False)  # of its pairs of a query and a block among those of all parts
+    finite: bool = field(default=True, init=False)
+    error: Exception | None = field(default=None, init=False)
+
+    def steps(self, heads: int, at: int) -> list[tuple[int, ...]]:
+        """What compiled loops take of its tokens, if its pairs of a query and a block begin `at`."""
+        self.at, each = at, heads * self.width * self.k
+        return _steps(self.first, self.width, self.valid, self.lengths, self.starts, at, each)
+
+    @property
+    def k(self) -> int:
+        """Blocks that a query opens."""
+        return 0 if self.lies.blocks is None else self.lies.blocks.k
+
+    def pairs(self, heads: int) -> int:
+        """Pairs of a query and a block that it opens."""
+        return len(self.valid) * heads * self.width * self.k
+
+    def of(self, pairs: Any, heads: int) -> Any:
+        """Its part [B,H,T,k] of an array of the pairs of all parts."""
+        shape = len(self.valid), heads, self.width, self.k
+        return pairs[self.at : self.at + self.pairs(heads)].reshape(shape)
+
+
+def _steps(
+    first: int, width: int, valid: list[int], lengths: list[int], starts: list[int], at: int, each: int
+) -> list[tuple[int, ...]]:
+    """A step of rows as compiled loops take it, see `FewPart`; each row has so many pairs, and the first begin `at`."""
+    rows = enumerate(zip(valid, lengths, starts, strict=True))
+    return [(first + row * width, width, new, 0, width, *lies, at + row * each) for row, (new, *lies) in rows]
+
+
+def block_row(
+    row: int, landmarks: ResidentKeys, blocks: ResidentBlocks | None, upto: int, count: int, stingy: bool, sharing: int
+) -> tuple[Any, ...]:
+    """What `FewBlocks.rows` has of a row."""
+    keys, first, behind, shared = landmarks.tensors
+    assert keys.dtype == behind.dtype == torch.float32
+    slack = rounding_error(landmarks.max_norm, keys.shape[3], torch.float32)
+    searched = _address(keys, row), keys.shape[2], landmarks.modulus, int(first[row])
+    searched += _address(behind, row), behind.shape[2], int(shared[row]), upto, count, int(stingy), sharing, slack
+    return searched + ((0, 0, 0, 0) if blocks is None else (*_pages(row, *blocks[:2]), blocks.modulus))
+
+
+def _pages(row: int, keys: Tensor, values: Tensor) -> tuple[int, int, int]:
+    return _address(keys, row), _address(values, row), keys.shape[2]
+
+
+def _address(x: Tensor, row: int) -> int:
+    """Where one row of `x [B,...]`, contiguous on a CPU, lies."""
+    assert x.is_contiguous()
+    return x.data_ptr() + row * x.stride(0) * x.element_size()
+
+
 def write_few(
     key: Tensor,
     value: Tensor,
     buffers: tuple[Tensor, Tensor, Tensor],
-    starts: list[int],
+    lengths: list[int],
     valid: list[int],
     rotation: Rotation,
 ) -> None:
-    """Writes the first `valid[b]` positions of `key`, `value [B,Hkv,T,D]` to the window's buffers from `starts[b]` on.
+    """Writes the first `valid[b]` positions of `key`, `value [B,Hkv,T,D]`, before rotary, behind `lengths[b]` others.
 
-    The buffers hold keys before rotary, values, and keys rotated to their position.
+    The buffers are those of a window: keys before rotary, values, and keys rotated to their position.
     """
-    arrays = (as_array(x) for x in (key.contiguous(), value.contiguous(), *buffers))
-    write = _write_narrow if key.dtype in NARROW else _write
-    write(*arrays, *rotation.arrays, np.array(starts), np.array(valid))
+    tokens, lies = FewTokens.of(key, key, value), FewRows.of(0, rotation, buffers, None)
+    steps = _steps(0, key.shape[2], valid, lengths, lengths, 0, 0)
+    tables, _, partner = rotation.arrays
+    _write(*tokens[1:3], lies.rows, np.array(steps, _STEP), tables, partner, _LIKE[key.dtype])
 
 
-@compiled
-def _write(
-    key: Any, value: Any, keys: Any, values: Any, turned: Any, cos: Any, sin: Any, partner: Any, starts: Any, valid: Any
-) -> None:
-    for row, head in np.ndindex(key.shape[:2]):
-        for step in range(valid[row]):
-            place = starts[row] + step
-            keys[row, head, place] = key[row, head, step]
-            values[row, head, place] = value[row, head, step]
-            rotate(key[row, head, step], cos, sin, partner, place, turned[row, head, place])
+def attend_few(parts: Sequence[FewPart], tokens: FewTokens, scoring: Scoring) -> Any:
+    """Attention of the tokens of all `parts` through their memories, [N,H*Dv]; undefined at padding, elsewhere 0.
 
-
-@compiled
-def _write_narrow(
-    key: Any, value: Any, keys: Any, values: Any, turned: Any, cos: Any, sin: Any, partner: Any, starts: Any, valid: Any
-) -> None:
-    """`_write` for 16 bits: keys are rotated in the dtype of the tables, and rounded."""
-    width = key.shape[3]
-    plain, rotated = np.empty(width, cos.dtype), np.empty(width, cos.dtype)
-    for row, head in np.ndindex(key.shape[:2]):
-        for step in range(valid[row]):
-            place = starts[row] + step
-            keys[row, head, place] = key[row, head, step]
-            values[row, head, place] = value[row, head, step]
-            for i in range(width):
-                plain[i] = as_float(key[row, head, step, i])
-            rotate(plain, cos, sin, partner, place, rotated)
-            for i in range(width):
-                turned[row, head, place, i] = as_bits(rotated[i], turned)
-
-
-class Searched(NamedTuple):
-    """What the first half of `attend_few` leaves to the second, as arrays.
-
-    Scaled queries [B,H,T,D] before rotary, the output of local attention [B,H,T,Dv], the logarithm of its denominator
-    [B,H,T], and the blocks that each query chooses, by age, with their distances, [B,H,T,k].
+    Writes keys and values to the windows, chooses and opens blocks. A part whose blocks cannot be fetched gets an
+    `error`, one whose keys or values are not finite is not `finite`; the others go on. All have rotary tables of one
+    kind.
     """
-
-    scaled: Any
-    local: Any
-    lse: Any
-    blocks: Any
-    distance: Any
-
-
-def attend_few(
-    query: Tensor,
-    window: tuple[Tensor, Tensor],
-    places: Tensor,
-    past: Past,
-    landmarks: ResidentKeys,
-    resident: ResidentBlocks,
-    rotation: Rotation,
-    scoring: Scoring,
-    sharing: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention of `query [B,H,T,D]`, before rotary, to the window and to blocks that each query chooses.
-
-    `sharing` heads choose together, those of a key-value head, or each alone. `window` are rotated keys and values
-    [B,Hkv,L,D] and `places`, long [B,T], the indices of the queries among them. Returns the output [B,H,T,Dv], the
-    blocks by age, long [B,H,T,k], the weights of their gates, of the same shape, and that of local attention [B,H,T];
-    weights have the dtype of scores.
-    """
-    arguments, found = _search_arguments(query, window, places, past, landmarks, rotation, scoring, sharing)
-    out, gates, own = _empty(found)
-    opened = as_array(resident.keys), as_array(resident.values), resident.modulus, out, gates, own
-    in_parts(
-        lambda start, stop: _attend(*arguments, *opened, start, stop),
-        query.shape[:2].numel() // sharing,
-        size=sharing * query.shape[2] * (max(past.kept) + (past.k + 1) * past.stride),
-    )
-    attended, chosen, weights, local = (torch.from_numpy(x) for x in (out, found.blocks, gates, own))
-    return attended.to(query.dtype), chosen, weights, local
-
-
-def search_few(
-    query: Tensor,
-    window: tuple[Tensor, Tensor],
-    places: Tensor,
-    past: Past,
-    landmarks: ResidentKeys,
-    rotation: Rotation,
-    scoring: Scoring,
-    sharing: int,
-) -> Searched:
-    """The first half of `attend_few`, with its arguments: attends to the window and chooses blocks."""
-    arguments, found = _search_arguments(query, window, places, past, landmarks, rotation, scoring, sharing)
-    in_parts(
-        lambda start, stop: _search(*arguments, start, stop),
-        query.shape[:2].numel() // sharing,
-        size=sharing * query.shape[2] * (max(past.kept) + past.stride),
-    )
-    return found
-
-
-def join_few(
-    searched: Searched, pieces: Iterable[tuple[slice, Pages]], rotation: Rotation, scoring: Scoring
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The second half: the output [B,H,T,Dv] in the dtype of scores, the weights of gates and of local attention.
-
-    `pieces` yields the pages of the blocks of some queries at a time; a piece is read before the next is taken.
-    """
-    whole = _empty(searched)
-    for part, (keys, values, table) in pieces:
-        some = Searched(*(np.ascontiguousarray(x[:, :, part]) for x in searched))
-        filled = _empty(some)
-        read = table.contiguous().numpy(), some.distance, as_array(keys), as_array(values), some.local, some.lse
-        arrays = some.scaled, *rotation.arrays, *read, *filled
-        in_parts(
-            lambda start, stop, arrays=arrays: join_loop(*arrays, scoring.softcap or 0.0, start, stop),
-            some.lse.size,
-            size=some.blocks.shape[3] * keys.shape[3],
-        )
-        for one, new in zip(whole, filled, strict=True):
-            one[:, :, part] = new
-    out, gates, own = (torch.from_numpy(x) for x in whole)
-    return out, gates, own
-
-
-def _empty(searched: Searched) -> tuple[Any, Any, Any]:
-    """Arrays for the output, the weights of gates and that of local attention."""
-    _, local, lse, blocks, _ = searched
-    return np.empty_like(local), np.empty(blocks.shape, local.dtype), np.empty_like(lse)
-
-
-def _search_arguments(
-    query: Tensor,
-    window: tuple[Tensor, Tensor],
-    places: Tensor,
-    past: Past,
-    landmarks: ResidentKeys,
-    rotation: Rotation,
-    scoring: Scoring,
-    sharing: int,
-) -> tuple[tuple[Any, ...], Searched]:
-    """The arguments of `_search`, and those of them that it fills."""
-    wide = query.to(working_dtype(query)).contiguous().numpy()
-    shape, scale = (*query.shape[:3], past.k), scoring.scale_of(query)
-    found = Searched(
-        wide * wide.dtype.type(scale), np.zeros((*shape[:3], window[1].shape[3]), wide.dtype),
-        np.empty(shape[:3], wide.dtype), np.empty(shape, np.int64), np.empty(shape, np.int64),
-    )  # fmt: skip
-    sinks = np.full(shape[1], -np.inf, wide.dtype)
+    query, key, value, dtype = tokens
+    count, heads = query.shape[:2]
+    steps, pairs = [], 0
+    for part in parts:
+        steps += part.steps(heads, pairs)
+        pairs += part.pairs(heads)
+    # A copy: pages are written to it.
+    lies, tokens_of = np.concatenate([part.lies.rows for part in parts]), np.array(steps, _STEP)
+    like, (tables, _, partner) = _LIKE[dtype], parts[0].lies.rotation.arrays
+    assert all(part.lies.rotation.like(parts[0].lies.rotation) for part in parts)
+    if _write(key, value, lies, tokens_of, tables, partner, like):
+        _find_not_finite(parts, tokens)
+    local, lse = np.zeros((count, heads, value.shape[2]), query.dtype), np.empty((count, heads), query.dtype)
+    blocks, distance, table = np.empty((3, pairs), np.int64)
+    between = partner, tables, like, np.empty_like(query), local, lse, blocks, distance, table
+    gates, own, out = np.empty(pairs, query.dtype), np.empty_like(lse), np.zeros_like(local)
+    sinks = np.full(heads, -np.inf, query.dtype)
     if scoring.sinks is not None:
-        sinks[:] = scoring.sinks.to(working_dtype(query)).numpy()
-    read = (as_array(x) for x in (*window, places))
-    kept = (as_array(x) for x in landmarks.tensors)
-    slack = rounding_error(landmarks.max_norm, query.shape[3], torch.float32)
-    numbers = scale, scoring.softcap or 0.0, slack, landmarks.modulus, past.stride, past.stingy, sharing
-    return (wide, *rotation.arrays, sinks, *read, *past.arrays, *kept, *found, *numbers), found
+        sinks[:] = scoring.sinks.to(working_dtype(scoring.sinks)).numpy()
+    found = [part.lies.blocks for part in parts if part.lies.blocks is not None]
+    unit = max((one.sharing for one in found), default=1)
+    numbers = key.shape[1], scoring.softcap or 0.0, unit
+    met = 1 + max((one.most + one.k for one in found), default=0)  # landmarks and blocks that a query meets
+    work, scale = unit * max(part.width for part in parts) * met, scoring.scale_of(query)
+    searched = query, sinks, lies, tokens_of, *between, scale, *numbers
+    in_parts(lambda start, stop: _search(*searched, start, stop), len(lies) * heads // unit, work)
+
+    def join(some: tuple[Any, Any]) -> None:
+        arrays = *some, *between, gates, own, out, *numbers
+        in_parts(lambda start, stop: _join(*arrays, start, stop), len(some[0]) * heads // unit, work)
+
+    first = 0
+    for part in parts:
+        last = first + len(part.valid)
+        if part.lies.blocks is not None and part.lies.blocks.store is not None:
+            some = lies[first:last], tokens_of[first:last]
+            _fetch(part, part.lies.blocks.store, some, part.of(blocks, heads), part.of(table, heads), join)
+        first = last
+    join((lies, tokens_of))
+    for part in parts:
+        if part.error is None:
+            weight = own[part.first : part.first + len(part.valid) * part.width]
+            opened = part.of(blocks, heads), part.of(gates, heads), weight.reshape(-1, heads, part.width)
+            part.memory.count_few(part, *opened)
+    return out.reshape(count, -1)
+
+
+def _find_not_finite(parts: Sequence[FewPart], tokens: FewTokens) -> None:
+    """Finds the parts of which some keys or values are not finite in the dtype of the model."""
+    for part in parts:
+        _, *kept = tokens.tensors(part.first, len(part.valid), part.width)
+        part.finite = all(
+            bool(x[row, :, :valid].isfinite().all()) for x in kept for row, valid in enumerate(part.valid)
+        )
+
+
+def _fetch(
+    part: FewPart,
+    store: BlockStore,
+    rows: tuple[Any, Any],
+    blocks: Any,
+    table: Any,
+    join: Callable[[tuple[Any, Any]], None],
+) -> None:
+    """Fetches the `blocks [B,H,T,k]` of a part, and fills its page `table`; joins pieces that do not come together.
+
+    `rows` are what compiled loops take of those of the part.
+    """
+    lies, steps = rows
+    try:
+        for some, (keys, values, pages) in store.pages(torch.from_numpy(blocks)):
+            assert keys.dtype == values.dtype == part.lies.buffers[0].dtype
+            table[:, :, some] = pages.numpy()
+            for row in range(len(lies)):
+                lies["block_keys"][row], lies["block_values"][row], lies["pages"][row] = _pages(row, keys, values)
+            if some != slice(None):
+                steps["begin"], steps["end"] = some.start, some.stop
+                join(rows)
+                steps["end"] = 0
+    except Exception as error:
+        steps["end"], part.error = 0, error
+
+
+@compiled
+def _at(address: int, shape: Any, like: Any) -> Any:
+    """The array of this shape at an address, of the dtype of `like`."""
+    return carray(as_pointer(address), shape, like.dtype)  # type: ignore[call-arg]
+
+
+@compiled
+def _tables(row: Any, tables: Any) -> Any:
+    """The rotary tables of a row, of the dtype and width of `tables`."""
+    shape = row.reach, tables.shape[1]
+    return _at(row.cos, shape, tables), _at(row.sin, shape, tables)
+
+
+@compiled
+def _write(key: Any, value: Any, rows: Any, steps: Any, tables: Any, partner: Any, like: Any) -> int:
+    """Writes keys [N,Hkv,D], before rotary and rotated to their positions, and values to the windows of their rows.
+
+    Returns how many numbers of them are not finite as they are kept.
+    """
+    heads, dim, wrong = key.shape[1], key.shape[2], 0
+    plain, rotated = np.empty(dim, key.dtype), np.empty(dim, key.dtype)
+    for number in range(len(rows)):
+        row, tokens = rows[number], steps[number]
+        cos, sin = _tables(row, tables)
+        shape = heads, row.room, dim
+        keys, turned = _at(row.keys, shape, like), _at(row.turned, shape, like)
+        values = _at(row.values, (heads, row.room, value.shape[2]), like)
+        for head in range(heads):
+            for step in range(tokens.valid):
+                token, place = tokens.first + step, tokens.length + step
+                for i in range(dim):
+                    keys[head, place, i] = as_stored(key[token, head, i], like)
+                    plain[i] = as_float(keys[head, place, i])
+                    wrong += not np.isfinite(plain[i])
+                for i in range(value.shape[2]):
+                    values[head, place, i] = as_stored(value[token, head, i], like)
+                    wrong += not np.isfinite(as_float(values[head, place, i]))
+                rotate(plain, cos, sin, partner, place, rotated)
+                for i in range(dim):
+                    turned[head, place, i] = as_stored(rotated[i], like)
+    return wrong
 
 
 @compiled
 def _search(
-    query: Any, cos: Any, sin: Any, partner: Any, sinks: Any, window_keys: Any, window_values: Any, places: Any,
-    positions: Any, bounds: Any, landmarks: Any, first: Any, behind: Any, shared: Any, scaled: Any, local: Any,
-    lse: Any, blocks: Any, distance: Any, scale: float, softcap: float, slack: float, modulus: int, stride: int,
-    stingy: bool, sharing: int, start: int, stop: int,
+    query: Any, sinks: Any, rows: Any, steps: Any, partner: Any, tables: Any, like: Any, scaled: Any, local: Any,
+    lse: Any, blocks: Any, distance: Any, table: Any, scale: float, kv_heads: int, softcap: float, unit: int,
+    start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Fills `local`, which is 0 before, `lse`, `blocks` and `distance` of sets of `sharing` heads, start..stop."""
-    rows, heads, length, dim = query.shape
-    searching = np.empty((rows, heads // sharing, length, dim), np.float32)
-    _add_up(query, scale, sharing, searching)
-    chosen = np.empty((rows, heads // sharing, length, blocks.shape[3]), np.int64)
-    away = np.empty(chosen.shape, np.int64)
-    choose_loop(
-        searching, cos, sin, partner, positions, bounds, landmarks, first, behind, shared, chosen, away, slack,
-        modulus, stride, stingy, start * length, stop * length,
-    )  # fmt: skip
-    start, stop = start * sharing * length, stop * sharing * length  # of all queries
-    attend_loop(
-        scaled, cos, sin, partner, window_keys, window_values, places, sinks, local, lse, stride, softcap, start, stop
-    )
-    for flat in range(start, stop):
-        row, head, step = flat // (heads * length), flat // length % heads, flat % length
-        for i in range(local.shape[3]):  # the separate operation gives the dtype of the values
-            local[row, head, step, i] = rounded(local[row, head, step, i], window_values)
-        for j in range(blocks.shape[3]):
-            blocks[row, head, step, j] = chosen[row, head // sharing, step, j]
-            distance[row, head, step, j] = away[row, head // sharing, step, j]
+    """Attends to the window and chooses blocks, for sets of `unit` heads start..stop, counted over all rows.
+
+    Each row fills its part of `scaled`, `local`, which is 0 before, and `lse`: [H,T,D], [H,T,Dv] and [H,T]; and of
+    `blocks`, `distance` and, where its blocks lie in order, the page `table`: [H,T,k].
+    """
+    heads, dim = query.shape[1:]
+    sets = heads // unit
+    for number in range(start // sets, (stop + sets - 1) // sets):
+        row, tokens = rows[number], steps[number]
+        low, high = max(0, start - number * sets) * unit, min(sets, stop - number * sets) * unit
+        first, width = tokens.first, tokens.width
+        plain, places, positions = _queries(query, tokens, scale, like, scaled, low, high)
+        turned = scaled[first : first + width].reshape((1, heads, width, dim))
+        inside = local[first : first + width].reshape((1, heads, width, local.shape[2]))
+        weight = lse[first : first + width].reshape((1, heads, width))
+        cos, sin = _tables(row, tables)
+        keys = _at(row.turned, (1, kv_heads, row.room, dim), like)
+        values = _at(row.values, (1, kv_heads, row.room, local.shape[2]), like)
+        attend_loop(
+            turned, cos, sin, partner, keys, values, places, sinks, inside, weight, row.stride, softcap, low * width,
+            high * width,
+        )  # fmt: skip
+        for head in range(low, high):
+            for step in range(width):
+                for i in range(local.shape[2]):  # the separate operation gives the dtype of the values
+                    inside[0, head, step, i] = rounded(inside[0, head, step, i], like)
+        if row.k:
+            _choose(
+                row, tokens.at, plain, cos, sin, partner, positions, blocks, distance, table, scale, kv_heads, low, high
+            )
 
 
 @compiled
-def _attend(
-    query: Any, cos: Any, sin: Any, partner: Any, sinks: Any, window_keys: Any, window_values: Any, places: Any,
-    positions: Any, bounds: Any, landmarks: Any, first: Any, behind: Any, shared: Any, scaled: Any, local: Any,
-    lse: Any, blocks: Any, distance: Any, scale: float, softcap: float, slack: float, modulus: int, stride: int,
-    stingy: bool, sharing: int, keys: Any, values: Any, block_modulus: int, out: Any, gates: Any, own: Any,
-    start: int, stop: int,
+def _queries(query: Any, tokens: Any, scale: float, like: Any, scaled: Any, low: int, high: int) -> Any:
+    """Queries of a row [1,H,T,D] and where they stand; of heads low..high, scaled ones go to its part of `scaled`.
+
+    They stand in the window, and at rotary positions, [1,T] each; padding stands where the last token does.
+    """
+    heads, dim = query.shape[1:]
+    plain = np.empty((1, heads, tokens.width, dim), query.dtype)
+    turned = scaled[tokens.first : tokens.first + tokens.width].reshape(plain.shape)
+    places, positions = np.empty((1, tokens.width), np.int64), np.empty((1, tokens.width), np.int64)
+    for step in range(tokens.width):
+        behind = min(step, tokens.valid - 1)
+        places[0, step], positions[0, step] = max(0, tokens.length + behind), max(0, tokens.position + behind)
+        for head in range(heads):
+            for i in range(dim):
+                x = rounded(query[tokens.first + step, head, i], like)
+                plain[0, head, step, i] = x
+                if low <= head < high:
+                    turned[0, head, step, i] = x * query.dtype.type(scale)
+    return plain, places, positions
+
+
+@compiled
+def _choose(
+    row: Any, at: int, query: Any, cos: Any, sin: Any, partner: Any, positions: Any, blocks: Any, distance: Any,
+    table: Any, scale: float, kv_heads: int, low: int, high: int,
 ) -> None:  # fmt: skip
-    """`_search`, and `out [B,H,T,Dv]`, `gates [B,H,T,k]` and `own [B,H,T]` of sets of `sharing` heads, start..stop."""
-    _search(
-        query, cos, sin, partner, sinks, window_keys, window_values, places, positions, bounds, landmarks, first,
-        behind, shared, scaled, local, lse, blocks, distance, scale, softcap, slack, modulus, stride, stingy, sharing,
-        start, stop,
+    """Fills the parts of a row of `blocks`, `distance` and `table`, heads low..high; `query [1,H,T,D]` is unscaled."""
+    _, heads, length, dim = query.shape
+    sharing, k = row.sharing, row.k
+    like = np.empty(0, np.float32)
+    landmarks = _at(row.landmarks, (1, kv_heads, row.slots, dim), like)
+    behind = _at(row.behind, (1, kv_heads, row.more, dim), like)
+    first, shared = np.array([row.oldest]), np.array([row.shared])
+    bounds = np.array([[row.upto, row.count]])
+    searching = np.empty((1, heads // sharing, length, dim), np.float32)
+    _add_up(query, scale, sharing, searching)
+    chosen = np.empty((1, heads // sharing, length, k), np.int64)
+    away = np.empty(chosen.shape, np.int64)
+    choose_loop(
+        searching, cos, sin, partner, positions, bounds, landmarks, first, behind, shared, chosen, away, row.slack,
+        row.modulus, row.stride, row.stingy == 1, low // sharing * length, high // sharing * length,
     )  # fmt: skip
-    queries = sharing * query.shape[2]
-    pages = np.empty(blocks.shape, np.int64)
-    numbers, slots = blocks.reshape(-1), pages.reshape(-1)
-    for i in range(start * queries * blocks.shape[3], stop * queries * blocks.shape[3]):
-        slots[i] = numbers[i] % block_modulus if numbers[i] >= 0 else -1
-    join_loop(
-        scaled, cos, sin, partner, pages, distance, keys, values, local, lse, out, gates, own, softcap,
-        start * queries, stop * queries,
-    )  # fmt: skip
+    for head in range(low, high):
+        for step in range(length):
+            for j in range(k):
+                pair = at + (head * length + step) * k + j
+                number = chosen[0, head // sharing, step, j]
+                blocks[pair], distance[pair] = number, away[0, head // sharing, step, j]
+                if row.block_modulus:
+                    table[pair] = number % row.block_modulus if number >= 0 else -1
 
 
 @partial(compiled, as_written=True)
@@ -270,3 +456,48 @@ def _add_up(query: Any, scale: float, sharing: int, out: Any) -> None:
         for i in range(query.shape[3]):
             scaled = np.float32(query[row, head, step, i]) * np.float32(scale)
             total[i] = scaled if head % sharing == 0 else total[i] + scaled
+
+
+@compiled
+def _join(
+    rows: Any, steps: Any, partner: Any, tables: Any, like: Any, scaled: Any, local: Any, lse: Any, blocks: Any,
+    distance: Any, table: Any, gates: Any, own: Any, out: Any, kv_heads: int, softcap: float, unit: int, start: int,
+    stop: int,
+) -> None:  # fmt: skip
+    """Opens the blocks of the page `table` for sets of `unit` heads start..stop, after `_search`.
+
+    Fills `out [N,H,Dv]`, and each row its part of `gates [H,T,k]` and of `own [H,T]`, the weight of local attention.
+    """
+    heads, dim = scaled.shape[1:]
+    sets, value_dim = heads // unit, local.shape[2]
+    for number in range(start // sets, (stop + sets - 1) // sets):
+        row, tokens = rows[number], steps[number]
+        low, high = max(0, start - number * sets) * unit, min(sets, stop - number * sets) * unit
+        first, width, k = tokens.first, tokens.width, row.k
+        inside = local[first : first + width].reshape((1, heads, width, value_dim))
+        joined, weight = inside, own[first : first + width].reshape((1, heads, width))
+        if k:
+            joined = np.empty((1, heads, width, value_dim), out.dtype)
+            some, shape = slice(tokens.at, tokens.at + heads * width * k), (1, heads, width, k)
+            cos, sin = _tables(row, tables)
+            keys = _at(row.block_keys, (1, kv_heads, row.pages, row.stride, dim), like)
+            values = _at(row.block_values, (1, kv_heads, row.pages, row.stride, value_dim), like)
+            arrays = (
+                scaled[first : first + width].reshape((1, heads, width, dim)), cos, sin, partner,
+                table[some].reshape(shape), distance[some].reshape(shape), keys, values, inside,
+                lse[first : first + width].reshape((1, heads, width)), joined, gates[some].reshape(shape),
+                weight, softcap,
+            )  # fmt: skip
+            if tokens.end - tokens.begin == width:
+                join_loop(*arrays, low * width, high * width)
+            else:
+                for head in range(low, high):
+                    join_loop(*arrays, head * width + tokens.begin, head * width + tokens.end)
+        for head in range(low, high):
+            for step in range(tokens.begin, tokens.end):
+                for i in range(value_dim):
+                    out[first + step, head, i] = rounded(joined[0, head, step, i], like)
+                if k and step >= tokens.valid:  # padding opens none
+                    weight[0, head, step] = 0
+                    for pair in range(tokens.at + (head * width + step) * k, tokens.at + (head * width + step + 1) * k):
+                        blocks[pair], gates[pair] = -1, 0

@@ -1,16 +1,19 @@
 """Memory of one layer: a local window and, behind it, blocks that are retrieved by their landmark keys."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from landmark.memory.blocks import BlockMemory, OnSearch, Opened
+from landmark.memory.decode_numba import FewPart, FewRows, FewTokens, attend_few, serves_few
 from landmark.memory.fixed import FixedLayer, StepCounts
 from landmark.memory.geometry import Past, past_of
 from landmark.memory.selection import Retrievals
 from landmark.memory.storage import ProcessStorage, Storage
 from landmark.memory.window import LocalWindow, WindowState, attend_locally
+from landmark.ops.decode_cpu import FEW_QUERIES
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 from landmark.settings import ReadingSettings, check_block_size
@@ -51,6 +54,7 @@ class LayerMemory:
         self._storage = ProcessStorage() if storage is None else storage
         self._window: LocalWindow | None = None
         self._blocks: BlockMemory | None = None
+        self._few: FewRows | None = None
         self._seen: list[int] = []
 
     @property
@@ -99,12 +103,21 @@ class LayerMemory:
         if torch.is_grad_enabled():  # a context manager takes longer than to ask
             with torch.no_grad():
                 return self.attend(query, key, value, lengths=lengths, rotation=rotation, scoring=scoring)
-        valid = [query.shape[2]] * query.shape[0] if lengths is None else lengths
+        rows, _, width = query.shape[:3]
+        valid, scoring = [width] * rows if lengths is None else lengths, scoring._replace(dropout=0.0)
+        if serves_few(query, key, value):
+            tokens = FewTokens.of(query, key, value)
+            part = self.few(tokens, width, valid, rotation)
+            if part is not None:
+                out = attend_few([part], tokens, scoring)
+                if part.error is not None:
+                    raise part.error
+                return torch.from_numpy(out).to(query.dtype).view(rows, width, query.shape[1], -1).transpose(1, 2)
         starts = self._starts(query.shape[0])
         self._check_chunk(query.shape[0], query.shape[2], starts, valid, rotation)
         window = self._settled(query.shape[0], rotation)
         window.write(key, value, valid, rotation)
-        out, self.last = self._attend(window, query, starts, valid, rotation, scoring._replace(dropout=0.0))
+        out, self.last = self._attend(window, query, starts, valid, rotation, scoring)
         self._keep(valid)
         return out
 
@@ -118,17 +131,45 @@ class LayerMemory:
         scoring: Scoring,
     ) -> tuple[Tensor, Opened | None]:
         """The output for queries at rotary positions `starts` whose keys are written, and the blocks they opened."""
-        blocks = self._blocks if self._blocks is not None and any(self._blocks.counts) else None
-        past = None if blocks is None else self._past(blocks, query, starts, valid)
-        if blocks is not None and past is not None and self.on_search is None:
-            places = window.positions(valid, past.width, past.device)
-            found = blocks.attend_few(past, rotation, scoring, query, window.buffers(), places)
-            if found is not None:
-                return found
         local = attend_locally(window, query, valid, rotation, scoring, self.block_size)
-        if blocks is None or past is None:
+        if self._blocks is None or not any(self._blocks.counts):
             return local[0], None
-        return blocks.attend(past, rotation, scoring, query, local, self.on_search)
+        past = self._past(self._blocks, query, starts, valid)
+        return self._blocks.attend(past, rotation, scoring, query, local, self.on_search)
+
+    # A few tokens on a CPU: see `landmark.memory.decode_numba`.
+
+    def few(
+        self, tokens: FewTokens, width: int, valid: list[int], rotation: Rotation, first: int = 0
+    ) -> FewPart | None:
+        """The part of a step of `tokens` that this memory reads, for `attend_few`; None where that does not serve.
+
+        For other arguments see `FewPart` and `attend`, whose errors are raised.
+        """
+        window, blocks = self._window, None
+        if window is None or self.on_search is not None or width > FEW_QUERIES or not window.serves(tokens):
+            return None
+        starts = self._starts(len(valid))
+        self._check_chunk(len(valid), width, starts, valid, rotation)
+        self._settled(len(valid), rotation)
+        if self._blocks is not None and any(self._blocks.counts):
+            blocks = self._blocks.few(tokens.query.shape[1] // tokens.key.shape[1])
+            if blocks is None:
+                return None
+        lies, buffers = self._few, window.with_room(width)
+        if lies is None or lies[1] is not rotation or lies[2] is not buffers or lies[3] is not blocks:
+            lies = self._few = FewRows.of(self.stride, rotation, buffers, blocks)
+        return FewPart(self, lies, first, width, valid, window.lengths, starts)
+
+    def count_few(self, part: FewPart, blocks: Any, gates: Any, local: Any) -> None:
+        """Counts the tokens of a part as read, and records what its queries opened."""
+        self.last = None
+        if self._blocks is not None and part.k:
+            asking = [new if count else 0 for new, count in zip(part.valid, self._blocks.counts, strict=True)]
+            self._blocks.count(blocks.shape[1] * sum(asking))
+            # Copies: views would keep what all texts of the step opened.
+            self.last = Opened(blocks.copy(), gates.copy(), local.copy(), asking)
+        self._keep(part.valid)
 
     @torch.no_grad()
     def extend(self, key: Tensor, value: Tensor, rotation: Rotation) -> None:
@@ -226,7 +267,7 @@ class LayerMemory:
         """Makes `valid` positions of each row of a step part of the window, and records what it `opened`."""
         self.last = opened
         if opened is not None and self._blocks is not None:
-            self._blocks.retrievals += Retrievals(opened.blocks.shape[1] * int(opened.asking.sum()))
+            self._blocks.count(opened.blocks.shape[1] * int(opened.asking.sum()))
         self._keep(valid)
 
     def state(self) -> tuple[WindowState, list[int]]:
@@ -248,7 +289,7 @@ class LayerMemory:
     def fork(self) -> "LayerMemory":
         """An independent copy that shares the blocks read so far where the store can."""
         branch = copy.copy(self)
-        branch._seen = list(self._seen)
+        branch._seen, branch._few = list(self._seen), None
         branch._window = None if self._window is None else self._window.fork()
         branch._blocks = None if self._blocks is None else self._blocks.fork()
         branch._storage = self._storage.fork()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from landmark.memory.decode_numba import serves_few, write_few
+from landmark.memory.decode_numba import FewTokens, serves_few, write_few
 from landmark.memory.geometry import column, positions_of
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.decode_cpu import few_queries_attention, is_few
@@ -36,9 +36,7 @@ class LocalWindow:
 
     def __init__(self, rows: int) -> None:
         self.lengths = [0] * rows
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
-        self._turned: Tensor | None = None
+        self._buffers: tuple[Tensor, Tensor, Tensor] | None = None  # keys, values, rotated keys
 
     @classmethod
     def resume(cls, state: WindowState) -> "LocalWindow":
@@ -46,23 +44,24 @@ class LocalWindow:
         window = cls(len(state.lengths))
         window.lengths = list(state.lengths)
         room = (max(state.lengths) // _ROOM + 1) * _ROOM
-        window._keys, window._values, window._turned = (_grown(x, x, room) for x in state[:3])
+        keys, values, turned = (_grown(x, x, room) for x in state[:3])
+        window._buffers = keys, values, turned
         return window
 
     def state(self) -> WindowState:
         """A copy of everything that `resume` needs."""
-        buffers = self._keys, self._values, self._turned
+        assert self._buffers is not None
         length = max(self.lengths)
-        keys, values, turned = (x[:, :, :length].clone() for x in buffers if x is not None)
+        keys, values, turned = (x[:, :, :length].clone() for x in self._buffers)
         return WindowState(keys, values, turned, list(self.lengths))
 
     def fork(self) -> "LocalWindow":
         """An independent copy."""
         window = copy.copy(self)
         window.lengths = list(self.lengths)
-        window._keys, window._values, window._turned = (
-            None if x is None else x.clone() for x in (self._keys, self._values, self._turned)
-        )
+        if self._buffers is not None:
+            keys, values, turned = (x.clone() for x in self._buffers)
+            window._buffers = keys, values, turned
         return window
 
     def positions(self, valid: list[int], width: int, device: torch.device) -> Tensor:
@@ -90,23 +89,36 @@ class LocalWindow:
             # Padding may be anything, NaN too; what lies behind a row must be finite.
             buffer.scatter_(2, positions.expand(-1, new.shape[1], -1, new.shape[-1]), new.masked_fill(padding, 0.0))
 
+    def serves(self, tokens: FewTokens) -> bool:
+        """Whether it lies on a CPU, and `tokens` are of its dtype and shape."""
+        if self._buffers is None:
+            return False
+        keys, values, _ = self._buffers
+        shapes = (keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3])
+        same = shapes == (tokens.key.shape[1:], tokens.value.shape[1:])
+        return same and keys.dtype == values.dtype == tokens.dtype and keys.device.type == "cpu"
+
+    def with_room(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys before rotary, values and rotated keys, with room for a chunk of `width` positions."""
+        assert self._buffers is not None
+        return self._with_room(max(self.lengths) + width, *self._buffers[:2])
+
     def _with_room(self, length: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        buffers = self._keys, self._values, self._turned
         # One position more than is needed: rows of different lengths write their padding there.
-        if any(x is None or x.shape[2] <= length for x in buffers):
-            room = (length // _ROOM + 1) * _ROOM
-            buffers = tuple(_grown(x, new, room) for x, new in zip(buffers, (key, value, key), strict=True))
-            self._keys, self._values, self._turned = buffers
-        return buffers  # type: ignore[return-value]
+        if self._buffers is None or self._buffers[0].shape[2] <= length:
+            room, old = (length // _ROOM + 1) * _ROOM, self._buffers or (None, None, None)
+            keys, values, turned = (_grown(x, new, room) for x, new in zip(old, (key, value, key), strict=True))
+            self._buffers = keys, values, turned
+        return self._buffers
 
     def buffers(self) -> tuple[Tensor, Tensor]:
         """Rotated keys and values of the window and of the chunk written behind it, contiguous.
 
         Longer than any row; what lies behind a row is finite and undefined.
         """
-        assert self._turned is not None
-        assert self._values is not None
-        return self._turned, self._values
+        assert self._buffers is not None
+        _, values, turned = self._buffers
+        return turned, values
 
     def filled(self, valid: list[int]) -> tuple[Tensor, Tensor]:
         """The same, cut to the longest row with its `valid` positions of the chunk, at least 1 position."""
@@ -116,14 +128,13 @@ class LocalWindow:
 
     def fixed(self, positions: int) -> tuple[Tensor, Tensor, Tensor]:
         """Keys before rotary, values and rotated keys of the first `positions` positions and of one behind them."""
-        assert self._keys is not None
-        assert self._values is not None
-        keys, values, turned = self._with_room(positions, self._keys, self._values)
+        assert self._buffers is not None
+        keys, values, turned = self._with_room(positions, *self._buffers[:2])
         return keys[:, :, : positions + 1], values[:, :, : positions + 1], turned[:, :, : positions + 1]
 
     def holds(self, keys: Tensor) -> bool:
         """Whether its first keys lie where these do."""
-        return self._keys is not None and self._keys.data_ptr() == keys.data_ptr()
+        return self._buffers is not None and self._buffers[0].data_ptr() == keys.data_ptr()
 
     def keep(self, valid: list[int]) -> None:
         """Makes `valid` positions of the chunk written last part of each row."""
@@ -131,36 +142,36 @@ class LocalWindow:
 
     def oldest(self, row: int, length: int) -> tuple[Tensor, Tensor]:
         """Keys before rotary and values of the first positions of one row, [Hkv,length,D]."""
-        assert self._keys is not None
-        assert self._values is not None
-        return self._keys[row, :, :length], self._values[row, :, :length]
+        assert self._buffers is not None
+        keys, values, _ = self._buffers
+        return keys[row, :, :length], values[row, :, :length]
 
     def drop(self, counts: list[int], rotation: Rotation) -> None:
         """Drops the first counts[b] positions of row b; the others move up, and their keys are rotated anew."""
-        if not any(counts) or self._keys is None or self._values is None or self._turned is None:
+        if not any(counts) or self._buffers is None:
             return
+        keys, values, turned = self._buffers
         self.lengths = [length - count for length, count in zip(self.lengths, counts, strict=True)]
         length = max(self.lengths)
-        for buffer in (self._keys, self._values):
+        for buffer in (keys, values):
             buffer[:, :, :length] = _from(buffer, counts, length)
-        positions = torch.arange(length, device=self._keys.device)
-        self._turned[:, :, :length] = rotation.apply(self._keys[:, :, :length], positions)
+        positions = torch.arange(length, device=keys.device)
+        turned[:, :, :length] = rotation.apply(keys[:, :, :length], positions)
 
     def reorder(self, rows: list[int]) -> None:
         """Makes row i a copy of row `rows[i]`."""
         self.lengths = [self.lengths[row] for row in rows]
-        if self._keys is not None and self._values is not None and self._turned is not None:
-            index = torch.tensor(rows, device=self._keys.device)
-            self._keys, self._values, self._turned = (
-                x.index_select(0, index) for x in (self._keys, self._values, self._turned)
-            )
+        if self._buffers is not None:
+            index = torch.tensor(rows, device=self._buffers[0].device)
+            keys, values, turned = (x.index_select(0, index) for x in self._buffers)
+            self._buffers = keys, values, turned
 
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and values kept, each key once."""
-        if self._keys is None or self._values is None:
+        if self._buffers is None:
             return 0
-        per_position = sum(x.shape[1] * x.shape[-1] * x.element_size() for x in (self._keys, self._values))
+        per_position = sum(x.shape[1] * x.shape[-1] * x.element_size() for x in self._buffers[:2])
         return sum(self.lengths) * per_position
 
 

@@ -111,14 +111,18 @@ def normalize(x: Any, weight: Any, eps: float, out: Any) -> None:
 
 @compiled
 def project_normed(
-    x: Any, norm: Any, eps: float, query: Any, key: Any, value: Any, out: Any, start: int, stop: int
+    x: Any, norm: Any, eps: float, weights: Any, query: Any, key: Any, value: Any, start: int, stop: int
 ) -> None:
-    """Writes to `out [n,Nq+Nk+Nv]` the three products of the normalized rows of `x [n,C]`, columns start..stop."""
-    normed = np.empty_like(x)
+    """Writes the products of the normalized rows of `x [n,C]` with three `weights` to `query`, `key` and `value`.
+
+    These are `[n,Nq]`, `[n,Nk]` and `[n,Nv]`; of their columns side by side, those from `start` to `stop`.
+    """
+    normed, first = np.empty_like(x), query.shape[1]
     normalize(x, norm, eps, normed)
-    multiply(normed, query, out, 0, start, stop)
-    multiply(normed, key, out, len(query[0]), start, stop)
-    multiply(normed, value, out, len(query[0]) + len(key[0]), start, stop)
+    multiply(normed, weights[0], query, 0, start, stop)
+    multiply(normed, weights[1], key, 0, start - first, stop - first)
+    first += key.shape[1]
+    multiply(normed, weights[2], value, 0, start - first, stop - first)
 
 
 @compiled

@@ -11,7 +11,8 @@ import numba
 import numpy as np
 import torch
 from numba import types
-from numba.extending import overload
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
 _WORTH_A_THREAD = 256  # small pieces of work; starting a thread for fewer takes longer than the work
@@ -85,6 +86,18 @@ def _as_bits(x: Any, like: Any) -> Any:
     return (lambda x, like: _to_bfloat16(x)) if like.dtype == types.uint16 else (lambda x, like: _to_float16(x))
 
 
+def as_stored(x: Any, like: Any) -> Any:
+    """A number as an entry of the array `like` of `as_array`, rounded to its 16 bits; in compiled code only."""
+    raise NotImplementedError
+
+
+@overload(as_stored, inline="always", strict=False)
+def _as_stored(x: Any, like: Any) -> Any:
+    if like.dtype in (types.uint16, types.int16):
+        return lambda x, like: as_bits(x, like)
+    return lambda x, like: x
+
+
 def rounded(x: Any, like: Any) -> Any:
     """A number rounded to those that the array `like` of `as_array` can hold; in compiled code only."""
     raise NotImplementedError
@@ -95,6 +108,16 @@ def _rounded(x: Any, like: Any) -> Any:
     if like.dtype in (types.uint16, types.int16):
         return lambda x, like: as_float(as_bits(x, like))
     return lambda x, like: x
+
+
+@intrinsic
+def as_pointer(typingctx: Any, address: Any) -> Any:
+    """A pointer to an address, for `numba.carray`; in compiled code only. Whoever gives it keeps what lies there."""
+
+    def convert(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), convert
 
 
 @compiled

@@ -56,6 +56,17 @@ class Rotation:
         cos, sin, partner = (x.numpy() for x in self.by_partner)
         return cos, sin, partner
 
+    @cached_property
+    def addresses(self) -> tuple[int, int, int]:
+        """Where `cos` and `sin` of `arrays` lie, and their number of positions."""
+        cos, sin, _ = self.arrays
+        return cos.ctypes.data, sin.ctypes.data, len(cos)
+
+    def like(self, other: "Rotation") -> bool:
+        """Whether compiled loops that take the one take the other: of any number of positions."""
+        mine, theirs = self.cos, other.cos
+        return self.style == other.style and mine.dtype == theirs.dtype and mine.shape[1] == theirs.shape[1]
+
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotates `x [..., D]` to `positions`, long and broadcastable to `x.shape[:-1]`, each in 0..P-1.
 
