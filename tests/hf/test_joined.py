@@ -11,6 +11,7 @@ from landmark.hf.compat import cache_kwargs
 from landmark.hf.decoding import Decoding, Sampling, compute_together
 from landmark.hf.joined import read_together, why_apart
 from landmark.memory import LayerMemory
+from landmark.store.tiered import TieredStore
 
 SIZE = 5  # of a block
 LENGTHS = [1, 4, 13, 30, 57, 64, 20, 9]  # two texts have no blocks in memory, and tails end at several places
@@ -73,26 +74,53 @@ def test_what_no_loop_computes_is_close():
         torch.testing.assert_close(one, alone(model, cache, token), atol=1e-5, rtol=1e-5)
 
 
-def test_a_text_that_fails_fails_by_itself(monkeypatch):
+SETTINGS: list[dict[str, Any]] = [
+    {}, {"retrieve": 1}, {"retrieve": 0}, {"local_blocks": 2}, {"max_blocks": 3}, {"positions": "true"},
+    {"selection": "per_group"}, {"selection": "per_token"}, {"miss_threshold": 0.3},
+    {"host_budget": 10_000}, {"host_budget": "1MB"},
+]  # fmt: skip
+
+
+def test_texts_are_read_by_different_settings():
+    """Some by loops for all texts, some each by itself; the blocks of two in files, of one read piece by piece."""
     model = converted()
-    caches = read(model)
+    together = [cache for row, options in enumerate(SETTINGS) for cache in read(model, [30 + row], **options)]
+    apart = [cache.fork() for cache in together]
+    for step in range(12):
+        tokens = [random_tokens(1, 100 * step + row) for row in range(len(together))]
+        found = read_together(model, together, tokens)
+        for one, cache, token in zip(found, apart, tokens, strict=True):
+            assert torch.equal(one, alone(model, cache, token))
+    for one, other in zip(together, apart, strict=True):
+        assert one.trace().weights() == other.trace().weights()
+        assert one.retrievals == other.retrievals
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "options"),
+    [("llama", (LayerMemory, "few"), {}), ("qwen3", (LayerMemory, "attend"), {}),
+     ("llama", (TieredStore, "pages"), {"host_budget": "1MB"})],
+)  # fmt: skip
+def test_a_text_that_fails_fails_by_itself(monkeypatch, name, where, options):
+    model = converted(name)
+    caches = read(model, **options)
     apart = [cache.fork() for cache in caches]
     caches[1].begin()  # interrupted before
-    broken = caches[2].memory(1)  # in the middle of the forward
-    attend = LayerMemory.attend
+    broken: Any = caches[2].memory(1)  # in the middle of the forward
+    working = getattr(*where)
 
-    def failing(memory, *args, **options):
-        if memory is broken:
+    def failing(part, *args, **options):
+        if part in (broken, broken._blocks._store):
             raise OSError("a file cannot be read")
-        return attend(memory, *args, **options)
+        return working(part, *args, **options)
 
-    monkeypatch.setattr(LayerMemory, "attend", failing)
+    monkeypatch.setattr(*where, failing)
     tokens = [random_tokens(1, row) for row in range(len(caches))]
     found = read_together(model, caches, tokens)
     assert "interrupted" in str(found[1])
     assert isinstance(found[2], OSError)
     for row in {*range(len(caches))} - {1, 2}:
-        assert torch.equal(found[row], alone(model, apart[row], tokens[row]))
+        torch.testing.assert_close(found[row], alone(model, apart[row], tokens[row]))
     with pytest.raises(ValueError, match="interrupted"):
         caches[2].fork()
 
@@ -114,6 +142,23 @@ def test_numbers_that_are_not_finite_are_an_error(allow):
         model.base_model.layers[-1].mlp.down_proj.weight[:] = torch.nan
     found = read_together(model, caches, [random_tokens(1, row) for row in range(2)])
     assert all(isinstance(one, ValueError) != allow for one in found)
+
+
+def test_a_text_whose_keys_are_not_finite_fails_by_itself():
+    model = converted()
+    caches = read(model, [8, 30, 30, 31]) + read(model, [32], allow_nonfinite=True)
+    apart = [cache.fork() for cache in caches]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = torch.nan
+    tokens = [torch.tensor([[token]]) for token in (8, 7, 9, 8, 7)]
+    found = read_together(model, caches, tokens)
+    assert "not finite (NaN or infinity) in the keys or values of layer 0" in str(found[1])
+    assert isinstance(found[4], torch.Tensor)
+    assert found[4].isnan().all()
+    for row in (0, 2, 3):
+        assert torch.equal(found[row], alone(model, apart[row], tokens[row]))
+    with pytest.raises(ValueError, match="in the keys or values of layer 0"):
+        alone(model, apart[1], tokens[1])
 
 
 def test_a_model_that_mixes_tokens_reads_texts_apart():
@@ -174,3 +219,33 @@ def test_answers_are_those_of_one_alone():
         assert one.ids == expected[row][: len(one.ids)]
         assert seen == logs[row][: len(seen)]
         assert one.done != (row in (1, 5))
+
+
+def test_answers_to_one_prompt_read_it_once(monkeypatch):
+    """Each is the answer of its seed, with the trace of the prompt, and all are decoded together."""
+    model = converted()
+    cache, prompt = read(model, [40])[0], random_tokens(9, 7)[0]
+
+    def decoding(seed: int) -> Decoding:
+        branch = cache.fork()
+        branch.start_trace()
+        return Decoding(model, branch, prompt, max_new_tokens=8, sampling=Sampling(1.0, 0.9, seed), ends=[])
+
+    expected = []
+    for one in map(decoding, range(3)):
+        while not one.done:
+            one.step()
+        expected.append((one.ids, one.cache.trace().weights()))
+    first = decoding(0)
+    while not first.decodes:
+        first.step()
+    found = [first, first.branch(1), first.branch(2)]
+    monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("the prompt is read again"))
+    for one in found[1:]:
+        one.step()
+    monkeypatch.undo()
+    while not first.done:
+        compute_together(model, found)
+        for one in found:
+            one.step()
+    assert [(one.ids, one.cache.trace().weights()) for one in found] == expected

@@ -354,17 +354,18 @@ class LandmarkCache(Cache):
         """Counts length from 0 from now on: pass `generate` new tokens only."""
         self._columns = Columns(self._columns.keep)
 
-    def fork(self) -> "LandmarkCache":
+    def fork(self, *, keep_trace: bool = False) -> "LandmarkCache":
         """An independent cache that continues from here and, where its storage can, shares the blocks read so far.
 
-        Its length counts from 0: pass `generate` new tokens only. Raises ValueError if a forward through this cache was
+        Its length counts from 0: pass `generate` new tokens only. Its trace is empty, unless it shall keep what was
+        recorded so far. Raises ValueError if a forward through this cache was
         interrupted.
         """
         self.check_complete()
         branch = copy.copy(self)
         branch.layers = [LandmarkLayer(memory.fork()) for memory in self.memories]
         branch._storage = {layer: storage.fork() for layer, storage in self._storage.items()}
-        branch._recording = self._recording.cleared()
+        branch._recording = self._recording if keep_trace else self._recording.cleared()
         branch.restart_length()
         branch._tokens = None if self._tokens is None else self._tokens.clone()
         return branch

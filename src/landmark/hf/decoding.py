@@ -1,5 +1,6 @@
 """`Decoding`: an answer, one forward at a time, so that many answers can take turns on one model, or share forwards."""
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ class Decoding:
         self._most = max_new_tokens
         self._ends = frozenset(ends)
         self._sampled = sampling.temperature > 0
-        self._random = torch.Generator(model.device).manual_seed(sampling.seed) if self._sampled else None
+        self._random = self._seeded(sampling.seed)
         self._warpers = LogitsProcessorList()
         if self._sampled:
             self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
@@ -58,6 +59,20 @@ class Decoding:
         self._logits: Tensor | None = None
         self._computed: Tensor | Exception | None = None
         cache.restart_length()
+
+    def _seeded(self, seed: int) -> torch.Generator | None:
+        return torch.Generator(self._model.device).manual_seed(seed) if self._sampled else None
+
+    def branch(self, seed: int) -> "Decoding":
+        """Another answer to the same prompt, which is not read again; `step` then gives its first token.
+
+        For a decoding that has one token. The answer is that of a decoding made with this seed.
+        """
+        assert len(self.ids) == 1, "the cache has read the prompt, and no token of the answer"
+        other = copy.copy(self)
+        other.cache, other.ids, other._random = self.cache.fork(keep_trace=True), [], self._seeded(seed)
+        other._computed = self._logits
+        return other
 
     @property
     def decodes(self) -> bool:

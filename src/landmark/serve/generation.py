@@ -110,6 +110,7 @@ class Generation:
     _ids: Tensor | None = None
     _choices: list[Choice] = field(default_factory=list)
     _finished: set[int] = field(default_factory=set)
+    _seed: int = 0  # of the first choice, one more for each of the others
     _first: int = 0  # number of the answer's first token
     _prompt: int = 0
 
@@ -139,23 +140,30 @@ class Generation:
             context.check()
         self._prompt, cached = len(ids), context.tokens_read if context is not None else 0
         self._first = cached + len(ids)
-        seed = secrets.randbits(32) if self.question.seed is None else self.question.seed
-        self._choices = [self._choice(ids, (seed + index) % 2**32) for index in range(self.rows)]
+        self._seed = secrets.randbits(32) if self.question.seed is None else self.question.seed
+        self._choices = [self._choice(self._first_decoding(ids))]
         self.emit(Began(cached, len(ids)))
 
-    def _choice(self, ids: Tensor, seed: int) -> Choice:
+    def _first_decoding(self, ids: Tensor) -> Decoding:
         question, context = self.question, self._context
         cache = LandmarkCache(self.model.config) if context is None else context.cache.fork()
         cache.start_trace()
-        decoding = Decoding(
+        return Decoding(
             self.model,
             cache,
             ids,
             max_new_tokens=question.most_tokens,
-            sampling=Sampling(question.temperature, question.top_p, seed),
+            sampling=Sampling(question.temperature, question.top_p, self._seed),
             ends=question.ends,
         )
-        return Choice(decoding, self.tokenizer, stops=question.stops, logprobs=question.logprobs)
+
+    def _choice(self, decoding: Decoding) -> Choice:
+        return Choice(decoding, self.tokenizer, stops=self.question.stops, logprobs=self.question.logprobs)
+
+    def _other_choices(self) -> list[Choice]:
+        """The choices behind the first, which has read the prompt for all."""
+        first = self._choices[0].decoding
+        return [self._choice(first.branch((self._seed + index) % 2**32)) for index in range(1, self.rows)]
 
     @property
     def decoding(self) -> list[Decoding]:
@@ -163,10 +171,12 @@ class Generation:
         return [decoding for decoding in decodings if decoding.decodes]
 
     def step(self) -> bool:
-        for index, choice in enumerate(self._choices):
+        for index, choice in enumerate(self._choices):  # longer, once the prompt is read
             if index in self._finished or self.cancelled:
                 continue
             piece = choice.step()
+            if piece is not None and len(self._choices) < self.rows:
+                self._choices += self._other_choices()
             if piece is not None:
                 self.emit(Grew(index, piece))
             if choice.finish_reason is not None:
@@ -199,7 +209,7 @@ class Generation:
         decodings = [choice.decoding for choice in self._choices]
         traffic = sum((decoding.cache.traffic for decoding in decodings), Traffic())
         new = sum(len(decoding.ids) for decoding in decodings)
-        self.count(self._first - self._prompt, self._prompt * len(decodings), new, traffic)
+        self.count(self._first - self._prompt, self._prompt * bool(decodings), new, traffic)
         self._choices, self._context, self._ids = [], None, None
 
 

@@ -1,5 +1,6 @@
 """Listening: uvicorn with the settings of this server, on loopback unless there are keys."""
 
+import gc
 import ipaddress
 import logging
 import socket
@@ -73,6 +74,8 @@ def listen(address: Address) -> socket.socket:
 def serve(server: Server, address: Address, listening: socket.socket) -> None:
     """Serves, with a server that has started, until it is told to stop (SIGINT, SIGTERM). A second signal ends it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    gc.collect()
+    gc.freeze()  # the search for cyclic garbage passes over the model and all modules from now on
     uvicorn.Server(web_config(server, address)).run(sockets=[listening])
 
 
