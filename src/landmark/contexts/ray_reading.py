@@ -90,9 +90,13 @@ def _check_answers(address: str) -> None:
     # ray.init waits for minutes for something that answers and is no head node, and prints lines of its own.
     asking = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
-        subprocess.run(asking, timeout=_MOST_SECONDS, capture_output=True, check=True)
-    except subprocess.SubprocessError as error:
-        raise _no_cluster(address, "what answers is not the head node of a cluster") from error
+        asked = subprocess.run(asking, timeout=_MOST_SECONDS, capture_output=True, text=True)
+    except subprocess.TimeoutExpired as error:
+        raise _no_cluster(
+            address, f"what answers there said nothing of a cluster within {_MOST_SECONDS:g} s"
+        ) from error
+    if asked.returncode:
+        raise _no_cluster(address, (asked.stderr.strip().splitlines() or ["no reason"])[-1][:300])
 
 
 def _no_cluster(address: str, why: str) -> ValueError:
