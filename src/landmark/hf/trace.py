@@ -165,10 +165,14 @@ def _of_rows(opened: Opened, rows: Tensor) -> Opened:
 def _concatenated(pieces: Sequence[Opened]) -> Opened:
     """Concatenates several forwards; rows of fewer choices are padded with -1."""
     width = max(one.blocks.shape[-1] for one in pieces)
-    blocks = [torch.nn.functional.pad(x.blocks, (0, width - x.blocks.shape[-1]), value=-1) for x in pieces]
-    gates = [torch.nn.functional.pad(x.gates, (0, width - x.gates.shape[-1])) for x in pieces]
+    blocks, gates = [_padded(x.blocks, width, -1) for x in pieces], [_padded(x.gates, width, 0) for x in pieces]
     asking = torch.stack([x.asking for x in pieces]).sum(0)
     return Opened(torch.cat(blocks, 2), torch.cat(gates, 2), torch.cat([x.local for x in pieces], 2), asking)
+
+
+def _padded(x: Tensor, width: int, value: int) -> Tensor:
+    """`x` with so many columns; most have them."""
+    return x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1]), value=value)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ class FewRows(NamedTuple):
         windows = [(stride, *rotation.addresses, *(_address(x, row) for x in buffers), room) for row in range(count)]
         behind = [_NO_BLOCKS] * count if blocks is None else [(blocks.k, *row) for row in blocks.rows]
         rows = [(*one, *other) for one, other in zip(windows, behind, strict=True)]
-        return cls(np.array(rows, _ROW), rotation, buffers, blocks)
+        # As numbers: numpy joins arrays of records in Python.
+        return cls(np.array(rows, _ROW).view(np.int64).reshape(count, -1), rotation, buffers, blocks)
 
 
 @dataclass
@@ -218,7 +219,7 @@ def write_few(
     tokens, lies = FewTokens.of(key, key, value), FewRows.of(0, rotation, buffers, None)
     steps = _steps(0, key.shape[2], valid, lengths, lengths, 0, 0)
     tables, _, partner = rotation.arrays
-    _write(*tokens[1:3], lies.rows, np.array(steps, _STEP), tables, partner, _LIKE[key.dtype])
+    _write(*tokens[1:3], lies.rows.view(_ROW)[:, 0], np.array(steps, _STEP), tables, partner, _LIKE[key.dtype])
 
 
 def attend_few(parts: Sequence[FewPart], tokens: FewTokens, scoring: Scoring) -> Any:
@@ -234,8 +235,8 @@ def attend_few(parts: Sequence[FewPart], tokens: FewTokens, scoring: Scoring) ->
     for part in parts:
         steps += part.steps(heads, pairs)
         pairs += part.pairs(heads)
-    # A copy: pages are written to it.
-    lies, tokens_of = np.concatenate([part.lies.rows for part in parts]), np.array(steps, _STEP)
+    tokens_of = np.array(steps, _STEP)
+    lies = np.concatenate([part.lies.rows for part in parts]).view(_ROW)[:, 0]  # a copy: pages are written to it
     like, (tables, _, partner) = _LIKE[dtype], parts[0].lies.rotation.arrays
     assert all(part.lies.rotation.like(parts[0].lies.rotation) for part in parts)
     if _write(key, value, lies, tokens_of, tables, partner, like):
