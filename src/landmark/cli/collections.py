@@ -101,16 +101,12 @@ def add_all(
         named = with_names(collection, documents)
         new = collection.missing(named, replace=replace)
         started = time.perf_counter()
-        tokenized = collection.tokenized(new)
-        total = sum(document.member.tokens for document in tokenized)
-        with tokens_read(f"reading into {where}", total) as progress:
-            if read_all is not None and new:
-                read_all(collection, new, progress=progress)
-            for document in tokenized if read_all is None else ():  # each is kept, should the next one fail
-                collection.add_tokenized([document], progress)
+        if new:
+            _read(collection, new, where, read_all)
         seconds = time.perf_counter() - started
         held = collection.documents
         added_names = {name for name, _ in new}
+        total = sum(member.tokens for member in held if member.name in added_names)
         there = {name: collection.holder(text) for name, text in named if name not in added_names}
     figures: dict[str, Any] = {
         "documents": len(held),
@@ -130,6 +126,19 @@ def add_all(
         f" {counted(len(held), 'document')}, {counted(figures['tokens'], 'token')} in all"
     )
     return 0
+
+
+def _read(collection: "Collection", documents: list[tuple[str, str]], where: str, read_all: "ReadAll | None") -> None:
+    """Read the documents with a bar; those that `read_all` reads are tokenized by others, so that it has no end."""
+    description = f"reading into {where}"
+    if read_all is not None:
+        with tokens_read(description) as progress:
+            read_all(collection, documents, progress=progress)
+        return
+    tokenized = collection.tokenized(documents)
+    with tokens_read(description, sum(document.member.tokens for document in tokenized)) as progress:
+        for document in tokenized:  # each is kept, should the next one fail
+            collection.add_tokenized([document], progress)
 
 
 def run_remove(options: RemoveOptions) -> int:

@@ -138,8 +138,8 @@ def figure_text(value: Any) -> str:
 
 
 @contextmanager
-def tokens_read(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over `total` tokens; yields a function that moves it by so many."""
+def tokens_read(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar over `total` tokens, if that is known; yields a function that moves it by so many."""
     from rich.progress import MofNCompleteColumn
 
     with _bar(description, total, MofNCompleteColumn()) as update:
