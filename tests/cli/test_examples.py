@@ -87,4 +87,5 @@ def test_the_examples_of_all_commands_work(folder):
     calls = calls_of(ALL, folder)
     assert (folder / "book.txt").read_bytes() == landmark.book_path().read_bytes()
     for arguments, _ in calls:
-        options_of(arguments)
+        if arguments[-1] != "--help":
+            options_of(arguments)

