@@ -48,7 +48,7 @@ class ReadingChanges(TypedDict, total=False):
     positions: Positions
     """Rotary positions of opened blocks: stingy, within the trained range, or true."""
     gap: FromZero
-    """Stingy positions left free between opened blocks and the local window."""
+    """Stingy positions left free between old blocks and the newest, which keep their distance."""
     allow_nonfinite: bool
     """Read and answer also where the model computes NaN or infinity."""
 
@@ -67,8 +67,8 @@ class ReadingSettings:
     - `miss_threshold`: a query whose blocks would get a smaller share of its attention together opens none (the context
       miss of appendix D).
     - `positions`: rotary positions of opened blocks, see `Positions`.
-    - `gap`: stingy positions that are left free between opened blocks and the local window, so that the two are not
-      taken for one text; 0 is the paper's rule. They come out of the trained range, and so out of the longest chunk.
+    - `gap`: stingy positions that are left free between old blocks and the `retrieve` newest ones, so that what is long
+      past is not taken for the recent text; 0 is the paper's rule. They come out of the trained range.
     - `allow_nonfinite`: reads on where the model computes NaN or infinity, which is an error otherwise.
 
     Raises ValueError, naming the value and the remedy, for settings that mean nothing.

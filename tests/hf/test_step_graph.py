@@ -29,7 +29,7 @@ BLOCK, RETRIEVE = 5, 2
 
 
 def converted(name: str = "llama", dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
-    return landmark.convert(family(name, **changes).to(dtype).eval(), block_size=BLOCK, retrieve=RETRIEVE)
+    return landmark.convert(family(name, **changes).to(dtype).eval(), block_size=BLOCK, retrieve=RETRIEVE, gap=3)
 
 
 def cache_of(model, **options) -> landmark.LandmarkCache:
@@ -312,7 +312,7 @@ def test_a_cpu_decodes_by_its_own_loops():
     [
         ({"selection": "per_token"}, "selection="),
         ({"miss_threshold": 0.1}, "miss_threshold=0"),
-        ({"positions": "true"}, "positions="),
+        ({"positions": "true", "gap": 0}, "positions="),
         ({"host_budget": "1MB"}, "tier below the device"),
         ({"index": landmark.IndexOptions("exact", keys="int8")}, "keys in float32"),
     ],

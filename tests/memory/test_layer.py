@@ -54,18 +54,51 @@ def test_enough_blocks_give_attention_over_the_whole_stream(
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("chunks", [(40, 9), (40, 1), (27, 5)])
-@pytest.mark.parametrize("local_blocks", [0, 2])
-def test_a_gap_moves_the_local_window_away_from_opened_blocks(chunks, local_blocks):
-    gap, (before, total) = 50, (chunks[0], sum(chunks))
-    qkv = stream(total)
-    memory = layer_memory(block_size=7, retrieve=100, local_blocks=local_blocks, gap=gap)
-    out = read(memory, qkv, chunks)[:, :, before:]
-    positions = torch.arange(total)
-    positions[(before // 8 - local_blocks) * 8 :] += gap
-    turned = [rotation().apply(x, positions) for x in qkv[:2]]
-    expected = reference_attention(*turned, qkv[2], is_landmark=(torch.arange(total) % 8 == 7)[None], scoring=Scoring())
-    torch.testing.assert_close(out, expected[:, :, before:], atol=1e-12, rtol=0)
+@given(
+    before=st.integers(0, 60),
+    new=st.integers(1, 6),
+    retrieve=st.integers(1, 4),
+    local_blocks=st.integers(0, 2),
+    gap=st.sampled_from([0, 1, 50]),
+    looped=st.booleans(),
+)
+def test_queries_read_what_the_rules_say(before, new, retrieve, local_blocks, gap, looped):
+    qkv = stream(before + new)
+    memory = layer_memory(block_size=3, retrieve=retrieve, local_blocks=local_blocks, gap=gap)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(window, "is_few", lambda query: looped)
+        out = read(memory, qkv, [before, new] if before else [new])
+    for t in range(before, before + new):
+        for head in range(2):
+            expected = by_the_rules(*(x[:, [head]] for x in qkv), t, before // 4 - local_blocks, retrieve, gap)
+            torch.testing.assert_close(out[:, head, t], expected, atol=1e-6, rtol=0)
+
+
+def by_the_rules(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, t: int, blocks: int, retrieve: int, gap: int
+) -> torch.Tensor:
+    """What one head reads for the token `t`, with `blocks` of 3 tokens and a landmark in memory (docs/design.md)."""
+    turn, blocks = rotation().apply, max(0, blocks)
+    k = min(retrieve, blocks)
+    oldest = blocks - k  # of the newest blocks, those with a slot of their own
+    start = (k + 1) * 4 + gap if k else 0
+    position = start + t - blocks * 4
+
+    def begin(slot: int, block: int) -> int:
+        return (slot + 1) * 4 + gap if block >= oldest else slot * 4
+
+    def score(block: int) -> tuple[float, int]:
+        away = position - begin(max(0, block - oldest), block)
+        turned = turn(query[0, 0, t], torch.tensor(away)), turn(key[0, 0, block * 4 + 3], torch.tensor(3))
+        return float(turned[0] @ turned[1]), block
+
+    opened = sorted(sorted(range(blocks), key=score)[blocks - k :])
+    tokens = torch.tensor([*(block * 4 + i for block in opened for i in range(4)), *range(blocks * 4, t + 1)])
+    places = [begin(slot, block) + i for slot, block in enumerate(opened) for i in range(4)]
+    places = torch.tensor([*places, *range(start, position + 1)])
+    turned = [turn(x[:, :, tokens], places) for x in (query, key)]
+    is_landmark = (tokens % 4 == 3)[None]
+    return reference_attention(*turned, value[:, :, tokens], is_landmark=is_landmark, scoring=Scoring())[:, 0, -1]
 
 
 @given(

@@ -71,7 +71,7 @@ def choose_calls(dim: int) -> Iterator[tuple[str, Any, list[Any], dict[str, Any]
     for k in (4, choose_triton.MOST_CHOSEN):
         choose_triton.choose_blocks(
             torch.empty(1, 4, 32, dim), torch.empty(1, 2, 4096, dim), rotation,
-            positions=whole, bounds=whole[:, :2], first=whole[0, :1], modulus=4096, stride=64, k=k, stingy=True,
+            positions=whole, bounds=whole[:, :3], first=whole[0, :1], modulus=4096, stride=64, k=k, stingy=True,
         )  # fmt: skip
     for args, constants in choose_triton.choose_blocks_kernel.launches:
         yield f"{constants['KEPT']} chosen", kernel, args, constants

@@ -21,7 +21,18 @@ def rotation(style, width=8, positions=400):
 
 
 def case(
-    *, counts=(20, 13), kept=None, k=3, length=5, kv_heads=2, groups=2, dim=12, values=None, modulus=None, stingy=True
+    *,
+    counts=(20, 13),
+    kept=None,
+    k=3,
+    length=5,
+    kv_heads=2,
+    groups=2,
+    dim=12,
+    values=None,
+    modulus=None,
+    stingy=True,
+    gap=0,
 ):
     """Arguments of `choose_blocks`. Few `values` make equal scores common. Slots without a block are NaN."""
     counts = torch.tensor(counts)
@@ -36,12 +47,12 @@ def case(
         slots = torch.arange(count - left, count) % capacity
         keys[row, :, slots] = drawn(kv_heads, left, dim)
     upto = counts - torch.minimum(torch.tensor(k), kept) * stingy
-    starts = (k + 1) * STRIDE if stingy else int(counts.max()) * STRIDE
+    starts = (k + 1) * STRIDE + gap if stingy else int(counts.max()) * STRIDE
     return {
         "query": drawn(len(counts), kv_heads * groups, length, dim).to(DEVICE),
         "keys": keys.to(DEVICE),
         "positions": (starts + torch.arange(length) + torch.arange(len(counts))[:, None]).to(DEVICE),
-        "bounds": torch.stack((upto, counts), 1).to(DEVICE),
+        "bounds": torch.stack((upto, counts, torch.full_like(counts, gap)), 1).to(DEVICE),
         "first": (counts - kept).to(DEVICE),
         "modulus": capacity,
         "stride": STRIDE,
@@ -61,19 +72,20 @@ def assert_chooses_the_best(turning, *, query, keys, positions, bounds, first, m
     assert blocks.dtype == distance.dtype == torch.long
     groups = query.shape[1] // keys.shape[1]
     for b, h, t in torch.cartesian_prod(*(torch.arange(n) for n in query.shape[:3])).tolist():
-        (upto, count), position, scores = bounds[b].tolist(), int(positions[b, t]), []
+        (upto, count, gap), position, scores = bounds[b].tolist(), int(positions[b, t]), []
         for number in range(int(first[b]), count):
-            slot = number - upto + 1 if stingy and number >= upto else 0
-            at = torch.tensor(max(0, position - slot * stride), device=DEVICE)
+            begin = (number - upto + 1) * stride + gap if stingy and number >= upto else 0
+            at = torch.tensor(max(0, position - begin), device=DEVICE)
             turned = turning.apply(query[b, h, t], at)
             score = float(turned.double() @ keys[b, h // groups, number % modulus].double())
             if score > -torch.inf:
                 scores.append((score, number))
         best = sorted(number for _, number in sorted(scores, reverse=True)[:k])
-        places = [i + (number >= upto) if stingy else number for i, number in enumerate(best)]
+        newer = [stingy and number >= upto for number in best]
+        begins = [(i + new if stingy else best[i]) * stride + gap * new for i, new in enumerate(newer)]
         missing = k - len(best)
         assert blocks[b, h, t].tolist() == best + [-1] * missing
-        assert distance[b, h, t].tolist() == [position - place * stride for place in places] + [0] * missing
+        assert distance[b, h, t].tolist() == [position - begin for begin in begins] + [0] * missing
 
 
 @pytest.mark.parametrize("style", ["half", "interleaved", "none"])
@@ -85,6 +97,7 @@ def assert_chooses_the_best(turning, *, query, keys, positions, bounds, first, m
         {"counts": (40, 17, 3), "groups": 1, "k": 4, "length": 9},
         {"counts": (30, 2), "kv_heads": 1, "groups": 4, "k": 1},
         {"counts": (25, 20), "stingy": False},
+        {"counts": (30, 2), "gap": 7},
     ],
 )
 def test_chooses_the_best(shape, style):
@@ -106,7 +119,7 @@ def test_a_ring_of_slots_and_one_key_for_all_blocks():
     ring = case(counts=(23, 4), kept=(10, 4), modulus=10)
     assert_chooses_the_best(rotation("half"), **ring)
     one = case(counts=(40, 3), kept=(1, 1), modulus=1, values=3) | {"first": torch.tensor([30, 0], device=DEVICE)}
-    one["bounds"] = torch.tensor([[37, 40], [0, 3]], device=DEVICE)
+    one["bounds"] = torch.tensor([[37, 40, 0], [0, 3, 0]], device=DEVICE)
     assert_chooses_the_best(rotation("none"), **one)
 
 

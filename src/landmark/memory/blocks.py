@@ -119,7 +119,7 @@ class BlockMemory:
         if landmarks is None or landmarks.keys.device.type != "cpu":
             return None
         rows = [
-            block_row(row, landmarks, resident, *bounds, stingy, sharing)
+            block_row(row, landmarks, resident, *bounds, self._settings.gap, stingy, sharing)
             for row, bounds in enumerate(zip(upto, self.counts, strict=True))
         ]
         store = self._store if resident is None else None

@@ -43,12 +43,12 @@ _ROW = np.dtype([
     ("turned", "i8"), ("room", "i8"),
     # Blocks that a query opens; `ResidentKeys`, [Hkv,slots,D] and [Hkv,more,D] behind them; what `choose_loop` takes.
     ("k", "i8"), ("landmarks", "i8"), ("slots", "i8"), ("modulus", "i8"), ("oldest", "i8"), ("behind", "i8"),
-    ("more", "i8"), ("shared", "i8"), ("upto", "i8"), ("count", "i8"), ("stingy", "i8"), ("sharing", "i8"),
-    ("slack", "f8"),
+    ("more", "i8"), ("shared", "i8"), ("upto", "i8"), ("count", "i8"), ("gap", "i8"), ("stingy", "i8"),
+    ("sharing", "i8"), ("slack", "f8"),
     # Blocks [Hkv,pages,stride,D]: number a at page a % block_modulus, or where the page table has it if that is 0.
     ("block_keys", "i8"), ("block_values", "i8"), ("pages", "i8"), ("block_modulus", "i8"),
 ])  # fmt: skip
-_NO_BLOCKS = (0,) * 17  # the fields from "k" on of a row that has none
+_NO_BLOCKS = (0,) * 18  # the fields from "k" on of a row that has none
 # And of its tokens in a step: the first, their number, that without padding, and those that are joined to blocks at a
 # time; positions in the window before them, the rotary position of the first; where the pairs of a query and a block
 # that it opens lie among those of all rows.
@@ -183,14 +183,21 @@ def _steps(
 
 
 def block_row(
-    row: int, landmarks: ResidentKeys, blocks: ResidentBlocks | None, upto: int, count: int, stingy: bool, sharing: int
+    row: int,
+    landmarks: ResidentKeys,
+    blocks: ResidentBlocks | None,
+    upto: int,
+    count: int,
+    gap: int,
+    stingy: bool,
+    sharing: int,
 ) -> tuple[Any, ...]:
     """What `FewBlocks.rows` has of a row."""
     keys, first, behind, shared = landmarks.tensors
     assert keys.dtype == behind.dtype == torch.float32
     slack = rounding_error(landmarks.max_norm, keys.shape[3], torch.float32)
     searched = _address(keys, row), keys.shape[2], landmarks.modulus, int(first[row])
-    searched += _address(behind, row), behind.shape[2], int(shared[row]), upto, count, int(stingy), sharing, slack
+    searched += _address(behind, row), behind.shape[2], int(shared[row]), upto, count, gap, int(stingy), sharing, slack
     return searched + ((0, 0, 0, 0) if blocks is None else (*_pages(row, *blocks[:2]), blocks.modulus))
 
 
@@ -427,7 +434,7 @@ def _choose(
     landmarks = _at(row.landmarks, (1, kv_heads, row.slots, dim), like)
     behind = _at(row.behind, (1, kv_heads, row.more, dim), like)
     first, shared = np.array([row.oldest]), np.array([row.shared])
-    bounds = np.array([[row.upto, row.count]])
+    bounds = np.array([[row.upto, row.count, row.gap]])
     searching = np.empty((1, heads // sharing, length, dim), np.float32)
     _add_up(query, scale, sharing, searching)
     chosen = np.empty((1, heads // sharing, length, k), np.int64)

@@ -77,6 +77,7 @@ class Places(NamedTuple):
     recent: Tensor  # [B,k], numbers of the newest blocks by age, those of slots 1, 2, ...; then -1
     from_slots: Tensor  # [B,T,k + 1], distance of each query from slots 0 to k
     stride: int
+    gap: int  # positions between slot 0 and slot 1 that are left free
     by_group: bool  # whether the query heads of a key-value head choose their blocks together
 
 
@@ -97,8 +98,9 @@ def places_of(counts: Tensor, width: int, settings: ReadingSettings, stride: int
         oldest=oldest,
         upto=upto,
         recent=torch.where(recent < appended, recent, -1),
-        from_slots=(rotary[..., None] - slots * stride).clamp(min=0),
+        from_slots=(rotary[..., None] - (slots * stride + settings.gap * (slots > 0))).clamp(min=0),
         stride=stride,
+        gap=settings.gap,
         by_group=settings.selection == "per_group",
     )
 
@@ -124,8 +126,9 @@ def attend_fixed(
     if layer.blocks is None or layer.landmarks is None:
         return out, None
     blocks = _chosen(layer.landmarks, places, query, rotation, scoring)
-    slots = torch.arange(blocks.shape[-1], device=query.device) + (blocks >= places.upto[:, :, None, None])
-    distance = (places.rotary[:, None, :, None] - slots * places.stride).masked_fill(blocks < 0, 0)
+    newest = blocks >= places.upto[:, :, None, None]
+    starts = (torch.arange(blocks.shape[-1], device=query.device) + newest) * places.stride + places.gap * newest
+    distance = (places.rotary[:, None, :, None] - starts).masked_fill(blocks < 0, 0)
     table = torch.where(blocks < 0, -1, blocks % layer.blocks.modulus)
     pages = Pages(layer.blocks.keys, layer.blocks.values, table)
     # On a CPU, where there are no graphs, the fastest would be a compiled loop, which cannot be traced.

@@ -41,7 +41,8 @@ class Past:
     """Blocks in memory and rotary positions of one chunk (Mohtashami & Jaggi 2023, section 3.2).
 
     With stingy positions the k newest blocks of a row are scored from slots 1 to k and all older ones from slot 0;
-    blocks are read in slots, too. Otherwise every block keeps the position that it had in the text.
+    blocks are read in slots, too. Those of the newest lie `gap` positions behind those of older blocks. Otherwise every
+    block keeps the position that it had in the text.
 
     Attributes:
         counts: blocks of each row that ever entered memory.
@@ -53,6 +54,7 @@ class Past:
         valid: tokens of each row; the other columns are padding.
         width: columns.
         device: of the tensors.
+        gap: positions left free between old blocks and the newest.
     """
 
     counts: Counts
@@ -64,6 +66,7 @@ class Past:
     valid: Counts
     width: int
     device: torch.device
+    gap: int = 0
 
     @cached_property
     def k(self) -> int:
@@ -93,8 +96,9 @@ class Past:
 
     @cached_property
     def bounds(self) -> Tensor:
-        """`upto` and `counts` of each row, long [B,2]."""
-        return torch.tensor([self.upto, self.counts], device=self.device).T.contiguous()
+        """`upto` and `counts` of each row, and the gap between the blocks before and behind `upto`, long [B,3]."""
+        gaps = [self.gap] * len(self.counts)
+        return torch.tensor([self.upto, self.counts, gaps], device=self.device).T.contiguous()
 
     @cached_property
     def arrays(self) -> tuple[Any, Any]:
@@ -114,15 +118,15 @@ class Past:
         Clamped at 0, for a row may have fewer blocks than that.
         """
         slots = torch.arange(self.k + 1 if self.stingy else 1, device=self.device)
-        return (self.positions[..., None] - slots * self.stride).clamp(min=0)
+        return (self.positions[..., None] - (slots * self.stride + self.gap * (slots > 0))).clamp(min=0)
 
     def distance(self, blocks: Tensor) -> Tensor:
         """Distance of each query from the start of `blocks`, by age, where they are read; 0 where there is no block."""
-        starts = blocks
+        starts = blocks * self.stride
         if self.stingy:
-            upto = column(tuple(self.upto), self.device)[:, :, None, None]
-            starts = torch.arange(self.k, device=self.device) + (blocks >= upto)
-        return (self.positions[:, None, :, None] - starts * self.stride).masked_fill_(blocks < 0, 0)
+            newest = blocks >= column(tuple(self.upto), self.device)[:, :, None, None]
+            starts = (torch.arange(self.k, device=self.device) + newest) * self.stride + self.gap * newest
+        return (self.positions[:, None, :, None] - starts).masked_fill_(blocks < 0, 0)
 
 
 # Equal arguments give the same object, and so the tensors that another layer has computed.

@@ -378,6 +378,7 @@ class LayerMemory:
             valid=tuple(valid),
             width=query.shape[2],
             device=query.device,
+            gap=self.settings.gap,
         )
 
     def reorder(self, rows: Tensor) -> None:

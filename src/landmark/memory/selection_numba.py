@@ -75,7 +75,7 @@ def choose_loop(
         row, head, step = flat // (heads * length), flat // length % heads, flat % length
         group, found = head // (heads // keys.shape[1]), blocks[row, head, step]
         lies = keys[row, group], modulus, behind[row, group], shared[row]
-        upto, count = bounds[row]
+        upto, count, gap = bounds[row]
         best[:], found[:] = -np.inf, -1
         number = first[row]
         rotate(query[row, head, step], cos, sin, partner, positions[row, step], turned[0])
@@ -90,11 +90,11 @@ def choose_loop(
                     lowest = best[-1] - slack * norm
             number += run
         for newest in range(upto, count):  # with slots, each of these is scored from its own
-            away = max(0, positions[row, step] - (newest - upto + 1) * stride)
+            away = max(0, positions[row, step] - gap - (newest - upto + 1) * stride)
             rotate(query[row, head, step], cos, sin, partner, away, turned[0])
             landmarks, slot, _ = landmark_at(newest, *lies)
             insert_if_best(score(turned, 0, landmarks, None, slot), newest, best, found)
-        place(found, positions[row, step], upto, stride, stingy, distance[row, head, step])
+        place(found, positions[row, step], upto, gap, stride, stingy, distance[row, head, step])
 
 
 @compiled
@@ -109,12 +109,13 @@ def landmark_at(number: int, keys: Any, modulus: int, behind: Any, shared: int) 
 
 
 @compiled
-def place(found: Any, position: int, upto: int, stride: int, stingy: bool, distance: Any) -> None:
+def place(found: Any, position: int, upto: int, gap: int, stride: int, stingy: bool, distance: Any) -> None:
     """Sorts the blocks found for a query by age, and writes its `distance [k]` from where each is read."""
     _sort_by_age(found)
     for j in range(len(found)):
-        begin = j + (found[j] >= upto) if stingy else found[j]
-        distance[j] = position - begin * stride if found[j] >= 0 else 0
+        newest = found[j] >= upto
+        begin = (j + newest) * stride + gap * newest if stingy else found[j] * stride
+        distance[j] = position - begin if found[j] >= 0 else 0
 
 
 @compiled

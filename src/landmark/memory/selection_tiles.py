@@ -45,7 +45,7 @@ def _choose(
         flat += some
         group, found = head // (heads // keys.shape[1]), blocks[row, head, step : step + some]
         lies = keys[row, group], modulus, behind[row, group], shared[row]
-        upto, count = bounds[row]
+        upto, count, gap = bounds[row]
         oldest = first[row]
         queries, places = query[row, head, step : step + some], positions[row, step : step + some]
         rotate_rows(queries, each[:some], cos, sin, partner, places, turned)
@@ -69,14 +69,14 @@ def _choose(
                         insert_if_best(new, oldest + j, best[lane], found[lane])
         for newest in range(upto, count):  # with slots, each of these is scored from its own
             for lane in range(some):
-                away[lane] = max(0, places[lane] - (newest - upto + 1) * stride)
+                away[lane] = max(0, places[lane] - gap - (newest - upto + 1) * stride)
             rotate_rows(queries, each[:some], cos, sin, partner, away, turned)
             landmarks, slot, _ = landmark_at(newest, *lies)
             for lane in range(some):
                 new = score(turned, lane, landmarks, None, slot)
                 insert_if_best(new, newest, best[lane], found[lane])
         for lane in range(some):
-            place(found[lane], places[lane], upto, stride, stingy, distance[row, head, step + lane])
+            place(found[lane], places[lane], upto, gap, stride, stingy, distance[row, head, step + lane])
 
 
 @compiled

@@ -35,7 +35,7 @@ def choose_blocks_kernel(
     cos,  # [P,TURNED]
     sin,
     positions,  # [B,length]
-    bounds,  # [B,2]: where the blocks of slot 0 end, and all blocks
+    bounds,  # [B,3]: where the blocks of slot 0 end, and all blocks; positions left free behind slot 0
     first,  # [B]
     blocks,  # out, [B,Hkv,rows,k]
     distance,  # out, [B,Hkv,rows,k]
@@ -62,8 +62,9 @@ def choose_blocks_kernel(
     position = tl.load(positions + head // heads * length + row % length, mask=real, other=0)
     row = head * rows + row
     oldest = tl.load(first + head // heads)
-    upto = tl.load(bounds + head // heads * 2)
-    count = tl.load(bounds + head // heads * 2 + 1)
+    upto = tl.load(bounds + head // heads * 3)
+    count = tl.load(bounds + head // heads * 3 + 1)
+    gap = tl.load(bounds + head // heads * 3 + 2)
     best = nothing(k, ROWS, KEPT)
     x = rotated(query, cos, sin, row, position, real, DIM, WIDTH, STYLE, TURNED)
     for start in range(oldest, upto, SLOTS):
@@ -74,7 +75,7 @@ def choose_blocks_kernel(
         best = inserted(best, tl.where(seen, packed(scores, number[None, :]), NOTHING))
     if STINGY:
         for newest in range(upto, count):
-            away = tl.maximum(position - (newest - upto + 1) * stride, 0)
+            away = tl.maximum(position - gap - (newest - upto + 1) * stride, 0)
             x = rotated(query, cos, sin, row, away, real, DIM, WIDTH, STYLE, TURNED)
             at = head * capacity + newest % modulus + tl.zeros((1,), tl.int64)
             scores = tl.sum(x * load_rows(keys, at, at >= 0, DIM, WIDTH).to(tl.float32), 1)
@@ -86,7 +87,8 @@ def choose_blocks_kernel(
     rank = tl.sum(tl.where(number[:, None, :] < number[:, :, None], 1, 0), 2)
     begins = number * stride
     if STINGY:
-        begins = (rank + tl.where(number >= upto, 1, 0)) * stride
+        newer = tl.where(number >= upto, 1, 0)
+        begins = (rank + newer) * stride + gap * newer
     out = row[:, None] * k + rank
     stored = real[:, None] & (kept < k)
     tl.store(blocks + out, tl.where(found, number, -1), mask=stored)
@@ -117,8 +119,9 @@ def choose_blocks(
         keys: [B,Hkv,S,D], contiguous: the landmark key of block a lies at slot `a % modulus`.
         rotation: the tables for `positions`.
         positions: long [B,T], those of the queries.
-        bounds: long [B,2], all blocks of a row and, before it, where those that are scored from slot 0 end; with
-            `stingy` the blocks between the two, k at most, are scored from slots 1, 2 and so on.
+        bounds: long [B,3], all blocks of a row and, before it, where those that are scored from slot 0 end; with
+            `stingy` the blocks between the two, k at most, are scored from slots 1, 2 and so on. Then the positions
+            that are left free behind slot 0.
         first: long [B], the oldest block that is searched. Queries see no block beyond the bounds: those that the
             chunk itself completes are not in memory yet.
         stride: positions of a block.
