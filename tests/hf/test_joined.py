@@ -75,7 +75,7 @@ def test_what_no_loop_computes_is_close():
 
 
 SETTINGS: list[dict[str, Any]] = [
-    {}, {"retrieve": 1}, {"retrieve": 0}, {"local_blocks": 2}, {"max_blocks": 3}, {"positions": "true"},
+    {}, {"retrieve": 1}, {"retrieve": 0}, {"local_blocks": 2}, {"gap": 9}, {"max_blocks": 3}, {"positions": "true"},
     {"selection": "per_group"}, {"selection": "per_token"}, {"miss_threshold": 0.3},
     {"host_budget": 10_000}, {"host_budget": "1MB"},
 ]  # fmt: skip
