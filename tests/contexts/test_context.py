@@ -415,7 +415,7 @@ def test_another_model_block_size_or_tokenizer_is_refused_with_the_difference(pa
         (lambda context: Context.create(context.path, context.model), "exists"),
         (lambda context: context.fork(context.path), "exists"),
         (lambda context: Context.open(context.path, context.model, host_budget=10), "too small for a single query"),
-        (lambda context: Context.open(context.path / "nothing", context.model), "not a context"),
+        (lambda context: Context.open(context.path / "nothing", context.model), "nothing does not exist"),
         (lambda context: Context.create(context.path.parent / "x", context.model, retrieve=-1), "retrieve is -1"),
     ],
 )
