@@ -40,7 +40,7 @@ def test_passkey_prints_a_line_per_length(model_folder, book, capsys, tmp_path):
     rows = lines(capsys)
     assert [row["length"] for row in rows] == [150, 200]
     fields = "length accuracy samples by_depth attention retrieve local_blocks chunk_size max_blocks"
-    fields += " selection miss_threshold positions allow_nonfinite tokens_per_s seconds peak_rss_mb"
+    fields += " selection miss_threshold positions gap allow_nonfinite tokens_per_s seconds peak_rss_mb"
     assert all(list(row) == fields.split() for row in rows)
     assert (rows[0]["samples"], rows[0]["attention"], rows[0]["retrieve"]) == (2, "landmark", 2)
     # All answers are in the log: nothing is read again, the figures stay.

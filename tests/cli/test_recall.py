@@ -10,7 +10,7 @@ from landmark.cli import main as cli
 from landmark.cli import recall as command
 
 FIELDS = "task form length right low high score samples by_depth attention window"
-READING = "block_size retrieve local_blocks chunk_size max_blocks selection miss_threshold positions"
+READING = "block_size retrieve local_blocks chunk_size max_blocks selection miss_threshold positions gap"
 
 
 @pytest.fixture

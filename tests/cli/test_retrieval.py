@@ -55,13 +55,13 @@ def test_heads_are_chosen_on_other_books_and_saved(model_folder, books, tmp_path
         (["--save-heads", "heads.json"], "give choose_on"),
         (["--choose-on", "BOOK", "--heads", "x.json"], "give one of them"),
         (["--choose-on", "BOOK", "TEXT"], "heads are chosen on other books"),
-        (["--heads", "/nonexistent"], "is no file of heads"),
+        (["--heads", "/nonexistent"], "/nonexistent, which cannot be read"),
         (["--texts", "/nonexistent"], "does not exist"),
         (["--methods", "tfidf"], "tfidf"),
         (["--methods", "bm25", "--heads", "x.json"], "heads is for the method landmarks"),
         (["--methods", "bm25", "dense", "--choose-on", "BOOK"], "choose_on is for the method mean-keys or landmarks"),
         (["--methods", "mean-keys", "--choose-on", "BOOK", "--save-heads", "x.json"], "save_heads is for the method"),
-        (["--methods", "bm25", "landmarks", "--heads", "/nonexistent"], "is no file of heads"),
+        (["--methods", "bm25", "landmarks", "--heads", "/nonexistent"], "/nonexistent, which cannot be read"),
     ],
 )
 def test_mistakes(model_folder, books, arguments, said, capsys):

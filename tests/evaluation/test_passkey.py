@@ -137,6 +137,7 @@ def test_summary_by_hand():
         "selection": "per_token_and_head",
         "miss_threshold": 0.0,
         "positions": "stingy",
+        "gap": 0,
         "allow_nonfinite": False,
         "tokens_per_s": 50.0,
         "seconds": 4.0,

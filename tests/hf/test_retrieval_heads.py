@@ -36,7 +36,7 @@ def test_files_come_back(tmp_path: Path):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match=r"bad\.json is no file of heads"):
             landmark.RetrievalHeads.load(tmp_path / "bad.json")
-    with pytest.raises(ValueError, match=r"none\.json is no file of heads"):
+    with pytest.raises(ValueError, match=r"none\.json, which cannot be read"):
         landmark.RetrievalHeads.load(tmp_path / "none.json")
 
 

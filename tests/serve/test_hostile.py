@@ -107,7 +107,7 @@ def test_bodies_that_are_no_request(http, path, body):
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x", None])
 def test_other_kinds_of_content(http, kind):
     headers = {} if kind is None else {"Content-Type": kind}
-    check(http.post("/v1/completions", content=asked(), headers=headers), 400)
+    check(http.post("/v1/completions", content=asked(), headers=headers), 415)
 
 
 def test_too_much_is_refused_whether_it_is_announced_or_not(http):

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from landmark.memory.storage import Budgets
-from landmark.settings import LandmarkSettings
+from landmark.settings import LandmarkSettings, ReadingSettings
 from landmark.store.base import KvDtype
 from landmark.stream import stream_length, tokens_that_fit
 
@@ -98,11 +98,14 @@ def chunk_tokens(settings: LandmarkSettings, config: PretrainedConfig) -> int:
         raise ValueError(
             f"a chunk of {chunk_size} ordinary tokens does not fit the trained range of {trained} positions: it takes"
             f" {stream_length(chunk_size, size)} with its landmarks, and {before} lie before it: (retrieve"
-            f" {reading.retrieve} + 1 + local_blocks {reading.local_blocks}) * stride {settings.stride} + gap"
-            f" {reading.gap}{'' if whole_blocks else ' and a tail'}; give at most {fits}{others}, or lower retrieve,"
-            " local_blocks or gap"
+            f" {reading.retrieve} + 1 + local_blocks {reading.local_blocks}) * stride {settings.stride}{_gap(reading)}"
+            f"{'' if whole_blocks else ' and a tail'}; give at most {fits}{others}, or lower retrieve or local_blocks"
         )
     return chunk_size
+
+
+def _gap(reading: ReadingSettings) -> str:
+    return f" + gap {reading.gap}" if reading.gap else ""
 
 
 def chunk_positions(settings: LandmarkSettings, config: PretrainedConfig) -> int:
@@ -115,8 +118,8 @@ def chunk_positions(settings: LandmarkSettings, config: PretrainedConfig) -> int
     if tokens_that_fit(room, settings.block_size, settings.block_size - 1) < 1:
         raise ValueError(
             f"nothing fits the trained range: (retrieve {reading.retrieve} + 1 + local_blocks {reading.local_blocks}"
-            f" + 1) * stride {settings.stride} + gap {reading.gap} = {taken} positions, of {positions} trained, leaves"
-            " no room for a chunk; lower block_size, retrieve, local_blocks or gap"
+            f" + 1) * stride {settings.stride}{_gap(reading)} = {taken} positions, of {positions} trained, leaves no"
+            " room for a chunk; lower block_size, retrieve or local_blocks"
         )
     return room
 
