@@ -12,6 +12,7 @@ from torch import Tensor
 
 from landmark.index.base import ResidentKeys
 from landmark.index.topk import top_packed
+from landmark.memory.geometry import slot_begins
 from landmark.memory.selection import by_age, summed
 from landmark.ops.decode_cpu import dense
 from landmark.ops.retrieved import Pages, retrieved_attention
@@ -98,7 +99,7 @@ def places_of(counts: Tensor, width: int, settings: ReadingSettings, stride: int
         oldest=oldest,
         upto=upto,
         recent=torch.where(recent < appended, recent, -1),
-        from_slots=(rotary[..., None] - (slots * stride + settings.gap * (slots > 0))).clamp(min=0),
+        from_slots=(rotary[..., None] - slot_begins(slots, slots > 0, stride, settings.gap)).clamp(min=0),
         stride=stride,
         gap=settings.gap,
         by_group=settings.selection == "per_group",
@@ -127,7 +128,8 @@ def attend_fixed(
         return out, None
     blocks = _chosen(layer.landmarks, places, query, rotation, scoring)
     newest = blocks >= places.upto[:, :, None, None]
-    starts = (torch.arange(blocks.shape[-1], device=query.device) + newest) * places.stride + places.gap * newest
+    slots = torch.arange(blocks.shape[-1], device=query.device) + newest
+    starts = slot_begins(slots, newest, places.stride, places.gap)
     distance = (places.rotary[:, None, :, None] - starts).masked_fill(blocks < 0, 0)
     table = torch.where(blocks < 0, -1, blocks % layer.blocks.modulus)
     pages = Pages(layer.blocks.keys, layer.blocks.values, table)

@@ -36,6 +36,11 @@ def column(values: Counts, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.long, device=device)[:, None]
 
 
+def slot_begins(slots: Tensor, newest: Tensor, stride: int, gap: int) -> Tensor:
+    """Positions at which `slots` begin; those of the `newest` blocks lie `gap` positions behind those of older ones."""
+    return slots * stride + gap * newest
+
+
 @dataclass(frozen=True)
 class Past:
     """Blocks in memory and rotary positions of one chunk (Mohtashami & Jaggi 2023, section 3.2).
@@ -118,14 +123,15 @@ class Past:
         Clamped at 0, for a row may have fewer blocks than that.
         """
         slots = torch.arange(self.k + 1 if self.stingy else 1, device=self.device)
-        return (self.positions[..., None] - (slots * self.stride + self.gap * (slots > 0))).clamp(min=0)
+        return (self.positions[..., None] - slot_begins(slots, slots > 0, self.stride, self.gap)).clamp(min=0)
 
     def distance(self, blocks: Tensor) -> Tensor:
         """Distance of each query from the start of `blocks`, by age, where they are read; 0 where there is no block."""
         starts = blocks * self.stride
         if self.stingy:
             newest = blocks >= column(tuple(self.upto), self.device)[:, :, None, None]
-            starts = (torch.arange(self.k, device=self.device) + newest) * self.stride + self.gap * newest
+            slots = torch.arange(self.k, device=self.device) + newest
+            starts = slot_begins(slots, newest, self.stride, self.gap)
         return (self.positions[:, None, :, None] - starts).masked_fill_(blocks < 0, 0)
 
 
