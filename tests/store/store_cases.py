@@ -1,8 +1,27 @@
 """Random blocks, and what pages say of them."""
 
 import torch
+from hypothesis import strategies as st
 
-from landmark.store.base import BlockStore
+from landmark.store.base import BackingStore, BlockStore
+from landmark.store.device import DeviceStore
+from landmark.store.files import ExtentMap, FileStore
+from landmark.store.tiered import TieredStore
+
+KINDS = ("files", "host", "two levels")  # of what lies below the device
+# What is done with stores, and with which numbers.
+steps = st.one_of(
+    st.tuples(st.just("append"), st.integers(0, 9), st.integers(1, 25)),
+    st.tuples(st.just("read"), st.integers(1, 7), st.integers(1, 3)),
+    st.tuples(st.just("reorder"), st.integers(1, 3), st.integers(0, 99)),
+    st.tuples(st.just("fork"), st.booleans(), st.none()),
+)
+
+
+def below_the_device(kind: str, rows: int, budget: int) -> BackingStore:
+    """A backing store of one of `KINDS`; that of two levels has host memory of `budget` bytes above files."""
+    below = DeviceStore(rows) if kind == "host" else FileStore([ExtentMap() for _ in range(rows)])
+    return TieredStore(below, budget=budget) if kind == "two levels" else below
 
 
 def some_blocks(count: int, dtype: torch.dtype = torch.float32, heads: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,24 +5,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from store_cases import read, rounded_blocks, some_blocks
+from store_cases import KINDS, below_the_device, read, rounded_blocks, some_blocks, steps
 
-from landmark.store.base import BackingStore, BlockShape, BlockStore
+from landmark.store.base import BlockShape, BlockStore
 from landmark.store.device import DeviceStore
 from landmark.store.files import ExtentMap, FileStore
 from landmark.store.int8 import Int8Store, pack, packed_shape, unpack
 from landmark.store.tiered import TieredStore
 
 BLOCK = BlockShape.of(*some_blocks(1))
-KINDS = ("files", "host", "two levels")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-def below_the_device(kind: str, rows: int) -> BackingStore:
-    below = DeviceStore(rows) if kind == "host" else FileStore([ExtentMap() for _ in range(rows)])
-    if kind == "two levels":
-        below = TieredStore(below, budget=30 * rows * packed_shape(BLOCK).nbytes)
-    return below
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -58,14 +50,6 @@ def test_zeros_and_the_largest_number_come_back_and_nan_and_infinity_stay_what_t
         assert torch.equal(found[..., :2], x[..., :2])
 
 
-steps = st.one_of(
-    st.tuples(st.just("append"), st.integers(0, 9), st.integers(1, 25)),
-    st.tuples(st.just("read"), st.integers(1, 7), st.integers(1, 3)),
-    st.tuples(st.just("reorder"), st.integers(1, 3), st.integers(0, 99)),
-    st.tuples(st.just("fork"), st.booleans(), st.none()),
-)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @given(
     script=st.lists(steps, min_size=2, max_size=10),
@@ -78,7 +62,7 @@ def test_is_read_as_a_device_store_of_dequantized_blocks_is(kind, script, rows, 
     """Whether a block is in its slot since it was appended or was fetched; through appends, forks and moves."""
     heads, shape = 2 * groups, BLOCK._replace(dtype=dtype)
     budget = 3 * slots * rows * shape.nbytes
-    below = TieredStore(Int8Store(below_the_device(kind, rows)), budget=budget)
+    below = TieredStore(Int8Store(below_the_device(kind, rows, 30 * rows * packed_shape(BLOCK).nbytes)), budget=budget)
     pairs: list[tuple[BlockStore, TieredStore]] = [(DeviceStore(rows), below)]
     for what, a, b in script:
         plain, store = pairs[-1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from store_cases import read, some_blocks
+from store_cases import KINDS, below_the_device, read, some_blocks, steps
 
 from landmark.store.base import BlockShape, Traffic
 from landmark.store.device import DeviceStore
@@ -14,28 +14,17 @@ from landmark.store.files import BlockFile, ExtentMap, FileStore
 from landmark.store.tiered import TieredStore
 
 BLOCK = BlockShape.of(*some_blocks(1))
-KINDS = ("files", "host", "two levels")
 
 
 def tiered(kind: str, rows: int, slots: int, shape: BlockShape = BLOCK, **options) -> TieredStore:
     budget = rows * shape.nbytes * slots
-    below = DeviceStore(rows) if kind == "host" else FileStore([ExtentMap() for _ in range(rows)])
-    if kind == "two levels":
-        below = TieredStore(below, budget=budget + rows * shape.nbytes)
+    below = below_the_device(kind, rows, budget + rows * shape.nbytes)
     return TieredStore(below, budget=budget, **options)
 
 
 def numbers(counts: list[int], heads: int, length: int, k: int) -> torch.Tensor:
     """Random choices [B,H,T,k] among the blocks of each row; -1 among them."""
     return torch.stack([torch.randint(-1, count, (heads, length, k)) for count in counts])
-
-
-steps = st.one_of(
-    st.tuples(st.just("append"), st.integers(0, 9), st.integers(1, 25)),
-    st.tuples(st.just("read"), st.integers(1, 7), st.integers(1, 3)),
-    st.tuples(st.just("reorder"), st.integers(1, 3), st.integers(0, 99)),
-    st.tuples(st.just("fork"), st.booleans(), st.none()),
-)
 
 
 @pytest.mark.parametrize("kind", KINDS)
