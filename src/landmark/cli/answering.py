@@ -15,9 +15,6 @@ from landmark.limits import MaybeFromOne, Seed, Temperature
 from landmark.settings import ReadingChanges, Verification
 from landmark.urls import path_of, url_of
 
-_LINE = 100  # most tokens of a line
-_FIRST_LINE = re.compile(r"\s*\S.*?(?=\r?\n)")
-
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +22,9 @@ if TYPE_CHECKING:
     from landmark.evaluation.reading import Reading
     from landmark.hf import LandmarkCache
     from landmark.hf.tokenizer import EncodedText
+
+_LINE = 100  # most tokens of a line
+_FIRST_LINE = re.compile(r"\s*\S.*?(?=\r?\n)")
 
 
 @dataclass(frozen=True, kw_only=True)
