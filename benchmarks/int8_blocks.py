@@ -18,7 +18,8 @@ from landmark.evaluation.reading import Reading
 from landmark.hf import LandmarkCache
 from landmark.hf.config import head_dim, key_value_heads, landmark_settings
 from landmark.hf.tokenizer import encode
-from landmark.store.base import BlockShape, CacheMisses, KvDtype
+from landmark.settings import KvDtype
+from landmark.store.base import BlockShape, CacheMisses
 from landmark.store.files import ExtentMap, FileStore
 from landmark.store.int8 import Int8Store, packed_shape
 

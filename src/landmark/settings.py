@@ -19,6 +19,9 @@ SELECTIONS: tuple[str, ...] = get_args(Selection)
 # Rotary positions of opened blocks: within the trained range, close to the query, or where they stood.
 Positions = Literal["stingy", "true"]
 
+# In which blocks are kept below the device; without one, as the model computes them.
+KvDtype = Literal["int8"]
+
 # What of a context is checked when it is opened, each with what stands before it: the manifest with the sizes of files;
 # all landmark keys; every committed byte. Everything else is checked when it is first read.
 Verification = Literal["manifest", "landmarks", "all"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from landmark.cli.output import bytes_done, print_escaped
 from landmark.limits import LARGEST, Limit
+from landmark.settings import KvDtype
 from landmark.urls import shown
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["int8"]
-KvDtype = Literal["int8"]
 
 
 class Bytes(Limit):

@@ -32,8 +32,8 @@ from landmark.index.options import IndexKind, IndexOptions, index_options
 from landmark.memory import LayerMemory
 from landmark.memory.storage import Budgets
 from landmark.memory.window import WindowState
-from landmark.settings import LandmarkSettings, ReadingChanges
-from landmark.store.base import BlockShape, KvDtype
+from landmark.settings import KvDtype, LandmarkSettings, ReadingChanges
+from landmark.store.base import BlockShape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

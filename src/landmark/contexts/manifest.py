@@ -16,8 +16,8 @@ import torch
 from landmark.contexts import disk, fields
 from landmark.contexts.disk import Damage, Folder
 from landmark.contexts.fields import Malformed
-from landmark.settings import current_names
-from landmark.store.base import BlockShape, KvDtype
+from landmark.settings import KvDtype, current_names
+from landmark.store.base import BlockShape
 from landmark.store.int8 import packed_shape
 
 FORMAT = "landmark context"

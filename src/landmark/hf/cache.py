@@ -27,8 +27,8 @@ from landmark.index.options import IndexKind, IndexOptions, index_options
 from landmark.memory import LayerMemory, Retrievals
 from landmark.memory.storage import ProcessStorage, Storage
 from landmark.ops.rotary import Rotation
-from landmark.settings import ReadingChanges
-from landmark.store.base import KvDtype, Traffic
+from landmark.settings import KvDtype, ReadingChanges
+from landmark.store.base import Traffic
 from landmark.stream import Stream, stream_length
 
 Decode = Literal["auto", "graph", "eager"]  # how steps of decoding are computed, see `landmark.hf.step_graph`

@@ -6,8 +6,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from landmark.memory.storage import Budgets
-from landmark.settings import LandmarkSettings, ReadingSettings
-from landmark.store.base import KvDtype
+from landmark.settings import KvDtype, LandmarkSettings, ReadingSettings
 from landmark.stream import stream_length, tokens_that_fit
 
 # A longer chunk costs quadratic attention for little gain; models with a long range are cut here instead.

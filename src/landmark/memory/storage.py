@@ -7,7 +7,8 @@ import torch
 
 from landmark.index.base import Index
 from landmark.index.options import IndexOptions, make_index
-from landmark.store.base import BackingStore, BlockShape, BlockStore, KvDtype, check_budget, parse_bytes
+from landmark.settings import KvDtype
+from landmark.store.base import BackingStore, BlockShape, BlockStore, check_budget, parse_bytes
 from landmark.store.device import DeviceStore
 from landmark.store.files import ExtentMap, FileStore
 from landmark.store.int8 import Int8Store
