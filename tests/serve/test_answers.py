@@ -324,6 +324,7 @@ def test_an_answer_that_takes_too_long_is_ended(reader, library):
 def test_logs_have_no_text(served, caplog):
     with caplog.at_level("INFO", "landmark.serve"):
         complete(served, "a secret that nobody else shall read ")
+        assert until(lambda: '"route"' in caplog.text)  # it is written behind the answer
     lines = [json.loads(record.message) for record in caplog.records if record.message.startswith("{")]
     assert lines[-1]["route"] == "/v1/completions"
     assert "secret" not in caplog.text

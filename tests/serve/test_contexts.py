@@ -14,6 +14,7 @@ from serving import NAME, running, until
 
 from landmark import Collection
 from landmark.contexts.remote import local_copy
+from landmark.serve.records import Record
 
 TEXT = "jim looked at the ships and keys for a long while . " * 30
 NOTE = "he spoke of the calm sea 0123456789 . " * 20
@@ -256,6 +257,21 @@ def test_a_disk_that_takes_no_job_keeps_none(served, http, monkeypatch):
     assert http.post("/contexts/fourteen/documents", json=body).status_code == 202
     ready(http, "fourteen")
     assert names(http, "fourteen") == ["a.txt"]
+
+
+def test_a_context_is_never_there_without_the_job_that_came_with_it(http, monkeypatch):
+    """Whenever the server is killed: a folder without a record is removed at the next start."""
+    jobs, save = [], Record.save
+
+    def seen(record, folder):
+        jobs.append(len(record.jobs))
+        save(record, folder)
+
+    monkeypatch.setattr(Record, "save", seen)
+    made(http, "in-one-step", ("a.txt", NOTE))
+    ready(http, "in-one-step")
+    assert min(jobs) == 1
+    assert names(http, "in-one-step") == ["a.txt"]
 
 
 def test_expired_contexts_are_deleted_when_the_disk_works_again(served, http, monkeypatch):

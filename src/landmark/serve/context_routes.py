@@ -40,13 +40,7 @@ async def create(body: ContextRequest, caller: Who, server: Here) -> ContextFiel
 
     def make() -> ContextFields:
         server.check_room(caller, new_context=True)
-        record = contexts.create(caller.name, body.name, shared=body.shared, ttl=body.ttl)
-        try:
-            if documents:
-                contexts.add(record, documents)
-        except BaseException:
-            contexts.delete(record)
-            raise
+        record = contexts.create(caller.name, body.name, documents, shared=body.shared, ttl=body.ttl)
         return context_fields(contexts, record, caller.name)
 
     return await in_engine(server, make)

@@ -180,8 +180,13 @@ class Contexts:
 
     # Making and deleting.
 
-    def create(self, owner: str, name: str, *, shared: bool, ttl: float | None) -> Record:
-        """A new empty context; Refusal for a name that the owner has already, and where clients may make none."""
+    def create(
+        self, owner: str, name: str, documents: Sequence[tuple[str, str]], *, shared: bool, ttl: float | None
+    ) -> Record:
+        """A new context, in one step with the job that reads its `documents`, if there are any.
+
+        Refusal for a name that the owner has already, where clients may make none, and as by `add`.
+        """
         if self.folder is None:
             raise Refusal(403, "this server keeps no contexts of clients: start it with --data", code="read_only")
         if any(
@@ -194,8 +199,11 @@ class Contexts:
         place = self.place(record)
         try:
             place.mkdir(mode=0o700)
-            record.save(place)
-        except OSError:
+            if documents:
+                self.add(record, documents)
+            else:
+                record.save(place)
+        except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
         self.records[record.id] = record
