@@ -87,7 +87,9 @@ def add_comparisons(results: Results, circumstances: dict[str, Any]) -> None:
         for line in _perplexity_lines(results, one):
             same = {name: line[name] for name in ("seed", "steps")}
             for against in _perplexity_lines(results, other | same):
-                results.add(difference(line, against) | circumstances)
+                found = difference(line, against) | circumstances
+                if not results.has(**{name: found.get(name) for name in KEY}):  # other machines round otherwise
+                    results.add(found)
 
 
 def difference(line: Line, against: Line) -> Line:

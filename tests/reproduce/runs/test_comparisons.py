@@ -31,3 +31,12 @@ def test_pairs_are_compared_once_and_only_when_both_are_there(tmp_path):
     for _ in range(2):
         add_comparisons(results, {"date": "today"})
     assert [line["against"] for line in results.lines if "against" in line] == ["full attention"]
+
+
+def test_a_difference_that_another_machine_rounded_otherwise_is_kept(tmp_path):
+    results = Results(tmp_path / "results.jsonl")
+    there = difference(OURS, FULL)
+    for line in (OURS, FULL, there | {"difference_se": there["difference_se"] * (1 + 1e-15)}):
+        results.add(line)
+    add_comparisons(results, {})
+    assert len(results.lines) == 3
