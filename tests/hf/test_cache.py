@@ -1,6 +1,7 @@
 """A KV cache with retrieval equals the attention of training wherever every block is opened."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -202,6 +203,11 @@ def goes_on(model, cache, ids=LONG_IDS[:, 200:]):
     return torch.cat([model(input_ids=piece, past_key_values=cache).logits for piece in ids.split(13, 1)], 1)
 
 
+@torch.no_grad()
+def one_by_one(model, cache, ids):
+    return torch.cat([model(input_ids=piece, past_key_values=cache).logits for piece in ids.split(1, 1)], 1)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox"])
 def test_a_fork_and_its_origin_go_on_by_themselves(name):
     model = small_model(name)
@@ -215,6 +221,17 @@ def test_a_fork_and_its_origin_go_on_by_themselves(name):
     assert not torch.equal(other, expected)
     assert cache.tokens_read() == [260]
     assert branch.get_seq_length() == 60
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_a_copy_in_the_midst_of_decoding_goes_on_by_itself(way):
+    model = small_model()
+    cache = landmark.read(model, LONG_IDS[:, :201])
+    one_by_one(model, cache, LONG_IDS[:, 201:202])  # compiled loops know by now where its tensors lie
+    expected = one_by_one(model, cache.fork(), LONG_IDS[:, 202:220])
+    other = way(cache)
+    assert torch.equal(one_by_one(model, other, LONG_IDS[:, 202:220]), expected)
+    assert torch.equal(one_by_one(model, cache, LONG_IDS[:, 202:220]), expected)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)

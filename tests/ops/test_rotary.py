@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -87,3 +90,20 @@ def test_tables_that_do_not_fit_are_rejected():
         Rotation(torch.ones(4, 3), torch.ones(4, 3), "half")
     with pytest.raises(ValueError, match="'spiral' is unknown"):
         Rotation(torch.ones(4, 8), torch.ones(4, 8), "spiral")
+
+
+def test_compiled_loops_get_tables_in_the_order_of_positions_however_they_lie():
+    plain = make("half")
+    turned = Rotation(plain.cos.T.contiguous().T, plain.sin.T.contiguous().T, "half")
+    for one, other in zip(turned.arrays, plain.arrays, strict=True):
+        assert one.flags.c_contiguous
+        assert (one == other).all()
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda rotation: pickle.loads(pickle.dumps(rotation))])
+def test_a_copy_has_addresses_of_its_own(way):
+    rotation = make("half")
+    cos, sin, positions = rotation.addresses
+    other = way(rotation).addresses
+    assert other[2] == positions
+    assert not {cos, sin} & set(other)

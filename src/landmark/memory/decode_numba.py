@@ -103,7 +103,7 @@ class FewBlocks(NamedTuple):
 
     `rows` are fields of its rows for compiled loops. A query opens `k` blocks of `most`; `sharing` heads choose
     together. `store` is where to ask for blocks that may lie in a tier below the device, None where rows have their
-    addresses. `kept` lies at the addresses.
+    addresses. `kept` lies at the addresses. Copied or pickled it is None, as `FewRows` is: a copy lies elsewhere.
     """
 
     rows: list[tuple[Any, ...]]
@@ -113,6 +113,9 @@ class FewBlocks(NamedTuple):
     store: BlockStore | None
     kept: tuple[Any, ...]
 
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
 
 class FewRows(NamedTuple):
     """The rows of a memory for compiled loops, while window and blocks lie where they do."""
@@ -121,6 +124,9 @@ class FewRows(NamedTuple):
     rotation: Rotation
     buffers: tuple[Tensor, Tensor, Tensor]
     blocks: FewBlocks | None
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
 
     @classmethod
     def of(

@@ -31,6 +31,9 @@ class Rotation:
                 "[positions, even width]"
             )
 
+    def __reduce__(self) -> Any:
+        return Rotation, (self.cos, self.sin, self.style)  # what was made of them has addresses, and a copy others
+
     @property
     def reach(self) -> int | None:
         """Number of positions in the tables, None without rotation."""
@@ -48,7 +51,7 @@ class Rotation:
         width = self.cos.shape[1]
         each = torch.arange(width, device=self.cos.device)
         partner = (each + width // 2) % width if self.style == "half" else each ^ 1
-        return self.cos.contiguous(), self.sin * torch.where(partner > each, -1, 1), partner
+        return self.cos.contiguous(), (self.sin * torch.where(partner > each, -1, 1)).contiguous(), partner
 
     @cached_property
     def arrays(self) -> tuple[Any, Any, Any]:
