@@ -110,6 +110,44 @@ def test_weights_that_changed_are_the_ones_read(by_transformers):
     assert all(served(model))
 
 
+def test_weights_that_are_turned_where_they_lie_are_read_so(by_transformers):
+    model = converted("llama")
+    before = decoded(model)
+    weight = model.base_model.layers[1].self_attn.o_proj.weight
+    weight.data = weight.data.T
+    after = decoded(model)
+    assert not torch.allclose(after, before, atol=1e-2)
+    torch.testing.assert_close(after, by_transformers(model), atol=1e-4, rtol=1e-4)
+
+
+def test_a_forward_that_its_class_has_got_since_is_called(by_transformers, monkeypatch):
+    model = converted("llama")
+    before = decoded(model)
+    network = type(model.base_model.layers[1].mlp)
+    monkeypatch.setattr(network, "forward", lambda self, x: 3 * self.down_proj(self.up_proj(x)))
+    after = decoded(model)
+    assert not torch.allclose(after, before, atol=1e-2)
+    torch.testing.assert_close(after, by_transformers(model), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoded_before", [True, False])
+def test_hooks_of_all_modules_are_called(decoded_before, by_transformers):
+    model, seen = converted("llama"), set()
+    if decoded_before:
+        decoded(model)
+    hook = nn.modules.module.register_module_forward_hook(lambda module, args, out: seen.add(module))
+    try:
+        cache = landmark.read(model, IDS[:, :30])
+        seen.clear()
+        model(input_ids=IDS[:, 30:31], past_key_values=cache)
+    finally:
+        hook.remove()
+    assert seen >= {part for layer in model.base_model.layers for part in (layer.mlp, layer.self_attn.o_proj)}
+    decoded(model)
+    assert all(served(model))
+
+
 class Scaled(nn.Module):
     """Parametrization of a weight: times a parameter of its own."""
 

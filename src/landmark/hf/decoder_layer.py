@@ -22,7 +22,7 @@ from landmark.hf.int8 import Int8Linear
 from landmark.hf.joined import JoinedCall
 from landmark.hf.linear import FewRowsLinear
 from landmark.hf.rope import close
-from landmark.hf.unchanged import Unchanged, hooks_of
+from landmark.hf.unchanged import GLOBAL_HOOKS, Unchanged, hooks_of
 from landmark.memory.decode_numba import FewTokens
 from landmark.ops.few_rows import add_product, gate_normed, in_outputs, project_normed, serves_rows, weights_of
 from landmark.ops.numba_loops import as_array
@@ -164,7 +164,7 @@ def _loops(layer: Any, hidden: Tensor, args: tuple, options: dict[str, Any]) -> 
 
 def _is_served(layer: Any, hidden: Tensor) -> bool:
     """Whether the parts of `layer` are such as the loops read, of the dtype of `hidden`, without hooks or adapters."""
-    if not _has_parts(layer):
+    if not _has_parts(layer) or any(GLOBAL_HOOKS):
         return False
     *linears, first, second = _parts(layer)
     # No class made of these: one that computes its weights, as parametrizations do, gives a new tensor each time.

@@ -1,16 +1,21 @@
 """Whether a module is still what it was when something was made of it: loops over its weights, or a captured graph."""
 
 from itertools import repeat
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 
 from landmark.hf.hooks import attention_pre_hook
 
+_FORWARD = attrgetter("forward")
+# Hooks of all modules of the process: what calls fewer modules would call fewer of them.
+GLOBAL_HOOKS: list[Any] = [torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks]
+
 
 class Unchanged:
-    """The parts of `root` as they are now: modules, tensors and where these lie, and numbers that parts compute with.
+    """The parts of `root` as they are now: modules, their forwards, tensors and how these lie, and numbers of parts.
 
     Writing to weights in place changes none of them.
     """
@@ -28,8 +33,9 @@ class Unchanged:
         found += [(owner, name, value) for owner, name, value in attributes if isinstance(value, float)]
         self._owners, self._names, self._values = map(list, zip(*found, strict=True))
         self._tensors = [part for part in self._values if isinstance(part, Tensor)]
-        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
-        self._empty = [hooks for module in modules for hooks in hooks_of(module)]
+        self._lie = self._lying()
+        self._modules, self._forwards = modules, [type(module).forward for module in modules]
+        self._empty = [hooks for module in modules for hooks in hooks_of(module)] + GLOBAL_HOOKS
         self._single = [module._forward_pre_hooks for module in modules if _has_ours(module)]
         self._contents = [vars(module) for module in modules]
 
@@ -38,9 +44,17 @@ class Unchanged:
         # Every layer of every step asks: loops of C alone.
         if not all(map(is_, map(dict.get, self._owners, self._names), self._values)):
             return False
-        moved = list(map(Tensor.data_ptr, self._tensors)) != self._addresses
-        hooked = any(self._empty) or any(len(hooks) > 1 for hooks in self._single)
+        moved = self._lying() != self._lie or list(map(_FORWARD, map(type, self._modules))) != self._forwards
+        hooked = any(self._empty) or max(map(len, self._single), default=0) > 1
         return not (moved or hooked or any(map(dict.__contains__, self._contents, repeat("forward"))))
+
+    def _lying(self) -> list[Any]:
+        """Addresses, sizes and strides: a weight may be transposed where it lies."""
+        return [
+            *map(Tensor.data_ptr, self._tensors),
+            *map(Tensor.numel, self._tensors),
+            *map(Tensor.stride, self._tensors),
+        ]
 
 
 def hooks_of(module: nn.Module) -> list[Any]:
