@@ -18,7 +18,7 @@ STRIDE = 4
     local_blocks=st.integers(0, 2),
     retrieve=st.integers(1, 4),
     max_blocks=st.sampled_from([None, 3]),
-    positions=st.sampled_from(["stingy", "true"]),
+    positions=st.sampled_from([("stingy", 0), ("stingy", 9), ("true", 0)]),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     softcap=st.sampled_from([None, 0.5]),
     has_sinks=st.booleans(),
@@ -32,7 +32,7 @@ def test_the_steps_together_and_one_by_one(
     """Rows of 37 and 21 positions, then chunks of `length` positions, one of which the second row is padded in."""
     settings = {
         "block_size": STRIDE - 1, "retrieve": retrieve, "local_blocks": local_blocks, "max_blocks": max_blocks,
-        "positions": positions, "selection": selection,
+        "positions": positions[0], "gap": positions[1], "selection": selection,
     }  # fmt: skip
     heads = 2 * groups
     together, apart = layer_memory(**settings), layer_memory(**settings)

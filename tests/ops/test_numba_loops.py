@@ -1,5 +1,6 @@
 import os
 import threading
+import time
 from types import SimpleNamespace
 
 import numba
@@ -49,6 +50,25 @@ def test_an_error_in_a_part_is_raised(monkeypatch):
 
     with pytest.raises(ZeroDivisionError):
         in_parts(work, 1000)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_who_is_interrupted_waits_for_the_other_parts(error, monkeypatch):
+    """Compiled loops read by address: what lies there may be freed once `in_parts` is left."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    failed, ended = threading.Event(), []
+
+    def work(start, stop):
+        if start == 0:
+            failed.set()
+            raise error
+        failed.wait()
+        time.sleep(0.2)
+        ended.append(stop)
+
+    with pytest.raises(error):
+        in_parts(work, 1000)
+    assert ended == [1000]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

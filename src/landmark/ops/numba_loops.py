@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -44,8 +44,12 @@ def in_parts(work: Callable[[int, int], None], count: int, size: float = 1) -> N
         return
     bounds = [count * part // threads for part in range(threads + 1)]
     parts = [_pool(threads).submit(work, *span) for span in pairwise(bounds)]
-    for part in parts:
-        part.result()
+    try:
+        for part in parts:
+            part.result()
+    except BaseException:
+        wait(parts)  # an interrupt, too: what lies at the addresses that they read must stay until they end
+        raise
 
 
 NARROW = (torch.bfloat16, torch.float16)  # read as bits
