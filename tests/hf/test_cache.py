@@ -173,6 +173,11 @@ def test_cache_settings_are_checked():
         landmark.LandmarkCache(model.config, retrieve=-1)
     with pytest.raises(ValueError, match="nothing fits"):
         landmark.LandmarkCache(model.config, retrieve=50)
+    with pytest.raises(ValueError, match=r"gap 900 = .*; lower block_size, retrieve, local_blocks or gap"):
+        landmark.LandmarkCache(model.config, gap=900)
+    with pytest.raises(ValueError, match=r"gap 90 and .* or lower retrieve, local_blocks or gap"):
+        landmark.LandmarkCache(model.config, gap=90, chunk_size=154)
+    assert landmark.LandmarkCache(model.config, gap=900, retrieve=0).chunk_tokens > 0  # nothing is opened
     with pytest.raises(ValueError, match="max_blocks"):
         landmark.LandmarkCache(model.config, max_blocks=0)
     with pytest.raises(ValueError, match="top_k, topk: no setting of reading"):

@@ -98,13 +98,20 @@ def chunk_tokens(settings: LandmarkSettings, config: PretrainedConfig) -> int:
             f"a chunk of {chunk_size} ordinary tokens does not fit the trained range of {trained} positions: it takes"
             f" {stream_length(chunk_size, size)} with its landmarks, and {before} lie before it: (retrieve"
             f" {reading.retrieve} + 1 + local_blocks {reading.local_blocks}) * stride {settings.stride}{_gap(reading)}"
-            f"{'' if whole_blocks else ' and a tail'}; give at most {fits}{others}, or lower retrieve or local_blocks"
+            f"{'' if whole_blocks else ' and a tail'}; give at most {fits}{others}, or"
+            f" {_what_to_lower('retrieve', 'local_blocks', reading=reading)}"
         )
     return chunk_size
 
 
 def _gap(reading: ReadingSettings) -> str:
-    return f" + gap {reading.gap}" if reading.gap else ""
+    return f" + gap {reading.gap}" if reading.gap and reading.retrieve else ""
+
+
+def _what_to_lower(*names: str, reading: ReadingSettings) -> str:
+    """The settings that leave more room when they are lower, as a remedy."""
+    *first, last = (*names, *(("gap",) if _gap(reading) else ()))
+    return f"lower {', '.join(first)} or {last}"
 
 
 def chunk_positions(settings: LandmarkSettings, config: PretrainedConfig) -> int:
@@ -118,7 +125,7 @@ def chunk_positions(settings: LandmarkSettings, config: PretrainedConfig) -> int
         raise ValueError(
             f"nothing fits the trained range: (retrieve {reading.retrieve} + 1 + local_blocks {reading.local_blocks}"
             f" + 1) * stride {settings.stride}{_gap(reading)} = {taken} positions, of {positions} trained, leaves no"
-            " room for a chunk; lower block_size, retrieve or local_blocks"
+            f" room for a chunk; {_what_to_lower('block_size', 'retrieve', 'local_blocks', reading=reading)}"
         )
     return room
 
