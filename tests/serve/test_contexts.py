@@ -13,6 +13,7 @@ import pytest
 from serving import NAME, running, until
 
 from landmark import Collection
+from landmark.contexts import disk
 from landmark.contexts.remote import local_copy
 from landmark.serve.records import Record
 
@@ -272,6 +273,24 @@ def test_a_context_is_never_there_without_the_job_that_came_with_it(http, monkey
     ready(http, "in-one-step")
     assert min(jobs) == 1
     assert names(http, "in-one-step") == ["a.txt"]
+
+
+def test_no_power_cut_takes_a_new_context_back_or_brings_a_deleted_one(served, http, monkeypatch):
+    """What a client was told is in the names of folders, too: these are on the device before it is told."""
+    synced, usual = [], disk.sync_folder
+
+    def sync_folder(folder):
+        synced.append((folder.path, folder.names()))
+        usual(folder)
+
+    monkeypatch.setattr(disk, "sync_folder", sync_folder)
+    place = served.server.contexts.folder / made(http, "durable")["id"]
+    paths = [path for path, _ in synced]
+    assert paths.index(place.parent) < paths.index(place)
+    assert place.name in dict(synced)[place.parent]
+    synced.clear()
+    http.delete("/contexts/durable")
+    assert [names for path, names in synced if path == place] == [[]]
 
 
 def test_expired_contexts_are_deleted_when_the_disk_works_again(served, http, monkeypatch):

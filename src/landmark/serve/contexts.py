@@ -199,6 +199,7 @@ class Contexts:
         place = self.place(record)
         try:
             place.mkdir(mode=0o700)
+            disk.sync_folder(self._lock.folder)  # the record is durable, and so must be the folder that it is in
             if documents:
                 self.add(record, documents)
             else:
@@ -214,9 +215,11 @@ class Contexts:
         record.save(self.place(record))
 
     def delete(self, record: Record) -> None:
-        """Removes a context: its record first, so that no crash brings it back."""
+        """Removes a context: its record first, so that no crash and no power cut brings it back."""
         place = self.place(record)
-        (place / RECORD).unlink()
+        folder = disk.open_folder(place)
+        disk.remove(folder / RECORD)
+        disk.sync_folder(folder)
         del self.records[record.id]
         for job in record.jobs:
             if job.open:
