@@ -1,23 +1,28 @@
 """`python -m reproduce`: the experiments of the paper, the trainings of the project, and studies beside them."""
 
 from landmark.cli.program import Command, Program
+from reproduce.studies import options
 
-STUDIES = "reproduce.studies.commands"
+
+def _study(name: str, options: type, summary: str) -> Command:
+    return Command(f"study {name}", f"reproduce.studies.{name.replace('-', '_')}:run", summary, options)
+
+
 COMMANDS = (
     Command("paper", "reproduce.paper:run", "train and measure what the paper compares, and write the report"),
     Command("train", "reproduce.train:run", "train one model of the project by its name"),
     Command("trainings", "reproduce.train:run_list", "list the trainings that have a name"),
-    Command("study convert-smollm2", f"{STUDIES}:run_convert_smollm2", "convert SmolLM2 within a given time"),
-    Command("study smollm2-perplexity", f"{STUDIES}:run_smollm2_perplexity", "what a conversion loses on text"),
-    Command("study smollm2-chat", f"{STUDIES}:run_smollm2_chat", "what a conversion changes in ordinary chat"),
-    Command("study smollm2-questions", f"{STUDIES}:run_smollm2_questions", "questions about a book it read at length"),
-    Command("study conversion-cost", f"{STUDIES}:run_conversion_cost", "what converting larger models takes, reckoned"),
-    Command("study untrained-perplexity", f"{STUDIES}:run_untrained_perplexity", "perplexity right after conversion"),
-    Command("study reading-apart", f"{STUDIES}:run_reading_apart", "documents read apart beside reading in sequence"),
-    Command("study recall-tables", f"{STUDIES}:run_recall_tables", "recall beside baselines, in one table"),
-    Command("study source-ranking", f"{STUDIES}:run_source_ranking", "how early a source states what was asked for"),
-    Command("study key-margins", f"{STUDIES}:run_key_margins", "retrieval margins of passkeys in a context"),
-    Command("study group-landmarks", f"{STUDIES}:run_group_landmarks", "recall of landmark keys for groups of blocks"),
+    _study("convert-smollm2", options.ConvertOptions, "convert SmolLM2 within a given time"),
+    _study("smollm2-perplexity", options.PerplexityOptions, "what a conversion loses on text"),
+    _study("smollm2-chat", options.ChatOptions, "what a conversion changes in ordinary chat"),
+    _study("smollm2-questions", options.QuestionsOptions, "questions about a book it read at length"),
+    _study("conversion-cost", options.ConversionCostOptions, "what converting larger models takes, reckoned"),
+    _study("untrained-perplexity", options.UntrainedOptions, "perplexity right after conversion"),
+    _study("reading-apart", options.ReadingApartOptions, "documents read apart beside reading in sequence"),
+    _study("recall-tables", options.RecallTablesOptions, "recall beside baselines, in one table"),
+    _study("source-ranking", options.SourceRankingOptions, "how early a source states what was asked for"),
+    _study("key-margins", options.KeyMarginsOptions, "retrieval margins of passkeys in a context"),
+    _study("group-landmarks", options.GroupLandmarksOptions, "recall of landmark keys for groups of blocks"),
 )
 
 REPRODUCE = Program(

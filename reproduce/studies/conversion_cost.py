@@ -16,7 +16,7 @@ from typing import NamedTuple
 from landmark.training.plan import Lora
 from landmark.training.recipe import Recipe, read_recipe
 from landmark.training.stages import Stage
-from reproduce.studies.commands import ConversionCostOptions
+from reproduce.studies.options import ConversionCostOptions
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 STRIDE = 64 / 63  # positions of the student for a token; the teacher has no landmarks

@@ -28,7 +28,7 @@ from landmark.hf.tokenizer import encode
 from landmark.process_memory import keep_freed_pages
 from landmark.training.stages import Stage
 from reproduce.studies.chat_prompts import training_prompts
-from reproduce.studies.commands import ConvertOptions
+from reproduce.studies.options import ConvertOptions
 from reproduce.studies.smollm2_measures import measure
 from reproduce.studies.smollm2_models import chat_prompt, template
 from reproduce.studies.smollm2_training import (

@@ -18,7 +18,7 @@ from benchmarks.landmark_keys import recording_cache
 from landmark.assets import model_path
 from landmark.data.text import read_text
 from landmark.hf.tokenizer import encode, load_tokenizer
-from reproduce.studies.commands import GroupLandmarksOptions
+from reproduce.studies.options import GroupLandmarksOptions
 
 BEST = 2  # blocks of each query that should be found
 OPENED = (2, 4, 8, 16)

@@ -19,7 +19,7 @@ from landmark.hf.tokenizer import encode, load_tokenizer
 from landmark.index.base import Index
 from landmark.index.options import IndexOptions
 from landmark.memory import LayerMemory
-from reproduce.studies.commands import KeyMarginsOptions
+from reproduce.studies.options import KeyMarginsOptions
 
 SEEN = 60  # best blocks of a query among which its passkey's block is looked for
 

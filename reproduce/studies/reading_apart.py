@@ -28,7 +28,7 @@ from landmark.evaluation.samples import digest, share_interval
 from landmark.hf.fingerprint import model_fingerprint
 from landmark.hf.reader import answer
 from landmark.hf.tokenizer import encode
-from reproduce.studies.commands import ReadingApartOptions
+from reproduce.studies.options import ReadingApartOptions
 from reproduce.studies.records import Records
 
 APART, SEQUENCE, EMPTIED = "apart", "in sequence", "in sequence, window emptied"

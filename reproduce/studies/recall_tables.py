@@ -15,7 +15,7 @@ from landmark.cli.recall import RecallOptions, run_recall
 from landmark.evaluation.asking import Sample, summary
 from landmark.evaluation.recall import NAMES
 from landmark.files import written_whole
-from reproduce.studies.commands import RecallTablesOptions
+from reproduce.studies.options import RecallTablesOptions
 
 TABLE = "recall.md"
 

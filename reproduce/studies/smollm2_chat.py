@@ -20,7 +20,7 @@ from landmark.hf import LandmarkCache
 from landmark.hf.compat import cache_kwargs
 from landmark.hf.reader import answer
 from reproduce.studies.chat_prompts import TEST_PROMPTS
-from reproduce.studies.commands import ChatOptions
+from reproduce.studies.options import ChatOptions
 from reproduce.studies.records import Records
 from reproduce.studies.smollm2_models import Pair, chat_prompt, greedy, template
 from reproduce.studies.smollm2_perplexity import kl

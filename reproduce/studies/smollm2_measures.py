@@ -21,7 +21,7 @@ from landmark.hf.reader import answer
 from landmark.hf.tokenizer import encode
 from reproduce.studies import smollm2_chat, smollm2_perplexity
 from reproduce.studies.chat_prompts import TEST_PROMPTS
-from reproduce.studies.commands import PerplexityOptions
+from reproduce.studies.options import PerplexityOptions
 from reproduce.studies.records import Records
 from reproduce.studies.smollm2_models import Pair, template
 from reproduce.studies.smollm2_training import STARTED, WORKING, Conversion, finished, moved, now

@@ -15,7 +15,7 @@ from landmark.hf.fingerprint import model_fingerprint
 from landmark.hf.loading import read_tokenizer
 from landmark.hf.plain import load_plain
 from landmark.hf.tokenizer import quiet_transformers
-from reproduce.studies.commands import ConvertedOptions
+from reproduce.studies.options import ConvertedOptions
 
 
 @dataclass(frozen=True)

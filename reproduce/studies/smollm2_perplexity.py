@@ -24,7 +24,7 @@ from landmark.evaluation.samples import digest
 from landmark.hf.compat import cache_kwargs
 from landmark.hf.serialization import adapted_config
 from landmark.hf.tokenizer import encode
-from reproduce.studies.commands import PerplexityOptions
+from reproduce.studies.options import PerplexityOptions
 from reproduce.studies.records import Records
 from reproduce.studies.smollm2_models import Pair, adapter_of
 from reproduce.tables.intervals import over_seeds

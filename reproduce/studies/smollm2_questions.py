@@ -29,8 +29,8 @@ from landmark.evaluation.tasks import Draft, Hidden, Prompt, Task
 from landmark.hf import LandmarkCache
 from landmark.hf.reader import answer
 from landmark.hf.tokenizer import EncodedText, encode
-from reproduce.studies.commands import QuestionsOptions
 from reproduce.studies.lord_jim import Question, questions
+from reproduce.studies.options import QuestionsOptions
 from reproduce.studies.records import Records
 from reproduce.studies.smollm2_models import Pair, greedy, template
 

@@ -19,7 +19,7 @@ from landmark.hf.config import is_converted, landmark_settings
 from landmark.hf.loading import is_gguf
 from landmark.hf.ranking import Ranking
 from landmark.hf.reader import answer
-from reproduce.studies.commands import SourceRankingOptions
+from reproduce.studies.options import SourceRankingOptions
 
 KINDS = ("passkey", "named", "values", "facts")  # whose answers stand in the text word for word
 AMONG = 5  # sources that `landmark ask` shows

@@ -14,7 +14,7 @@ from landmark.hf.compat import cache_kwargs
 from landmark.hf.loading import read_tokenizer
 from landmark.hf.plain import load_plain
 from landmark.hf.tokenizer import encode
-from reproduce.studies.commands import UntrainedOptions
+from reproduce.studies.options import UntrainedOptions
 
 
 def run(options: UntrainedOptions) -> int:

@@ -24,16 +24,22 @@ class Command:
     name: str
     target: str  # "module:function", imported when the command is chosen
     summary: str
+    options: type | None = None  # their dataclass, where the module is too heavy to be imported for its hint
 
     @property
     def words(self) -> list[str]:
         return self.name.split()
 
     def load(self) -> tuple[Callable[[Any], int], type]:
-        """Import the command; return its function and the dataclass of its options."""
-        module, function = self.target.split(":")
-        run = getattr(import_module(module), function)
+        """Return the function and the dataclass of its options; where these are given, a call imports the function."""
+        if self.options is not None:
+            return lambda options: self._function()(options), self.options
+        run = self._function()
         return run, get_type_hints(run)["options"]
+
+    def _function(self) -> Callable[[Any], int]:
+        module, function = self.target.split(":")
+        return getattr(import_module(module), function)
 
 
 @dataclass(frozen=True)

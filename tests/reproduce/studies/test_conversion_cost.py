@@ -19,9 +19,9 @@ from landmark.training.run import train
 from landmark.training.stages import Stage
 from reproduce.__main__ import REPRODUCE
 from reproduce.studies import conversion_cost
-from reproduce.studies.commands import ConversionCostOptions
 from reproduce.studies.conversion_cost import RECIPES, SHAPES, SMOLLM2, Shape
 from reproduce.studies.convert_smollm2 import small_stage
+from reproduce.studies.options import ConversionCostOptions
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "evaluation"))
 from chat_tokenizer import chat_tokenizer

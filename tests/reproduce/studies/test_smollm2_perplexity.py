@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from reproduce.studies import smollm2_perplexity
-from reproduce.studies.commands import PerplexityOptions
+from reproduce.studies.options import PerplexityOptions
 from reproduce.studies.records import Records
 from reproduce.studies.smollm2_perplexity import compared, figures, measure_windows, readings_of, windows_of
 

@@ -4,8 +4,8 @@ import pytest
 
 from landmark.assets import book_path
 from reproduce.studies import smollm2_questions
-from reproduce.studies.commands import QuestionsOptions
 from reproduce.studies.lord_jim import Question
+from reproduce.studies.options import QuestionsOptions
 from reproduce.studies.smollm2_models import Pair
 
 pytest.importorskip("bm25s")

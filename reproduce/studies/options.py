@@ -1,4 +1,4 @@
-"""Commands of the studies: their options, light to import, and what they run."""
+"""Options of the studies. Light to import: help texts are printed from here."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -238,20 +238,6 @@ class ConversionCostOptions:
     """Share of it that large models reach; an assumption, not measured here."""
 
 
-def run_convert_smollm2(options: ConvertOptions) -> int:
-    """Conversion within a given time."""
-    from reproduce.studies import convert_smollm2
-
-    return convert_smollm2.run(options)
-
-
-def run_smollm2_perplexity(options: PerplexityOptions) -> int:
-    """What a conversion loses on text."""
-    from reproduce.studies import smollm2_perplexity
-
-    return smollm2_perplexity.run(options)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReadingApartOptions:
     """Compare documents read apart with the same documents read in sequence: passkeys and keys of names that they
@@ -276,66 +262,3 @@ class ReadingApartOptions:
     """Threads to compute with."""
     seed: Seed = 0
     """Seed of the pieces and of what they state."""
-
-
-def run_smollm2_chat(options: ChatOptions) -> int:
-    """What a conversion changes in ordinary chat."""
-    from reproduce.studies import smollm2_chat
-
-    return smollm2_chat.run(options)
-
-
-def run_smollm2_questions(options: QuestionsOptions) -> int:
-    """Questions about a book that was read through landmarks."""
-    from reproduce.studies import smollm2_questions
-
-    return smollm2_questions.run(options)
-
-
-def run_reading_apart(options: ReadingApartOptions) -> int:
-    """Documents read apart and in sequence."""
-    from reproduce.studies import reading_apart
-
-    return reading_apart.run(options)
-
-
-def run_untrained_perplexity(options: UntrainedOptions) -> int:
-    """Perplexity right after conversion."""
-    from reproduce.studies import untrained_perplexity
-
-    return untrained_perplexity.run(options)
-
-
-def run_key_margins(options: KeyMarginsOptions) -> int:
-    """Margins of passkeys."""
-    from reproduce.studies import key_margins
-
-    return key_margins.run(options)
-
-
-def run_group_landmarks(options: GroupLandmarksOptions) -> int:
-    """Recall of keys for groups of blocks."""
-    from reproduce.studies import group_landmarks
-
-    return group_landmarks.run(options)
-
-
-def run_recall_tables(options: RecallTablesOptions) -> int:
-    """Recall beside baselines."""
-    from reproduce.studies import recall_tables
-
-    return recall_tables.run(options)
-
-
-def run_source_ranking(options: SourceRankingOptions) -> int:
-    """How early a source states what was asked for."""
-    from reproduce.studies import source_ranking
-
-    return source_ranking.run(options)
-
-
-def run_conversion_cost(options: ConversionCostOptions) -> int:
-    """Tokens, memory and hours of larger conversions."""
-    from reproduce.studies import conversion_cost
-
-    return conversion_cost.run(options)
