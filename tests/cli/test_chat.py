@@ -170,6 +170,9 @@ def test_what_is_refused(chat_folder, model_folder, files, tmp_path, capsys):
     refused([*model, "--temperature", "-1"], "temperature is -1.0", capsys)
     refused([*model, "--host-budget", "1KB", *files], "too small for a single query", capsys)
     refused(["--model", str(model_folder)], "no chat template: its model continues texts", capsys)
+    assert cli.main(["read", files[0], "--model", str(model_folder), "--out", str(tmp_path / "read")]) == 0
+    capsys.readouterr()
+    refused(["--context", str(tmp_path / "read")], "another folder for --context", capsys)
     refused(["--model", "/nonexistent"], "no model at /nonexistent", capsys)
     refused(["--adapter", str(tmp_path)], "give --model too", capsys)
     refused(["--model", "some.gguf"], "some.gguf does not exist", capsys)

@@ -14,7 +14,14 @@ def test_text_comes_back_exactly_as_stored(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "empty"), (b" \n\t ", "empty"), (b"good\xff bad", "not UTF-8: byte 0xff at offset 4")],
+    [
+        (b"", "empty"),
+        (b" \n\t ", "empty"),
+        (b"good\xff bad", "not UTF-8: byte 0xff at offset 4"),
+        (b"%PDF-1.7 stream", "a PDF, not a text: .* with pdftotext"),
+        (b"PK\x03\x04\x14\x00", "a zip archive, .* with pandoc"),
+        (b"\x1f\x8b\x08\x00", "compressed, not a text: .* with gunzip"),
+    ],
 )
 def test_unusable_files_are_named(tmp_path, content, message):
     path = tmp_path / "a.txt"

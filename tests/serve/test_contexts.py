@@ -157,6 +157,8 @@ def test_what_is_no_text_is_refused(http):
     assert http.get("/contexts/eight").json()["status"] == "empty"
     response = http.post("/contexts/eight/files", files=[("files", ("a.bin", b"\xff\xfe\x00"))])
     assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+    response = http.post("/contexts/eight/files", files=[("files", ("a.pdf", b"%PDF-1.7\n"))])
+    assert (response.status_code, "a.pdf is a PDF" in response.json()["error"]["message"]) == (400, True)
 
 
 def names(http, context):

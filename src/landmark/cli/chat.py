@@ -227,7 +227,9 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
         options.memory.check(config, known, **options.reading)
 
     def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-        ChatFormat.of(tokenizer, NO_CHAT)
+        # Nobody else than the model that read a context can go on with it.
+        elsewhere = "" if known is None else ", and another folder for --context, into which it reads the texts"
+        ChatFormat.of(tokenizer, NO_CHAT + elsewhere)
 
     if sys.stderr.isatty():
         print_escaped(f"loading {base.name}", to_stderr=True)

@@ -13,6 +13,12 @@ STDIN = "-"  # names standard input, where a text file may be named
 DATASET_FORM = "hf:NAME[:CONFIG]:SPLIT:COLUMN"
 # Tokenization takes some hundred bytes of memory a token, so long documents are tokenized in pieces (see `encoder`).
 PIECE_CHARACTERS = 1 << 18
+# What is taken for a text: how it begins, what it is, and what makes a text of it. The bytes of some PDFs are UTF-8.
+OTHER_FORMATS = (
+    (b"%PDF-", "a PDF", "pdftotext"),
+    (b"PK\x03\x04", "a zip archive, as Word files and e-books are", "pandoc --to plain"),
+    (b"\x1f\x8b", "compressed", "gunzip"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,11 @@ class Document:
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, or of standard input if `path` is "-", with its line ends unchanged.
 
-    Raises ValueError if the file is missing, a directory, empty, or not UTF-8 (naming the first bad byte).
+    Raises ValueError if the file is missing, a directory, or no text (see `decoded`).
     """
     path = Path(path)
     if str(path) == STDIN:
-        return _decoded("standard input", _standard_input())
+        return decoded("standard input", _standard_input())
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -39,7 +45,7 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path} is a directory; name its text files, e.g. {path}/*.txt") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    return _decoded(str(path), data)
+    return decoded(str(path), data)
 
 
 def _standard_input() -> bytes:
@@ -48,7 +54,15 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _decoded(name: str, data: bytes) -> str:
+def decoded(name: str, data: bytes) -> str:
+    """The text that UTF-8 `data` holds; `name` is for messages.
+
+    Raises ValueError for no text at all, for a PDF, an archive or compressed data (naming a program that makes a text
+    of it), and for what is not UTF-8 (naming the first bad byte).
+    """
+    for beginning, kind, program in OTHER_FORMATS:
+        if data.startswith(beginning):
+            raise ValueError(f"{name} is {kind}, not a text: take the text out of it first, e.g. with {program}")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
+from landmark.data.text import decoded
 from landmark.serve.context_fields import context_fields, job_fields
 from landmark.serve.errors import Refusal, bad_request, no_such_context
 from landmark.serve.http import Here, Who, in_engine
@@ -137,10 +138,9 @@ async def _uploaded(file: UploadFile) -> tuple[str, str]:
     """Name and text of an uploaded file."""
     name = document_name(file.filename or "")
     try:
-        text = (await file.read()).decode()
-    except UnicodeDecodeError as error:
-        raise bad_request(f"{name} is no text in UTF-8 (byte {error.start})", "files") from error
-    return name, text
+        return name, decoded(name, await file.read())
+    except ValueError as error:
+        raise bad_request(str(error), "files") from error
 
 
 @router.get(
