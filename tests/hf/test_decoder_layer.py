@@ -130,6 +130,22 @@ def test_a_forward_that_its_class_has_got_since_is_called(by_transformers, monke
     torch.testing.assert_close(after, by_transformers(model), atol=1e-4, rtol=1e-4)
 
 
+def test_a_layer_that_changed_itself_is_computed_so(by_transformers, monkeypatch):
+    model = converted("granite", residual_multiplier=1.0)
+    before = decoded(model)
+    assert all(served(model))
+    model.base_model.layers[1].residual_multiplier = 0.5
+    after = decoded(model)
+    assert served(model) == [True, False, True]
+    assert not torch.allclose(after, before, atol=1e-2)
+    torch.testing.assert_close(after, by_transformers(model), atol=1e-4, rtol=1e-4)
+    kind: Any = type(model.base_model.layers[0]).__mro__[2]
+    usual = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda *args, **options: 2 * usual(*args, **options))
+    torch.testing.assert_close(decoded(model), by_transformers(model), atol=1e-4, rtol=1e-4)
+    assert not any(served(model))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("decoded_before", [True, False])
 def test_hooks_of_all_modules_are_called(decoded_before, by_transformers):

@@ -29,12 +29,14 @@ class Unchanged:
             for name, part in owner.items()
         ]
         # The scale of attention, and what norms add.
-        attributes = [(vars(module), *item) for module in modules for item in vars(module).items()]
+        attributes = [(vars(module), *item) for module in (root, *modules) for item in vars(module).items()]
         found += [(owner, name, value) for owner, name, value in attributes if isinstance(value, float)]
         self._owners, self._names, self._values = map(list, zip(*found, strict=True))
         self._tensors = [part for part in self._values if isinstance(part, Tensor)]
         self._lie = self._lying()
-        self._modules, self._forwards = modules, [type(module).forward for module in modules]
+        self._modules = modules
+        self._behind = [kind for kind in type(root).__mro__ if "forward" in vars(kind)]  # one may have another in front
+        self._forwards = self._called()
         self._empty = [hooks for module in modules for hooks in hooks_of(module)] + GLOBAL_HOOKS
         self._single = [module._forward_pre_hooks for module in modules if _has_ours(module)]
         self._contents = [vars(module) for module in modules]
@@ -44,9 +46,13 @@ class Unchanged:
         # Every layer of every step asks: loops of C alone.
         if not all(map(is_, map(dict.get, self._owners, self._names), self._values)):
             return False
-        moved = self._lying() != self._lie or list(map(_FORWARD, map(type, self._modules))) != self._forwards
+        moved = self._lying() != self._lie or self._called() != self._forwards
         hooked = any(self._empty) or max(map(len, self._single), default=0) > 1
         return not (moved or hooked or any(map(dict.__contains__, self._contents, repeat("forward"))))
+
+    def _called(self) -> list[Any]:
+        """The forwards of classes, which are looked up anew: a module may get another class, and a class a forward."""
+        return [*map(_FORWARD, map(type, self._modules)), *map(_FORWARD, self._behind)]
 
     def _lying(self) -> list[Any]:
         """Addresses, sizes and strides: a weight may be transposed where it lies."""
