@@ -8,6 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from landmark.cli import main as cli
+from landmark.cli.options import MemoryOptions
+from landmark.cli.serve import ServeOptions, _server
 from landmark.contexts.manifest import read_manifest
 
 
@@ -60,6 +62,14 @@ def test_the_model_of_the_package_serves_wherever_it_was(context, model_folder, 
     name_model(context, "/another/installation/model")
     monkeypatch.setattr("landmark.assets.model_path", lambda: model_folder)
     assert cli.main(["ask", str(context), "jim", "--json"]) == 0
+
+
+def test_int8_blocks_of_a_server_are_for_the_contexts_of_its_clients(context, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("landmark.serve.server.Server", lambda *arguments: arguments)
+    options = ServeOptions(contexts=(context,), model=model_folder, blocks=MemoryOptions(kv_dtype="int8"))
+    assert _server(replace(options, data=tmp_path / "data"), None)
+    with pytest.raises(ValueError, match="keeps its blocks in float32: leave kv_dtype out"):
+        _server(options, None)
 
 
 def test_configuration_and_tokenizer_are_compared_before_weights_are_read(

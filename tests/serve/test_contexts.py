@@ -14,8 +14,9 @@ from serving import NAME, running, until
 
 from landmark import Collection
 from landmark.contexts import disk
+from landmark.contexts.collection_manifest import read_collection
 from landmark.contexts.remote import local_copy
-from landmark.serve.records import Record
+from landmark.serve.records import Record, collection_folder
 
 TEXT = "jim looked at the ships and keys for a long while . " * 30
 NOTE = "he spoke of the calm sea 0123456789 . " * 20
@@ -414,6 +415,33 @@ def test_a_server_that_is_told_to_stop_pauses_its_job_and_ends(reader, tmp_path)
         assert http.get("/contexts/long").json()["status"] == "reading"
         assert http.delete("/contexts/long").status_code == 200
         assert until(lambda: not list((data / "contexts").glob("ctx-*")))
+
+
+def test_int8_blocks_are_for_new_contexts_and_others_stay_what_they_are(reader, library, tmp_path):
+    data, options = tmp_path / "data", {"kv_dtype": "int8"}
+
+    def kept(one, http, name):
+        folder = one.server.contexts.folder / http.get(f"/contexts/{name}").json()["id"]
+        return read_collection(collection_folder(folder)).layout.kv_dtype
+
+    with running(*reader, data=data) as one, httpx.Client(base_url=f"{one.url}/v1", timeout=60) as http:
+        made(http, "earlier", ("a.txt", NOTE))
+        ready(http, "earlier")
+    with (
+        running(*reader, data=data, given={"library": library}, options=options) as one,
+        httpx.Client(base_url=f"{one.url}/v1", timeout=60) as http,
+    ):
+        made(http, "later", ("a.txt", NOTE))
+        assert http.post(
+            "/contexts/earlier/documents", json={"documents": [{"name": "b.txt", "text": TEXT}]}
+        ).is_success
+        for name in ("earlier", "later"):
+            assert ready(http, name)["status"] == "ready"
+        assert names(http, "earlier") == ["a.txt", "b.txt"]
+        assert [kept(one, http, name) for name in ("earlier", "later")] == [None, "int8"]
+        for name in ("earlier", "later", "library"):
+            answer = one.client().completions.create(model=f"{NAME}@{name}", prompt="jim ", max_tokens=2)
+            assert answer.choices[0].text
 
 
 def test_folders_of_others_are_left_alone(reader, tmp_path):

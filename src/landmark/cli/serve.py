@@ -199,8 +199,10 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
     check_name(name)
 
     def check(config: "PretrainedConfig") -> None:
+        # Where clients make contexts, a kv_dtype is for theirs.
+        of_given = options.blocks if options.data is None else replace(options.blocks, kv_dtype=None)
         for context in given.values():
-            options.blocks.check(config, context)
+            of_given.check(config, context)
         options.blocks.check(config)
 
     print_escaped(f"loading {name}", to_stderr=True)

@@ -319,6 +319,7 @@ class Contexts:
         options: dict[str, Any] = {**self._options, "share": others}
         if is_unused(path):
             return Collection.create(path, self.model, self.tokenizer, **options)
+        options["kv_dtype"] = None  # as it was made
         return Collection.open(path, self.model, self.tokenizer, write=True, verify="manifest", **options)
 
     def _finished(self, reading: ReadingJob) -> None:

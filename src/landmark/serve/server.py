@@ -114,7 +114,8 @@ class Server:
         return 0 if self.contexts.folder is None else bytes_in([self.contexts.folder])
 
     def _open(self, path: Path) -> Context:
-        return Context.open(path, self.model, self.tokenizer, verify=self.verify, **self.options)
+        options: dict[str, Any] = {**self.options, "kv_dtype": None}  # that is for new contexts
+        return Context.open(path, self.model, self.tokenizer, verify=self.verify, **options)
 
     def start(self) -> None:
         """Opens the contexts it was given, takes up jobs, starts the engine; ValueError for what cannot be opened."""
