@@ -162,6 +162,11 @@ def test_what_is_no_text_is_refused(http):
     assert (response.status_code, "a.pdf is a PDF" in response.json()["error"]["message"]) == (400, True)
 
 
+def test_an_unknown_route_is_answered_with_the_base_url(http):
+    response = http.get("/nothing")
+    assert (response.status_code, "ends with /v1" in response.json()["error"]["message"]) == (404, True)
+
+
 def names(http, context):
     return [document["name"] for document in http.get(f"/contexts/{context}").json()["documents"]]
 

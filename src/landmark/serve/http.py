@@ -24,6 +24,7 @@ from landmark.serve.server import Server
 log = logging.getLogger("landmark.serve")
 T = TypeVar("T")
 
+_NO_ROUTE = "there is no such route: the base URL of clients ends with /v1, and /openapi.json lists all routes"
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -88,7 +89,8 @@ def install_errors(app: FastAPI) -> None:
         return error_response(Refusal(400, f"{where}: {what}" if where else what, param=where or None))
 
     async def http_error(request: Request, error: Any) -> Response:
-        return error_response(Refusal(error.status_code, str(error.detail)))
+        what = _NO_ROUTE if error.status_code == 404 else str(error.detail)
+        return error_response(Refusal(error.status_code, what))
 
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(RequestValidationError, invalid)
