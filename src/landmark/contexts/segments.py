@@ -244,6 +244,7 @@ class Parts:
         self._files = files
         self._records = records
         self._own_name = name
+        self._read: dict[int, np.void] = {}  # records that were read and checked
 
     def __len__(self) -> int:
         if self._records is not None:
@@ -321,11 +322,13 @@ class Parts:
     def _record(self, index: int) -> np.void:
         if self._records is not None:
             return self._records[index]
-        file = self._files["parts"]
-        record = np.frombuffer(file.read(PART.itemsize, index * PART.itemsize), PART)
-        if len(damaged_records(record)):
-            raise Damage(file.path, f"is damaged in record {index}")
-        return record[0]
+        if index not in self._read:
+            file = self._files["parts"]
+            record = np.frombuffer(file.read(PART.itemsize, index * PART.itemsize), PART)
+            if len(damaged_records(record)):
+                raise Damage(file.path, f"is damaged in record {index}")
+            self._read[index] = record[0]
+        return self._read[index]
 
     def _containing(self, token: int) -> int:
         """Index of the part with a token; parts without tokens stand before the one that begins where they do."""

@@ -108,12 +108,6 @@ class Forward:
         before, lengths = (x[rows.to(x.device)] for x in (self.before, self.lengths))
         return Forward(before, lengths, self.width, opened)
 
-    def positions(self, block_size: int) -> Tensor:
-        """Stream positions `[B, width]`, -1 at padding."""
-        steps = torch.arange(self.width, device=self.before.device)
-        positions = (self.before + self.before // block_size)[:, None] + steps
-        return positions.masked_fill(steps >= self.lengths[:, None], -1)
-
     def opened_like(self, layer: int, other: Opened) -> Opened:
         """What a layer opened, in tensors like those of another forward; nothing where it had no blocks in memory."""
         if layer in self.opened:
@@ -147,8 +141,7 @@ class Recording:
 
     def trace(self, block_size: int) -> Trace:
         """The recorded forwards as one trace."""
-        positions = [forward.positions(block_size) for forward in self.forwards]
-        trace = Trace(block_size, torch.cat(positions, 1) if positions else torch.empty(0, 0, dtype=torch.long))
+        trace = Trace(block_size, _positions(self.forwards, block_size))
         for layer in sorted({layer for forward in self.forwards for layer in forward.opened}):
             known = next(forward.opened[layer] for forward in self.forwards if layer in forward.opened)
             whole = _concatenated([forward.opened_like(layer, known) for forward in self.forwards])
@@ -162,12 +155,26 @@ def _of_rows(opened: Opened, rows: Tensor) -> Opened:
     return Opened(*(x[rows.to(x.device)] for x in tensors))
 
 
+def _positions(forwards: Sequence[Forward], block_size: int) -> Tensor:
+    """Stream positions `[B, T]` of the queries of all forwards, -1 at padding."""
+    if not forwards:
+        return torch.empty(0, 0, dtype=torch.long)
+    device = forwards[0].before.device
+    widths = torch.tensor([forward.width for forward in forwards], device=device)
+    before, lengths = (
+        torch.stack(x, 1).repeat_interleave(widths, 1)
+        for x in ([forward.before for forward in forwards], [forward.lengths for forward in forwards])
+    )
+    steps = torch.cat([torch.arange(forward.width, device=device) for forward in forwards])
+    return (before + before // block_size + steps).masked_fill(steps >= lengths, -1)
+
+
 def _concatenated(pieces: Sequence[Opened]) -> Opened:
     """Concatenates several forwards; rows of fewer choices are padded with -1."""
-    width = max(one.blocks.shape[-1] for one in pieces)
-    blocks, gates = [_padded(x.blocks, width, -1) for x in pieces], [_padded(x.gates, width, 0) for x in pieces]
-    asking = torch.stack([x.asking for x in pieces]).sum(0)
-    return Opened(torch.cat(blocks, 2), torch.cat(gates, 2), torch.cat([x.local for x in pieces], 2), asking)
+    blocks, gates, local, asking = zip(*((x.blocks, x.gates, x.local, x.asking) for x in pieces), strict=True)
+    width = max(x.shape[-1] for x in blocks)
+    blocks, gates = [_padded(x, width, -1) for x in blocks], [_padded(x, width, 0) for x in gates]
+    return Opened(torch.cat(blocks, 2), torch.cat(gates, 2), torch.cat(local, 2), torch.stack(asking).sum(0))
 
 
 def _padded(x: Tensor, width: int, value: int) -> Tensor:

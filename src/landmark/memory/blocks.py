@@ -13,6 +13,7 @@ from landmark.index.exact import ExactIndex
 from landmark.memory.decode_numba import FewBlocks, block_row
 from landmark.memory.geometry import Past, real_tokens
 from landmark.memory.selection import Retrieval, Retrievals, context_miss
+from landmark.ops.decode_cpu import FEW_QUERIES
 from landmark.ops.retrieved import Pages, join_retrieved
 from landmark.ops.retrieved.pytorch import of_heads
 from landmark.ops.rotary import Rotation
@@ -20,6 +21,7 @@ from landmark.ops.scoring import Scoring, working_dtype
 from landmark.settings import ReadingSettings
 from landmark.store.base import BlockStore, ResidentBlocks, Traffic
 from landmark.store.block_buffer import kept_of
+from landmark.store.tiered import TieredStore
 
 OnSearch = Callable[[Retrieval, Tensor], object]
 """Called with the search for blocks of a chunk and its queries [B,H,T,D], before rotary, in float32 or wider."""
@@ -118,12 +120,16 @@ class BlockMemory:
         landmarks, resident = self._index.resident_keys(k, upto), self._store.resident_blocks()
         if landmarks is None or landmarks.keys.device.type != "cpu":
             return None
+        store = self._store if isinstance(self._store, TieredStore) else None
+        lie = resident if store is None else store.cached_blocks()
+        if lie is None or lie.keys.device.type != "cpu":
+            return None
         rows = [
-            block_row(row, landmarks, resident, *bounds, self._settings.gap, stingy, sharing)
+            block_row(row, landmarks, lie, *bounds, self._settings.gap, stingy, sharing)
             for row, bounds in enumerate(zip(upto, self.counts, strict=True))
         ]
-        store = self._store if resident is None else None
-        return FewBlocks(rows, k, max(kept), sharing, store, (landmarks, resident))
+        widest = FEW_QUERIES if store is None else lie.keys.shape[2] // (group * k)
+        return FewBlocks(rows, k, max(kept), sharing, widest, store, (landmarks, lie))
 
     def attend(
         self,

@@ -6,14 +6,13 @@ by the addresses of its buffers. The loops are those of the separate operations,
 Keys and values of 16 bits are read as they lie and computed in float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numba.np.numpy_support import carray
 from torch import Tensor
 
 from landmark.index.base import ResidentKeys
@@ -22,9 +21,9 @@ from landmark.memory.selection_numba import choose_loop
 from landmark.ops.decode_cpu import FEW_QUERIES, attend_loop
 from landmark.ops.numba_loops import (
     FLOATS,
+    array_at,
     as_array,
     as_float,
-    as_pointer,
     as_stored,
     compiled,
     in_parts,
@@ -34,7 +33,9 @@ from landmark.ops.numba_loops import (
 from landmark.ops.retrieved.cpu import join_loop
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
-from landmark.store.base import BlockStore, ResidentBlocks
+from landmark.store.base import CacheMisses, ResidentBlocks
+from landmark.store.lru import assign_in_place
+from landmark.store.tiered import CachedBlocks, TieredStore
 
 # What compiled loops take of a row of a memory. What lies at its addresses must be kept while they run.
 _ROW = np.dtype([
@@ -45,14 +46,16 @@ _ROW = np.dtype([
     ("k", "i8"), ("landmarks", "i8"), ("slots", "i8"), ("modulus", "i8"), ("oldest", "i8"), ("behind", "i8"),
     ("more", "i8"), ("shared", "i8"), ("upto", "i8"), ("count", "i8"), ("gap", "i8"), ("stingy", "i8"),
     ("sharing", "i8"), ("slack", "f8"),
-    # Blocks [Hkv,pages,stride,D]: number a at page a % block_modulus, or where the page table has it if that is 0.
-    ("block_keys", "i8"), ("block_values", "i8"), ("pages", "i8"), ("block_modulus", "i8"),
+    # Blocks [Hkv,pages,stride,D]: number a at page a % block_modulus; or if that is 0, where a page table has it, see
+    # `PageTable.addresses`.
+    ("block_keys", "i8"), ("block_values", "i8"), ("pages", "i8"), ("block_modulus", "i8"), ("slot_of", "i8"),
+    ("last_pass", "i8"), ("block_at", "i8"), ("older", "i8"), ("newer", "i8"), ("passes", "i8"), ("numbers", "i8"),
 ])  # fmt: skip
-_NO_BLOCKS = (0,) * 18  # the fields from "k" on of a row that has none
-# And of its tokens in a step: the first, their number, that without padding, and those that are joined to blocks at a
-# time; positions in the window before them, the rotary position of the first; where the pairs of a query and a block
-# that it opens lie among those of all rows.
-_NAMES = ("first", "width", "valid", "begin", "end", "length", "position", "at")
+_NO_BLOCKS = (0,) * 25  # the fields from "k" on of a row that has none
+_NO_TABLE = (0,) * 7
+# And of its tokens in a step: the first, their number, that without padding; positions in the window before them, the
+# rotary position of the first; where the pairs of a query and a block that it opens lie among those of all rows.
+_NAMES = ("first", "width", "valid", "length", "position", "at")
 _STEP = np.dtype([(name, "i8") for name in _NAMES])
 _LIKE = {dtype: as_array(torch.empty(0, dtype=dtype)) for dtype in FLOATS}
 
@@ -102,15 +105,16 @@ class FewBlocks(NamedTuple):
     """The blocks of a memory in a step, until one is appended; see `BlockMemory.few`.
 
     `rows` are fields of its rows for compiled loops. A query opens `k` blocks of `most`; `sharing` heads choose
-    together. `store` is where to ask for blocks that may lie in a tier below the device, None where rows have their
-    addresses. `kept` lies at the addresses. Copied or pickled it is None, as `FewRows` is: a copy lies elsewhere.
+    together. A step has at most `widest` queries. `store` fetches blocks that are not cached, None where all lie in
+    place. `kept` lies at the addresses. Copied or pickled it is None, as `FewRows` is: a copy lies elsewhere.
     """
 
     rows: list[tuple[Any, ...]]
     k: int
     most: int
     sharing: int
-    store: BlockStore | None
+    widest: int
+    store: TieredStore | None
     kept: tuple[Any, ...]
 
     def __reduce__(self) -> Any:
@@ -166,6 +170,11 @@ class FewPart:
         return _steps(self.first, self.width, self.valid, self.lengths, self.starts, at, each)
 
     @property
+    def store(self) -> TieredStore | None:
+        """What fetches blocks that are not cached; None where all lie in place."""
+        return None if self.lies.blocks is None else self.lies.blocks.store
+
+    @property
     def k(self) -> int:
         """Blocks that a query opens."""
         return 0 if self.lies.blocks is None else self.lies.blocks.k
@@ -185,13 +194,13 @@ def _steps(
 ) -> list[tuple[int, ...]]:
     """A step of rows as compiled loops take it, see `FewPart`; each row has so many pairs, and the first begin `at`."""
     rows = enumerate(zip(valid, lengths, starts, strict=True))
-    return [(first + row * width, width, new, 0, width, *lies, at + row * each) for row, (new, *lies) in rows]
+    return [(first + row * width, width, new, *lies, at + row * each) for row, (new, *lies) in rows]
 
 
 def block_row(
     row: int,
     landmarks: ResidentKeys,
-    blocks: ResidentBlocks | None,
+    blocks: ResidentBlocks | CachedBlocks,
     upto: int,
     count: int,
     gap: int,
@@ -204,11 +213,10 @@ def block_row(
     slack = rounding_error(landmarks.max_norm, keys.shape[3], torch.float32)
     searched = _address(keys, row), keys.shape[2], landmarks.modulus, int(first[row])
     searched += _address(behind, row), behind.shape[2], int(shared[row]), upto, count, gap, int(stingy), sharing, slack
-    return searched + ((0, 0, 0, 0) if blocks is None else (*_pages(row, *blocks[:2]), blocks.modulus))
-
-
-def _pages(row: int, keys: Tensor, values: Tensor) -> tuple[int, int, int]:
-    return _address(keys, row), _address(values, row), keys.shape[2]
+    searched += _address(blocks.keys, row), _address(blocks.values, row), blocks.keys.shape[2]
+    if isinstance(blocks, ResidentBlocks):
+        return *searched, blocks.modulus, *_NO_TABLE
+    return *searched, 0, *blocks.table.addresses(row)
 
 
 def _address(x: Tensor, row: int) -> int:
@@ -249,7 +257,7 @@ def attend_few(parts: Sequence[FewPart], tokens: FewTokens, scoring: Scoring) ->
         steps += part.steps(heads, pairs)
         pairs += part.pairs(heads)
     tokens_of = np.array(steps, _STEP)
-    lies = np.concatenate([part.lies.rows for part in parts]).view(_ROW)[:, 0]  # a copy: pages are written to it
+    lies = np.concatenate([part.lies.rows for part in parts]).view(_ROW)[:, 0]
     like, (tables, _, partner) = _LIKE[dtype], parts[0].lies.rotation.arrays
     assert all(part.lies.rotation.like(parts[0].lies.rotation) for part in parts)
     if _write(key, value, lies, tokens_of, tables, partner, like):
@@ -268,24 +276,19 @@ def attend_few(parts: Sequence[FewPart], tokens: FewTokens, scoring: Scoring) ->
     work, scale = unit * max(part.width for part in parts) * met, scoring.scale_of(query)
     searched = query, sinks, lies, tokens_of, *between, scale, *numbers
     in_parts(lambda start, stop: _search(*searched, start, stop), len(lies) * heads // unit, work)
-
-    def join(some: tuple[Any, Any]) -> None:
-        arrays = *some, *between, gates, own, out, *numbers
-        in_parts(lambda start, stop: _join(*arrays, start, stop), len(some[0]) * heads // unit, work)
-
-    first = 0
+    if any(one.store is not None for one in found):
+        misses, counts = np.empty((4, pairs), np.int64), np.zeros((len(lies), 2), np.int64)
+        _find_slots(lies, tokens_of, blocks, table, heads, key.shape[1], misses, counts)
+        _fetch(parts, counts, misses)
+    joined = lies, tokens_of, *between, gates, own, out, *numbers
+    in_parts(lambda start, stop: _join(*joined, start, stop), len(lies) * heads // unit, work)
     for part in parts:
-        last = first + len(part.valid)
-        if part.lies.blocks is not None and part.lies.blocks.store is not None:
-            some = lies[first:last], tokens_of[first:last]
-            _fetch(part, part.lies.blocks.store, some, part.of(blocks, heads), part.of(table, heads), join)
-        first = last
-    join((lies, tokens_of))
-    for part in parts:
+        some = slice(part.first, part.first + len(part.valid) * part.width)
         if part.error is None:
-            weight = own[part.first : part.first + len(part.valid) * part.width]
-            opened = part.of(blocks, heads), part.of(gates, heads), weight.reshape(-1, heads, part.width)
+            opened = part.of(blocks, heads), part.of(gates, heads), own[some].reshape(-1, heads, part.width)
             part.memory.count_few(part, *opened)
+        else:
+            out[some] = 0
     return out.reshape(count, -1)
 
 
@@ -298,44 +301,30 @@ def _find_not_finite(parts: Sequence[FewPart], tokens: FewTokens) -> None:
         )
 
 
-def _fetch(
-    part: FewPart,
-    store: BlockStore,
-    rows: tuple[Any, Any],
-    blocks: Any,
-    table: Any,
-    join: Callable[[tuple[Any, Any]], None],
-) -> None:
-    """Fetches the `blocks [B,H,T,k]` of a part, and fills its page `table`; joins pieces that do not come together.
-
-    `rows` are what compiled loops take of those of the part.
-    """
-    lies, steps = rows
-    try:
-        for some, (keys, values, pages) in store.pages(torch.from_numpy(blocks)):
-            assert keys.dtype == values.dtype == part.lies.buffers[0].dtype
-            table[:, :, some] = pages.numpy()
-            for row in range(len(lies)):
-                lies["block_keys"][row], lies["block_values"][row], lies["pages"][row] = _pages(row, keys, values)
-            if some != slice(None):
-                steps["begin"], steps["end"] = some.start, some.stop
-                join(rows)
-                steps["end"] = 0
-    except Exception as error:
-        steps["end"], part.error = 0, error
-
-
-@compiled
-def _at(address: int, shape: Any, like: Any) -> Any:
-    """The array of this shape at an address, of the dtype of `like`."""
-    return carray(as_pointer(address), shape, like.dtype)  # type: ignore[call-arg]
+def _fetch(parts: Sequence[FewPart], counts: Any, misses: Any) -> None:
+    """Fetches what `_find_slots` did not find in the caches of the parts."""
+    row = taken = 0
+    for part in parts:
+        rows = slice(row, row + len(part.valid))
+        if part.store is not None:
+            distinct, missed = counts[rows].sum(0).tolist()
+            lacking = None
+            if missed:
+                lacking = CacheMisses(*misses[:, taken : taken + missed])
+                lacking = lacking._replace(rows=lacking.rows - row)
+            try:
+                part.store.fetch_assigned(distinct, lacking)
+            except Exception as error:
+                part.error = error
+            taken += missed
+        row = rows.stop
 
 
 @compiled
 def _tables(row: Any, tables: Any) -> Any:
     """The rotary tables of a row, of the dtype and width of `tables`."""
     shape = row.reach, tables.shape[1]
-    return _at(row.cos, shape, tables), _at(row.sin, shape, tables)
+    return array_at(row.cos, shape, tables), array_at(row.sin, shape, tables)
 
 
 @compiled
@@ -350,8 +339,8 @@ def _write(key: Any, value: Any, rows: Any, steps: Any, tables: Any, partner: An
         row, tokens = rows[number], steps[number]
         cos, sin = _tables(row, tables)
         shape = heads, row.room, dim
-        keys, turned = _at(row.keys, shape, like), _at(row.turned, shape, like)
-        values = _at(row.values, (heads, row.room, value.shape[2]), like)
+        keys, turned = array_at(row.keys, shape, like), array_at(row.turned, shape, like)
+        values = array_at(row.values, (heads, row.room, value.shape[2]), like)
         for head in range(heads):
             for step in range(tokens.valid):
                 token, place = tokens.first + step, tokens.length + step
@@ -390,8 +379,8 @@ def _search(
         inside = local[first : first + width].reshape((1, heads, width, local.shape[2]))
         weight = lse[first : first + width].reshape((1, heads, width))
         cos, sin = _tables(row, tables)
-        keys = _at(row.turned, (1, kv_heads, row.room, dim), like)
-        values = _at(row.values, (1, kv_heads, row.room, local.shape[2]), like)
+        keys = array_at(row.turned, (1, kv_heads, row.room, dim), like)
+        values = array_at(row.values, (1, kv_heads, row.room, local.shape[2]), like)
         attend_loop(
             turned, cos, sin, partner, keys, values, places, sinks, inside, weight, row.stride, softcap, low * width,
             high * width,
@@ -437,8 +426,8 @@ def _choose(
     _, heads, length, dim = query.shape
     sharing, k = row.sharing, row.k
     like = np.empty(0, np.float32)
-    landmarks = _at(row.landmarks, (1, kv_heads, row.slots, dim), like)
-    behind = _at(row.behind, (1, kv_heads, row.more, dim), like)
+    landmarks = array_at(row.landmarks, (1, kv_heads, row.slots, dim), like)
+    behind = array_at(row.behind, (1, kv_heads, row.more, dim), like)
     first, shared = np.array([row.oldest]), np.array([row.shared])
     bounds = np.array([[row.upto, row.count, row.gap]])
     searching = np.empty((1, heads // sharing, length, dim), np.float32)
@@ -457,6 +446,28 @@ def _choose(
                 blocks[pair], distance[pair] = number, away[0, head // sharing, step, j]
                 if row.block_modulus:
                     table[pair] = number % row.block_modulus if number >= 0 else -1
+
+
+@compiled
+def _find_slots(
+    rows: Any, steps: Any, blocks: Any, table: Any, heads: int, kv_heads: int, misses: Any, counts: Any
+) -> None:  # fmt: skip
+    """Fills the page `table` of rows whose blocks are cached with slots for the `blocks` that `_search` chose.
+
+    A row counts the distinct blocks of its heads, and those of them that are to be fetched: `counts [n,2]`. The latter
+    go to `misses [4,..]`, row after row: row, head, block and slot.
+    """
+    taken = 0
+    for number in range(len(rows)):
+        row, tokens = rows[number], steps[number]
+        if row.numbers:
+            some = slice(tokens.at, tokens.at + heads * tokens.width * row.k)
+            shape = 1, heads, tokens.width, row.k
+            arrays = blocks[some].reshape(shape), table[some].reshape(shape), misses[:, taken:]
+            distinct, missed = assign_in_place(row, row.pages, kv_heads, *arrays)
+            misses[0, taken : taken + missed] = number
+            counts[number, 0], counts[number, 1] = distinct, missed
+            taken += missed
 
 
 @partial(compiled, as_written=True)
@@ -494,21 +505,17 @@ def _join(
             joined = np.empty((1, heads, width, value_dim), out.dtype)
             some, shape = slice(tokens.at, tokens.at + heads * width * k), (1, heads, width, k)
             cos, sin = _tables(row, tables)
-            keys = _at(row.block_keys, (1, kv_heads, row.pages, row.stride, dim), like)
-            values = _at(row.block_values, (1, kv_heads, row.pages, row.stride, value_dim), like)
+            keys = array_at(row.block_keys, (1, kv_heads, row.pages, row.stride, dim), like)
+            values = array_at(row.block_values, (1, kv_heads, row.pages, row.stride, value_dim), like)
             arrays = (
                 scaled[first : first + width].reshape((1, heads, width, dim)), cos, sin, partner,
                 table[some].reshape(shape), distance[some].reshape(shape), keys, values, inside,
                 lse[first : first + width].reshape((1, heads, width)), joined, gates[some].reshape(shape),
                 weight, softcap,
             )  # fmt: skip
-            if tokens.end - tokens.begin == width:
-                join_loop(*arrays, low * width, high * width)
-            else:
-                for head in range(low, high):
-                    join_loop(*arrays, head * width + tokens.begin, head * width + tokens.end)
+            join_loop(*arrays, low * width, high * width)
         for head in range(low, high):
-            for step in range(tokens.begin, tokens.end):
+            for step in range(width):
                 for i in range(value_dim):
                     out[first + step, head, i] = rounded(joined[0, head, step, i], like)
                 if k and step >= tokens.valid:  # padding opens none

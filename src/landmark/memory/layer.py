@@ -154,7 +154,7 @@ class LayerMemory:
         self._settled(len(valid), rotation)
         if self._blocks is not None and any(self._blocks.counts):
             blocks = self._blocks.few(tokens.query.shape[1] // tokens.key.shape[1])
-            if blocks is None:
+            if blocks is None or width > blocks.widest:
                 return None
         lies, buffers = self._few, window.with_room(width)
         if lies is None or lies[1] is not rotation or lies[2] is not buffers or lies[3] is not blocks:

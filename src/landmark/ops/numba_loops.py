@@ -13,6 +13,7 @@ import torch
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
+from numba.np.numpy_support import carray
 from torch import Tensor
 
 _WORTH_A_THREAD = 256  # small pieces of work; starting a thread for fewer takes longer than the work
@@ -122,6 +123,12 @@ def as_pointer(typingctx: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), convert
+
+
+@compiled
+def array_at(address: int, shape: Any, like: Any) -> Any:
+    """The contiguous array of this shape at an address, of the dtype of `like`; in compiled code only."""
+    return carray(as_pointer(address), shape, like.dtype)  # type: ignore[call-arg]
 
 
 @compiled

@@ -99,9 +99,9 @@ class Listener:
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()  # None where it is time to look at the client
         self._loop = asyncio.get_running_loop()
-        self._looked = self._loop.time()
+        self._look_later()
 
     def emit(self, event: Event) -> None:
         """Called by the engine's thread."""
@@ -130,21 +130,15 @@ class Listener:
 
     async def _next(self) -> Event:
         try:
-            while True:
-                await self._look()
-                if not self._queue.empty():
-                    return self._queue.get_nowait()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL):
-                        return await self._queue.get()
+            while (event := await self._queue.get()) is None:
+                if await self._request.is_disconnected():
+                    raise Gone
+                self._look_later()
+            return event
         except BaseException:
             self.generation.cancel()
             raise
 
-    async def _look(self) -> None:
-        """Refusal if the client went away; looks a few times a second, which costs more than an event."""
-        if self._loop.time() - self._looked < _POLL:
-            return
-        self._looked = self._loop.time()
-        if await self._request.is_disconnected():
-            raise Gone
+    def _look_later(self) -> None:
+        """Looking costs more than an event, and so does a wait that may end without one."""
+        self._loop.call_later(_POLL, self._queue.put_nowait, None)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from landmark.ops.numba_loops import compiled
+from landmark.ops.numba_loops import array_at, compiled
 from landmark.store.base import CacheMisses
 
 
@@ -31,7 +31,7 @@ class PageTable:
         self.slots = slots
         self._slot_of = np.full((rows, heads, max(counts)), -1, np.int32)
         self._last_pass = np.zeros(self._slot_of.shape, np.int64)  # the pass that last requested a block
-        self._passes = 0
+        self._passes = np.zeros(1, np.int64)
         self._block_at = np.full((rows, heads, slots), -1, np.int32)
         # A linked ring from the least to the most recently used slot; the last entry stands between the two ends.
         ring = np.arange(slots + 1, dtype=np.int32)
@@ -72,8 +72,13 @@ class PageTable:
         return SlotPlan(stop, slots, CacheMisses(*misses[:, :missed]), int(distinct))
 
     def _next_pass(self) -> int:
-        self._passes += 1
-        return self._passes
+        self._passes[0] += 1
+        return int(self._passes[0])
+
+    def addresses(self, row: int) -> tuple[int, ...]:
+        """What `assign_in_place` takes of a row: where its parts lie until the table grows or is reordered."""
+        parts = [self._slot_of, self._last_pass, self._block_at, self._older, self._newer]
+        return *(x[row].ctypes.data for x in parts), self._passes.ctypes.data, self._slot_of.shape[2]
 
     def invalidate(self, misses: CacheMisses) -> None:
         """Frees the slots of blocks that could not be fetched."""
@@ -159,6 +164,23 @@ def _assign_slots(
                         number = blocks[row, member, start + step, j]
                         slots[row, member, step, j] = known[number] if number >= 0 else -1
     return distinct, missed
+
+
+@compiled
+def assign_in_place(row: Any, slots: int, heads: int, blocks: Any, pages: Any, misses: Any) -> tuple[int, int]:
+    """Fills `pages [1,n * Hkv,T,k]` with the slots of `blocks` of one row, as `PageTable.request` where all fit.
+
+    `row` has the fields of `PageTable.addresses`, by name. For `misses`, and what is returned, see `_assign_slots`.
+    """
+    short, long = np.empty(0, np.int32), np.empty(0, np.int64)
+    slot_of = array_at(row.slot_of, (1, heads, row.numbers), short)
+    last_pass = array_at(row.last_pass, (1, heads, row.numbers), long)
+    block_at = array_at(row.block_at, (1, heads, slots), short)
+    older = array_at(row.older, (1, heads, slots + 1), short)
+    newer = array_at(row.newer, (1, heads, slots + 1), short)
+    passes = array_at(row.passes, (1,), long)
+    passes[0] += 1
+    return _assign_slots(blocks, 0, slot_of, last_pass, block_at, older, newer, passes[0], pages, misses)
 
 
 @compiled

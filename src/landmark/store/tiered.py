@@ -1,6 +1,7 @@
 """Tiered block store: an LRU cache on the device, within a budget, over a lower tier that keeps all blocks."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,14 @@ from landmark.store.base import BackingStore, BlockShape, CacheMisses, Traffic, 
 from landmark.store.lru import PageTable, SlotPlan
 
 _CPU = torch.device("cpu")
+
+
+class CachedBlocks(NamedTuple):
+    """Slots `keys [B,Hkv,S,stride,D]` and `values` of a cache, and the page table that says what lies in them."""
+
+    keys: Tensor
+    values: Tensor
+    table: PageTable
 
 
 class TieredStore:
@@ -36,7 +45,8 @@ class TieredStore:
                 "raise the one or lower the other"
             )
         self.budget = budget
-        self.traffic = Traffic()
+        self._calls = self._requested = self._cache_misses = 0
+        self._moved = Traffic()
         self._below = below
         self._device = device
         self._step_blocks = step_blocks
@@ -68,15 +78,37 @@ class TieredStore:
         start, length = 0, requested.shape[2]
         while True:
             plan, moved = self._fetch_missing(cache, requested, start)
-            self.traffic += Traffic(1, plan.distinct, len(plan.misses.rows)) + moved
+            self._count(plan.distinct, len(plan.misses.rows), moved)
             part = slice(start, plan.stop) if plan.stop - start < length else slice(None)
             yield part, Pages(cache.keys, cache.values, cache.page_table(plan.slots, blocks))
             start = plan.stop
             if start == length:
                 return
 
+    def _count(self, requested: int, cache_misses: int, moved: Traffic | None) -> None:
+        self._calls, self._requested = self._calls + 1, self._requested + requested
+        self._cache_misses += cache_misses
+        if moved is not None:
+            self._moved += moved
+
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic(self._calls, self._requested, self._cache_misses) + self._moved
+
     def resident_blocks(self) -> None:
         return None
+
+    def cached_blocks(self) -> CachedBlocks:
+        """Its slots and their page table, for a caller that assigns slots itself and then calls `fetch_assigned`."""
+        cache = self._filled_cache()
+        return CachedBlocks(cache.keys, cache.values, cache.table)
+
+    def fetch_assigned(self, distinct: int, misses: CacheMisses | None) -> None:
+        """Fetches the blocks for which slots of `cached_blocks` were assigned; None for none of the `distinct` ones."""
+        if misses is None:
+            self._count(distinct, 0, None)
+        else:
+            self._count(distinct, len(misses.rows), self._fetch_below(self._filled_cache(), misses))
 
     def fetch(self, misses: CacheMisses, keys: Tensor, values: Tensor) -> Traffic:
         cache = self._filled_cache()
@@ -98,10 +130,13 @@ class TieredStore:
             check_budget(self.budget, cache.shape, len(requested), groups * requested.shape[3])
         if len(plan.misses.rows) == 0:
             return plan, Traffic()
+        return plan, self._fetch_below(cache, plan.misses)
+
+    def _fetch_below(self, cache: "_Cache", misses: CacheMisses) -> Traffic:
         try:
-            return plan, self._below.fetch(plan.misses, cache.keys, cache.values)
+            return self._below.fetch(misses, cache.keys, cache.values)
         except BaseException:
-            cache.table.invalidate(plan.misses)
+            cache.table.invalidate(misses)
             raise
 
     def reorder(self, rows: list[int]) -> None:
