@@ -99,7 +99,7 @@ def test_texts_are_read_by_different_settings():
 @pytest.mark.parametrize(
     ("name", "where", "options"),
     [("llama", (LayerMemory, "few"), {}), ("qwen3", (LayerMemory, "attend"), {}),
-     ("llama", (TieredStore, "pages"), {"host_budget": "1MB"})],
+     ("llama", (TieredStore, "fetch_assigned"), {"host_budget": "1MB"})],
 )  # fmt: skip
 def test_a_text_that_fails_fails_by_itself(monkeypatch, name, where, options):
     model = converted(name)

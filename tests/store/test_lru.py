@@ -4,9 +4,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.store.lru import PageTable
+from landmark.store.lru import PageTable, assign_in_place
 
 SLOTS = 4
+FIELDS = ("slot_of", "last_pass", "block_at", "older", "newer", "passes", "numbers")
 
 
 class LRU:
@@ -95,3 +96,21 @@ def test_invalidated_blocks_are_missed_again():
     misses = table.request(requested).misses
     table.invalidate(misses._replace(**{name: x[1:] for name, x in misses._asdict().items()}))
     assert table.request(requested).misses.blocks.tolist() == [1, 2]
+
+
+@given(data=st.data())
+def test_slots_that_are_assigned_in_place_are_those_of_a_request(data):
+    """One row after another, of which each may have misses."""
+    tables = [PageTable([9, 9], 2, SLOTS) for _ in range(2)]
+    for _ in range(data.draw(st.integers(1, 6))):
+        drawn = data.draw(st.lists(st.integers(-1, 8), min_size=16, max_size=16))
+        requested = np.array(drawn).reshape(2, 4, 1, 2)  # two query heads of each key-value head
+        plan = tables[0].request(requested)
+        for row in range(2):
+            record = np.array([tables[1].addresses(row)], [(name, "i8") for name in FIELDS])
+            pages, misses = np.empty((1, 4, 1, 2), np.int64), np.empty((4, 8), np.int64)
+            _, missed = assign_in_place(record[0], SLOTS, 2, requested[row : row + 1], pages, misses)
+            here = plan.misses.rows == row
+            assert (pages[0] == plan.slots[row]).all()
+            assert (misses[1:, :missed] == np.array(plan.misses)[1:, here]).all()
+    assert tables[0].occupied == tables[1].occupied
