@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -44,8 +44,10 @@ def in_parts(work: Callable[[int, int], None], count: int, size: float = 1) -> N
         work(0, count)
         return
     bounds = [count * part // threads for part in range(threads + 1)]
-    parts = [_pool(threads).submit(work, *span) for span in pairwise(bounds)]
+    parts: list[Future[None]] = []
     try:
+        for span in pairwise(bounds):
+            parts.append(_pool(threads).submit(work, *span))
         for part in parts:
             part.result()
     except BaseException:
