@@ -172,7 +172,7 @@ TABLES = (
         "positions 1 to 49, landmark attention is causal attention: an advantage there is no retrieval. Window: of "
         "training. Landmarks as plain tokens: trained and read with causal attention to the same stream. All rows of a "
         "method are of one model a seed.",
-        ("corpus", "method", "window", "read_length", "local", "retrieve", "targets"),
+        ("corpus", "method", "window", "read_length", "local", "blocks", "retrieve", "targets"),
         (PERPLEXITY, *KEYS),
         (
             *(

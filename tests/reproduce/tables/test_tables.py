@@ -21,6 +21,12 @@ def test_every_table_is_told():
     assert tuple(BY_ID) == names.TABLES
 
 
+def test_rows_are_told_apart_by_settings_that_the_table_shows():
+    for table in TABLES:
+        for row in table.rows:
+            assert set(row.where) <= set(table.settings), (table.id, row.where)
+
+
 def test_nothing_measured_shows_every_row_of_the_paper(results: Results):
     heading, *found = rows(results, names.LANGUAGE_MODELING)
     assert heading == [
