@@ -95,10 +95,19 @@ class Conversion:
     def snapshot(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def checkpoint(self, file: Path) -> None:
+        """Saves the adapter, and keeps what `fall_back` returns to, unless a parameter is not finite."""
+        if all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values()):
+            self.good = self.snapshot()
+            self.save(file)
+
+    def fall_back(self) -> None:
+        """Goes back to the last checkpoint, with fresh moments and a lower learning rate."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(state[name])
+                parameter.copy_(self.good[name])
+        self.factor *= 0.3
+        self.optimizer.state.clear()
 
     def save(self, file: Path) -> None:
         """Writes the adapter under the names of peft, in 16 bits."""
@@ -219,58 +228,69 @@ def survived(attempt: Callable[[], Any], log: Log, stage: Stage) -> tuple[Any, S
         return None, stage
 
 
+class Measured:
+    """The steps of a stage since its last line in the log."""
+
+    def __init__(self, work: Conversion, stage: int) -> None:
+        self.work, self.stage = work, stage
+        self.lines = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+        self.since, self.tokens = now(), self.work.tokens
+
+    def add(self, metrics: dict[str, Tensor], rate: float) -> None:
+        """Takes a step. Every 20 of them, and after the first five, it logs their means, or takes back their training
+        if those are not finite."""
+        self.steps.append(metrics)
+        if len(self.steps) < (20 if self.lines and not CPU else 5):
+            return
+        work, count = self.work, len(self.steps)
+        sums = {name: float(torch.stack([one[name] for one in self.steps]).sum()) for name in metrics}
+        if not math.isfinite(sums["loss"]) or not math.isfinite(sums["norm"]):
+            work.fall_back()
+            work.log(f"step {work.steps}: the loss is not finite; back to the last checkpoint at a lower rate")
+        else:
+            self.lines += 1
+        speed = (work.tokens - self.tokens) / max(1e-9, now() - self.since)
+        memory = "" if CPU else f" {torch.cuda.max_memory_allocated() / 2**30:.0f} GiB"
+        work.log(
+            f"stage {self.stage} step {work.steps} loss {sums['loss'] / count:.4f}",
+            *(f"{name} {sums[name] / sums[n]:.4f}" for name, n in METRICS.items() if sums[n]),
+            f"norm {sums['norm'] / count:.2f} rate {rate * work.factor:.1e} tokens {work.tokens:,}"
+            f" {speed:,.0f}/s{memory}",
+        )
+        self._begin()
+
+
 def train(
     work: Conversion, ids: np.ndarray, tokenizer: PreTrainedTokenizerBase, stages: list[Stage], out: Path, until: float
 ) -> None:
     """Trains each stage for its share of the time, and writes a checkpoint every minute."""
-    log, began = work.log, now()
+    began = saved = now()
     work.model.train()
     workers = 0 if CPU else min(8, max(1, (os.cpu_count() or 2) - 4))
     shares = work.schedule.shares
     ends = np.cumsum(shares) / sum(shares)
-    saved = now()
     for number, (stage, end) in enumerate(zip(stages, ends, strict=True)):
         if number == len(stages) - 1:
             work.save(out / "adapter_before_last_stage.safetensors")
         source = batches(ids, tokenizer, stage, seed=1000 * number, workers=workers)
-        measured: list[dict[str, Tensor]] = []
-        since, tokens = now(), work.tokens
-        first = None
+        measured = Measured(work, number)
         while (fraction := (now() - began) / (until - began)) < end:
             rate = learning_rate(work.schedule.learning_rate, fraction, work.steps)
             batch = next(source)
-            result, smaller = survived(lambda batch=batch, rate=rate: work.step(batch, rate), log, stage)
+            result, smaller = survived(lambda batch=batch, rate=rate: work.step(batch, rate), work.log, stage)
             if smaller is not stage:
                 stage = smaller
                 source = batches(ids, tokenizer, stage, seed=1000 * number, workers=workers)
             if result is None:
                 work.optimizer.zero_grad(set_to_none=True)
                 continue
-            measured.append(result)
-            if len(measured) >= (5 if CPU else 20) or (first is None and len(measured) == 5):
-                sums = {name: float(torch.stack([one[name] for one in measured]).sum()) for name in measured[0]}
-                mean = sums["loss"] / len(measured)
-                if not math.isfinite(mean) or not math.isfinite(sums["norm"]):
-                    work.restore(work.good)
-                    work.factor *= 0.3
-                    work.optimizer.state.clear()
-                    log(f"step {work.steps}: the loss is not finite; back to the last checkpoint at a lower rate")
-                else:
-                    first = mean if first is None else first
-                speed = (work.tokens - tokens) / max(1e-9, now() - since)
-                parts = [f"{name} {sums[name] / sums[n]:.4f}" for name, n in METRICS.items() if sums[n]]
-                memory = "" if CPU else f" {torch.cuda.max_memory_allocated() / 2**30:.0f} GiB"
-                log(
-                    f"stage {number} step {work.steps} loss {mean:.4f}",
-                    *parts,
-                    f"norm {sums['norm'] / len(measured):.2f} rate {rate * work.factor:.1e} tokens {work.tokens:,}"
-                    f" {speed:,.0f}/s{memory}",
-                )
-                measured, since, tokens = [], now(), work.tokens
+            measured.add(result, rate)
             if now() - saved > CHECKPOINT_EVERY:
-                if all(bool(torch.isfinite(parameter).all()) for parameter in work.parameters.values()):
-                    work.good = work.snapshot()
-                    work.save(out / "adapter.safetensors")
+                work.checkpoint(out / "adapter.safetensors")
                 saved = now()
     work.save(out / "adapter.safetensors")
     work.log(f"trained {work.steps} steps on {work.tokens:,} tokens in {now() - began:.0f} s")
