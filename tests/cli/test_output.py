@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from landmark.cli import main as cli
-from landmark.cli.output import counted, prepare, print_escaped, print_table, printable
+from landmark.cli.output import counted, prepare, print_escaped, print_table, printable, size_text
 
 EVIL = "\x1b]0;owned\x07\x1b[2Jbook\r\n\u202etxt\u2066\x9b31m\udcff"
 SAFE = r"\x1b]0;owned\x07\x1b[2Jbook\r\n\u202etxt\u2066\x9b31m\udcff"
@@ -32,6 +32,11 @@ def test_lines_warnings_and_tables(capsys):
 
 def test_one_thing_and_more():
     assert [counted(number, "document") for number in (0, 1, 2345)] == ["0 documents", "1 document", "2,345 documents"]
+
+
+def test_sizes_below_a_megabyte_are_not_nothing():
+    sizes = [0, 1, 999_000, 1_000_000, 1_234_500_000]
+    assert [size_text(size) for size in sizes] == ["0 kB", "1 kB", "999 kB", "1.0 MB", "1,234.5 MB"]
 
 
 def test_columns_have_titles_for_people(capsys):

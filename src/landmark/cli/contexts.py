@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from landmark.cli.output import bytes_done, counted, print_escaped
+from landmark.cli.output import bytes_done, counted, print_escaped, size_text
 from landmark.limits import LocalFolder, OutFile
 from landmark.urls import path_of, url_of
 
@@ -88,7 +88,7 @@ def run_ls(options: ListOptions) -> int:
         if options.json:
             print(json.dumps(found))
         else:
-            print_escaped(f"{path}: {counted(found['tokens'], 'token')}, {found['bytes'] / 1e6:,.1f} MB")
+            print_escaped(f"{path}: {counted(found['tokens'], 'token')}, {size_text(found['bytes'])}")
     return 0
 
 
@@ -167,7 +167,7 @@ def _contents(context: Path) -> str:
         found = info(context)
     except (OSError, ValueError):
         return "a context that cannot be opened, or what is left of one"
-    return f"{counted(found['documents'], 'document')}, {found['bytes'] / 1e6:,.1f} MB"
+    return f"{counted(found['documents'], 'document')}, {size_text(found['bytes'])}"
 
 
 def run_export(options: ExportOptions) -> int:
@@ -176,5 +176,5 @@ def run_export(options: ExportOptions) -> int:
 
     with bytes_done(f"exporting {options.context}") as progress:
         export(options.context, options.out, progress)
-    print_escaped(f"{options.out}: {options.out.stat().st_size / 1e6:,.1f} MB")
+    print_escaped(f"{options.out}: {size_text(options.out.stat().st_size)}")
     return 0

@@ -91,6 +91,11 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
+def size_text(size: int) -> str:
+    """A number of bytes in kB, rounded up, or from a megabyte on in MB: "119 kB", "1,234.5 MB"."""
+    return f"{-(-size // 1000)} kB" if size < 1e6 else f"{size / 1e6:,.1f} MB"
+
+
 def print_escaped(text: str, *, lines: bool = False, to_stderr: bool = False, end: str = "\n") -> None:
     """Prints `printable` text at once, one line unless `lines` may be in it."""
     print(printable(text, lines=lines), end=end, flush=True, file=sys.stderr if to_stderr else sys.stdout)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from landmark.cli.answering import AnswerOptions, answer_from_context, answer_from_text, check_asked
 from landmark.cli.options import here
-from landmark.cli.output import print_escaped, print_sources
+from landmark.cli.output import print_escaped, print_sources, size_text
 from landmark.limits import MaybeFromOne, OutFile
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run(options: ViewOptions) -> int:
         print_sources(asdict(source) for source in view.sources(options.passages or PASSAGES))
     for path in files:
         view.save(path)
-        print_escaped(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB", to_stderr=True)
+        print_escaped(f"wrote {path}, {size_text(path.stat().st_size)}", to_stderr=True)
     return 0
 
 
