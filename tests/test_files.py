@@ -2,7 +2,7 @@
 
 import pytest
 
-from landmark.files import files_below, try_lock, unfinished, written_whole
+from landmark.files import bytes_in, files_below, try_lock, unfinished, written_whole
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -42,5 +42,6 @@ def test_a_file_of_two_names_counts_once(tmp_path):
     (tmp_path / "one" / "inner" / "a").write_bytes(b"abc")
     (tmp_path / "two" / "b").hardlink_to(tmp_path / "one" / "inner" / "a")
     (tmp_path / "two" / "c").write_bytes(b"ab")
-    found = files_below([tmp_path / "one", tmp_path / "two", tmp_path / "nowhere"])
-    assert sorted((file.st_size, file.st_nlink) for file in found) == [(2, 1), (3, 2)]
+    folders = [tmp_path / "one", tmp_path / "two", tmp_path / "nowhere"]
+    assert sorted((file.st_size, file.st_nlink) for file in files_below(folders)) == [(2, 1), (3, 2)]
+    assert bytes_in(folders) == 5

@@ -15,7 +15,7 @@ import httpx
 from forked_server import ForkedServer
 from users import User, Wrong, strays
 
-from landmark.serve.disk_space import bytes_in
+from landmark.files import bytes_in
 
 
 class Soak:

@@ -20,7 +20,7 @@ from landmark.contexts.context import Context
 from landmark.contexts.documents import check_document
 from landmark.contexts.lock import take_lock
 from landmark.contexts.segments import Document
-from landmark.serve.disk_space import bytes_in
+from landmark.files import bytes_in
 from landmark.serve.engine import Engine
 from landmark.serve.errors import Refusal, bad_request, no_such_context, too_busy
 from landmark.serve.opened import OpenContexts

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landmark.contexts.context import Context
+from landmark.files import bytes_in
 from landmark.hf.decoding import compute_together
 from landmark.hf.joined import why_apart
 from landmark.hf.reader import end_tokens
 from landmark.serve.admission import Memory
 from landmark.serve.contexts import Contexts
-from landmark.serve.disk_space import bytes_in
 from landmark.serve.engine import Engine
 from landmark.serve.errors import Refusal, bad_request, no_such_model, over_quota
 from landmark.serve.generation import Event, Generation, Grew, Prepared, Question
