@@ -9,7 +9,7 @@ import torch
 
 from landmark.memory import LayerMemory
 from landmark.memory.storage import Storage
-from landmark.ops import numba_loops
+from landmark.ops import parallel
 from landmark.ops.rotary import Rotation
 from landmark.settings import ReadingSettings
 
@@ -41,7 +41,8 @@ def quarter_turns() -> Rotation:
 def working_on(threads: int) -> Iterator[None]:
     """Compiled loops share even little work among so many threads."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
+        patch.setattr(parallel, "_WORTH_A_THREAD", 1)
+        patch.setattr(parallel, "_WORTH_A_PART", 1)
         torch.set_num_threads(threads)
         try:
             yield

@@ -13,7 +13,7 @@ from landmark.index.exact import ExactIndex
 from landmark.memory import selection
 from landmark.memory.geometry import Past
 from landmark.memory.selection import Retrieval
-from landmark.ops import numba_loops
+from landmark.ops import parallel
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
@@ -77,7 +77,7 @@ def test_few_queries_choose_what_many_choose(counts, max_blocks, retrieve, lengt
     query = torch.randint(-1, 2, (2, 2 * groups, length, DIM)).double()
     retrieval = Retrieval(index, past, quarter_turns(), Scoring(1.0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
+        patch.setattr(parallel, "_WORTH_A_THREAD", 1)
         few = retrieval.choose(query, "per_token_and_head", None)
         patch.setattr(selection, "FEW_QUERIES", 0)
         many = retrieval.choose(query, "per_token_and_head", None)

@@ -10,7 +10,7 @@ from landmark.index.exact import ExactIndex
 from landmark.memory import selection
 from landmark.memory.geometry import Past
 from landmark.memory.selection import Retrieval
-from landmark.ops import numba_loops
+from landmark.ops import parallel
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
@@ -54,7 +54,7 @@ def test_many_queries_choose_what_each_chooses_alone(
     retrieval = Retrieval(index, past, Rotation(angles.cos(), angles.sin(), "half"), Scoring(0.4))
     query = torch.randn(2, 2 * groups, length, DIM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
+        patch.setattr(parallel, "_WORTH_A_THREAD", 1)
         patch.setattr(torch, "get_num_threads", lambda: threads)
         many = retrieval.choose(query, "per_token_and_head", None)
         patch.setattr(selection, "MOST_BLOCKS", 0)

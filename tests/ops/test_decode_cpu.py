@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.ops import numba_loops
+from landmark.ops import parallel
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.decode_cpu import dense, few_queries_attention
 from landmark.ops.rotary import Rotation
@@ -32,7 +32,7 @@ def test_equals_blockwise(block_size, keys, queries, kv_heads, groups, softcap, 
     turning = Rotation(angles.cos(), angles.sin(), "half")
     options = {"scoring": Scoring(0.4, softcap, sinks)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
+        patch.setattr(parallel, "_WORTH_A_THREAD", 1)
         looped = few_queries_attention(query, key, value, positions, turning, block_size=block_size, **options)
     turned = turning.apply(query, positions[:, None])
     by_matrices = dense(turned, key, value, positions, block_size + 1, **options)

@@ -1,6 +1,3 @@
-import os
-import threading
-import time
 from types import SimpleNamespace
 
 import numba
@@ -9,7 +6,7 @@ import pytest
 import torch
 
 from landmark.ops import numba_loops as module
-from landmark.ops.numba_loops import as_array, as_bits, as_float, compiled, in_parts
+from landmark.ops.numba_loops import as_array, as_bits, as_float, compiled
 
 
 def double(x):
@@ -26,60 +23,6 @@ def test_compiles_where_nothing_can_be_kept(monkeypatch):
     x = np.ones(3)
     compiled(double)(x)
     assert x.tolist() == [2, 2, 2]
-
-
-@pytest.mark.parametrize(("threads", "count", "size", "parts"), [(1, 5000, 1, 1), (3, 700, 1, 2), (3, 4, 1000, 3)])
-def test_parts_cover_everything_once(monkeypatch, threads, count, size, parts):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    seen, lock = [], threading.Lock()
-
-    def work(start, stop):
-        with lock:
-            seen.append((start, stop))
-
-    in_parts(work, count, size)
-    assert len(seen) == parts
-    assert [n for start, stop in sorted(seen) for n in range(start, stop)] == list(range(count))
-
-
-def test_an_error_in_a_part_is_raised(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-
-    def work(start, stop):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        in_parts(work, 1000)
-
-
-@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-def test_who_is_interrupted_waits_for_the_other_parts(error, monkeypatch):
-    """Compiled loops read by address: what lies there may be freed once `in_parts` is left."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    failed, ended = threading.Event(), []
-
-    def work(start, stop):
-        if start == 0:
-            failed.set()
-            raise error
-        failed.wait()
-        time.sleep(0.2)
-        ended.append(stop)
-
-    with pytest.raises(error):
-        in_parts(work, 1000)
-    assert ended == [1000]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_makes_threads_of_its_own(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    in_parts(lambda start, stop: None, 1000)
-    assert module._pool.cache_info().currsize
-    child = os.fork()
-    if child == 0:
-        os._exit(module._pool.cache_info().currsize)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.ops import numba_loops
+from landmark.ops import parallel
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.prefill_cpu import many_queries_attention, serves
 from landmark.ops.scoring import Scoring
@@ -32,7 +32,7 @@ def test_equals_blockwise(block_size, keys, queries, kv_heads, groups, softcap, 
     assert serves(value, block_size)
     options = {"block_size": block_size, "scoring": scoring}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
+        patch.setattr(parallel, "_WORTH_A_THREAD", 1)
         patch.setattr(torch, "get_num_threads", lambda: threads)
         found = many_queries_attention(query, key, value, positions, **options)
     expected = blockwise_attention(query, key, value, query_positions=positions, **options)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.ops import numba_loops
+from landmark.ops import parallel
 from landmark.ops.retrieved import Pages, join_retrieved, merge, pytorch, retrieved_attention
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
@@ -68,7 +68,7 @@ def test_equals_the_definition(backend, shared, rows, kv_heads, groups, length, 
     distance = torch.randint(STRIDE, 60, (rows, some_heads, length, k))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pytorch, "_TILE_BYTES", tile)
-        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
+        patch.setattr(parallel, "_WORTH_A_THREAD", 1)
         options = {"rotation": rotation(style), "scoring": Scoring(0.4, softcap), "backend": backend}
         inside, gates = retrieved_attention(query, pages, distance, **options)
     expected = one_by_one(query, pages, distance, rotation(style), softcap)
@@ -111,7 +111,7 @@ def test_a_few_queries_are_joined_in_one_pass(shared, kv_heads, groups, length, 
     local[1][torch.rand(local[1].shape) < 0.3] = -torch.inf
     local[0][local[1] == -torch.inf] = 0.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba_loops, "_WORTH_A_THREAD", 1)
+        patch.setattr(parallel, "_WORTH_A_THREAD", 1)
         turning = rotation(style)
         found = join_retrieved(
             *local, query, [(slice(None), pages)], distance, rotation=turning, scoring=Scoring(0.4, softcap)

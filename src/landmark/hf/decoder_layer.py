@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +23,9 @@ from landmark.hf.linear import FewRowsLinear
 from landmark.hf.rope import close
 from landmark.hf.unchanged import GLOBAL_HOOKS, Unchanged, hooks_of
 from landmark.memory.decode_numba import FewTokens
-from landmark.ops.few_rows import add_product, gate_normed, in_outputs, project_normed, serves_rows, weights_of
+from landmark.ops.few_rows import behind_attention, pieces_of, project, serves_rows, weights_of
 from landmark.ops.numba_loops import as_array
+from landmark.ops.parallel import parts_of
 from landmark.ops.scoring import Scoring, working_dtype
 
 _PARTS = {
@@ -111,10 +111,10 @@ class _Loops:
         *linears, first, second = _parts(layer)
         self._parts = Unchanged(layer)
         self._attention, self._scoring, self._head_dim = layer.self_attn, scoring, head_dim
-        query, key, value, self._out, *self._network = (weights_of(*x.parts) for x in linears)
-        self._projections = query, key, value
-        self._norms = [(as_array(norm.weight), _eps_of(norm)) for norm in (first, second)]
-        self._widths = [len(numbers) for numbers, *_ in self._projections]
+        query, key, value, out, *network = (weights_of(*x.parts) for x in linears)
+        norms = [(as_array(norm.weight), _eps_of(norm)) for norm in (first, second)]
+        self._before, self._behind = (*norms[0], (query, key, value)), (out, *norms[1], *network)
+        self._pieces = pieces_of(query, key, value, out, *network) // 4  # of a region of threads, in the mean
 
     def current(self) -> bool:
         """Whether the arrays are still those of the layer, whose parts have no hooks and no forward of their own."""
@@ -123,25 +123,12 @@ class _Loops:
     def forward(self, hidden: Tensor, call: Any) -> Tensor:
         """The layer's output for `hidden [B,T,C]`."""
         x = hidden.reshape(-1, hidden.shape[-1]).to(working_dtype(hidden)).contiguous().numpy()
-        heads = [np.empty((len(x), width), x.dtype) for width in self._widths]
-        arrays = x, *self._norms[0], self._projections, *heads
-        in_outputs(lambda start, stop: project_normed(*arrays, start, stop), sum(self._widths), *self._projections)
-        query, key, value = (one.reshape(len(x), -1, self._head_dim) for one in heads)
+        parts = parts_of(self._pieces)
+        query, key, value = (one.reshape(len(x), -1, self._head_dim) for one in project(x, *self._before, parts))
         call.calls.append(self._attention.layer_idx)
-        tokens = FewTokens(query, key, value, hidden.dtype)
-        attended = call.attend_few(self._attention, tokens, self._scoring)
-        out = self._behind(x, attended)
+        attended = call.attend_few(self._attention, FewTokens(query, key, value, hidden.dtype), self._scoring)
+        out = behind_attention(x, attended, *self._behind, parts)
         return torch.from_numpy(out).view(hidden.shape).to(hidden.dtype)
-
-    def _behind(self, x: Any, attended: Any) -> Any:
-        """The output [n,C] for `x [n,C]` and what its attention gave, `attended [n,H*D]`."""
-        gate, up, down = self._network
-        between, inner, out = np.empty_like(x), np.empty((len(x), len(gate[0])), x.dtype), np.empty_like(x)
-        arrays = between, *self._norms[1], gate, up, inner
-        in_outputs(lambda a, b: add_product(attended, self._out, x, between, a, b), x.shape[1], self._out)
-        in_outputs(lambda a, b: gate_normed(*arrays, a, b), inner.shape[1], gate, up)
-        in_outputs(lambda a, b: add_product(inner, down, between, out, a, b), x.shape[1], down)
-        return out
 
 
 _LOOPS: WeakKeyDictionary[nn.Module, _Loops | None] = WeakKeyDictionary()  # None: the layer has another form

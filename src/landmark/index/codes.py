@@ -13,7 +13,7 @@ from torch import Tensor
 
 from landmark.index.codes_numba import CODES, LANES, MAX_CODE, encode, search_codes
 from landmark.index.keys import Array, KeyBuffer
-from landmark.ops.numba_loops import in_parts
+from landmark.ops.parallel import in_parts
 
 _KEY_NOISE = 1e-4  # isotropic noise added to the second moments of keys, relative to their mean
 _REFIT_GROWTH = 8  # quantizers are fitted anew when there are so many times the blocks they were fitted for

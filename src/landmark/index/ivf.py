@@ -21,7 +21,7 @@ from landmark.index.codes_numba import CODES, encode
 from landmark.index.ivf_numba import LANES, InvertedLists, probe_lists
 from landmark.index.keys import Array, KeyBuffer
 from landmark.index.recall import Calibration
-from landmark.ops.numba_loops import in_parts
+from landmark.ops.parallel import in_parts
 
 _REBUILD_GROWTH = 2  # lists are built anew when there are so many times the blocks they were built for
 _LISTS_PER_ROOT = 2  # lists, relative to the square root of the number of blocks

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.numba_loops import as_array, as_float, compiled, in_parts
+from landmark.ops.numba_loops import as_array, as_float, compiled
+from landmark.ops.parallel import in_parts
 from landmark.store.block_buffer import BlockBuffer
 
 KeyFormat = Literal["float32", "bfloat16", "int8"]

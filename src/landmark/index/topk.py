@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from landmark.index.keys import score as score_of
-from landmark.ops.numba_loops import compiled, in_parts
+from landmark.ops.numba_loops import compiled
+from landmark.ops.parallel import in_parts
 
 _GROUPED_FROM = 1024  # blocks; below, one topk over all is as fast
 _GROUP = 16

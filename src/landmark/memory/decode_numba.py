@@ -1,6 +1,6 @@
-"""Decoding on a CPU: what the memories of a layer do for a few queries, in three compiled calls for all texts.
+"""Decoding on a CPU: what the memories of a layer do for a few queries, in two compiled calls for all texts.
 
-One writes to the windows, one attends to them and chooses blocks, one opens these. With few queries the number of calls
+One writes to the windows, attends to them and chooses blocks, one opens these. With few queries the number of calls
 counts, not their size, so the rows of a batch and those of texts that are decoded together share them: a row is given
 by the addresses of its buffers. The loops are those of the separate operations, so results are theirs to the last bit.
 Keys and values of 16 bits are read as they lie and computed in float32.
@@ -26,10 +26,10 @@ from landmark.ops.numba_loops import (
     as_float,
     as_stored,
     compiled,
-    in_parts,
     rotate,
     rounded,
 )
+from landmark.ops.parallel import parts_of, share
 from landmark.ops.retrieved.cpu import join_loop
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
@@ -125,6 +125,7 @@ class FewRows(NamedTuple):
     """The rows of a memory for compiled loops, while window and blocks lie where they do."""
 
     rows: Any
+    stride: int
     rotation: Rotation
     buffers: tuple[Tensor, Tensor, Tensor]
     blocks: FewBlocks | None
@@ -142,7 +143,7 @@ class FewRows(NamedTuple):
         behind = [_NO_BLOCKS] * count if blocks is None else [(blocks.k, *row) for row in blocks.rows]
         rows = [(*one, *other) for one, other in zip(windows, behind, strict=True)]
         # As numbers: numpy joins arrays of records in Python.
-        return cls(np.array(rows, _ROW).view(np.int64).reshape(count, -1), rotation, buffers, blocks)
+        return cls(np.array(rows, _ROW).view(np.int64).reshape(count, -1), stride, rotation, buffers, blocks)
 
 
 @dataclass
@@ -260,8 +261,6 @@ def attend_few(parts: Sequence[FewPart], tokens: FewTokens, scoring: Scoring) ->
     lies = np.concatenate([part.lies.rows for part in parts]).view(_ROW)[:, 0]
     like, (tables, _, partner) = _LIKE[dtype], parts[0].lies.rotation.arrays
     assert all(part.lies.rotation.like(parts[0].lies.rotation) for part in parts)
-    if _write(key, value, lies, tokens_of, tables, partner, like):
-        _find_not_finite(parts, tokens)
     local, lse = np.zeros((count, heads, value.shape[2]), query.dtype), np.empty((count, heads), query.dtype)
     blocks, distance, table = np.empty((3, pairs), np.int64)
     between = partner, tables, like, np.empty_like(query), local, lse, blocks, distance, table
@@ -271,17 +270,16 @@ def attend_few(parts: Sequence[FewPart], tokens: FewTokens, scoring: Scoring) ->
         sinks[:] = scoring.sinks.to(working_dtype(scoring.sinks)).numpy()
     found = [part.lies.blocks for part in parts if part.lies.blocks is not None]
     unit = max((one.sharing for one in found), default=1)
-    numbers = key.shape[1], scoring.softcap or 0.0, unit
-    met = 1 + max((one.most + one.k for one in found), default=0)  # landmarks and blocks that a query meets
-    work, scale = unit * max(part.width for part in parts) * met, scoring.scale_of(query)
-    searched = query, sinks, lies, tokens_of, *between, scale, *numbers
-    in_parts(lambda start, stop: _search(*searched, start, stop), len(lies) * heads // unit, work)
+    shared = parts_of(_pieces(parts, heads))
+    searched = query, sinks, lies, tokens_of, *between, scoring.scale_of(query)
+    numbers = key.shape[1], scoring.softcap or 0.0, unit, shared
+    if _write_and_search(key, value, *searched, *numbers):
+        _find_not_finite(parts, tokens)
     if any(one.store is not None for one in found):
         misses, counts = np.empty((4, pairs), np.int64), np.zeros((len(lies), 2), np.int64)
         _find_slots(lies, tokens_of, blocks, table, heads, key.shape[1], misses, counts)
         _fetch(parts, counts, misses)
-    joined = lies, tokens_of, *between, gates, own, out, *numbers
-    in_parts(lambda start, stop: _join(*joined, start, stop), len(lies) * heads // unit, work)
+    _join_in_parts(lies, tokens_of, *between, gates, own, out, *numbers)
     for part in parts:
         some = slice(part.first, part.first + len(part.valid) * part.width)
         if part.error is None:
@@ -290,6 +288,16 @@ def attend_few(parts: Sequence[FewPart], tokens: FewTokens, scoring: Scoring) ->
         else:
             out[some] = 0
     return out.reshape(count, -1)
+
+
+def _pieces(parts: Sequence[FewPart], heads: int) -> int:
+    """Small pieces of work that each of search and joining is, in the mean, see `parts_of`: queries that meet a key."""
+    keys = 0
+    for part in parts:
+        blocks, stride = part.lies.blocks, part.lies.stride
+        met = 2 * max(part.lengths) + (0 if blocks is None else blocks.most + 2 * blocks.k * stride)
+        keys += len(part.valid) * part.width * met
+    return keys * heads // 2
 
 
 def _find_not_finite(parts: Sequence[FewPart], tokens: FewTokens) -> None:
@@ -354,6 +362,22 @@ def _write(key: Any, value: Any, rows: Any, steps: Any, tables: Any, partner: An
                 rotate(plain, cos, sin, partner, place, rotated)
                 for i in range(dim):
                     turned[head, place, i] = as_stored(rotated[i], like)
+    return wrong
+
+
+@compiled
+def _write_and_search(
+    key: Any, value: Any, query: Any, sinks: Any, rows: Any, steps: Any, partner: Any, tables: Any, like: Any,
+    scaled: Any, local: Any, lse: Any, blocks: Any, distance: Any, table: Any, scale: float, kv_heads: int,
+    softcap: float, unit: int, parts: int,
+) -> int:  # fmt: skip
+    """`_write`, and then `_search` in so many parts."""
+    wrong = _write(key, value, rows, steps, tables, partner, like)
+    given = (
+        query, sinks, rows, steps, partner, tables, like, scaled, local, lse, blocks, distance, table, scale, kv_heads,
+        softcap, unit,
+    )  # fmt: skip
+    share(_search, given, len(rows) * (query.shape[1] // unit), parts)
     return wrong
 
 
@@ -481,6 +505,19 @@ def _add_up(query: Any, scale: float, sharing: int, out: Any) -> None:
         for i in range(query.shape[3]):
             scaled = np.float32(query[row, head, step, i]) * np.float32(scale)
             total[i] = scaled if head % sharing == 0 else total[i] + scaled
+
+
+@compiled
+def _join_in_parts(
+    rows: Any, steps: Any, partner: Any, tables: Any, like: Any, scaled: Any, local: Any, lse: Any, blocks: Any,
+    distance: Any, table: Any, gates: Any, own: Any, out: Any, kv_heads: int, softcap: float, unit: int, parts: int,
+) -> None:  # fmt: skip
+    """`_join` in so many parts."""
+    given = (
+        rows, steps, partner, tables, like, scaled, local, lse, blocks, distance, table, gates, own, out, kv_heads,
+        softcap, unit,
+    )  # fmt: skip
+    share(_join, given, len(rows) * (scaled.shape[1] // unit), parts)
 
 
 @compiled

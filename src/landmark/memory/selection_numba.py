@@ -11,7 +11,8 @@ from landmark.index.base import ResidentKeys
 from landmark.index.keys import rounding_error, score
 from landmark.index.topk import insert
 from landmark.memory.geometry import Past
-from landmark.ops.numba_loops import compiled, in_parts, inner_products, rotate
+from landmark.ops.numba_loops import compiled, inner_products, rotate
+from landmark.ops.parallel import in_parts
 from landmark.ops.rotary import Rotation
 
 _RUN = 32  # landmarks scored at once

@@ -16,11 +16,11 @@ from landmark.ops.numba_loops import (
     compiled,
     exp,
     gated_softmax,
-    in_parts,
     inner_products,
     rotate,
     soft_cap,
 )
+from landmark.ops.parallel import in_parts
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 

@@ -5,20 +5,19 @@ and multiplied in float32, so that a step takes half and a quarter of the time; 
 run at half of that speed. A row gets the same bits whatever rows lie beside it.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.ops.numba_loops import FLOATS, NARROW, as_array, as_float, compiled, exp, in_parts
+from landmark.ops.numba_loops import FLOATS, NARROW, as_array, as_float, compiled, exp
+from landmark.ops.parallel import parts_of, share
 from landmark.ops.scoring import working_dtype
 
 _MOST_ROWS = 32  # up to which these loops are as fast as the products of BLAS
 _MOST_ROWS_16_BITS = 4  # processors multiply 16 bits by instructions of their own
 _PLAIN = (Tensor, torch.nn.Parameter)
-_PIECE_BYTES = 1 << 13  # of weights that are a small piece of work for a thread
 _TILE_WEIGHTS, _TILE_ROWS = 16, 8  # rows of weights and of x that meet while both are in cache
 
 Weights = tuple[Any, Any, Any]  # of a linear layer; no named tuple, with which compiled loops are called more slowly
@@ -64,26 +63,31 @@ def few_rows_linear(x: Tensor, numbers: Tensor, scales: Tensor | None, bias: Ten
     rows = x.reshape(-1, x.shape[-1]).to(working_dtype(x)).contiguous()
     out = rows.new_empty(len(rows), len(numbers))
     arrays = rows.numpy(), weights, out.numpy()
-    in_outputs(lambda start, stop: _linear(*arrays, start, stop), out.shape[1], weights)
+    _linear_in_parts(*arrays, parts_of(pieces_of(weights)))
     return out.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def in_outputs(work: Callable[[int, int], None], outputs: int, *weights: Weights) -> None:
-    """Calls `work(start, stop)` on parts of so many outputs, which read all `weights` together."""
-    in_parts(work, outputs, size=sum(numbers.nbytes for numbers, _, _ in weights) / outputs / _PIECE_BYTES)
+def pieces_of(*weights: Weights) -> int:
+    """Small pieces of work that products of few rows with `weights` are, see `parts_of`."""
+    return sum(numbers.nbytes for numbers, _, _ in weights) >> 10
+
+
+@compiled
+def _linear_in_parts(x: Any, weights: Any, out: Any, parts: int) -> None:
+    share(_linear, (x, weights, out), out.shape[1], parts)
 
 
 @compiled
 def _linear(x: Any, weights: Any, out: Any, start: int, stop: int) -> None:
-    multiply(x, weights, out, 0, start, stop)
+    multiply(x, weights, out, start, stop)
 
 
 @compiled
-def multiply(x: Any, weights: Any, out: Any, first: int, start: int, stop: int) -> None:
-    """Writes the products of `x [n,K]` to the columns of `out` from `first` on, those of them in start..stop alone."""
+def multiply(x: Any, weights: Any, out: Any, start: int, stop: int) -> None:
+    """Writes the products of `x [n,K]` to those columns of `out [n,N]` that lie in start..stop."""
     numbers, scales, bias = weights
     groups = x.reshape(len(x), numbers.shape[1], numbers.shape[2])
-    begin, end = max(0, start - first), min(len(numbers), stop - first)
+    begin, end = max(0, start), min(len(numbers), stop)
     for some in range(begin, end, _TILE_WEIGHTS):
         for few in range(0, len(x), _TILE_ROWS):
             for row in range(some, min(some + _TILE_WEIGHTS, end)):
@@ -94,7 +98,7 @@ def multiply(x: Any, weights: Any, out: Any, first: int, start: int, stop: int) 
                         for i in range(numbers.shape[2]):
                             part += as_float(numbers[row, group, i]) * groups[step, group, i]
                         total += part * as_float(scales[row, group]) if len(scales) else part
-                    out[step, first + row] = total + as_float(bias[row]) if len(bias) else total
+                    out[step, row] = total + as_float(bias[row]) if len(bias) else total
 
 
 @compiled
@@ -110,40 +114,64 @@ def normalize(x: Any, weight: Any, eps: float, out: Any) -> None:
 
 
 @compiled
-def project_normed(
-    x: Any, norm: Any, eps: float, weights: Any, query: Any, key: Any, value: Any, start: int, stop: int
-) -> None:
-    """Writes the products of the normalized rows of `x [n,C]` with three `weights` to `query`, `key` and `value`.
-
-    These are `[n,Nq]`, `[n,Nk]` and `[n,Nv]`; of their columns side by side, those from `start` to `stop`.
-    """
-    normed, first = np.empty_like(x), query.shape[1]
-    normalize(x, norm, eps, normed)
-    multiply(normed, weights[0], query, 0, start, stop)
-    multiply(normed, weights[1], key, 0, start - first, stop - first)
-    first += key.shape[1]
-    multiply(normed, weights[2], value, 0, start - first, stop - first)
+def project(x: Any, norm: Any, eps: float, weights: Any, parts: int) -> Any:
+    """The products `[n,N]` of the normalized rows of `x [n,C]` with three `weights`, computed in so many parts."""
+    first, second, third = weights
+    out = (
+        np.empty((len(x), len(first[0])), x.dtype),
+        np.empty((len(x), len(second[0])), x.dtype),
+        np.empty((len(x), len(third[0])), x.dtype),
+    )
+    share(_project, (x, norm, eps, weights, out), len(first[0]) + len(second[0]) + len(third[0]), parts)
+    return out
 
 
 @compiled
-def add_product(x: Any, weights: Any, residual: Any, out: Any, start: int, stop: int) -> None:
+def _project(x: Any, norm: Any, eps: float, weights: Any, out: Any, start: int, stop: int) -> None:
+    """Writes columns start..stop of three products side by side, see `project`."""
+    normed = np.empty_like(x)
+    normalize(x, norm, eps, normed)
+    first, second = out[0].shape[1], out[0].shape[1] + out[1].shape[1]
+    multiply(normed, weights[0], out[0], start, stop)
+    multiply(normed, weights[1], out[1], start - first, stop - first)
+    multiply(normed, weights[2], out[2], start - second, stop - second)
+
+
+@compiled
+def behind_attention(
+    x: Any, attended: Any, weights: Any, norm: Any, eps: float, gate: Any, up: Any, down: Any, parts: int
+) -> Any:
+    """The output [n,C] of a decoder layer for `x [n,C]`, whose attention gave `attended [n,K]`, in so many parts.
+
+    `weights` are those of the attention's output.
+    """
+    between, inner = np.empty_like(x), np.empty((len(x), len(gate[0])), x.dtype)
+    share(_add_product, (attended, weights, x, between), x.shape[1], parts)
+    share(_gate, (between, norm, eps, gate, up, inner), inner.shape[1], parts)
+    out = np.empty_like(x)
+    share(_add_product, (inner, down, between, out), x.shape[1], parts)
+    return out
+
+
+@compiled
+def _add_product(x: Any, weights: Any, residual: Any, out: Any, start: int, stop: int) -> None:
     """Writes `residual [n,N]` plus the product of `x [n,K]` to columns start..stop of `out [n,N]`."""
-    multiply(x, weights, out, 0, start, stop)
+    multiply(x, weights, out, start, stop)
     for step in range(len(x)):
         for i in range(start, stop):
             out[step, i] += residual[step, i]
 
 
 @compiled
-def gate_normed(x: Any, norm: Any, eps: float, gate: Any, up: Any, out: Any, start: int, stop: int) -> None:
+def _gate(x: Any, norm: Any, eps: float, gate: Any, up: Any, out: Any, start: int, stop: int) -> None:
     """Writes SiLU(gate) * up of the normalized rows of `x [n,C]` to columns start..stop of `out [n,N]`."""
     normed, gates = np.empty_like(x), np.empty((len(x), out.shape[1]), x.dtype)
     normalize(x, norm, eps, normed)
-    multiply(normed, gate, gates, 0, start, stop)
-    multiply(normed, up, out, 0, start, stop)
+    multiply(normed, gate, gates, start, stop)
+    multiply(normed, up, out, start, stop)
     one = x.dtype.type(1)
     for step in range(len(x)):
         for i in range(start, stop):
             small = exp(-abs(gates[step, i]))
-            share = one / (one + small) if gates[step, i] >= 0 else small / (one + small)
-            out[step, i] *= gates[step, i] * share
+            opened = one / (one + small) if gates[step, i] >= 0 else small / (one + small)
+            out[step, i] *= gates[step, i] * opened

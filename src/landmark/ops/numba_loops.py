@@ -1,10 +1,7 @@
-"""Loops over arrays on a CPU, compiled by numba and run on as many threads as torch uses."""
+"""Loops over arrays on a CPU, compiled by numba."""
 
-import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cache, partial
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import numba
@@ -15,8 +12,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np.numpy_support import carray
 from torch import Tensor
-
-_WORTH_A_THREAD = 256  # small pieces of work; starting a thread for fewer takes longer than the work
 
 
 def compiled(loop: Callable[..., Any], *, without_nan: bool = False, as_written: bool = False) -> Callable[..., Any]:
@@ -31,28 +26,6 @@ def compiled(loop: Callable[..., Any], *, without_nan: bool = False, as_written:
         return numba.njit(cache=True, nogil=True, fastmath=flags)(loop)
     except RuntimeError:  # no cache folder can be written: every process compiles again
         return numba.njit(nogil=True, fastmath=flags)(loop)
-
-
-def in_parts(work: Callable[[int, int], None], count: int, size: float = 1) -> None:
-    """Calls `work(start, stop)` on equal parts of 0..count, one for each of torch's threads.
-
-    `size` is how many small pieces of work each of the `count` is, such as queries that meet a block. `work` must
-    release the GIL, as `compiled` loops do.
-    """
-    threads = min(torch.get_num_threads(), count, int(count * size) // _WORTH_A_THREAD)
-    if threads < 2:
-        work(0, count)
-        return
-    bounds = [count * part // threads for part in range(threads + 1)]
-    parts: list[Future[None]] = []
-    try:
-        for span in pairwise(bounds):
-            parts.append(_pool(threads).submit(work, *span))
-        for part in parts:
-            part.result()
-    except BaseException:
-        wait(parts)  # an interrupt, too: what lies at the addresses that they read must stay until they end
-        raise
 
 
 NARROW = (torch.bfloat16, torch.float16)  # read as bits
@@ -310,12 +283,3 @@ def _to_bfloat16(x: Any) -> Any:
         return np.uint16(0x7FC0)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="landmark")
-
-
-# A forked process has none of its parent's threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)

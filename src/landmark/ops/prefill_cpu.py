@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from landmark.ops.nonfinite import all_finite
-from landmark.ops.numba_loops import compiled, in_parts
+from landmark.ops.numba_loops import compiled
 from landmark.ops.numba_tiles import LANES, add_product, exp, gated_softmax_tile, soft_cap_tile, to_columns
+from landmark.ops.parallel import in_parts
 from landmark.ops.scoring import Scoring, working_dtype
 
 

@@ -18,7 +18,6 @@ from landmark.ops.numba_loops import (
     as_float,
     compiled,
     gated_softmax,
-    in_parts,
     inner_products,
     joint_gates,
     rotate,
@@ -26,6 +25,7 @@ from landmark.ops.numba_loops import (
     soft_cap,
 )
 from landmark.ops.numba_tiles import LANES, add_product, gated_softmax_tile, soft_cap_tile, to_columns
+from landmark.ops.parallel import in_parts
 from landmark.ops.retrieved.pytorch import of_heads
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
