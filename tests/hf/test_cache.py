@@ -228,6 +228,19 @@ def test_a_fork_and_its_origin_go_on_by_themselves(name):
     assert branch.get_seq_length() == 60
 
 
+@pytest.mark.parametrize("index", ["exact", "hierarchical"])
+def test_rows_of_a_text_may_change_places_while_its_fork_goes_on(index):
+    model = sharp_model()
+    ids = torch.cat((LONG_IDS, LONG_IDS.flip(1)))
+    cache = landmark.LandmarkCache(model.config, index=index)
+    goes_on(model, cache, ids[:, :200])
+    expected = goes_on(model, cache.fork(), ids[:, 200:])
+    branch = cache.fork()
+    cache.reorder_cache(torch.tensor([1, 0]))
+    assert torch.equal(goes_on(model, branch, ids[:, 200:]), expected)
+    assert torch.equal(goes_on(model, cache, ids[:, 200:].flip(0)), expected.flip(0))
+
+
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
 def test_a_copy_in_the_midst_of_decoding_goes_on_by_itself(way):
     model = small_model()

@@ -145,11 +145,29 @@ def test_branches_share_what_they_left_and_nothing_later(kind, steps, max_blocks
             append(index, plain, *rest)
         elif what == "fork":
             branches.append((index.fork(), plain.fork()))
-        elif (index, plain) != branches[0]:  # what others share keeps its rows
+        else:
             index.reorder(*rest)
             plain.reorder(*rest)
         for one in branches:
             check(*one, k=3, newest_left_out=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [[1, 0], [1], [0, 1, 1]])
+def test_whoever_reorders_leaves_the_rows_of_others(kind, rows):
+    """Beams of a text, of its fork and of a fork of that: each has its rows, in whatever order others take theirs."""
+    index, plain = started(kind, 2)
+    append(index, plain, 0, 40)
+    append(index, plain, 1, 20)
+    branch, branch_plain = index.fork(), plain.fork()
+    branch.reorder([1, 0])
+    branch_plain.reorder([1, 0])
+    twig, twig_plain = branch.fork(), branch_plain.fork()
+    for one in (index, plain, branch, branch_plain):
+        one.reorder(rows)
+    append(branch, branch_plain, 0, 3)
+    for one in ((index, plain), (branch, branch_plain), (twig, twig_plain)):
+        check(*one, k=3, newest_left_out=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

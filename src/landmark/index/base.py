@@ -72,7 +72,7 @@ class Index(Protocol):
         ...
 
     def view(self) -> "Index":
-        """The same blocks, new ones included; searches of others do not change what it finds."""
+        """The same blocks, new ones included; searches of others and their `reorder` do not change what it finds."""
         ...
 
     @property

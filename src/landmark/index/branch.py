@@ -85,9 +85,8 @@ class ForkedIndex:
         """Makes row i what row `rows[i]` was; unless every row stays, the shared blocks are copied."""
         if rows == list(range(len(self._shared))):
             return
-        if self._base_is_shared:
-            self._base, self._base_is_shared = copy.deepcopy(self._base), False
         self._base.reorder(rows)
+        self._base_is_shared = False
         self._own.reorder(rows)
         self._shared = [self._shared[row] for row in rows]
         self._counts = [self._counts[row] for row in rows]

@@ -107,7 +107,8 @@ class ExactIndex:
         return self._keys.at(numbers)
 
     def reorder(self, rows: list[int]) -> None:
-        self._keys.reorder(rows)
+        self._keys = self._keys.reordered(rows)  # branches go on with the buffer that they share
+        self._blocks = self._keys.blocks
 
     def fork(self) -> Index:
         if self._blocks.max_blocks is not None:  # a branch may need blocks that the ring buffer drops
@@ -115,7 +116,7 @@ class ExactIndex:
         return ForkedIndex(self.view(), self._blocks.counts, self._empty(len(self._blocks.counts)))
 
     def view(self) -> "ExactIndex":
-        return self
+        return copy.copy(self)
 
     def _empty(self, rows: int) -> "ExactIndex":
         """An index of the same kind, without blocks."""

@@ -67,6 +67,7 @@ class HierarchicalIndex(ExactIndex):
 
     def reorder(self, rows: list[int]) -> None:
         super().reorder(rows)
+        self._codes = copy.copy(self._codes)  # as with the keys
         self._codes.reorder(rows)
 
     def view(self) -> "HierarchicalIndex":

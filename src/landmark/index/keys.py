@@ -1,5 +1,6 @@
 """Buffer of landmark keys in float32, bfloat16 or int8, and inner products of queries with them."""
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -97,10 +98,13 @@ class KeyBuffer:
         """Quantization scale of each key, `[B,Hkv,S]`; None if keys are stored as floating-point numbers."""
         return self._scales.data
 
-    def reorder(self, rows: list[int]) -> None:
-        """Makes row i what row `rows[i]` was."""
-        self.blocks.reorder(rows)
-        self._scales.reorder(rows)
+    def reordered(self, rows: list[int]) -> "KeyBuffer":
+        """Another buffer whose row i is row `rows[i]` of this one, which stays as it is for those that share it."""
+        other = copy.copy(self)
+        other.blocks, other._scales = copy.copy(self.blocks), copy.copy(self._scales)
+        other.blocks.reorder(rows)
+        other._scales.reorder(rows)
+        return other
 
     @property
     def nbytes(self) -> int:
