@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import openai
@@ -56,6 +57,23 @@ def test_a_context_is_made_read_and_asked(served, http, reader, tmp_path):
     assert any(one["id"] == found["id"] for one in http.get("/contexts").json()["data"])
     assert http.delete("/contexts/one").json()["deleted"]
     assert http.get("/contexts/one").status_code == 404
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says which files are open")
+def test_files_of_a_context_are_open_from_a_question_to_the_next_change(served, http):
+    def open_files(id):
+        links = [Path("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
+        return sum(f"/{id}/" in str(link.readlink()) for link in links if link.is_symlink())
+
+    id = made(http, "open", ("a.txt", TEXT), ("b.txt", NOTE))["id"]
+    ready(http, "open")
+    assert open_files(id) == 0
+    ask = {"model": f"{NAME}@open", "prompt": "jim ", "max_tokens": 2}
+    for change in ("/contexts/open/documents/a.txt", "/contexts/open"):
+        assert http.post("/completions", json=ask).status_code == 200
+        assert until(lambda: 6 < open_files(id) <= 13)  # of each document, and the folder
+        http.delete(change)
+        assert until(lambda: open_files(id) == 0)
 
 
 def test_files_are_added_to_a_context_and_the_version_before_answers_meanwhile(served, http):

@@ -24,7 +24,7 @@ from landmark.ops.parallel import in_parts
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 
-FEW_QUERIES = 8  # queries in a chunk up to which the number of operations costs more than their size
+FEW_QUERIES = 16  # queries in a chunk up to which the number of operations costs more than their size
 
 
 def is_few(query: Tensor) -> bool:

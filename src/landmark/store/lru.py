@@ -10,6 +10,8 @@ import numpy as np
 from landmark.ops.numba_loops import array_at, compiled
 from landmark.store.base import CacheMisses
 
+_ROOM = 64  # new blocks, so that those of one answer need no larger table
+
 
 class SlotPlan(NamedTuple):
     """The slots from which the queries up to `stop` read their blocks, once the cache misses are fetched.
@@ -29,7 +31,7 @@ class PageTable:
     def __init__(self, counts: list[int], heads: int, slots: int) -> None:
         rows = len(counts)
         self.slots = slots
-        self._slot_of = np.full((rows, heads, max(counts)), -1, np.int32)
+        self._slot_of = np.full((rows, heads, max(counts) + _ROOM), -1, np.int32)
         self._last_pass = np.zeros(self._slot_of.shape, np.int64)  # the pass that last requested a block
         self._passes = np.zeros(1, np.int64)
         self._block_at = np.full((rows, heads, slots), -1, np.int32)
