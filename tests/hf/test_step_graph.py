@@ -6,12 +6,12 @@ tensors. A device without numbers ("meta") shows that nothing in a step is read 
 
 import copy
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from families import family
+from graph_stand_in import Recorded
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -34,30 +34,6 @@ def converted(name: str = "llama", dtype: torch.dtype = torch.float64, **changes
 
 def cache_of(model, **options) -> landmark.LandmarkCache:
     return landmark.LandmarkCache(model.config, **{"index": "exact"} | options)
-
-
-class Recorded:
-    """Counts captures and repeated steps. A step is repeated by computing it, into the tensors of the first time."""
-
-    def __init__(self, traced: Callable[[Any], Any] = lambda step: step) -> None:
-        self.captures = self.steps = 0
-        self.traced = traced
-
-    def capture(self, step, device):
-        self.captures += 1
-        step = self.traced(step)
-        found = step()
-
-        def replay() -> None:
-            self.steps += 1
-            for old, new in zip(tensors(found), tensors(step()), strict=True):
-                old.copy_(new)
-
-        return replay, found
-
-
-def tensors(found) -> list[torch.Tensor]:
-    return [found.hidden, found.ranges, *(found.opened or ())]
 
 
 @pytest.fixture

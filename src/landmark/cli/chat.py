@@ -15,9 +15,10 @@ from tyro.conf import Positional, UseAppendAction, arg
 from landmark.cli.answering import AnswerOptions
 from landmark.cli.ask import figures_of
 from landmark.cli.options import check_adapter, here, load, model_of
-from landmark.cli.output import counted, print_escaped, print_sources, tokens_read
+from landmark.cli.output import TO_GPU, bytes_done, counted, print_escaped, print_sources, tokens_read
 from landmark.cli.read import check_context, grow, named_texts
 from landmark.limits import FromOne, FromZero, OutFolder
+from landmark.settings import Verification
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -268,16 +269,23 @@ def _context(
     from landmark.contexts.context import Context
     from landmark.contexts.folder import is_unused
 
-    assert options.context is not None
+    path = options.context
+    assert path is not None
     keywords: dict[str, Any] = {**options.reading, **options.memory.keywords()}
-    if is_unused(options.context):
-        with Context.create(options.context, model, tokenizer, **keywords) as context:
+    if is_unused(path):
+        with Context.create(path, model, tokenizer, **keywords) as context:
             grow(context, documents)
-    context = Context.open(options.context, model, tokenizer, verify=options.verify, **keywords)
+
+    def opened(verify: Verification) -> Context:
+        with bytes_done(TO_GPU) as progress:
+            return Context.open(path, model, tokenizer, verify=verify, progress=progress, **keywords)
+
+    context = opened(options.verify)
     if context.tokens_read < context.tokens:
-        with Context.open(options.context, model, tokenizer, write=True, verify="manifest", **keywords) as writing:
+        del context  # what it took of a GPU's memory is free again
+        with Context.open(path, model, tokenizer, write=True, verify="manifest", **keywords) as writing:
             grow(writing, [])
-        context = Context.open(options.context, model, tokenizer, verify="manifest", **keywords)
+        context = opened("manifest")
     return context, context.missing(documents)
 
 

@@ -78,7 +78,8 @@ class MemoryOptions:
     """Most bytes of keys and values kept in main memory, e.g. 256MB; landmark keys come on top. Default: 256MB for a
     context, no limit for a text."""
     device_budget: Annotated[str | None, Bytes()] = None
-    """The same for a GPU's memory."""
+    """The same for a GPU's memory. A context that fits is brought there when it is asked. Default: if a quarter of the
+    memory stays free."""
     kv_dtype: KvDtype | None = None
     """int8 keeps keys and values below the device in 8 bits, in files about a quarter of the bytes of float32, and
     answers change a little. For a new context, which any command then opens without this option, or beside a budget."""

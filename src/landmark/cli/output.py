@@ -141,6 +141,8 @@ def figure_text(value: Any) -> str:
 
 # Progress bars on stderr, where it is a terminal.
 
+TO_GPU = "bringing blocks to the GPU"  # when a context is opened to be asked
+
 
 @contextmanager
 def tokens_read(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
@@ -153,19 +155,21 @@ def tokens_read(description: str, total: int | None = None) -> Iterator[Callable
 
 @contextmanager
 def bytes_done(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over bytes; yields a function that sets it to so many bytes of so many."""
+    """A bar over bytes, shown once there are some; yields a function that sets it to so many bytes of so many."""
     from rich.progress import DownloadColumn
 
-    with _bar(description, None, DownloadColumn()) as update:
-        yield lambda done, total: update(completed=done, total=total)
+    with _bar(description, None, DownloadColumn(), visible=False) as update:
+        yield lambda done, total: update(completed=done, total=total, visible=True)
 
 
 @contextmanager
-def _bar(description: str, total: int | None, count: "ProgressColumn") -> Iterator[Callable[..., None]]:
+def _bar(
+    description: str, total: int | None, count: "ProgressColumn", *, visible: bool = True
+) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeRemainingColumn())
     shown = sys.stderr.isatty()
     with Progress(*columns, console=console(stderr=True), transient=True, disable=not shown) as progress:
-        task = progress.add_task(printable(description), total=total)
+        task = progress.add_task(printable(description), total=total, visible=visible)
         yield lambda **changes: progress.update(task, **changes)

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.options import MemoryOptions, here, is_packaged, load, model_of
-from landmark.cli.output import SNIPPET, print_escaped, print_unread
+from landmark.cli.output import SNIPPET, TO_GPU, bytes_done, print_escaped, print_unread
 from landmark.limits import FromOne
 from landmark.settings import Verification
 
@@ -60,7 +60,9 @@ def run(options: RetrieveOptions) -> int:
     heads = None if options.heads is None else RetrievalHeads.load(options.heads)
     folder = model_of(options.context, options.model)
     model, tokenizer = load(folder, lambda config: options.memory.check(config, options.context), options.context)
-    context = Context.open(options.context, model, tokenizer, verify=options.verify, **options.memory.keywords())
+    keywords = options.memory.keywords()
+    with bytes_done(TO_GPU) as progress:
+        context = Context.open(options.context, model, tokenizer, verify=options.verify, progress=progress, **keywords)
     retriever = Retriever(context, heads)
     if is_packaged(folder) and not options.json:
         print_escaped(_HINT, to_stderr=True)

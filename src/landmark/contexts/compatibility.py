@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import landmark
-from landmark.contexts.disk import Damage
+from landmark.contexts.disk import Damage, Progress
 from landmark.contexts.either import manifest_of
 from landmark.contexts.manifest import Layout
+from landmark.contexts.resident import brought
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.storage import ContextStorage, index_prefix
 from landmark.contexts.writer import Writer
@@ -154,11 +155,12 @@ def cache_of(
     host_budget: int | str | None = None,
     device_budget: int | str | None = None,
     kv_dtype: KvDtype | None = None,
+    progress: Progress | None = None,
     **reading: Unpack[ReadingChanges],
 ) -> LandmarkCache:
     """A cache that continues the context; settings that are given replace those with which it was read.
 
-    A `kv_dtype` must be that in which the context keeps its blocks: raises ValueError.
+    A `kv_dtype` must be that in which the context keeps its blocks: raises ValueError. `progress` is that of `brought`.
     """
     options = index_options(index)
     config = text_config(model.config)
@@ -169,10 +171,16 @@ def cache_of(
     _check_layout(snapshot, len(layers), settings.stride)
     budgets = _budgets(config, settings, host_budget, device_budget, _kept_in(snapshot.layout, kv_dtype))
     tensors, metadata = snapshot.state()  # says how many blocks there are, before memory is taken for them
-    keys = snapshot.landmark_buffers()
+    keys, resident = snapshot.landmark_buffers(), brought(snapshot, budgets, model.device, progress)
     storages = {
         layer: ContextStorage(
-            snapshot, column, keys[column], _under(tensors, index_prefix(column)), options=options, budgets=budgets
+            snapshot,
+            column,
+            keys[column],
+            _under(tensors, index_prefix(column)),
+            options=options,
+            budgets=budgets,
+            resident=resident[column],
         )
         for column, layer in enumerate(layers)
     }

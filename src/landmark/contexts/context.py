@@ -12,6 +12,7 @@ import torch
 
 from landmark.contexts import compatibility
 from landmark.contexts.collection_manifest import is_collection
+from landmark.contexts.disk import Progress
 from landmark.contexts.documents import DocumentStore, Source, check_document, check_limit, distinct
 from landmark.contexts.either import open_snapshot
 from landmark.contexts.folder import fork
@@ -122,6 +123,7 @@ class Context:
         *,
         write: bool = False,
         verify: Verification = "landmarks",
+        progress: Progress | None = None,
         **options: Unpack[CacheOptions],
     ) -> "Context":
         """Opens the context in the folder `path` at its newest commit; with `write` it can grow.
@@ -139,6 +141,10 @@ class Context:
         `local_blocks` decide which blocks are read (by default as when the documents were). `kv_dtype="int8"` is for a
         new context, which keeps its blocks so; one that keeps them otherwise is refused, and without it any opens.
 
+        On a GPU all blocks are brought to its memory now, if they fit `device_budget`, by default if a quarter of the
+        memory stays free; `progress` is called with the bytes that were brought, and with all. Branches share them, and
+        decode by graphs. What does not fit, or is open for writing, is read through a cache of `device_budget` bytes.
+
         Raises ValueError if this is no context, if another process writes to it, if it was read by another model,
         other adapters or scaling of them, another tokenizer or block size (naming the difference), or if it is damaged.
         """
@@ -153,7 +159,7 @@ class Context:
                 snapshot.checks_landmarks = verify != "manifest"
                 if verify == "all":
                     check_snapshot(snapshot)
-                return cls._opened(snapshot, model, tokenizer, options)
+                return cls._opened(snapshot, model, tokenizer, options, progress)
             except BaseException:
                 if isinstance(snapshot, Writer):
                     snapshot.close()
@@ -163,9 +169,14 @@ class Context:
 
     @classmethod
     def _opened(
-        cls, snapshot: Snapshot, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", options: CacheOptions
+        cls,
+        snapshot: Snapshot,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        options: CacheOptions,
+        progress: Progress | None = None,
     ) -> "Context":
-        cache = compatibility.cache_of(snapshot, model, **options)
+        cache = compatibility.cache_of(snapshot, model, progress=progress, **options)
         return cls(model, tokenizer, DocumentStore(snapshot), cache, options, growing=isinstance(snapshot, Writer))
 
     # Contents.

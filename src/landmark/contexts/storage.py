@@ -15,8 +15,9 @@ from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
 from landmark.index.options import IndexOptions, make_index
 from landmark.memory.storage import Budgets
-from landmark.store.base import BlockStore
-from landmark.store.files import Extent, ExtentMap, FileStore
+from landmark.store.base import BlockStore, ResidentBlocks
+from landmark.store.files import Extent, ExtentMap, ExtentTarget, FileStore
+from landmark.store.resident import ResidentStore
 
 
 class ContextStorage:
@@ -25,7 +26,7 @@ class ContextStorage:
     With a `Writer` new blocks go into the context, otherwise into a temporary file. `landmarks [Hkv,capacity,D]` are
     the landmark keys of the blocks there, which the index takes over, and `index_state` is what an index computed of
     them (codes, lists); both are released here once the index has them. That state is written with every commit, so
-    that opening need not compute it.
+    that opening need not compute it. `resident` are all these blocks on the device, None where they are read from disk.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ContextStorage:
         *,
         options: IndexOptions,
         budgets: Budgets,
+        resident: ResidentBlocks | None = None,
     ) -> None:
         self._snapshot = snapshot
         self._layer = layer
@@ -44,6 +46,7 @@ class ContextStorage:
         self._index_state = index_state
         self._options = options
         self._budgets = budgets
+        self._resident = resident
 
     def index(self, rows: int, max_blocks: int | None, *, constant_keys: bool, device: torch.device) -> Index:
         if self._landmarks is None:
@@ -68,18 +71,25 @@ class ContextStorage:
     def store(self, rows: int, max_blocks: int | None, *, device: torch.device) -> BlockStore:
         if rows != 1:
             raise ValueError(f"a context is one text, and the batch has {rows} rows: ask it one prompt at a time")
-        layer = self._layer
-        extents = [Extent(s.blocks, layer, 0, s.first, s.count) for s in self._snapshot.segments if s.count]
+        layer, resident, budgets = self._layer, self._resident, self._budgets
         # Without a target new blocks go to a temporary file.
         target = self._snapshot.target(layer) if isinstance(self._snapshot, Writer) else None
-        shape = self._snapshot.layout.blocks[layer]
-        return self._budgets.over(FileStore([ExtentMap(extents, target)]), device, shape)
+        shape, files = self._snapshot.layout.blocks[layer], FileStore([extent_map(self._snapshot, layer, target)])
+        if resident is None:
+            return budgets.over(files, device, shape)
+        return ResidentStore(resident, budgets.beside(resident.nbytes).over(files, device, shape))
 
     def fork(self) -> "ContextStorage":
         """The same blocks as of now, without the writer: new ones go to a temporary file."""
         branch = copy.copy(self)
         branch._snapshot = self._snapshot.frozen()
         return branch
+
+
+def extent_map(snapshot: Snapshot, layer: int, target: ExtentTarget | None = None) -> ExtentMap:
+    """Where the blocks of a layer lie; new ones are written to `target`."""
+    extents = (Extent(one.blocks, layer, 0, one.first, one.count) for one in snapshot.segments if one.count)
+    return ExtentMap(extents, target)
 
 
 def index_prefix(layer: int) -> str:

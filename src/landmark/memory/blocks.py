@@ -120,6 +120,8 @@ class BlockMemory:
         landmarks, resident = self._index.resident_keys(k, upto), self._store.resident_blocks()
         if landmarks is None or landmarks.keys.device.type != "cpu":
             return None
+        if resident is not None and resident.behind is not None:
+            return None  # loops read one buffer
         store = self._store if isinstance(self._store, TieredStore) else None
         lie = resident if store is None else store.cached_blocks()
         if lie is None or lie.keys.device.type != "cpu":
@@ -175,8 +177,7 @@ class BlockMemory:
         if blocks.shape[2] == 1:
             unopened = unopened.all(2, keepdim=True)
         for part, pages in self._store.pages(blocks.masked_fill(unopened[..., None], -1)):
-            table = of_heads(pages.table, miss.shape[1])
-            yield part, pages._replace(table=torch.where(miss[:, :, part, None], -1, table))
+            yield part, _without(pages, miss[:, :, part, None])
 
     def count(self, queries: int, context_misses: int = 0) -> None:
         """Counts queries for which blocks lay in memory, and context misses."""
@@ -194,7 +195,10 @@ class BlockMemory:
         """
         blocks = self._store.resident_blocks()
         if blocks is None:
-            raise ValueError("blocks lie in a tier below the device: give a larger device_budget, or none")
+            raise ValueError(
+                "blocks lie in a tier below the device: give a larger device_budget, or none, and for a context also a"
+                " larger host_budget"
+            )
         if isinstance(self._index, ForkedIndex):
             self._index = _joined(self._index, self.counts, blocks.keys.device)
         landmarks = self._index.resident_keys(self._settings.retrieve, self.counts)
@@ -207,7 +211,7 @@ class BlockMemory:
         if blocks is None or not any(self.counts):
             return blocks is None and not any(self.counts)
         mine = self._store.resident_blocks()
-        return mine is not None and mine.keys is blocks.keys and mine.values is blocks.values
+        return mine is not None and [*map(id, mine.tensors)] == [*map(id, blocks.tensors)]
 
     def fork(self) -> "BlockMemory":
         """An independent copy; blocks are shared where the store can."""
@@ -231,6 +235,13 @@ class BlockMemory:
     def nbytes(self) -> int:
         """Bytes of the keys, values and landmark keys kept."""
         return self._index.nbytes + self._store.nbytes
+
+
+def _without(pages: Pages, hidden: Tensor) -> Pages:
+    """Pages without those of the queries that are `hidden [B,H,T,1]`."""
+    table = torch.where(hidden, -1, of_heads(pages.table, hidden.shape[1]))
+    behind = None if pages.behind is None else _without(pages.behind, hidden)
+    return pages._replace(table=table, behind=behind)
 
 
 def _joined(fork: ForkedIndex, counts: list[int], device: torch.device) -> ExactIndex:

@@ -15,7 +15,7 @@ from landmark.index.topk import top_packed
 from landmark.memory.geometry import slot_begins
 from landmark.memory.selection import by_age, summed
 from landmark.ops.decode_cpu import dense
-from landmark.ops.retrieved import Pages, retrieved_attention
+from landmark.ops.retrieved import retrieved_attention
 from landmark.ops.retrieved.pytorch import merged, of_heads
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
@@ -42,7 +42,7 @@ class FixedLayer(NamedTuple):
         """All tensors."""
         found = [self.keys, self.values, self.turned]
         if self.blocks is not None and self.landmarks is not None:
-            found += [self.blocks.keys, self.blocks.values, self.landmarks.keys]
+            found += [*self.blocks.tensors, self.landmarks.keys]
         return found
 
 
@@ -131,8 +131,7 @@ def attend_fixed(
     slots = torch.arange(blocks.shape[-1], device=query.device) + newest
     starts = slot_begins(slots, newest, places.stride, places.gap)
     distance = (places.rotary[:, None, :, None] - starts).masked_fill(blocks < 0, 0)
-    table = torch.where(blocks < 0, -1, blocks % layer.blocks.modulus)
-    pages = Pages(layer.blocks.keys, layer.blocks.values, table)
+    pages = layer.blocks.pages(blocks)
     # On a CPU, where there are no graphs, the fastest would be a compiled loop, which cannot be traced.
     backend = "gathered" if query.device.type == "cpu" else "auto"
     inside, gates = retrieved_attention(query, pages, distance, rotation=rotation, scoring=scoring, backend=backend)

@@ -1,6 +1,6 @@
 """Storage of the blocks behind a local window: makes the index and the store of a layer, within memory budgets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, get_args
 
 import torch
@@ -86,11 +86,21 @@ class Budgets:
             raise ValueError("device_budget is for GPUs: on a CPU, give host_budget")
         budget = self.host if self.device is None else self.device
         assert budget is not None, "a budget is what slots are made for"
+        below = self.under(below, device, shape)
+        return TieredStore(below, budget=budget, device=device, step_blocks=self.step_blocks)
+
+    def under(self, below: BackingStore, device: torch.device, shape: BlockShape | None = None) -> BackingStore:
+        """What `over` puts between `device` and the tier `below`."""
         if device.type != "cpu" and self.host is not None:
             below = TieredStore(below, budget=self.host, step_blocks=self.step_blocks)
-        if self.kv_dtype is not None:
-            below = Int8Store(below, shape)
-        return TieredStore(below, budget=budget, device=device, step_blocks=self.step_blocks)
+        return below if self.kv_dtype is None else Int8Store(below, shape)
+
+    def beside(self, nbytes: int) -> "Budgets":
+        """The budgets of blocks behind others, of `nbytes` bytes, that stay on the device."""
+        if self.device is None:
+            return self
+        left = self.device - nbytes
+        return replace(self, device=left if self.host is None else min(left, self.host))
 
 
 @dataclass(frozen=True)

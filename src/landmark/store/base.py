@@ -13,11 +13,33 @@ from landmark.ops.retrieved import Pages
 
 
 class ResidentBlocks(NamedTuple):
-    """Blocks in place: number a of a row lies at slot `a % modulus` of `keys [B,Hkv,S,stride,D]` and `values`."""
+    """Blocks in place: number a of a row lies at slot `a % modulus` of `keys [B,Hkv,S,stride,D]` and `values`.
+
+    With `behind`, blocks from number `modulus` on lie there, counted from 0.
+    """
 
     keys: Tensor
     values: Tensor
     modulus: int
+    behind: "ResidentBlocks | None" = None
+
+    def pages(self, blocks: Tensor) -> Pages:
+        """The pages of blocks with numbers `blocks`, -1 for none, as `BlockStore.pages` has them."""
+        if self.behind is None:
+            return Pages(self.keys, self.values, torch.where(blocks < 0, -1, blocks % self.modulus))
+        here = blocks < self.modulus
+        behind = self.behind.pages(torch.where(here, -1, blocks - self.modulus))
+        return Pages(self.keys, self.values, torch.where(here, blocks, -1), behind)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors."""
+        return [self.keys, self.values, *([] if self.behind is None else self.behind.tensors)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots."""
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 class BlockStore(Protocol):

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from landmark.ops.retrieved import Pages
-from landmark.store.base import BackingStore, BlockShape, CacheMisses, Traffic, check_budget, copy_blocks, step_bytes
+from landmark.store.base import (
+    BackingStore,
+    BlockShape,
+    CacheMisses,
+    ResidentBlocks,
+    Traffic,
+    check_budget,
+    copy_blocks,
+    step_bytes,
+)
 from landmark.store.lru import PageTable, SlotPlan
 
 _CPU = torch.device("cpu")
@@ -50,12 +59,15 @@ class TieredStore:
         self._below = below
         self._device = device
         self._step_blocks = step_blocks
-        self._cache: _Cache | None = None
+        self._cache: _Cache | None = None  # until a block is read or appended
         if below.shape is not None:
-            self._cache = self._empty_cache(below.shape, below.counts)
+            self._check(below.shape, len(below.counts))
+
+    def _check(self, shape: BlockShape, rows: int) -> None:
+        check_budget(self.budget, shape, rows, self._step_blocks)
 
     def _empty_cache(self, shape: BlockShape, counts: list[int]) -> "_Cache":
-        check_budget(self.budget, shape, len(counts), self._step_blocks)
+        self._check(shape, len(counts))
         return _Cache(shape, counts, self.budget // step_bytes(shape, len(counts), 1), self._device)
 
     def append(self, row: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -67,7 +79,8 @@ class TieredStore:
         if cache is None:
             cache = self._empty_cache(BlockShape.of(keys, values), self._below.counts)
         kept = self._below.append(row, keys.cpu(), values.cpu())
-        self._cache = cache
+        if self._cache is None:
+            self._cache, cache.first = cache, first if len(self._below.counts) == 1 else None
         cache.admit(row, first, *(kept or (keys, values)))
         return kept
 
@@ -110,6 +123,18 @@ class TieredStore:
         else:
             self._count(distinct, len(misses.rows), self._fetch_below(self._filled_cache(), misses))
 
+    def behind(self, first: int) -> ResidentBlocks | None:
+        """All blocks of the one row from number `first` on, counted from there; None if not each has kept its slot.
+
+        Where nothing was cached so far, they are fetched if they fit. For a store that is asked for no others.
+        """
+        fresh, cache, count = self._cache is None, self._filled_cache(), self.counts[0] - first
+        if fresh and count <= cache.table.slots:
+            wanted = np.tile(np.arange(first, first + count), (1, cache.shape.heads, 1, 1))
+            self._moved += self._fetch_missing(cache, wanted, 0)[1]
+            cache.first = first
+        return ResidentBlocks(cache.keys, cache.values, cache.table.slots) if cache.first == first else None
+
     def fetch(self, misses: CacheMisses, keys: Tensor, values: Tensor) -> Traffic:
         cache = self._filled_cache()
         requested, ranks = _by_head(misses, cache.keys.shape[:2])
@@ -119,7 +144,10 @@ class TieredStore:
         return moved + copy_blocks((cache.keys, cache.values), taken, (keys, values), filled)
 
     def _filled_cache(self) -> "_Cache":
-        assert self._cache is not None, "an empty store has no blocks to read"
+        if self._cache is None:
+            shape = self._below.shape
+            assert shape is not None, "an empty store has no blocks to read"
+            self._cache = self._empty_cache(shape, self._below.counts)
         return self._cache
 
     def _fetch_missing(self, cache: "_Cache", requested: np.ndarray, start: int) -> tuple[SlotPlan, Traffic]:
@@ -133,6 +161,7 @@ class TieredStore:
         return plan, self._fetch_below(cache, plan.misses)
 
     def _fetch_below(self, cache: "_Cache", misses: CacheMisses) -> Traffic:
+        cache.first = None
         try:
             return self._below.fetch(misses, cache.keys, cache.values)
         except BaseException:
@@ -141,9 +170,10 @@ class TieredStore:
 
     def reorder(self, rows: list[int]) -> None:
         """See `BlockStore.reorder`. Where the number of rows changes, the cache is emptied and divided anew."""
-        cache = self._cache
-        if cache is not None and len(rows) != len(self._below.counts):
-            cache = self._empty_cache(cache.shape, [self._below.counts[row] for row in rows])
+        cache, shape = self._cache, self._below.shape
+        if shape is not None and len(rows) != len(self._below.counts):
+            self._check(shape, len(rows))
+            cache = None
         elif cache is not None:
             cache.reorder(rows)
         self._below.reorder(rows)
@@ -172,10 +202,14 @@ class TieredStore:
 
 
 class _Cache:
-    """The cache slots of a layer, `keys [B,Hkv,S,stride,D]` and `values [B,Hkv,S,stride,Dv]`, and their page table."""
+    """The cache slots of a layer, `keys [B,Hkv,S,stride,D]` and `values [B,Hkv,S,stride,Dv]`, and their page table.
+
+    While `first` is a number, all blocks of the one row from that on lie in the order of their numbers, from slot 0 on.
+    """
 
     def __init__(self, shape: BlockShape, counts: list[int], slots: int, device: torch.device) -> None:
         self.shape = shape
+        self.first: int | None = None
         self.table = PageTable(counts, shape.heads, slots)
         # Uninitialised, so that unused slots take no memory on a CPU. Allocated outside inference mode, so that the
         # buffers stay writable.
@@ -190,6 +224,8 @@ class _Cache:
     def admit(self, row: int, first: int, keys: Tensor, values: Tensor) -> None:
         """Caches the last new blocks of a row that fit, of `keys [Hkv,m,stride,D]` and values from `first` on."""
         count = keys.shape[1]
+        if self.first is not None and first + count > self.first + self.table.slots:
+            self.first = None
         self.table.grow(first + count)
         fitting = min(count, self.table.slots)
         misses = self.table.admit(row, first + count - fitting, fitting)
@@ -212,6 +248,7 @@ class _Cache:
 
     def reorder(self, rows: list[int]) -> None:
         """Makes row i what row `rows[i]` was, for as many rows as before."""
+        self.first = None
         self.table.reorder(rows)
         moved = [i for i, row in enumerate(rows) if i != row]
         sources, used = [rows[i] for i in moved], self.table.used

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landmark.ops.decode_cpu import FEW_QUERIES
 from landmark.ops.retrieved.cpu import numba_blocks, numba_join, numba_merge, serves, tiled_blocks
-from landmark.ops.retrieved.pytorch import gathered_blocks, merged
+from landmark.ops.retrieved.pytorch import gathered_blocks, merged, of_heads
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
 from landmark.ops.triton_support import unsupported_reason
@@ -32,11 +32,13 @@ class Pages(NamedTuple):
         table: the page table, long [B,H,T,k], or [B,1,T,k] where heads share their blocks, [B,Hkv,T,k] where those of
             a key-value head do, or [B,H,1,k] where queries do. Pages from 0 to P - 1, for query head h those of
             key-value head h // (H // Hkv); -1 is no block.
+        behind: pages in other buffers, of blocks that are -1 in `table`; None where all lie in these.
     """
 
     keys: Tensor
     values: Tensor
     table: Tensor
+    behind: "Pages | None" = None
 
 
 _Backend = Callable[[Tensor, Pages, Tensor, Rotation, Scoring], tuple[Tensor, Tensor]]
@@ -79,7 +81,12 @@ def retrieved_attention(
         )
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}; choose one of {', '.join(BACKENDS)}")
-    return _chosen_backend(backend, query, pages)(query, pages, distance, rotation, scoring)
+    inside, gates = _chosen_backend(backend, query, pages)(query, pages, distance, rotation, scoring)
+    if pages.behind is None:
+        return inside, gates
+    there = retrieved_attention(query, pages.behind, distance, rotation=rotation, scoring=scoring, backend=backend)
+    behind = of_heads(pages.behind.table >= 0, query.shape[1]).expand(gates.shape)
+    return torch.where(behind[..., None], there[0], inside), torch.where(behind, there[1], gates)
 
 
 def join_retrieved(
@@ -103,7 +110,7 @@ def join_retrieved(
     joined, apart = [], []
     for part, pages in pieces:
         some, distances = query[:, :, part], distance[:, :, part]
-        if few and serves(query, pages):
+        if few and pages.behind is None and serves(query, pages):
             local = out[:, :, part], lse[:, :, part]
             joined.append(numba_join(some, pages, distances, rotation, scoring, local))
         else:
