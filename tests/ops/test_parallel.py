@@ -13,6 +13,11 @@ from landmark.ops.numba_loops import compiled
 from landmark.ops.parallel import in_parts, parts_of, share
 
 
+@pytest.fixture
+def without_openmp(monkeypatch):
+    monkeypatch.setattr(parallel, "_parallel", None)
+
+
 @pytest.fixture(params=[1, 2, 5])
 def threads(request):
     torch.set_num_threads(request.param)
@@ -31,6 +36,11 @@ def test_parts_cover_everything_once(threads, count, size, most):
     in_parts(work, count, size)
     assert len(seen) == (min(parallel._PARTS_OF_A_THREAD * threads, most) if threads > 1 else 1)
     assert [n for start, stop in sorted(seen) for n in range(start, stop)] == list(range(count))
+
+
+def test_parts_without_openmp_cover_everything_once(threads, without_openmp):
+    test_parts_cover_everything_once(threads, 5000, 1, 19)
+    assert parts_of(1 << 20) == 1
 
 
 def test_an_error_in_a_part_is_raised(threads):
@@ -70,6 +80,15 @@ def test_parts_of_python_run_at_the_same_time():
 
     in_parts(wait, 2 * parallel._WORTH_A_THREAD)
     torch.set_num_threads(1)
+
+
+def test_parts_of_python_run_at_the_same_time_without_openmp(without_openmp):
+    test_parts_of_python_run_at_the_same_time()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_who_is_interrupted_waits_for_the_other_parts_without_openmp(error, without_openmp):
+    test_who_is_interrupted_waits_for_the_other_parts(error)
 
 
 @compiled
@@ -121,14 +140,14 @@ def test_little_work_is_not_shared(threads):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_works_alone():
-    """It has none of its parent's threads, and OpenMP would wait for them."""
+def test_a_forked_process_does_not_wait_for_threads_of_its_parent():
     torch.set_num_threads(2)
     in_parts(lambda start, stop: None, 1000)
     child = os.fork()
     if child == 0:
         seen = []
         in_parts(lambda *span: seen.append(span), 1000)
-        os._exit(0 if seen == [(0, 1000)] and parts_of(1 << 20) == 1 else 1)
+        numbers = [n for start, stop in sorted(seen) for n in range(start, stop)]
+        os._exit(0 if numbers == list(range(1000)) and parts_of(1 << 20) == 1 else 1)
     torch.set_num_threads(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

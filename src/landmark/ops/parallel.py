@@ -2,12 +2,14 @@
 
 Threads of our own would stand beside torch's. These spin for some milliseconds after each of its operations, and more
 threads than cores wait for each other. While they spin, they start within a microsecond. `in_parts` shares a call of
-Python, `share` a call within compiled code, where nothing waits for the interpreter.
+Python, `share` a call within compiled code, where nothing waits for the interpreter. Where torch has another runtime,
+as it may on macOS, and in forked processes, `in_parts` starts threads of its own, and `share` does all in one part.
 """
 
 import ctypes
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -34,17 +36,12 @@ if _parallel is not None:
 llvm.add_symbol(_PARALLEL, ctypes.cast(_parallel or ctypes.CDLL(None).abort, ctypes.c_void_p).value)
 
 
-def threads() -> int:
-    """Threads that work together: as many as torch's; 1 where there is no OpenMP, and in a forked process."""
-    return torch.get_num_threads() if _parallel is not None else 1
-
-
-def _work_alone() -> None:
+def _forget_openmp() -> None:
     global _parallel
     _parallel = None
 
 
-os.register_at_fork(after_in_child=_work_alone)  # OpenMP would wait for threads of the parent
+os.register_at_fork(after_in_child=_forget_openmp)  # OpenMP would wait for threads of the parent
 
 
 def in_parts(work: Callable[[int, int], None], count: int, size: float = 1) -> None:
@@ -53,7 +50,7 @@ def in_parts(work: Callable[[int, int], None], count: int, size: float = 1) -> N
     `size` is how many small pieces of work each of the `count` is, such as queries that meet a block. `work` must
     release the GIL, as `compiled` loops do.
     """
-    team = threads()
+    team = torch.get_num_threads()
     parts = min(_PARTS_OF_A_THREAD * team, count, int(count * size) // _WORTH_A_THREAD)
     if team == 1 or parts < 2:
         work(0, count)
@@ -68,14 +65,19 @@ def in_parts(work: Callable[[int, int], None], count: int, size: float = 1) -> N
         except BaseException as error:  # OpenMP's caller would lose it
             errors.append(error)
 
-    _parallel(_WORK(take), None, team, 0)
+    if _parallel is not None:
+        _parallel(_WORK(take), None, team, 0)
+    else:
+        with ThreadPoolExecutor(team) as pool:
+            pool.map(take, range(team))
     if errors:
         raise errors[0]
 
 
 def parts_of(pieces: int) -> int:
     """Parts in which `share` does so many small pieces of work: a query meets a key, a kilobyte of weights is read."""
-    return max(1, min(threads(), pieces // _WORTH_A_PART))
+    team = torch.get_num_threads() if _parallel is not None else 1
+    return max(1, min(team, pieces // _WORTH_A_PART))
 
 
 @_intrinsic
