@@ -3,6 +3,7 @@
 How equal scores rank is up to faiss.
 """
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -49,7 +50,7 @@ class FaissIndex:
                 "choose the exact index"
             )
         if not any(self._parts):
-            self._parts = [[self._empty(keys.shape[2]) for _ in keys] for _ in self._counts]
+            self._parts[:] = [[self._empty(keys.shape[2]) for _ in keys] for _ in self._counts]
         for part, own in zip(self._parts[row], keys, strict=True):
             part.add(own.contiguous().numpy())
         self._counts[row] += keys.shape[1]
@@ -101,10 +102,10 @@ class FaissIndex:
         self._made = [self._made[row] for row in rows]
 
     def fork(self) -> Index:
-        return ForkedIndex(self, self._counts, FaissIndex(len(self._counts), kind=self._kind))
+        return ForkedIndex(self.view(), self._counts, FaissIndex(len(self._counts), kind=self._kind))
 
     def view(self) -> Index:
-        return self
+        return copy.copy(self)
 
     @property
     def nbytes(self) -> int:

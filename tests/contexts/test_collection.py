@@ -96,7 +96,7 @@ def put_together(model, texts):
     for cache in caches:
         for memory, one in zip(whole.memories, cache.memories, strict=True):
             count = one._blocks.counts[0]
-            keys, values, _ = one._blocks._store.resident_blocks()
+            keys, values, *_ = one._blocks._store.resident_blocks()
             numbers = torch.arange(count)[None]
             memory._blocks._store.append(0, keys[0, :, :count], values[0, :, :count])
             memory._blocks._index.append(0, one._blocks._index.keys(numbers)[0])

@@ -15,7 +15,7 @@ from landmark.ops import choose_triton
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 
-DIM, LENGTH, GROUPS = 8, 11, 2
+DIM, LENGTH, GROUPS = 8, 19, 2
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
