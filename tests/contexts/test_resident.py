@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hf"))
 
-from graph_stand_in import Recorded
+from graph_stand_in import Recorded, stand_in
 
 import landmark
 from landmark import Chat, Collection, Context
@@ -56,10 +56,7 @@ def device(monkeypatch) -> None:
 
 @pytest.fixture
 def graphs(monkeypatch) -> Recorded:
-    recorded = Recorded()
-    monkeypatch.setattr(step_graph, "_has_graphs", lambda device: True)
-    monkeypatch.setattr(step_graph, "_captured", recorded.capture)
-    return recorded
+    return stand_in(monkeypatch)
 
 
 def stores_of(cache) -> list:

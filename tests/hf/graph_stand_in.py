@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from landmark.hf import step_graph
+
 
 class Recorded:
     """Counts captures and repeated steps. A step is repeated by computing it, into the tensors of the first time."""
@@ -24,6 +26,14 @@ class Recorded:
                 old.copy_(new)
 
         return replay, found
+
+
+def stand_in(monkeypatch) -> Recorded:
+    """Lets steps of decoding on a CPU be repeated like graphs."""
+    recorded = Recorded()
+    monkeypatch.setattr(step_graph, "_has_graphs", lambda device: True)
+    monkeypatch.setattr(step_graph, "_captured", recorded.capture)
+    return recorded
 
 
 def tensors(found) -> list[torch.Tensor]:

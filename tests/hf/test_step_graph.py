@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import family
-from graph_stand_in import Recorded
+from graph_stand_in import Recorded, stand_in
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -38,10 +38,7 @@ def cache_of(model, **options) -> landmark.LandmarkCache:
 
 @pytest.fixture
 def graphs(monkeypatch) -> Recorded:
-    recorded = Recorded()
-    monkeypatch.setattr(step_graph, "_has_graphs", lambda device: True)
-    monkeypatch.setattr(step_graph, "_captured", recorded.capture)
-    return recorded
+    return stand_in(monkeypatch)
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tyro.conf import OmitArgPrefixes
 
-from landmark.cli.options import MemoryOptions, NumberOptions, load, model_of
-from landmark.cli.output import TO_GPU, bytes_done, tokens_read
+from landmark.cli.options import MemoryOptions, NumberOptions, load, model_of, open_to_ask
+from landmark.cli.output import tokens_read
 from landmark.limits import MaybeFromOne, Seed, Temperature
 from landmark.settings import ReadingChanges, Verification
 from landmark.urls import path_of, url_of
@@ -128,15 +128,12 @@ def answer_from_context(
     """Continues the prompt after a context."""
     import torch
 
-    from landmark.contexts.context import Context
-
     folder = model_of(path, options.model)
     model, tokenizer = load(
         folder, lambda config: options.memory.check(config, path, **options.reading), path, numbers=options.numbers
     )
     keywords = {**options.reading, **options.memory.keywords()}
-    with bytes_done(TO_GPU) as progress:
-        context = Context.open(path, model, tokenizer, verify=options.verify, progress=progress, **keywords)
+    context = open_to_ask(path, model, tokenizer, options.verify, **keywords)
     torch.manual_seed(options.seed)
     going = Continuation(options.max_new_tokens, write)
     started = time.perf_counter()

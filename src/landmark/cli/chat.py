@@ -14,11 +14,10 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from landmark.cli.answering import AnswerOptions
 from landmark.cli.ask import figures_of
-from landmark.cli.options import check_adapter, here, load, model_of
-from landmark.cli.output import TO_GPU, bytes_done, counted, print_escaped, print_sources, tokens_read
+from landmark.cli.options import check_adapter, here, load, model_of, open_to_ask
+from landmark.cli.output import counted, print_escaped, print_sources, tokens_read
 from landmark.cli.read import check_context, grow, named_texts
 from landmark.limits import FromOne, FromZero, OutFolder
-from landmark.settings import Verification
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -276,16 +275,12 @@ def _context(
         with Context.create(path, model, tokenizer, **keywords) as context:
             grow(context, documents)
 
-    def opened(verify: Verification) -> Context:
-        with bytes_done(TO_GPU) as progress:
-            return Context.open(path, model, tokenizer, verify=verify, progress=progress, **keywords)
-
-    context = opened(options.verify)
+    context = open_to_ask(path, model, tokenizer, options.verify, **keywords)
     if context.tokens_read < context.tokens:
         del context  # what it took of a GPU's memory is free again
         with Context.open(path, model, tokenizer, write=True, verify="manifest", **keywords) as writing:
             grow(writing, [])
-        context = opened("manifest")
+        context = open_to_ask(path, model, tokenizer, "manifest", **keywords)
     return context, context.missing(documents)
 
 

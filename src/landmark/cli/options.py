@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from landmark.cli.output import bytes_done, print_escaped
 from landmark.limits import LARGEST, Limit
-from landmark.settings import KvDtype
+from landmark.settings import KvDtype, Verification
 from landmark.urls import shown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from landmark.contexts.context import Context
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["int8"]
@@ -156,6 +158,16 @@ def load(
         check_model(context, config, tokenizer)
         numbers = numbers.of_context(context)
     return files.model(tokenizer, **numbers.keywords()), tokenizer
+
+
+def open_to_ask(
+    path: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", verify: Verification, **options: Any
+) -> "Context":
+    """A context that is asked and does not grow, with a bar while its blocks are brought to a GPU."""
+    from landmark.contexts.context import Context
+
+    with bytes_done("bringing blocks to the GPU") as progress:
+        return Context.open(path, model, tokenizer, verify=verify, progress=progress, **options)
 
 
 def load_either(

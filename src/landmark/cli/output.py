@@ -141,8 +141,6 @@ def figure_text(value: Any) -> str:
 
 # Progress bars on stderr, where it is a terminal.
 
-TO_GPU = "bringing blocks to the GPU"  # when a context is opened to be asked
-
 
 @contextmanager
 def tokens_read(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:

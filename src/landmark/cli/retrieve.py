@@ -7,8 +7,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from landmark.cli.options import MemoryOptions, here, is_packaged, load, model_of
-from landmark.cli.output import SNIPPET, TO_GPU, bytes_done, print_escaped, print_unread
+from landmark.cli.options import MemoryOptions, here, is_packaged, load, model_of, open_to_ask
+from landmark.cli.output import SNIPPET, print_escaped, print_unread
 from landmark.limits import FromOne
 from landmark.settings import Verification
 
@@ -53,16 +53,13 @@ def run(options: RetrieveOptions) -> int:
     if not options.query.strip():
         raise ValueError("the query is empty: give the words to look for")
     options = replace(options, context=here(options.context))
-    from landmark.contexts.context import Context
     from landmark.contexts.retriever import Retriever
     from landmark.hf.retrieval_heads import RetrievalHeads
 
     heads = None if options.heads is None else RetrievalHeads.load(options.heads)
     folder = model_of(options.context, options.model)
     model, tokenizer = load(folder, lambda config: options.memory.check(config, options.context), options.context)
-    keywords = options.memory.keywords()
-    with bytes_done(TO_GPU) as progress:
-        context = Context.open(options.context, model, tokenizer, verify=options.verify, progress=progress, **keywords)
+    context = open_to_ask(options.context, model, tokenizer, options.verify, **options.memory.keywords())
     retriever = Retriever(context, heads)
     if is_packaged(folder) and not options.json:
         print_escaped(_HINT, to_stderr=True)

@@ -157,7 +157,7 @@ class LayerMemory:
             if blocks is None or width > blocks.widest:
                 return None
         lies, buffers = self._few, window.with_room(width)
-        if lies is None or lies[2] is not rotation or lies[3] is not buffers or lies[4] is not blocks:
+        if lies is None or lies.rotation is not rotation or lies.buffers is not buffers or lies.blocks is not blocks:
             lies = self._few = FewRows.of(self.stride, rotation, buffers, blocks)
         return FewPart(self, lies, first, width, valid, window.lengths, starts)
 

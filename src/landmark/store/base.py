@@ -167,6 +167,19 @@ class BlockShape(NamedTuple):
         """Bytes of the block in this layer."""
         return self.heads * self.piece_bytes
 
+    def empty(self, rows: int, blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Buffers `[rows,heads,blocks,stride,key_dim]` and `[..,value_dim]` for the keys and values of so many blocks.
+
+        Uninitialised, so that unused ones take no memory on a CPU. Allocated outside inference mode, so that they stay
+        writable.
+        """
+        with torch.inference_mode(False):
+            keys, values = (
+                torch.empty(rows, self.heads, blocks, self.stride, dim, dtype=self.dtype, device=device)
+                for dim in (self.key_dim, self.value_dim)
+            )
+        return keys, values
+
 
 class CacheMisses(NamedTuple):
     """Blocks to fetch from the lower tier, long arrays [n], those of a head side by side, and the slot of each."""

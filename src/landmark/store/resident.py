@@ -78,13 +78,7 @@ class ResidentStore:
 
 def room_for(shape: BlockShape, blocks: int, device: torch.device) -> ResidentBlocks:
     """Memory of a device for so many blocks of one row, at least one; `bring` fills it."""
-    # Allocated outside inference mode, so that it stays writable.
-    with torch.inference_mode(False):
-        keys, values = (
-            torch.empty(1, shape.heads, blocks, shape.stride, dim, dtype=shape.dtype, device=device)
-            for dim in (shape.key_dim, shape.value_dim)
-        )
-    return ResidentBlocks(keys, values, blocks)
+    return ResidentBlocks(*shape.empty(1, blocks, device), blocks)
 
 
 def bring(below: BackingStore, room: ResidentBlocks, most: int | None) -> Iterator[int]:

@@ -211,15 +211,9 @@ class _Cache:
         self.shape = shape
         self.first: int | None = None
         self.table = PageTable(counts, shape.heads, slots)
-        # Uninitialised, so that unused slots take no memory on a CPU. Allocated outside inference mode, so that the
-        # buffers stay writable.
-        with torch.inference_mode(False):
-            self.keys, self.values = (
-                torch.empty(len(counts), shape.heads, slots, shape.stride, dim, dtype=shape.dtype, device=device)
-                for dim in (shape.key_dim, shape.value_dim)
-            )
-            for x in (self.keys, self.values):
-                x[:, :, 0] = 0  # read, with weight 0, where there is no block
+        self.keys, self.values = shape.empty(len(counts), slots, device)
+        for x in (self.keys, self.values):
+            x[:, :, 0] = 0  # read, with weight 0, where there is no block
 
     def admit(self, row: int, first: int, keys: Tensor, values: Tensor) -> None:
         """Caches the last new blocks of a row that fit, of `keys [Hkv,m,stride,D]` and values from `first` on."""
