@@ -46,7 +46,7 @@ def test_documents_come_and_go(collection, files, model_folder, tmp_path, capsys
         printed(capsys, "add", collection, "-")
     Path(files[1]).write_text(NOTE * 4)
     assert cli.main(["add", str(collection), files[1]]) == 2
-    assert f"holds another text named {files[1]}: replace it" in capsys.readouterr().err
+    assert f"holds another text named {files[1]}: replace it (--replace)" in capsys.readouterr().err
     assert printed(capsys, "add", collection, files[1], "--replace")["new_documents"] == 1
     info = printed(capsys, "contexts", "info", collection)
     assert [(d["name"], d["characters"]) for d in info["documents"]] == [

@@ -208,6 +208,13 @@ def test_replacing_is_one_step(path, model):
     assert verify_collection(path) == []
 
 
+def test_it_says_what_it_is(path, model):
+    with Collection.open(path, model) as collection:
+        tokens = sum(member.tokens for member in collection.documents)
+        assert repr(collection) == f"Collection(path={str(path)!r}, documents={len(TEXTS)}, tokens={tokens:,})"
+        assert repr(collection.context) == f"Context(path={str(path)!r}, documents={len(TEXTS)}, tokens={tokens:,})"
+
+
 def test_equal_texts_are_one_document_and_other_texts_need_other_names(path, model, tmp_path, monkeypatch):
     monkeypatch.setattr(DocumentContext, "reading", None)  # nothing is read
     file = tmp_path / "copy of the note"

@@ -9,6 +9,7 @@ import transformers
 from families import FAMILIES, REJECTED, build, family
 
 import landmark
+from landmark.hf.config import landmark_settings
 from landmark.hf.loading import cast
 from landmark.ops.attention import landmark_attention
 
@@ -89,6 +90,13 @@ def test_save_and_load_round_trip(name, tmp_path):
     loaded = landmark.from_pretrained(tmp_path)
     assert loaded.config.get_text_config().landmark == model.config.get_text_config().landmark
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
+
+
+def test_a_model_has_not_learnt_blocks_of_another_size():
+    model = landmark.convert(family("llama"), block_size=7, trained_tokens=100)
+    for changes, learnt in [({"retrieve": 3}, 100), ({"block_size": 7}, 100), ({"block_size": 5}, 0)]:
+        assert landmark_settings(landmark.convert(model, **changes).config).trained_tokens == learnt
+    assert landmark_settings(landmark.convert(model, block_size=9, trained_tokens=5).config).trained_tokens == 5
 
 
 def test_loading_a_model_without_landmarks_says_what_to_do(tmp_path):

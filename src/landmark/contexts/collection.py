@@ -70,6 +70,10 @@ class Collection:
         # Without documents, to see whether the model is still the one whose fingerprint was compared.
         self._of_model = self._context_over(_without_documents(place, manifest))
 
+    def __repr__(self) -> str:
+        tokens = sum(member.tokens for member in self.documents)
+        return f"Collection(path={self.where!r}, documents={len(self.documents)}, tokens={tokens:,})"
+
     @classmethod
     def create(
         cls,

@@ -139,7 +139,8 @@ def missing_from(
         holder = holders.get(text_digest(encode_text(name, text)))
         if name in names and holder != name:
             if not replace:
-                raise ValueError(f"{where} holds another text named {name}: replace it, or give another name")
+                taken = f"{where} holds another text named {name}"
+                raise ValueError(f"{taken}: replace it (--replace), or give another name")
             if holder is not None:
                 raise ValueError(f"{where} holds this text already, named {holder}: remove {name} instead")
         if holder is None:

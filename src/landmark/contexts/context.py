@@ -86,6 +86,9 @@ class Context:
         self._mark = model_mark(model)  # of the model whose fingerprint was compared
         self._ranking: tuple[int, Ranking] | None = None  # and the tokens read when it was made
 
+    def __repr__(self) -> str:
+        return f"Context(path={str(self.path)!r}, documents={len(self.documents)}, tokens={self.tokens:,})"
+
     @classmethod
     def create(
         cls,

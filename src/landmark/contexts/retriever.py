@@ -60,6 +60,9 @@ class Retriever:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._ranker, self._read = self._ranker_of_now()
 
+    def __repr__(self) -> str:
+        return f"Retriever({self.context!r}, {self.heads!r})"
+
     @classmethod
     def over(
         cls,

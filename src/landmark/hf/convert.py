@@ -68,8 +68,8 @@ def convert(
             within a chunk: queries of a chunk share their blocks, so that predictions depend on later tokens of it, and
             a perplexity measured with it is not one of next-token predictions.
 
-    Converting again changes the settings given and nothing else; it also restores landmark attention if another
-    attention implementation was set in between.
+    Converting again changes the settings given and nothing else, but for `trained_tokens`, which another block size
+    sets to 0; it also restores landmark attention if another attention implementation was set in between.
 
     Raises ValueError, naming the reason, for models that cannot work (no rotary positions, latent attention, dropped
     keyword arguments), for models whose outputs conversion would change, and for settings that leave no room for a
@@ -166,7 +166,8 @@ def _settings(config: PretrainedConfig, rows: int, given: dict[str, int]) -> Lan
             " model without landmarks to choose another"
         )
     _check_row(stored.landmark_id, rows)  # a model constructed from the config alone lacks the row
-    if stored.landmark_id == rows:
+    learnt = given.get("block_size", stored.block_size) == stored.block_size and stored.landmark_id < rows
+    if not learnt:  # other blocks, or a row that is new
         stored = replace(stored, trained_tokens=0)
     return replace(stored, **given)
 
