@@ -8,6 +8,7 @@ COMMANDS = (
     Command("decode", "benchmarks.commands:run_decode", "decoding over contexts of any length"),
     Command("launches", "benchmarks.commands:run_launches", "what a chunk and a step start on a device, and wait for"),
     Command("laptop", "benchmarks.commands:run_laptop", "a pretrained model beside llama.cpp and transformers"),
+    Command("weights", "benchmarks.commands:run_weights", "weights in 8 and 4 bits, ours and those of PyTorch"),
     Command("index", "benchmarks.commands:run_index", "search through landmark keys"),
     Command("tiers read", "benchmarks.commands:run_tiers_read", "reading and decoding within budgets of memory"),
     Command("tiers disk", "benchmarks.commands:run_tiers_disk", "random reads of blocks from disk"),

@@ -28,6 +28,7 @@ from benchmarks.options import (
     TierReadersOptions,
     TierReadOptions,
     ViewPageOptions,
+    WeightsOptions,
 )
 from landmark.cli.options import whole_numbers
 from landmark.cli.output import figure_text, print_table, tokens_read
@@ -284,6 +285,13 @@ def run_tiers_int8(options: TierInt8Options) -> int:
     from benchmarks import int8_blocks
 
     return _print_rows(options, int8_blocks.run(options))
+
+
+def run_weights(options: WeightsOptions) -> int:
+    """Weights in 8 and 4 bits."""
+    from benchmarks import weights
+
+    return _print_rows(options, weights.run(options))
 
 
 def run_tiers_overlap(options: TierOverlapOptions) -> int:

@@ -313,6 +313,26 @@ class TierInt8Options(RowOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsOptions(RowOptions):
+    """Weights in 8 and 4 bits: products with one row by the loops of this package and by PyTorch, and perplexity."""
+
+    model: str
+    """GGUF file or folder of the model that the adapter belongs to."""
+    adapter: Path | None = None
+    """Its adapter; default: the one in the package."""
+    rounds: FromOne = 31
+    """Measured rounds of products; in each, every kind of weights is multiplied once."""
+    texts: tuple[Path, ...] = ()
+    """UTF-8 texts for perplexity, held-out ones; default: the book in the package."""
+    windows: FromZero = 8
+    """Windows of the texts, spread evenly over them; 0 measures no perplexity."""
+    length: FromOne = 2048
+    """Ordinary tokens of a window."""
+    threads: Threads = 1
+    """Threads torch may use on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TierOverlapOptions(TextOptions):
     """How far the blocks that one layer opens predict what it opens next, and what other layers open.
 
