@@ -13,7 +13,7 @@ from landmark.training.options import flags, given_options
 
 if TYPE_CHECKING:
     from landmark.training.plan import Plan
-    from reproduce.train import NamedTraining
+    from reproduce.trainings.options import NamedTraining
 
 
 @dataclass(frozen=True)

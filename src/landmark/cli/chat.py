@@ -16,7 +16,8 @@ from landmark.cli.answering import AnswerOptions
 from landmark.cli.ask import figures_of
 from landmark.cli.options import check_adapter, here, load, model_of, open_to_ask
 from landmark.cli.output import counted, print_escaped, print_sources, tokens_read
-from landmark.cli.read import check_context, grow, named_texts
+from landmark.cli.read import check_context, grow
+from landmark.cli.texts import named_texts
 from landmark.limits import FromOne, FromZero, OutFolder
 
 if TYPE_CHECKING:

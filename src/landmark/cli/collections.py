@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from landmark.cli.options import MemoryOptions, load, model_of
 from landmark.cli.output import counted, print_escaped, tokens_read
-from landmark.cli.read import named_texts, with_names
+from landmark.cli.texts import named_texts, with_names
 from landmark.settings import Verification
 from landmark.urls import shown
 

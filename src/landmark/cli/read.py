@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from landmark.cli.collections import ReadAll, add_all
 from landmark.cli.options import MemoryOptions, NumberOptions, load, model_of
 from landmark.cli.output import counted, print_escaped, tokens_read
+from landmark.cli.texts import named_texts, with_names
 from landmark.limits import LocalFolder, MaybeFromOne, OutFolder
 from landmark.settings import Verification
 from landmark.urls import path_of, shown, url_of
 
 if TYPE_CHECKING:
-    from landmark.cli.collections import ReadAll
-    from landmark.contexts.collection import Collection
     from landmark.contexts.context import Context
 
 
@@ -85,7 +84,6 @@ def run_read(options: ReadOptions) -> int:
     if known is not None:
         check_context(known, "--out")  # before a model is loaded
         check_kind(known, apart=options.apart)
-    from landmark.cli.collections import add_all
     from landmark.contexts.collection import Collection
     from landmark.contexts.context import Context
 
@@ -118,7 +116,7 @@ def _check_ray(options: ReadOptions) -> None:
     check_address(options.ray)
 
 
-def _by_ray(options: ReadOptions, address: str, collection: Path) -> "ReadAll":
+def _by_ray(options: ReadOptions, address: str, collection: Path) -> ReadAll:
     """What reads documents of a collection on the cluster at `address`, with the model that this process has."""
     from landmark.contexts.ray_reading import read_by_ray
 
@@ -176,25 +174,6 @@ def run_append(options: AppendOptions) -> int:
         options.context, model, tokenizer, write=True, verify=options.verify, **options.memory.keywords()
     )
     return _grow(context, documents, as_json=options.json)
-
-
-def named_texts(files: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Names and texts of all documents of the sources; raises ValueError for one that cannot be read.
-
-    Standard input is named `-` until the context is open and a free name can be found.
-    """
-    from landmark.data.text import STDIN, read_documents
-
-    for source in files:
-        for document in read_documents(source):
-            yield STDIN if source == STDIN else document.name, document.text
-
-
-def with_names(target: "Context | Collection", documents: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The documents; standard input is named stdin, or stdin 2, stdin 3 and so on where another text is."""
-    from landmark.data.text import STDIN
-
-    return [(target.name_for("stdin", text) if name == STDIN else name, text) for name, text in documents]
 
 
 def _grow(context: "Context", documents: list[tuple[str, str]], *, as_json: bool) -> int:

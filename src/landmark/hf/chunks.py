@@ -15,7 +15,7 @@ from landmark.hf.calls import StreamCall
 from landmark.hf.finite import FiniteCheck, not_finite
 from landmark.hf.inputs import Inputs
 from landmark.hf.sliding import SlidingWindow
-from landmark.memory.decode_numba import FewPart, FewTokens, attend_few
+from landmark.memory.decode import FewPart, FewTokens, attend_few
 from landmark.ops.scoring import Scoring, working_dtype
 
 

@@ -22,7 +22,7 @@ from landmark.hf.joined import JoinedCall
 from landmark.hf.linear import FewRowsLinear
 from landmark.hf.rope import close
 from landmark.hf.unchanged import GLOBAL_HOOKS, Unchanged, hooks_of
-from landmark.memory.decode_numba import FewTokens
+from landmark.memory.decode import FewTokens
 from landmark.ops.few_rows import behind_attention, pieces_of, project, serves_rows, weights_of
 from landmark.ops.numba_loops import as_array
 from landmark.ops.parallel import parts_of

@@ -26,7 +26,7 @@ from landmark.hf.finite import check_logits
 from landmark.hf.hooks import chunk_call, forward_arguments
 from landmark.hf.inputs import Inputs
 from landmark.hf.model import ordinary_tokens
-from landmark.memory.decode_numba import FewTokens
+from landmark.memory.decode import FewTokens
 from landmark.ops.scoring import Scoring
 from landmark.stream import Stream
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from landmark.index.base import Index, ResidentKeys
 from landmark.index.branch import ForkedIndex
 from landmark.index.exact import ExactIndex
-from landmark.memory.decode_numba import FewBlocks, block_row
+from landmark.memory.decode import FewBlocks, block_row
 from landmark.memory.geometry import Past, real_tokens
 from landmark.memory.selection import Retrieval, Retrievals, context_miss
 from landmark.ops.decode_cpu import FEW_QUERIES

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from landmark.memory.blocks import BlockMemory, OnSearch, Opened
-from landmark.memory.decode_numba import FewPart, FewRows, FewTokens, attend_few, serves_few
+from landmark.memory.decode import FewPart, FewRows, FewTokens, attend_few, serves_few
 from landmark.memory.fixed import FixedLayer, StepCounts
 from landmark.memory.geometry import Past, past_of
 from landmark.memory.selection import Retrievals
@@ -137,7 +137,7 @@ class LayerMemory:
         past = self._past(self._blocks, query, starts, valid)
         return self._blocks.attend(past, rotation, scoring, query, local, self.on_search)
 
-    # A few tokens on a CPU: see `landmark.memory.decode_numba`.
+    # A few tokens on a CPU: see `landmark.memory.decode`.
 
     def few(
         self, tokens: FewTokens, width: int, valid: list[int], rotation: Rotation, first: int = 0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from landmark.memory.decode_numba import FewTokens, serves_few, write_few
+from landmark.memory.decode import FewTokens, serves_few, write_few
 from landmark.memory.geometry import column, positions_of
 from landmark.ops.blockwise import blockwise_attention
 from landmark.ops.decode_cpu import few_queries_attention, is_few

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.train import NamedTraining
 from reproduce.trainings.catalogue import TRAININGS, find, plan_of
+from reproduce.trainings.options import NamedTraining
 from reproduce.trainings.paper import paper_pg19
 from reproduce.trainings.small import small_books
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from reproduce.train import NamedTraining
 from reproduce.trainings.catalogue import find, plan_of
+from reproduce.trainings.options import NamedTraining
 from reproduce.trainings.smollm2 import CONVERSION, REFINEMENT, STAGES, smollm2_135m
 
 
