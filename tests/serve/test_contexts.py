@@ -441,7 +441,7 @@ def test_a_server_that_is_told_to_stop_pauses_its_job_and_ends(reader, tmp_path)
 
 
 def test_int8_blocks_are_for_new_contexts_and_others_stay_what_they_are(reader, library, tmp_path):
-    data, options = tmp_path / "data", {"kv_dtype": "int8"}
+    data = tmp_path / "data"
 
     def kept(one, http, name):
         folder = one.server.contexts.folder / http.get(f"/contexts/{name}").json()["id"]
@@ -451,7 +451,7 @@ def test_int8_blocks_are_for_new_contexts_and_others_stay_what_they_are(reader, 
         made(http, "earlier", ("a.txt", NOTE))
         ready(http, "earlier")
     with (
-        running(*reader, data=data, given={"library": library}, options=options) as one,
+        running(*reader, data=data, given={"library": library}, kv_dtype="int8") as one,
         httpx.Client(base_url=f"{one.url}/v1", timeout=60) as http,
     ):
         made(http, "later", ("a.txt", NOTE))

@@ -197,12 +197,13 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
     folder = options.model or (adapted_path() if first is None else model_of(first, None))
     name = _model_name(folder) if options.name is None else options.name
     check_name(name)
+    if options.blocks.kv_dtype is not None and options.data is None:
+        raise ValueError("kv_dtype is for contexts that clients make: give --data too, or leave it out")
+    opening = replace(options.blocks, kv_dtype=None)  # a context stays as it was made
 
     def check(config: "PretrainedConfig") -> None:
-        # Where clients make contexts, a kv_dtype is for theirs.
-        of_given = options.blocks if options.data is None else replace(options.blocks, kv_dtype=None)
         for context in given.values():
-            of_given.check(config, context)
+            opening.check(config, context)
         options.blocks.check(config)
 
     print_escaped(f"loading {name}", to_stderr=True)
@@ -210,9 +211,10 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keywords: dict[str, Any] = options.blocks.keywords()
+    kv_dtype = keywords.pop("kv_dtype")
     memory = None if options.memory is None else parse_bytes("memory", options.memory)
     limits = _limits(options)
-    return Server(model, tokenizer, name, options.data, given, keys, limits, options.verify, keywords, memory)
+    return Server(model, tokenizer, name, options.data, given, keys, limits, options.verify, keywords, kv_dtype, memory)
 
 
 def _limits(options: ServeOptions) -> "Limits":

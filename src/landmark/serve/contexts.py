@@ -26,6 +26,7 @@ from landmark.serve.errors import Refusal, bad_request, no_such_context, too_bus
 from landmark.serve.opened import OpenContexts
 from landmark.serve.reading import Accounts, ReadingJob, new_documents
 from landmark.serve.records import CANCELLED, DONE, RECORD, Job, Record, collection_folder, texts_file, write_json
+from landmark.settings import KvDtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +58,7 @@ class Contexts:
     """All contexts of a server. Its methods are called by the engine's thread only, or before it starts.
 
     `folder` keeps those of clients, None if they may make none; `given` is by name. `opened` are the open ones;
-    `options` are keywords of `landmark.Context.open`.
+    `options` are keywords of `landmark.Context.open`; what clients make keeps its blocks in `kv_dtype`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Contexts:
         engine: Engine,
         opened: OpenContexts,
         options: dict[str, Any],
+        kv_dtype: KvDtype | None,
         accounts: Accounts,
     ) -> None:
         self.folder = folder
@@ -79,6 +81,7 @@ class Contexts:
         self._engine = engine
         self._opened = opened
         self._options = options
+        self._kv_dtype: KvDtype | None = kv_dtype
         self._accounts = accounts
         self._contents: dict[Path, Contents] = {}
         self._jobs: dict[str, ReadingJob] = {}  # that are to be done, by id
@@ -318,8 +321,7 @@ class Contexts:
         others = [self._path(one) for one in self.records.values() if one.owner == record.owner and one is not record]
         options: dict[str, Any] = {**self._options, "share": others}
         if is_unused(path):
-            return Collection.create(path, self.model, self.tokenizer, **options)
-        options["kv_dtype"] = None  # as it was made
+            return Collection.create(path, self.model, self.tokenizer, kv_dtype=self._kv_dtype, **options)
         return Collection.open(path, self.model, self.tokenizer, write=True, verify="manifest", **options)
 
     def _finished(self, reading: ReadingJob) -> None:

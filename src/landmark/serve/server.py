@@ -23,7 +23,7 @@ from landmark.serve.memory import Reckoning
 from landmark.serve.metrics import Metrics
 from landmark.serve.prompts import Prompts
 from landmark.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest
-from landmark.settings import Verification
+from landmark.settings import KvDtype, Verification
 from landmark.store.base import Traffic
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Server:
     """A server without its routes; implements `landmark.serve.reading.Accounts`.
 
     `keys` None lets everybody in, as the user named local. `memory` are the bytes that contexts and answers may take,
-    by default a share of what is free.
+    by default a share of what is free. `options` are keywords of `landmark.Context.open`; blocks of contexts that
+    clients make are kept in `kv_dtype`.
     """
 
     model: "PreTrainedModel"
@@ -69,6 +70,7 @@ class Server:
     limits: Limits = field(default_factory=Limits)
     verify: Verification = "landmarks"
     options: dict[str, Any] = field(default_factory=dict)
+    kv_dtype: KvDtype | None = None
     memory: int | None = None
 
     def __post_init__(self) -> None:
@@ -89,7 +91,7 @@ class Server:
         folder = None if self.data is None else self.data / "contexts"
         opened = self.admission.opened
         self.contexts = Contexts(
-            folder, self.given, self.model, self.tokenizer, self.engine, opened, self.options, self
+            folder, self.given, self.model, self.tokenizer, self.engine, opened, self.options, self.kv_dtype, self
         )
         self.usage = Usage(None if self.data is None else self.data / "usage.json")
         self.prompts = Prompts(self.tokenizer, self.limits.prompt_tokens)
@@ -114,8 +116,7 @@ class Server:
         return 0 if self.contexts.folder is None else bytes_in([self.contexts.folder])
 
     def _open(self, path: Path) -> Context:
-        options: dict[str, Any] = {**self.options, "kv_dtype": None}  # that is for new contexts
-        return Context.open(path, self.model, self.tokenizer, verify=self.verify, **options)
+        return Context.open(path, self.model, self.tokenizer, verify=self.verify, **self.options)
 
     def start(self) -> None:
         """Opens the contexts it was given, takes up jobs, starts the engine; ValueError for what cannot be opened."""
