@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -428,3 +429,37 @@ def test_generation_counts_on_and_a_reset_begins_anew():
 def test_no_threshold():
     with pytest.raises(ValueError, match=r"miss_threshold is 1\.0"):
         landmark.LandmarkCache(sharp_model().config, miss_threshold=1.0)
+
+
+@pytest.mark.parametrize("by", ["forward", "read"])
+def test_two_threads_cannot_read_through_one_cache(by):
+    """Each would lay its tokens out behind those that it saw, and the other's would be lost."""
+    model = converted()
+    cache = landmark.LandmarkCache(model.config)
+    errors = []
+
+    def other(*_):
+        handle.remove()
+        with torch.no_grad(), ThreadPoolExecutor(1) as pool:
+            errors.append(pool.submit(model, input_ids=IDS[:, :1], past_key_values=cache).exception())
+
+    handle = model.get_input_embeddings().register_forward_hook(other)
+    if by == "read":
+        landmark.read(model, IDS[:, :8], cache)
+    else:
+        hidden(model, IDS[:, :8], [], cache)
+    assert isinstance(errors[0], ValueError)
+    assert "another thread reads through this cache: give each a cache.fork()" in str(errors[0])
+    expected = hidden(model, IDS[:, :9], [8])[:, 8:]
+    torch.testing.assert_close(hidden(model, IDS[:, 8:9], [], cache), expected)
+
+
+def test_a_forward_that_failed_leaves_the_cache_to_others():
+    model = converted()
+    cache = landmark.LandmarkCache(model.config)
+    hidden(model, IDS[:, :8], [], cache)
+    with pytest.raises(ValueError, match="ids of the landmark"):
+        model(input_ids=IDS[:, :1] + 10**6, past_key_values=cache)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(hidden, model, IDS[:, 8:9], [], cache).result()
+    torch.testing.assert_close(found, hidden(model, IDS[:, :9], [8])[:, 8:])

@@ -99,6 +99,38 @@ def test_only_layers_of_the_usual_form_are_served(name, changes, is_served, by_t
     assert served(model) == [is_served] * len(model.base_model.layers)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"hidden_act": "quick_gelu"}),
+        ("granite", {"residual_multiplier": 0.97}),
+    ],
+)
+def test_small_weights_and_short_numbers_hide_no_other_form(name, changes, dtype):
+    """Next to the residual what these layers add is small, and so is the difference; with larger weights it is not."""
+    model: Any = landmark.convert(family(name, **changes).to(dtype).eval(), block_size=5, retrieve=2)
+    decoded(model)
+    assert not any(served(model))
+
+
+def test_hidden_states_that_were_asked_for_once_do_not_end_the_loops(by_transformers):
+    """transformers leaves the hooks that recorded them, those of attentions too."""
+    model = converted("llama")
+    with torch.no_grad():
+        states = model(input_ids=IDS, output_hidden_states=True).hidden_states
+    assert len(states) == len(model.base_model.layers) + 1
+    torch.testing.assert_close(decoded(model), by_transformers(model), atol=1e-4, rtol=1e-4)
+    assert all(served(model))
+    hook = model.base_model.layers[1].self_attn.register_forward_hook(lambda *_: None)
+    decoded(model)
+    assert served(model) == [True, False, True]
+    hook.remove()
+    decoded(model)
+    assert all(served(model))
+
+
 def test_weights_that_changed_are_the_ones_read(by_transformers):
     model = converted("llama")
     before = decoded(model)

@@ -1,6 +1,7 @@
 """Work shared among threads: all parts, once each, with the same bits; an error in one of them is raised."""
 
 import os
+import signal
 import threading
 import time
 
@@ -89,6 +90,45 @@ def test_parts_of_python_run_at_the_same_time_without_openmp(without_openmp):
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_who_is_interrupted_waits_for_the_other_parts_without_openmp(error, without_openmp):
     test_who_is_interrupted_waits_for_the_other_parts(error)
+
+
+def test_an_interrupt_that_openmp_lost_is_raised(monkeypatch):
+    """What a signal raises where a thread enters Python, ctypes prints and drops: that thread does nothing."""
+    torch.set_num_threads(2)
+
+    def one_of_two(work, *_):
+        work(None)
+
+    monkeypatch.setattr(parallel, "_parallel", one_of_two)
+    monkeypatch.setattr(parallel, "_threads_in_region", lambda: 2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_parts(lambda *_: None, 5000)
+        monkeypatch.setattr(parallel, "_threads_in_region", lambda: 1)  # OpenMP may give fewer than it is asked for
+        in_parts(lambda *_: None, 5000)
+        monkeypatch.setattr(parallel, "_parallel", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            in_parts(lambda *_: None, 5000)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_signal_waits_for_threads_of_its_own(without_openmp):
+    torch.set_num_threads(2)
+    ended = []
+
+    def work(start, stop):
+        if start == 0:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.2)
+        ended.append(start)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_parts(work, 512)
+        assert len(ended) == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 @compiled

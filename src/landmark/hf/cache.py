@@ -1,7 +1,9 @@
 """`LandmarkCache`: a KV cache with retrieval, in the interface of transformers."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any, Literal, Unpack, get_args
 
 import torch
@@ -73,6 +75,11 @@ class CacheOptions(ReadingChanges, total=False):
     kv_dtype: KvDtype | None
 
 
+# Caches that a thread is reading through, by identity: copies and pickles of one are others.
+_IN_FORWARD: set[int] = set()
+_BEGINNING = Lock()
+
+
 class LandmarkCache(Cache):
     """A KV cache with retrieval: reads any length in bounded memory. Pass it to `forward` or `generate`.
 
@@ -140,7 +147,7 @@ class LandmarkCache(Cache):
         self._columns = Columns(self.chunk_tokens + (self.settings.reading.local_blocks + 1) * self.settings.block_size)
         self._tokens: Tensor | None = None
         self._in_chunk = False
-        self._forwards = self._expected = 0
+        self._forwards = 0
         self._recording = Recording()
         self._rotations: tuple[int, dict[Rope, Rotation]] | None = None
 
@@ -304,13 +311,21 @@ class LandmarkCache(Cache):
                 " what it has not read, to assisted decoding and prompt lookup with past_key_values=cache.fork()",
             )
 
-    def expect_forward(self) -> None:
-        """Marks the beginning of a forward; `was_read` is whether it read one input."""
-        self._expected = self._forwards + 1
+    @contextmanager
+    def in_forward(self) -> Iterator[Callable[[], bool]]:
+        """A forward of a model through this cache; what it gives says whether exactly one input was read since.
 
-    def was_read(self) -> bool:
-        """Whether exactly one input was read since `expect_forward()`."""
-        return self._forwards == self._expected
+        Raises ValueError while another thread is in one.
+        """
+        with _BEGINNING:
+            if id(self) in _IN_FORWARD:
+                raise ValueError("another thread reads through this cache: give each a cache.fork() of its own")
+            _IN_FORWARD.add(id(self))
+        expected = self._forwards + 1
+        try:
+            yield lambda: self._forwards == expected
+        finally:
+            _IN_FORWARD.discard(id(self))
 
     def check_continues(self, input_ids: Tensor) -> None:
         """Raises ValueError unless `input_ids [B, S]` begin with the columns that were read and are longer."""

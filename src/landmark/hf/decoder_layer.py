@@ -8,12 +8,14 @@ once it computes some random tokens both ways. Where the two differ, and where p
 stays that of transformers.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
 from landmark.hf.chunks import ChunkCall
 from landmark.hf.in_front import put_in_front, reduced
@@ -21,7 +23,7 @@ from landmark.hf.int8 import Int8Linear
 from landmark.hf.joined import JoinedCall
 from landmark.hf.linear import FewRowsLinear
 from landmark.hf.rope import close
-from landmark.hf.unchanged import GLOBAL_HOOKS, Unchanged, hooks_of
+from landmark.hf.unchanged import GLOBAL_HOOKS, Unchanged, has_hooks
 from landmark.memory.decode import FewTokens
 from landmark.ops.few_rows import behind_attention, pieces_of, project, serves_rows, weights_of
 from landmark.ops.numba_loops import as_array
@@ -33,6 +35,7 @@ _PARTS = {
     "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
     "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
 }
+_SILU = (nn.SiLU, SiLUActivation)
 _EPS = ("variance_epsilon", "eps")  # names of the number that norms add, by family
 _UNKNOWN: Any = object()
 _NOISE = 0.01  # of the tokens that are computed both ways: next to it the number that norms add shows
@@ -71,7 +74,8 @@ def _has_parts(layer: nn.Module) -> bool:
         module: Any = getattr(layer, name, None) if name else layer
         if not isinstance(module, nn.Module) or {part for part, _ in module.named_children()} != parts:
             return False
-    return all(_is_norm(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm))
+    norms = layer.input_layernorm, layer.post_attention_layernorm
+    return type(layer.mlp.act_fn) in _SILU and all(map(_is_norm, norms))
 
 
 def _is_norm(module: Any) -> bool:
@@ -174,21 +178,26 @@ def _parts(layer: Any) -> list[Any]:
 
 
 def _is_changed(module: nn.Module) -> bool:
-    """Whether a module does more than its class: by hooks, but for that of conversion, or by a forward of its own."""
-    return any(hooks_of(module)) or "forward" in vars(module)
+    """Whether a module does more than its class: by hooks, see `has_hooks`, or by a forward of its own."""
+    return has_hooks(module) or "forward" in vars(module)
 
 
 def _checked(layer: Any, hidden: Tensor, args: tuple, options: dict[str, Any]) -> _Loops | None:
-    """The loops of `layer`, None unless they give what the layer gives for random tokens of the shape of `hidden`."""
-    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden.dtype) * _NOISE
-    plain, ours, original = _Recorder(len(hidden)), _Recorder(len(hidden)), super(FewTokensMixin, layer)
+    """The loops of `layer`, None unless they give what the layer gives for random tokens of the shape of `hidden`.
+
+    That is found out in float32, by a copy: the rounding of 16 bits would hide other forms.
+    """
+    like = layer if hidden.dtype == torch.float32 else deepcopy(layer).float()
+    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)) * _NOISE
+    plain, ours, original = _Recorder(len(hidden)), _Recorder(len(hidden)), super(FewTokensMixin, like)
     expected = original.forward(noise, *args, **options | {"landmark_call": plain})  # type: ignore[attr-defined]
     if not isinstance(expected, Tensor) or len(plain.asked) != 1:
         return None
     query, _, value, scoring = plain.asked[0]
     if scoring.sinks is not None or query.shape[-1] != value.shape[-1]:
         return None
-    loops = _Loops(layer, scoring, query.shape[-1])
-    found = loops.forward(noise, ours)
+    found = _Loops(like, scoring, query.shape[-1]).forward(noise, ours)
     pairs = zip((found, *ours.asked[0][:3]), (expected, *plain.asked[0][:3]), strict=True)
-    return loops if all(close(one, other) for one, other in pairs) else None
+    if not all(close(one, other) for one, other in pairs):
+        return None
+    return _Loops(layer, scoring, query.shape[-1])

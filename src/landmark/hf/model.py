@@ -6,7 +6,7 @@ resizing see ordinary tokens only. A row inside the vocabulary may serve instead
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
@@ -53,15 +53,15 @@ class LandmarkMixin:
         hook_head(model)
         options = rename_cache_argument(model, options)
         caches = [value for value in (*args, *options.values()) if isinstance(value, LandmarkCache)]
-        for one in caches:
-            one.expect_forward()
-        output = super().forward(*args, **options)  # type: ignore[misc]
-        for one in caches:
-            if not one.was_read():
-                name = type(model).__name__
-                raise UnsupportedRelease(f"{name} read nothing through the cache it was given, or more than once")
-            if not one.settings.reading.allow_nonfinite:
-                check_logits(_logits_of(output))
+        with ExitStack() as forwards:
+            was_read = [forwards.enter_context(one.in_forward()) for one in caches]
+            output = super().forward(*args, **options)  # type: ignore[misc]
+            for one, is_read in zip(caches, was_read, strict=True):
+                if not is_read():
+                    name = type(model).__name__
+                    raise UnsupportedRelease(f"{name} read nothing through the cache it was given, or more than once")
+                if not one.settings.reading.allow_nonfinite:
+                    check_logits(_logits_of(output))
         return _finite_losses(model, output)
 
     def resize_token_embeddings(

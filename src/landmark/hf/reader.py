@@ -61,7 +61,8 @@ def read(
             " numbers to LandmarkCache(chunk_size=...), which checks whether they fit the trained range"
         )
     for chunk in chunks(ids, lambda: min(longest, cache.next_chunk)):
-        model.base_model(input_ids=chunk.to(model.device), **cache_kwargs(model.base_model, cache))
+        with cache.in_forward():
+            model.base_model(input_ids=chunk.to(model.device), **cache_kwargs(model.base_model, cache))
         if progress is not None:
             progress(chunk.shape[1])
     return cache

@@ -12,6 +12,7 @@ from landmark.hf.hooks import attention_pre_hook
 _FORWARD = attrgetter("forward")
 # Hooks of all modules of the process: what calls fewer modules would call fewer of them.
 GLOBAL_HOOKS: list[Any] = [torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks]
+_RECORDING = "transformers.utils.output_capturing"
 
 
 class Unchanged:
@@ -37,17 +38,20 @@ class Unchanged:
         self._modules = modules
         self._behind = [kind for kind in type(root).__mro__ if "forward" in vars(kind)]  # one may have another in front
         self._forwards = self._called()
-        self._empty = [hooks for module in modules for hooks in hooks_of(module)] + GLOBAL_HOOKS
-        self._single = [module._forward_pre_hooks for module in modules if _has_ours(module)]
+        self._hooked = any(map(has_hooks, modules))
+        others = [module for module in modules if not _attends(module)]
+        self._empty = [hooks for module in others for hooks in _hooks_of(module)] + GLOBAL_HOOKS
+        self._hooks = [hooks for module in modules if _attends(module) for hooks in _hooks_of(module)]
+        self._numbers = list(map(list, self._hooks))  # of hooks: PyTorch gives none twice
         self._contents = [vars(module) for module in modules]
 
     def current(self) -> bool:
-        """Whether that is so, and no part but `root` has a hook, other than that of conversion, or its own forward."""
+        """Whether that is so, and no part but `root` has hooks, as `has_hooks` counts them, or a forward of its own."""
         # Every layer of every step asks: loops of C alone.
         if not all(map(is_, map(dict.get, self._owners, self._names), self._values)):
             return False
         moved = self._lying() != self._lie or self._called() != self._forwards
-        hooked = any(self._empty) or max(map(len, self._single), default=0) > 1
+        hooked = self._hooked or any(self._empty) or list(map(list, self._hooks)) != self._numbers
         return not (moved or hooked or any(map(dict.__contains__, self._contents, repeat("forward"))))
 
     def _called(self) -> list[Any]:
@@ -63,11 +67,21 @@ class Unchanged:
         ]
 
 
-def hooks_of(module: nn.Module) -> list[Any]:
-    """What holds the hooks of a module, all empty where it has none but that of conversion."""
-    return [module._forward_hooks] if _has_ours(module) else [module._forward_hooks, module._forward_pre_hooks]
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has a hook other than that of conversion and those with which transformers records attentions.
+
+    The latter stay once hidden states were asked for, and attentions can never be: conversion refuses that.
+    """
+    if not _attends(module):
+        return any(_hooks_of(module))
+    return any(getattr(hook, "__module__", None) != _RECORDING for hook in module._forward_hooks.values())
 
 
-def _has_ours(module: nn.Module) -> bool:
-    """Whether the one hook before a module is that of conversion."""
+def _hooks_of(module: nn.Module) -> list[Any]:
+    """What holds the hooks of a module."""
+    return [module._forward_hooks, module._forward_pre_hooks]
+
+
+def _attends(module: nn.Module) -> bool:
+    """Whether the one hook before a module is that of conversion, as it is before attention."""
     return list(module._forward_pre_hooks.values()) == [attention_pre_hook]

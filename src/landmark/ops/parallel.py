@@ -8,8 +8,8 @@ as it may on macOS, and in forked processes, `in_parts` starts threads of its ow
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -30,6 +30,7 @@ _INDEX, _INT, _POINTER = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointe
 _PARALLEL, _ALL = "GOMP_parallel", 0
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _parallel: Any = getattr(ctypes.CDLL(None), _PARALLEL, None)  # torch has loaded it
+_threads_in_region: Any = getattr(ctypes.CDLL(None), "omp_get_num_threads", None)
 if _parallel is not None:
     _parallel.argtypes, _parallel.restype = (_WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
 # Compiled code finds it by this name. Where there is none it is never called.
@@ -57,21 +58,47 @@ def in_parts(work: Callable[[int, int], None], count: int, size: float = 1) -> N
         return
     spans = iter([(count * part // parts, count * (part + 1) // parts) for part in range(parts)])
     errors: list[BaseException] = []
+    ended: list[int] = []
 
-    def take(_: Any) -> None:
+    def take(_: Any = None) -> None:
         try:
             for span in spans:
                 work(*span)
+            ended.append(_team_size())
         except BaseException as error:  # OpenMP's caller would lose it
             errors.append(error)
 
     if _parallel is not None:
         _parallel(_WORK(take), None, team, 0)
+        # What a signal raises before `take` can keep it is lost: then fewer threads came to the end than there were.
+        if not errors and len(ended) < max(ended, default=1):
+            raise KeyboardInterrupt
     else:
-        with ThreadPoolExecutor(team) as pool:
-            pool.map(take, range(team))
+        _in_own_threads(take, team)
     if errors:
         raise errors[0]
+
+
+def _team_size() -> int:
+    """Threads of the region that calls it; OpenMP may give fewer than it was asked for."""
+    return 1 if _threads_in_region is None else _threads_in_region()
+
+
+def _in_own_threads(take: Callable[[], None], team: int) -> None:
+    """Calls `take` in so many new threads, and waits for all that started, also when it is interrupted."""
+    threads = [threading.Thread(target=take) for _ in range(team)]
+    try:
+        for thread in threads:
+            thread.start()
+    finally:
+        interrupted: BaseException | None = None
+        while started := [thread for thread in threads if thread.is_alive()]:
+            try:
+                started[0].join()
+            except BaseException as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
 
 def parts_of(pieces: int) -> int:
