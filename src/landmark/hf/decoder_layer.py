@@ -68,7 +68,7 @@ def serve_few_tokens(base: nn.Module) -> None:
             put_in_front(FewTokensMixin, module)
 
 
-def _has_parts(layer: nn.Module) -> bool:
+def _has_parts(layer: Any) -> bool:
     """Whether a module has the parts of a decoder layer of the usual form, and no others."""
     for name, parts in _PARTS.items():
         module: Any = getattr(layer, name, None) if name else layer
