@@ -68,7 +68,7 @@ def test_int8_blocks_of_a_server_are_for_the_contexts_of_its_clients(context, mo
     monkeypatch.setattr("landmark.serve.server.Server", lambda *arguments: arguments)
     options = ServeOptions(contexts=(context,), model=model_folder, blocks=MemoryOptions(kv_dtype="int8"))
     assert _server(replace(options, data=tmp_path / "data"), None)
-    with pytest.raises(ValueError, match="keeps its blocks in float32: leave kv_dtype out"):
+    with pytest.raises(ValueError, match="kv_dtype is for contexts that clients make: give --data too"):
         _server(options, None)
 
 

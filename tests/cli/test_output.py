@@ -1,12 +1,14 @@
 """What commands print of names, paths, messages and texts that anyone may have written."""
 
 import json
+import sys
 import warnings
 
+import numba
 import pytest
 
 from landmark.cli import main as cli
-from landmark.cli.output import counted, prepare, print_escaped, print_table, printable, size_text
+from landmark.cli.output import announce_compiling, counted, prepare, print_escaped, print_table, printable, size_text
 
 EVIL = "\x1b]0;owned\x07\x1b[2Jbook\r\n\u202etxt\u2066\x9b31m\udcff"
 SAFE = r"\x1b]0;owned\x07\x1b[2Jbook\r\n\u202etxt\u2066\x9b31m\udcff"
@@ -85,3 +87,15 @@ def test_json_has_every_character_as_it_is(evil, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["path"] == str(evil)
     assert found["documents"][0]["name"] == EVIL.replace("\udcff", "")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_hears_once_that_loops_are_compiled(is_terminal, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    announce_compiling.cache_clear()
+    announce_compiling()
+    announce_compiling()
+    loop = numba.njit(lambda x: x + 1)
+    loop(1)
+    loop(1.5)
+    assert capsys.readouterr().err.count("compiling loops for this processor") == is_terminal

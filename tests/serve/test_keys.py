@@ -258,11 +258,6 @@ def test_contexts_of_two_models_are_refused_before_one_is_loaded(reader, library
     assert "missing" in capsys.readouterr().err
 
 
-def test_a_number_type_for_contexts_that_nobody_can_make_is_refused(library, capsys):
-    assert main(["serve", str(library), "--kv-dtype", "int8", "--port", "0"]) == 2
-    assert "kv_dtype is for contexts that clients make: give --data too" in capsys.readouterr().err
-
-
 def test_figures_are_made_beside_the_loop_of_the_server(guarded, monkeypatch):
     one, clients = guarded
     threads = []

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from landmark.cli.output import bytes_done, print_escaped
+from landmark.cli.output import announce_compiling, bytes_done, print_escaped
 from landmark.limits import LARGEST, Limit
 from landmark.settings import KvDtype, Verification
 from landmark.urls import shown
@@ -157,6 +157,7 @@ def load(
     if context is not None:
         check_model(context, config, tokenizer)
         numbers = numbers.of_context(context)
+    announce_compiling()
     return files.model(tokenizer, **numbers.keywords()), tokenizer
 
 

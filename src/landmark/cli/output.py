@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,25 @@ def print_sources(sources: Iterable[dict[str, Any]]) -> None:
 def print_unread(tokens: int, context: Path) -> None:
     """Says that a context has tokens that were not read, and what reads them."""
     print_escaped(f"{counted(tokens, 'token')} more not read yet: run landmark append {context}", to_stderr=True)
+
+
+@cache
+def announce_compiling() -> None:
+    """From now on a terminal hears, once, that loops are compiled: the first use on a machine waits for that."""
+    from numba.core import event
+
+    class Notice(event.Listener):
+        def on_start(self, event: Any) -> None:
+            if not said:
+                said.append(True)
+                print_escaped("compiling loops for this processor: once on a machine, half a minute", to_stderr=True)
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    said: list[bool] = []
+    if sys.stderr.isatty():
+        event.register("numba:compile", Notice())
 
 
 # Tables.
