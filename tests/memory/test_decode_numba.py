@@ -8,6 +8,7 @@ from memory_cases import DIM, layer_memory, rotation, working_on
 
 from landmark.memory import LayerMemory
 from landmark.memory.blocks import BlockMemory
+from landmark.memory.decode import serves_few
 from landmark.ops.scoring import Scoring, working_dtype
 
 STRIDE = 4
@@ -94,3 +95,11 @@ def test_a_plain_step_is_one_call(monkeypatch, dtype):
     monkeypatch.setattr(BlockMemory, "attend", lambda *_: pytest.fail("read block by block"))
     for _ in range(2 * STRIDE):
         assert read(1).isfinite().all()
+
+
+def test_programs_that_are_compiled_by_torch_keep_to_its_operations():
+    """It cannot follow the arrays of these loops."""
+    query = torch.randn(1, 2, 1, 4)
+    with torch.no_grad():
+        assert serves_few(query)
+        assert not torch.compile(serves_few, backend="eager")(query)

@@ -57,7 +57,7 @@ class FewTokens(NamedTuple):
 def serves_few(*tensors: Tensor) -> bool:
     """Whether the loops serve `tensors`, the first of them [B,H,T,D]: few queries on a CPU, in one dtype."""
     first = tensors[0]
-    if first.shape[2] > FEW_QUERIES or first.dtype not in FLOATS:
+    if torch.compiler.is_compiling() or first.shape[2] > FEW_QUERIES or first.dtype not in FLOATS:
         return False
     return all(x.device.type == "cpu" and x.dtype == first.dtype for x in tensors)
 
