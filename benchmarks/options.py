@@ -316,10 +316,10 @@ class TierInt8Options(RowOptions):
 class WeightsOptions(RowOptions):
     """Weights in 8 and 4 bits: products with one row by the loops of this package and by PyTorch, and perplexity."""
 
-    model: str
-    """GGUF file or folder of the model that the adapter belongs to."""
+    model: Annotated[Positional[Path], arg(metavar="MODEL.gguf")]
+    """GGUF file of the model that the adapter belongs to."""
     adapter: Path | None = None
-    """Its adapter; default: the one in the package."""
+    """Adapter that `landmark train` wrote; default: the one in the package."""
     rounds: FromOne = 31
     """Measured rounds of products; in each, every kind of weights is multiplied once."""
     texts: tuple[Path, ...] = ()

@@ -19,7 +19,7 @@ from benchmarks.weights import GROUP, in_4_bits
 
 def test_rows_of_products_and_of_perplexity(files, capsys):
     model, adapter, text = files[1], files[3], files[7]
-    arguments = ["weights", "--model", model, "--adapter", adapter, "--texts", text, "--length", "9", "--windows", "2"]
+    arguments = ["weights", model, "--adapter", adapter, "--texts", text, "--length", "9", "--windows", "2"]
     assert BENCHMARKS.main([*arguments, "--rounds", "1", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     products, texts = [row for row in rows if "us" in row], [row for row in rows if "perplexity" in row]

@@ -62,6 +62,7 @@ NEEDED = {
     (LANDMARK, "eval perplexity"): ["--texts", "no.txt"],
     (LANDMARK, "eval retrieval"): ["--texts", "no.txt"],
     (BENCHMARKS, "laptop"): ["no.gguf"],
+    (BENCHMARKS, "weights"): ["no.gguf"],
     (BENCHMARKS, "long-context read"): ["no"],
     (BENCHMARKS, "long-context ask"): ["no"],
     (BENCHMARKS, "long-context decode"): ["no"],
