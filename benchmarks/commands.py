@@ -266,6 +266,13 @@ def _shape(row: Row) -> str:
 # Benchmarks that print row after row.
 
 
+def run_weights(options: WeightsOptions) -> int:
+    """Weights in 8 and 4 bits."""
+    from benchmarks import weights
+
+    return _print_rows(options, weights.run(options))
+
+
 def run_tiers_read(options: TierReadOptions) -> int:
     """Reading and decoding within budgets."""
     from benchmarks import tiers
@@ -285,13 +292,6 @@ def run_tiers_int8(options: TierInt8Options) -> int:
     from benchmarks import int8_blocks
 
     return _print_rows(options, int8_blocks.run(options))
-
-
-def run_weights(options: WeightsOptions) -> int:
-    """Weights in 8 and 4 bits."""
-    from benchmarks import weights
-
-    return _print_rows(options, weights.run(options))
 
 
 def run_tiers_overlap(options: TierOverlapOptions) -> int:

@@ -88,18 +88,18 @@ def _perplexity(
     """Perplexity of both, and the paired difference in nats a token with 1.96 standard errors over windows."""
     documents = [encode(tokenizer, read_text(path)).ids.numpy() for path in options.texts or (book_path(),)]
     windows = perplexity.cut_windows(documents, options.length, options.windows)
-    scored = [perplexity.score(model, windows, perplexity.Setting(one, options.length)) for one in readings]
-    mean, error = perplexity.mean_and_error(scored[1].nll - scored[0].nll)
-    as_it_is, int8 = (float(np.exp(np.nanmean(one.nll))) for one in scored)
+    as_it_is, int8 = (perplexity.score(model, windows, perplexity.Setting(one, options.length)) for one in readings)
+    figures = perplexity.paired(int8, as_it_is)
+    error = figures["difference_se"]
     return {
-        "windows": len(windows),
+        "windows": figures["windows"],
         "length": options.length,
-        "as_it_is_perplexity": round(as_it_is, 4),
-        "int8_perplexity": round(int8, 4),
-        "difference_nats": round(mean, 6),
+        "as_it_is_perplexity": round(figures["against_perplexity"], 4),
+        "int8_perplexity": round(figures["perplexity"], 4),
+        "difference_nats": round(figures["difference"], 6),
         "difference_interval": None if error is None else round(1.96 * error, 6),
-        "as_it_is_seconds": round(scored[0].seconds, 1),
-        "int8_seconds": round(scored[1].seconds, 1),
+        "as_it_is_seconds": round(as_it_is.seconds, 1),
+        "int8_seconds": round(int8.seconds, 1),
     }
 
 

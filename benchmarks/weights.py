@@ -9,7 +9,6 @@ with a scale each, the largest number of a group being -8 times its scale; the h
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -111,13 +110,14 @@ def _on_text(model: PreTrainedModel, options: WeightsOptions) -> Iterator[Row]:
     whole = perplexity.score(model, windows, setting)
     for name, bits, head_bits in (("8 bits", 8, 8), ("4 bits, the head in 8", 4, 8), ("4 bits", 4, 4)):
         found = perplexity.score(_rounded(model, bits, head_bits), windows, setting)
-        mean, error = perplexity.mean_and_error(found.nll - whole.nll)
+        figures = perplexity.paired(found, whole)
+        error = figures["difference_se"]
         yield {
             "weights": name,
-            "windows": len(windows),
+            "windows": figures["windows"],
             "length": options.length,
-            "perplexity": round(float(np.exp(np.nanmean(found.nll))), 4),
-            "perplexity_of_float32": round(float(np.exp(np.nanmean(whole.nll))), 4),
-            "difference_nats": round(mean, 6),
+            "perplexity": round(figures["perplexity"], 4),
+            "perplexity_of_float32": round(figures["against_perplexity"], 4),
+            "difference_nats": round(figures["difference"], 6),
             "difference_interval": None if error is None else round(1.96 * error, 6),
         }
