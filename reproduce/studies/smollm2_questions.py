@@ -3,7 +3,8 @@
 The converted model reads the book once, into a context, and answers every question from there. The baselines are the
 model before conversion with full attention: given the passages that BM25 finds, given the right passage alone (what
 reading can reach), and given nothing (what it knows by heart). Two controls tell reading from retrieval: the converted
-model with the right passage alone, and with the book but no block opened.
+model with the right passage alone, and with the book but no block opened. Beside them it reads again, in front of each
+question, the blocks that its landmarks rank highest.
 """
 
 import json
@@ -20,6 +21,7 @@ from torch import Tensor
 from landmark.assets import book_path
 from landmark.cli.output import print_escaped, print_table, tokens_read
 from landmark.contexts.context import Context
+from landmark.contexts.documents import Source
 from landmark.contexts.folder import is_unused
 from landmark.data.chat import ChatFormat
 from landmark.data.text import read_text
@@ -28,6 +30,7 @@ from landmark.evaluation.samples import share_interval
 from landmark.evaluation.tasks import Draft, Hidden, Prompt, Task
 from landmark.hf import LandmarkCache
 from landmark.hf.reader import answer
+from landmark.hf.rereading import Rereading, in_text_order
 from landmark.hf.tokenizer import EncodedText, encode
 from reproduce.studies.lord_jim import Question, questions
 from reproduce.studies.options import QuestionsOptions
@@ -40,7 +43,7 @@ LONGEST = 40  # tokens of an answer
 WINDOW = 2048  # tokens that the original sees with passages, its answer included
 BLOCK = 63  # tokens by which the book is cut for BM25, whose passages have three such blocks
 TASK = Task("lord_jim", lambda reply, draft: 0.0, LONGEST)  # for `Passages`, which scores nothing
-SHOWN = 5  # opened blocks, as `landmark ask` shows them
+SHOWN = 5  # opened blocks, as `landmark ask` shows them, and blocks that are read again
 COLUMNS = ("answered_by", "right", "of", "low", "high", "named", "plain", "two", "none", "found")
 
 
@@ -106,7 +109,8 @@ Way = Callable[[Question], tuple[str, bool | None]]
 class Answering:
     """The ways to answer a question. Each gives the answer, and whether the stating passage was found, None if given.
 
-    Found is, through landmarks, a place among the first `SHOWN` opened blocks, and by BM25 one in the prompt.
+    Found is, through landmarks, a place among the first `SHOWN` opened blocks or among those that are read again, and by
+    BM25 one in the prompt.
     """
 
     def __init__(self, pair: Pair, book: EncodedText, folder: Path) -> None:
@@ -115,11 +119,13 @@ class Answering:
         self.chat = ChatFormat.of(pair.tokenizer)
         self.context = Context.open(folder, pair.converted, pair.tokenizer)
         self.unretrieved = Context.open(folder, pair.converted, pair.tokenizer, retrieve=0)
+        self.rereading: Rereading | None = None
 
     def ways(self) -> dict[str, Way]:
         """All ways, by name."""
         return {
             "landmark": partial(self._from_context, self.context),
+            "landmark, 5 blocks again": self._rereading,
             "landmark, nothing opened": partial(self._from_context, self.unretrieved),
             "landmark, right passage": partial(self._from_passage, converted=True),
             "original, bm25": self._from_search,
@@ -131,10 +137,17 @@ class Answering:
         branch = context.cache.fork()
         branch.start_trace()
         reply = answer(self.pair.converted, self._question(question, LEAD), branch, max_new_tokens=LONGEST)
-        shown = context.passages(context.ranked(branch.trace()), SHOWN)
-        start, stop = (len(INTRODUCTION) + place for place in (question.offsets[-1], question.ends))
-        found = any(s.document == "book" and s.first < stop and start < s.last for s in shown)
-        return self._text(reply), found
+        return self._text(reply), _states(context.passages(context.ranked(branch.trace()), SHOWN), question)
+
+    def _rereading(self, question: Question) -> tuple[str, bool]:
+        if self.rereading is None:
+            self.rereading = Rereading(self.pair.converted, self.pair.tokenizer, self.context.cache)
+        best = in_text_order(self.rereading.spans(question.question)[:SHOWN])
+        shown = self.context.passages(best, SHOWN)
+        again = "".join(f"\n\n{source.text.strip()}" for source in shown if source.document == "book")
+        ids = torch.cat((encode(self.pair.tokenizer, again, continues=True).ids, self._question(question, LEAD)))
+        reply = answer(self.pair.converted, ids, self.context.cache.fork(), max_new_tokens=LONGEST)
+        return self._text(reply), _states(shown, question)
 
     def _from_passage(self, question: Question, *, converted: bool) -> tuple[str, None]:
         ids = torch.cat((self._prompt(question.passage(self.book.text)), self._question(question, LEAD)))
@@ -168,6 +181,12 @@ class Answering:
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.pair.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+def _states(shown: Sequence[Source], question: Question) -> bool:
+    """Whether one of the passages is of the last quote that answers the question."""
+    start, stop = (len(INTRODUCTION) + place for place in (question.offsets[-1], question.ends))
+    return any(source.document == "book" and source.first < stop and start < source.last for source in shown)
 
 
 def figures(name: str, asked: Sequence[Question], records: Records) -> dict[str, Any]:

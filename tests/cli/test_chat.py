@@ -54,6 +54,44 @@ def test_questions_are_answered_in_one_conversation_and_sources_named(chat, file
     assert f"{first['document']}, characters {first['first']}:{first['last']}, block {first['block']}" in output
 
 
+def test_blocks_are_read_again_where_their_heads_are_known(chat, files, tmp_path, monkeypatch):
+    asked, heads = ["--question", "where is jim ?", "--json", "--sources", "3"], tmp_path / "heads.json"
+    chosen = landmark.RetrievalHeads(((1, 0),))
+    chosen.save(heads)
+
+    def reread(*arguments):
+        (answer,) = objects(chat(*files, *asked, *arguments))
+        return answer["tokens_read"], len({source["block"] for source in answer["sources"] if source["reread"]})
+
+    plain, none = reread()
+    assert none == 0, "nobody knows which heads of this model rank"
+    assert reread("--heads", str(heads), "--reread", "0") == (plain, 0)
+    more, two = reread("--heads", str(heads), "--reread", "2")
+    assert (more > plain, two) == (True, 2)
+    most, shown = reread("--heads", str(heads))
+    assert (most > more, shown) == (True, 3), "five, of which three are shown"
+    monkeypatch.setattr(landmark.RetrievalHeads, "known", classmethod(lambda cls, config: chosen))
+    assert reread() == (most, 3)
+    assert reread("--retrieve", "0")[1] == 0
+    output = chat(*files, "--question", "where is jim ?", "--sources", "1")
+    assert output.count(", read again\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--reread", "2"], "no heads are known"),
+        (["--reread", "-1"], "reread is -1: give 0 or more"),
+        (["--reread", "900"], "reread is 900: give at most"),
+        (["--heads", "/nonexistent"], "which cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_again(chat_folder, files, capsys, arguments, said):
+    assert cli.main(["chat", *files, "--model", str(chat_folder), "--question", "?", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
 def test_lines_of_standard_input_are_questions_and_commands(chat, files, monkeypatch):
     lines = f"where is jim ?\n\n/sources\n/read {files[1]}\nand the keys ?\n/sources\n/quit\nnever asked\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))

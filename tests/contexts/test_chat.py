@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 import landmark
 from landmark import Chat, Context, LandmarkCache
+from landmark.hf.rereading import Rereading
 
 BOOK = "it was a calm sea and jim looked at the ships for a long while . " * 6
 NOTE = "keys and ships 0123456789 . he spoke of it . " * 4
@@ -199,3 +200,72 @@ def test_sources_do_not_depend_on_whether_earlier_ones_were_asked_for(model, tok
         chat.ask("where is jim ?", max_new_tokens=3, sources=sources)
     found = [chat.ask("and the keys ?", max_new_tokens=3, sources=9).sources for chat in chats]
     assert found[0] == found[1] != []
+
+
+# Reading again.
+
+HEADS = landmark.RetrievalHeads(((1, 0), (1, 3)))
+
+
+def test_the_best_blocks_of_documents_stand_in_front_of_the_question(model, tokenizer, fed, monkeypatch):
+    ranked = Rereading.spans
+    monkeypatch.setattr(Rereading, "spans", lambda self, question: found.extend(ranked(self, question)) or found)
+    chat, found = Chat(model, tokenizer, heads=HEADS), []
+    chat.read(BOOK, "book")
+    chat.ask("where is jim ?", max_new_tokens=2, sources=0)  # the conversation is not read again
+    chat.read(NOTE, "note")
+    fed.clear()
+    answer = chat.ask("and the keys ?", max_new_tokens=2, reread=3, sources=9)
+    again = [source for source in answer.sources if source.reread]
+    assert answer.sources[: len(again)] == again, "they come first"
+    of_documents = [span.block for span in found if span.block in {source.block for source in again}]
+    assert list(dict.fromkeys(source.block for source in again)) == of_documents[:3] != sorted(of_documents[:3])
+    message = tokenizer.decode(fed)
+    for source in again:
+        assert source.text in (BOOK if source.document == "book" else NOTE)
+        assert source.text.strip() in message
+    assert message.count("and the keys ?") == 2, "once to search, once to be answered"
+
+
+def test_reading_again_does_not_disturb_the_memory(model, tokenizer, tmp_path):
+    """The same question with and without: what was read of documents is the same, and so are later answers."""
+    with Context.create(tmp_path / "context", model, tokenizer) as context:
+        context.append(BOOK, "book")
+    context = Context.open(tmp_path / "context", model, tokenizer)
+    plain, again = Chat.about(context), Chat.about(context, heads=HEADS)
+    answer = again.ask("where is jim ?", max_new_tokens=3, reread=2, sources=9)
+    blocks = {source.block for source in answer.sources if source.reread}
+    assert len(blocks) == 2
+    # A chat whose question has these passages in it is the same conversation.
+    texts = again._texts_of([span for span in again._rereading.spans("where is jim ?") if span.block in blocks])
+    assert plain.ask(texts + "where is jim ?", max_new_tokens=3, sources=0).ids == answer.ids
+    assert torch.equal(next_logits(model, plain.cache), next_logits(model, again.cache))
+
+
+def test_a_search_that_was_interrupted_is_begun_anew(model, tokenizer, monkeypatch):
+    chats = [Chat(model, tokenizer, heads=HEADS) for _ in range(2)]
+    for chat in chats:
+        chat.read(BOOK, "book")
+
+    def interrupted(self, question):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rereading, "spans", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            chats[0].ask("where is jim ?", reread=2)
+    answers = [chat.ask("where is jim ?", max_new_tokens=3, reread=2) for chat in chats]
+    assert answers[0].ids == answers[1].ids
+    assert answers[0].sources == answers[1].sources != []
+
+
+def test_reading_again_refuses_what_it_cannot_do(model, tokenizer):
+    with pytest.raises(ValueError, match="layer 9 has no head"):
+        Chat(model, tokenizer, heads=landmark.RetrievalHeads(((9, 0),)))
+    chat = Chat(model, tokenizer)
+    assert chat.ask("where is jim ?", max_new_tokens=2, reread=2).sources == [], "there is nothing to read again"
+    chat.read(BOOK, "book")
+    for reread, said in ((-1, "reread is -1"), (10**6, "give at most"), (2, "no heads are known")):
+        with pytest.raises(ValueError, match=said):
+            chat.ask("where is jim ?", reread=reread)
+    chat.ask("where is jim ?", max_new_tokens=2)  # and the conversation goes on

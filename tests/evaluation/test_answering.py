@@ -1,6 +1,7 @@
 """Ways to attend, against forwards over the whole prompt."""
 
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -15,8 +16,12 @@ from landmark.evaluation.bm25 import Passages
 from landmark.evaluation.recall import NAMES, recall
 from landmark.evaluation.tasks import Draft, Hidden, Prompt, Prompts, Task
 from landmark.hf.plain import stretched
+from landmark.hf.rereading import Rereading
+from landmark.hf.retrieval_heads import RetrievalHeads
+from landmark.hf.trace import Span
 from landmark.readers.sinks import Sinks
 
+HEADS = RetrievalHeads(((1, 2),))
 SHAPE = {
     "vocab_size": 258,
     "hidden_size": 32,
@@ -47,6 +52,14 @@ def converted(plain):
     return landmark.convert(copy.deepcopy(plain), block_size=15, retrieve=3)
 
 
+TASK = Task("anything", lambda reply, draft: 0.0, 6)
+
+
+def asked(question: torch.Tensor, query: str = "") -> Prompt:
+    """A question after all of `IDS` but the last nine, of which the first five are the template's."""
+    return Prompt(TASK, Draft(Hidden(()), "", (), query=query), 0.0, IDS[:-9], question, range(5, len(IDS) - 9))
+
+
 def greedy(logits_of, ids: torch.Tensor, count: int) -> list[int]:
     """Decoding that begins anew for each token."""
     for _ in range(count):
@@ -58,10 +71,10 @@ def greedy(logits_of, ids: torch.Tensor, count: int) -> list[int]:
 def answered(model, attention, **options) -> list[int]:
     attending = Attending.of(model.config, attention, **options)
     seen: list[int] = []
-    answer = attending.of_length(copy.deepcopy(model), len(IDS))(IDS[:-9], seen.append)
+    answer = attending.of_length(copy.deepcopy(model), chat_tokenizer(), len(IDS))(IDS[:-9], seen.append)
     assert sum(seen) == len(IDS) - 9
-    answer(IDS[100:140], 3)  # another question changes nothing
-    return answer(IDS[-9:], 6)
+    answer(asked(IDS[100:140], "something else"))  # another question changes nothing
+    return answer(asked(IDS[-9:], "this"))
 
 
 def test_full_attention_in_chunks_is_that_of_one_forward(plain):
@@ -80,8 +93,8 @@ def test_without_retrieval_only_the_local_window_is_read(converted):
     changed = IDS.clone()
     changed[:100] = 5
     attending = Attending.of(converted.config, "none", chunk_size=30)
-    read = attending.of_length(converted, 700)
-    one, other = (read(ids[:-9], lambda n: None)(ids[-9:], 6) for ids in (IDS, changed))
+    read = attending.of_length(converted, chat_tokenizer(), 700)
+    one, other = (read(ids[:-9], lambda n: None)(asked(ids[-9:])) for ids in (IDS, changed))
     assert one == other
 
 
@@ -137,6 +150,42 @@ def test_what_a_converted_model_cannot_do(converted):
     with pytest.raises(ValueError, match="leaves the trained range"):
         Attending.of(converted.config, "full").check_length(converted.config, 2048)
     Attending.of(converted.config, "full").check_length(converted.config, 1000)
+
+
+def test_blocks_are_read_again_in_text_order_in_front_of_the_question(converted, monkeypatch):
+    last = (len(IDS) - 9) // 15
+    ranked = [Span(block, 15 * block, min(15 * block + 15, len(IDS) - 9), 1.0) for block in (last, 7, 0, 8, 3)]
+    queries = []
+    monkeypatch.setattr(Rereading, "spans", lambda self, query: queries.append(query) or ranked)
+    gap = chat_tokenizer()("\n\n")["input_ids"]
+    again = [gap, IDS[5:15].tolist(), gap, IDS[105:135].tolist(), gap, IDS[15 * last : -9].tolist()]
+    question = torch.tensor([*itertools.chain(*again), *IDS[-9:].tolist()])
+    answer = Attending.of(converted.config).of_length(converted, chat_tokenizer(), len(IDS))(IDS[:-9], lambda n: None)
+    assert answered(converted, "landmark", reread=4, heads=HEADS) == answer(asked(question))
+    assert queries == ["something else", "this"]
+    assert answered(converted, "landmark") != answer(asked(question))
+
+
+def test_what_is_read_again_is_among_the_settings_of_a_log(converted):
+    plain, again = Attending.of(converted.config), Attending.of(converted.config, reread=2, heads=HEADS)
+    assert again.settings() == plain.settings() | {"reread": 2, "heads": {"heads": ((1, 2),), "pooling": "mean"}}
+
+
+@pytest.mark.parametrize(
+    ("attention", "options", "said"),
+    [
+        ("none", {"reread": 2, "heads": HEADS}, "for attention landmark"),
+        ("landmark", {"reread": -1, "heads": HEADS}, "reread is -1: give the number"),
+        ("landmark", {"reread": 2}, "no heads are known"),
+        ("landmark", {"heads": HEADS}, "reread is 0: give reread 1 or more"),
+        ("landmark", {"reread": 2, "heads": RetrievalHeads(((7, 2),))}, "layer 7 has no head 2"),
+        ("landmark", {"reread": 3, "heads": HEADS, "chunk_size": 30}, "give at most 2"),
+        ("landmark", {"reread": 3, "heads": HEADS, "retrieve": 0}, "give retrieve 1 or more"),
+    ],
+)
+def test_blocks_that_cannot_be_read_again(converted, attention, options, said):
+    with pytest.raises(ValueError, match=said):
+        Attending.of(converted.config, attention, **options)
 
 
 def test_beyond_the_trained_range_full_attention_warns(plain):

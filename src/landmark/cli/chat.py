@@ -18,7 +18,7 @@ from landmark.cli.options import check_adapter, here, load, model_of, open_to_as
 from landmark.cli.output import counted, print_escaped, print_sources, tokens_read
 from landmark.cli.read import check_context, grow
 from landmark.cli.texts import named_texts
-from landmark.limits import FromOne, FromZero, OutFolder
+from landmark.limits import FromOne, FromZero, MaybeFromZero, OutFolder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from landmark.contexts.context import Context
 
 PROMPT = "> "
+REREAD = 5  # blocks, where the heads that find them are known
 NAMED = 3  # documents in a line
 SHOWN = 5  # sources that /sources shows, unless --sources says how many
 HELP = """\
@@ -53,9 +54,15 @@ class ChatOptions(AnswerOptions):
     """What the model of --model learnt of landmarks: the file or folder that `landmark train` wrote."""
     question: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Ask this, and end; may be repeated."""
+    reread: MaybeFromZero = None
+    """Blocks of the documents to read again in front of each question, those that rank highest for it. Default: 5 where
+    it is known which heads of the model rank them, else 0 (docs/retrieval.md)."""
+    heads: Path | None = None
+    """JSON file of the heads that rank them, from `landmark eval retrieval --save-heads`; default: those known for the
+    model."""
     sources: FromZero = 0
-    """Opened blocks to show after every answer, those first that the question asked for; /sources shows them at any
-    time."""
+    """Blocks to show after every answer, those that were read again and then those that were opened, the most telling
+    first; /sources shows them at any time."""
     max_new_tokens: FromOne = 200
     """Most tokens of an answer."""
     json: bool = False
@@ -95,6 +102,7 @@ class Session:
     def __init__(self, chat: "Chat", options: ChatOptions) -> None:
         self.chat = chat
         self.options = options
+        self.reread = _reread(options, chat)
         self.sources: list[dict[str, Any]] = []  # of the last answer
 
     def converse(self) -> None:
@@ -153,6 +161,7 @@ class Session:
                 max_new_tokens=options.max_new_tokens,
                 temperature=options.temperature,
                 sources=max(options.sources, SHOWN),
+                reread=self.reread,
                 write=None if options.json else lambda piece: print_escaped(piece, end="", lines=True),
                 stop=interrupted,
             )
@@ -216,6 +225,8 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
     from landmark.contexts.folder import is_unused
     from landmark.data.chat import ChatFormat
     from landmark.hf import LandmarkCache
+    from landmark.hf.rereading import check_reread
+    from landmark.hf.retrieval_heads import RetrievalHeads
 
     known = None if options.context is None or is_unused(options.context) else options.context
     if options.context is not None and known is None and not documents:
@@ -223,9 +234,13 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
     if known is not None:
         check_context(known, "--context")
     base = _model(options, known)
+    heads = None if options.heads is None else RetrievalHeads.load(options.heads)
 
     def check(config: "PretrainedConfig") -> None:
         options.memory.check(config, known, **options.reading)
+        check_reread(options.reread or 0, LandmarkCache(config, **options.reading))
+        if heads is not None or options.reread:
+            (heads or RetrievalHeads.of_model(config)).check(config)
 
     def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
         # Nobody else than the model that read a context can go on with it.
@@ -239,13 +254,24 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
     )
     keywords: dict[str, Any] = {**options.reading, **options.memory.keywords()}
     if options.context is None:
-        chat = Chat(model, tokenizer, LandmarkCache(model.config, **keywords))
+        chat = Chat(model, tokenizer, LandmarkCache(model.config, **keywords), heads=heads)
     else:
         context, documents = _context(options, documents, model, tokenizer)
-        chat = Chat.about(context)
+        chat = Chat.about(context, heads=heads)
     for name, text in documents:
         read_document(chat, name, text)
     return chat
+
+
+def _reread(options: ChatOptions, chat: "Chat") -> int:
+    """How many blocks are read again in front of a question."""
+    from landmark.hf.rereading import most_reread
+    from landmark.hf.retrieval_heads import RetrievalHeads
+
+    if options.reread is not None:
+        return options.reread
+    known = options.heads is not None or RetrievalHeads.known(chat.model.config) is not None
+    return min(REREAD, most_reread(chat.cache)) if known and chat.cache.settings.reading.retrieve else 0
 
 
 def _model(options: ChatOptions, context: Path | None) -> Path:

@@ -103,11 +103,12 @@ def print_escaped(text: str, *, lines: bool = False, to_stderr: bool = False, en
 
 
 def print_sources(sources: Iterable[dict[str, Any]]) -> None:
-    """Prints opened blocks: where each lies, its weight, and how it begins."""
+    """Prints blocks that were read for an answer: where each lies, its weight, and how it begins."""
     for source in sources:
         place = f"characters {source['first']}:{source['last']}, block {source['block']}"
         print_escaped("")
-        print_escaped(f"{source['document']}, {place}, weight {source['weight']:.3f}")
+        again = ", read again" if source.get("reread") else ""
+        print_escaped(f"{source['document']}, {place}, weight {source['weight']:.3f}{again}")
         print_escaped(f"  {' '.join(source['text'].split())[:SNIPPET]}")
 
 

@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes
 
 from landmark.cli.options import NumberOptions, load_either, whole_numbers
 from landmark.cli.output import print_escaped, print_table, tokens_read
-from landmark.limits import MaybeFromOne, OutFile, Range, Seed
+from landmark.limits import FromZero, MaybeFromOne, OutFile, Range, Seed
 from landmark.settings import DEFAULT_BLOCK_SIZE, ReadingChanges
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ class TaskOptions:
     """Read only the passages that a search engine ranks highest for the question."""
     rag_tokens: MaybeFromOne = None
     """Most tokens of these passages; default: half of the trained range."""
+    reread: FromZero = 0
+    """landmark: blocks to read again in front of each question, those whose landmarks rank highest for it."""
+    heads: Path | None = None
+    """JSON file of the heads that rank them, from `landmark eval retrieval --save-heads`; default: those known for the
+    model."""
     lengths: str = "4096,8192"
     """Lengths in ordinary tokens, question and answer included, separated by commas."""
     samples: Annotated[int, Range(1, 10**6)] = 50
@@ -262,9 +267,11 @@ def _print(rows: list[dict[str, Any]], options: TaskOptions) -> None:
 
 def _attending(options: TaskOptions, config: "PretrainedConfig") -> "Attending":
     from landmark.evaluation.answering import Attending
+    from landmark.hf.retrieval_heads import RetrievalHeads
 
     attention = options.attention or ("full" if options.rag else None)
-    return Attending.of(config, attention, window=options.window, **options.reading)
+    heads = None if options.heads is None else RetrievalHeads.load(options.heads)
+    return Attending.of(config, attention, window=options.window, reread=options.reread, heads=heads, **options.reading)
 
 
 def _rag_tokens(options: TaskOptions, config: "PretrainedConfig") -> int:

@@ -1,6 +1,8 @@
 """`Chat`: a conversation with a converted model about documents, in the model's chat template."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from landmark.data.encoder import TextEncoder
 from landmark.hf import LandmarkCache, Span, read
 from landmark.hf.ranking import Ranking
 from landmark.hf.reader import TextTo, answer, end_tokens
+from landmark.hf.rereading import Rereading, check_reread, in_text_order
+from landmark.hf.retrieval_heads import RetrievalHeads
 from landmark.hf.tokenizer import text_encoder
 
 if TYPE_CHECKING:
@@ -40,18 +44,24 @@ class Chat:
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase | None" = None,
         cache: LandmarkCache | None = None,
+        *,
+        heads: RetrievalHeads | None = None,
     ) -> None:
         """A chat without documents; `read` adds some.
 
         `model` is a converted model, `tokenizer` its own (by default the one saved beside it), `cache` a new
-        `LandmarkCache` with other settings than the model's. Raises ValueError for a tokenizer without a chat template,
-        and for a cache that has read something.
+        `LandmarkCache` with other settings than the model's. `heads` choose what `ask` reads again, by default those
+        known for a model of this shape. Raises ValueError for a tokenizer without a chat template, for a cache that has
+        read something, and for heads that the model has not.
         """
         self.model = model
         self.tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
         self.cache = LandmarkCache(model.config) if cache is None else cache
         if self.cache.tokens_read():
             raise ValueError("the cache has read something already: give a new one, or use Chat.about(context)")
+        if heads is not None:
+            heads.check(model.config)
+        self._heads = heads
         backend: Any = self.tokenizer.backend_tokenizer
         self._format = ChatFormat.of(self.tokenizer, NO_CHAT)
         self._templates, self._texts = TextEncoder(backend, template=True), text_encoder(self.tokenizer)
@@ -63,16 +73,18 @@ class Chat:
         self._separator = ""  # of the next question
         self._ranking: Ranking | None = None  # for the documents read so far
         self._unasked: LandmarkCache | None = None  # they without a question behind them, which would be background too
+        self._rereading: Rereading | None = None  # for them
 
     @classmethod
-    def about(cls, context: Context) -> "Chat":
+    def about(cls, context: Context, *, heads: RetrievalHeads | None = None) -> "Chat":
         """A chat about the documents of a context, which it does not change: it goes on in a fork in memory.
 
-        Raises ValueError for a tokenizer without a chat template, and for documents that were added and not read.
+        `heads` as for the class. Raises ValueError for a tokenizer without a chat template, for documents that were
+        added and not read, and for heads that the model has not.
         """
         if context.tokens_read < context.tokens:
             raise ValueError(f"{context.path} has documents that are not read yet: call its read() first")
-        chat = cls(context.model, context.tokenizer)
+        chat = cls(context.model, context.tokenizer, heads=heads)
         chat._context = context.fork()
         chat.cache = chat._context.cache
         chat._tokens = chat.tokens_read
@@ -102,7 +114,7 @@ class Chat:
         tokens = compatibility.tokenized(self.tokenizer, text, first=False)
         read(self.model, torch.from_numpy(self._opening), self.cache)
         self._opening, self._separator = np.empty(0, np.int64), SEPARATOR
-        self._ranking = self._unasked = None
+        self._ranking = self._unasked = self._rereading = None
         first = self._tokens = self.tokens_read
         try:
             read(self.model, torch.from_numpy(tokens[:, 0].astype(np.int64)), self.cache, progress=progress)
@@ -119,25 +131,33 @@ class Chat:
         max_new_tokens: int = 200,
         temperature: float = 0.0,
         sources: int = 5,
+        reread: int = 0,
         write: Callable[[str], object] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> Answer:
         """The model's answer to the user's next message: the documents read since the last one, and `question`.
 
         Greedy, or sampled at a `temperature` above 0; `write` gets the text word by word. `stop` is called after each
-        token and ends the answer, which stays in the conversation as far as it came, when it returns True. The answer
-        lists passages of the documents in the first `sources` blocks, as `Ranking` has them. Raises ValueError for a
-        question that is empty or no text, and as `Context.generate` does.
+        token and ends the answer, which stays in the conversation as far as it came, when it returns True.
+
+        With `reread`, the text of so many blocks of the documents, those that rank highest for the question, stands
+        in the message again, in front of the question (docs/retrieval.md). The answer lists passages of the documents
+        in the first `sources` blocks: those that were read again, then those that were opened, as `Ranking` has them.
+
+        Raises ValueError for a question that is empty or no text, for `reread` below 0, of more blocks than a chunk
+        has or in a model whose heads are not known, and as `Context.generate` does.
         """
         self._check_whole()
         check_limit(sources)
+        check_reread(reread, self.cache)
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"the question is {question!r}: give some words")
         encode_text("question", question)
-        asked = self._texts.encode(self._separator + question, continues=True).ids
-        ids = np.concatenate([self._opening, asked, self._template(self._format.reply)])
         if self.documents and self._unasked is None:
             self._unasked = self.cache.fork()
+        again = self._best(question, reread)
+        asked = self._texts.encode(self._separator + self._texts_of(again) + question, continues=True).ids
+        ids = np.concatenate([self._opening, asked, self._template(self._format.reply)])
         if sources and self._unasked is not None and self._ranking is None:
             self._ranking = Ranking.after(self.model, self.tokenizer, self._unasked)
         traffic = self.cache.traffic
@@ -159,9 +179,33 @@ class Chat:
         self._tokens = self.tokens_read
         text: Any = self.tokenizer.decode(new, skip_special_tokens=True)
         trace = self.cache.trace()
-        ranked = self._ranking.spans(trace) if sources and self._ranking else []
-        found = first_sources(self._sources, ranked, sources)
+        opened = self._ranking.spans(trace) if sources and self._ranking else []
+        found = self._found(again, opened, sources) if sources else []
         return Answer(question, text, new, found, self.cache.traffic - traffic, trace)
+
+    def _best(self, question: str, count: int) -> list[Span]:
+        """The `count` blocks of documents that rank highest for the question, or fewer."""
+        if not count or self._unasked is None:
+            return []
+        rereading, self._rereading = self._rereading, None  # where its search is interrupted, it cannot be used again
+        if rereading is None:
+            rereading = Rereading(self.model, self.tokenizer, self._unasked, self._heads)
+        best = list(islice(filter(self._sources, rereading.spans(question)), count))
+        self._rereading = rereading
+        return best
+
+    def _texts_of(self, spans: list[Span]) -> str:
+        """The passages of the spans in text order, each in front of a blank line."""
+        passages = (source for span in in_text_order(spans) for source in self._sources(span))
+        return "".join(passage.text.strip() + SEPARATOR for passage in passages)
+
+    def _found(self, again: list[Span], opened: list[Span], limit: int) -> list[Source]:
+        """Passages of the first `limit` blocks: those read `again`, then the others of `opened`."""
+        weights = {span.block: span.weight for span in opened}
+        first = {span.block: replace(span, weight=weights.get(span.block, 0.0)) for span in again}
+        spans = [*first.values(), *(span for span in opened if span.block not in first)]
+        found = first_sources(self._sources, spans, limit)
+        return [replace(source, reread=source.block in first) for source in found]
 
     def _template(self, text: str) -> np.ndarray:
         """Token ids of a part of the template."""

@@ -22,7 +22,8 @@ class Source:
     """A passage that was retrieved for an answer: characters `first:last` of the document named `document`.
 
     `block` and the tokens `start:stop` count from the start of the context; `weight` is the block's mean gate,
-    in the heads that rank passages where these are known (`landmark.hf.ranking`).
+    in the heads that rank passages where these are known (`landmark.hf.ranking`). `reread` says whether it was read
+    again in front of the question.
     """
 
     document: str
@@ -33,6 +34,7 @@ class Source:
     stop: int
     weight: float
     text: str
+    reread: bool = False
 
 
 class MemoryDocuments:

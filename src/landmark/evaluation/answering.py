@@ -7,19 +7,24 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
+import torch
 from torch import Tensor
 
 from landmark.evaluation.reading import Reading
+from landmark.evaluation.tasks import Prompt
 from landmark.hf import LandmarkCache, convert, read
 from landmark.hf.compat import cache_kwargs
 from landmark.hf.config import is_converted, landmark_settings, trained_positions
 from landmark.hf.plain import decode, full_attention, prefill, stretched
 from landmark.hf.reader import answer
+from landmark.hf.rereading import Rereading, check_reread, in_text_order
+from landmark.hf.retrieval_heads import RetrievalHeads
+from landmark.hf.tokenizer import encode
 from landmark.readers.sinks import Sinks
 from landmark.settings import ReadingChanges
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Attention = Literal["landmark", "full", "local", "sinks", "none", "yarn"]
 SINKS = 4  # Xiao et al. 2023, section 3.2
@@ -36,12 +41,15 @@ class Attending:
     - `sinks`: to the first `SINKS` and the last tokens, `window` together (StreamingLLM).
     - `yarn`: as `full`, with rotary frequencies stretched to the length of the prompt.
 
-    `reading` is None but for those that read through a cache of landmarks.
+    `reading` is None but for those that read through a cache of landmarks. With `landmark`, the `reread` blocks that
+    rank highest for a question, by `heads`, are read again in front of it (`landmark.hf.rereading`).
     """
 
     attention: Attention
     window: int | None = None
     reading: Reading | None = None
+    reread: int = 0
+    heads: RetrievalHeads | None = None
 
     @classmethod
     def of(
@@ -50,12 +58,14 @@ class Attending:
         attention: Attention | None = None,
         *,
         window: int | None = None,
+        reread: int = 0,
+        heads: RetrievalHeads | None = None,
         **reading: Unpack[ReadingChanges],
     ) -> "Attending":
         """What a model with this `config` can do: by default `landmark` if it is converted, else `full`.
 
-        `window` is for `local` and `sinks`, there by default half of the trained range. Raises ValueError for what does
-        not go together.
+        `window` is for `local` and `sinks`, there by default half of the trained range; `heads` are those of `reread`,
+        by default those known for the model. Raises ValueError for what does not go together.
         """
         converted = is_converted(config)
         attention = attention or ("landmark" if converted else "full")
@@ -70,6 +80,10 @@ class Attending:
             raise ValueError("attention yarn stretches a model before conversion: give that, without an adapter")
         if attention in ("full", "sinks", "yarn") and reading:
             raise ValueError(f"attention {attention} has no settings of landmarks: leave out {', '.join(reading)}")
+        if heads is not None and not reread:
+            raise ValueError("heads rank the blocks that are read again, and reread is 0: give reread 1 or more")
+        if reread and attention != "landmark":
+            raise ValueError(f"reread ({reread}) is for attention landmark: leave it out")
         if window is not None and attention not in ("local", "sinks"):
             raise ValueError(f"window ({window}) is for attention local and sinks: leave it out")
         if attention == "sinks":
@@ -86,8 +100,12 @@ class Attending:
             if opened := reading.get("retrieve"):
                 raise ValueError(f"attention none opens no blocks: leave out retrieve ({opened})")
             reading = {**reading, "retrieve": 0}
+        if reread:
+            check_reread(reread, LandmarkCache(config, **reading))
+            heads = heads or RetrievalHeads.of_model(config)
+            heads.check(config)
         kind = "local" if attention == "local" else "landmark"
-        return cls(attention, window, Reading.of(config, kind, window=window, **reading))
+        return cls(attention, window, Reading.of(config, kind, window=window, **reading), reread, heads)
 
     def check_length(self, config: "PretrainedConfig", length: int) -> None:
         """Raises ValueError where `length` tokens cannot be read so; warns beyond the trained range."""
@@ -104,9 +122,10 @@ class Attending:
             {} if self.reading is None else {"block_size": self.reading.block_size, **asdict(self.reading.settings)}
         )
         reading.pop("allow_nonfinite", None)  # changes no answer
-        return {"attention": self.attention, "window": self.window, **reading}
+        again = {} if self.heads is None else {"reread": self.reread, "heads": asdict(self.heads)}
+        return {"attention": self.attention, "window": self.window, **reading, **again}
 
-    def of_length(self, model: "PreTrainedModel", length: int) -> "ReadText":
+    def of_length(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", length: int) -> "ReadText":
         """How texts are read in prompts of `length` tokens; `sinks` converts a `model` that is not yet."""
         if self.attention == "yarn":
             return partial(_plainly, stretched(model, length))
@@ -118,11 +137,13 @@ class Attending:
         if self.attention == "full" and not is_converted(model.config):
             return partial(_plainly, model)
         reading = self.reading or _everything_local(model.config, length)
+        if self.heads is not None:
+            return partial(_rereading, model, tokenizer, reading, self.reread, self.heads)
         return partial(_through_memory, model, reading)
 
 
-# Decodes at most so many new tokens after a question `[M]`; called again, it forgets the question before.
-Answer = Callable[[Tensor, int], list[int]]
+# Decodes the answer to the question of a prompt, whose text was read; called again, it forgets the question before.
+Answer = Callable[[Prompt], list[int]]
 # Reads a text `[N]`, calling what it is given with numbers of tokens.
 ReadText = Callable[[Tensor, Callable[[int], Any]], Answer]
 
@@ -139,22 +160,46 @@ def _everything_local(config: "PretrainedConfig", length: int) -> Reading:
 def _through_memory(model: "PreTrainedModel", reading: Reading, text: Tensor, progress: Callable[[int], Any]) -> Answer:
     cache = LandmarkCache(model.config, **asdict(reading.settings))
     read(model, text, cache, chunk_size=reading.chunk_size, progress=progress)
-    return lambda question, count: answer(model, question, cache.fork(), max_new_tokens=count)
+    return lambda prompt: answer(model, prompt.question, cache.fork(), max_new_tokens=prompt.task.answer_tokens)
+
+
+def _rereading(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    reading: Reading,
+    count: int,
+    heads: RetrievalHeads,
+    text: Tensor,
+    progress: Callable[[int], Any],
+) -> Answer:
+    cache = LandmarkCache(model.config, **asdict(reading.settings))
+    read(model, text, cache, chunk_size=reading.chunk_size, progress=progress)
+    rereading, gap = Rereading(model, tokenizer, cache, heads), encode(tokenizer, "\n\n", continues=True).ids
+
+    def answer_to(prompt: Prompt) -> list[int]:
+        again = []
+        for span in in_text_order(rereading.spans(prompt.draft.query)[:count]):
+            start = max(span.start, prompt.context.start)  # none of the template
+            again += [gap, text[start : span.stop]] if start < span.stop else []
+        asked = torch.cat((*again, prompt.question))
+        return answer(model, asked, cache.fork(), max_new_tokens=prompt.task.answer_tokens)
+
+    return answer_to
 
 
 def _plainly(model: "PreTrainedModel", text: Tensor, progress: Callable[[int], Any]) -> Answer:
     cache = full_attention()
     prefill(model, text, CHUNK, progress, **cache_kwargs(model.base_model, cache))
 
-    def answer_after(question: Tensor, count: int) -> list[int]:
+    def answer_to(prompt: Prompt) -> list[int]:
         if new := cache.get_seq_length() - len(text):
             cache.crop(-new)
-        return decode(model, question, count, **cache_kwargs(model, cache))
+        return decode(model, prompt.question, prompt.task.answer_tokens, **cache_kwargs(model, cache))
 
-    return answer_after
+    return answer_to
 
 
 def _with_sinks(model: "PreTrainedModel", window: int, text: Tensor, progress: Callable[[int], Any]) -> Answer:
     reader = Sinks(CHUNK, window - SINKS, SINKS)
     prefill(model, text, CHUNK, progress, landmark_reader=reader)
-    return lambda question, count: decode(model, question, count, landmark_reader=deepcopy(reader))
+    return lambda prompt: decode(model, prompt.question, prompt.task.answer_tokens, landmark_reader=deepcopy(reader))

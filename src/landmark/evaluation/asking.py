@@ -120,12 +120,12 @@ class Asker:
             answer = self._read(cell, prompts[0], count)
         reading = (time.perf_counter() - begun) / len(prompts)
         for prompt in prompts:
-            begun, own = time.perf_counter(), answer
+            begun, own, shown = time.perf_counter(), answer, prompt
             if self.passages is not None:
-                found = self.passages.of(prompt)
-                read, own = float(len(found.text)), self._read(cell, found, count)
+                shown = self.passages.of(prompt)
+                read, own = float(len(shown.text)), self._read(cell, shown, count)
             assert own is not None, "one of the two read"
-            reply = self._text(own(prompt.question, prompt.task.answer_tokens), prompt, cell)
+            reply = self._text(own(shown), prompt, cell)
             seconds = reading + time.perf_counter() - begun
             peak.sample()
             score = prompt.task.score(reply, prompt.draft)
@@ -141,7 +141,7 @@ class Asker:
         if self.passages is not None:  # what is read is shorter than the text that was searched
             length = len(prompt.text) + len(prompt.question) + prompt.task.answer_tokens
         if self._reading is None or self._reading[0] != length:
-            self._reading = length, self.attending.of_length(self.model, length)
+            self._reading = length, self.attending.of_length(self.model, self.prompts.tokenizer, length)
         return self._reading[1](prompt.text, progress)
 
     def _text(self, new: list[int], prompt: Prompt, cell: Cell) -> str:

@@ -155,10 +155,15 @@ class BlockRanker:
         self._search_of = search_of
         self._background = torch.stack([self._weights(text) for text in BACKGROUND]).mean(0)
 
-    def scores(self, query: str) -> Tensor:
-        """The score of every block [N], on the CPU; raises ValueError for a query that is empty or too long."""
-        return self._weights(query) - self._background
+    def scores(self, query: str, *, whole: bool = True) -> Tensor:
+        """The score of every block [N], on the CPU.
 
-    def _weights(self, query: str) -> Tensor:
+        Raises ValueError for a query that is empty or too long; without `whole` the last tokens of a long one count.
+        """
+        return self._weights(query, whole=whole) - self._background
+
+    def _weights(self, query: str, *, whole: bool = True) -> Tensor:
         ids = encode(self._tokenizer, query, continues=True).ids
+        if not whole:
+            ids = ids[-self._search.longest_query :]
         return self._heads.pooled(self._search.scores(ids, self._heads.layers, self._search_of)).cpu()

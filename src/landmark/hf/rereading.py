@@ -1,0 +1,73 @@
+"""Blocks to read again: those that rank highest for a question, so that their words stand right in front of it."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from landmark.hf.block_search import BlockSearch
+from landmark.hf.cache import LandmarkCache
+from landmark.hf.retrieval_heads import BlockRanker, RetrievalHeads
+from landmark.hf.trace import Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Rereading:
+    """Ranks the blocks of what `cache` has read, one text, for questions, by `heads`; the cache stays as it is.
+
+    Opening a block is a matter of each head, and few heads of a model look for what a question is about. Where these
+    are known, what they find can be read again, by all heads and layers (docs/retrieval.md). A question whose ranking
+    was interrupted leaves this unusable: make another one.
+
+    Raises ValueError for heads that the model has not, where none are known, and for a cache that has read nothing or
+    keeps no blocks.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        cache: LandmarkCache,
+        heads: RetrievalHeads | None = None,
+    ) -> None:
+        heads = RetrievalHeads.of_model(model.config) if heads is None else heads
+        heads.check(model.config)
+        search = BlockSearch(model, tokenizer, cache.fork())
+        self._ranker = BlockRanker(search, tokenizer, heads)
+        self._size = cache.settings.block_size
+        self._tokens = sum(cache.tokens_read())
+
+    def spans(self, question: str) -> list[Span]:
+        """All blocks, the best for the question first; `weight` is the score. A long question's end decides."""
+        scores = self._ranker.scores(question, whole=False)
+        order: list[int] = scores.argsort(descending=True, stable=True).tolist()
+        return [
+            Span(block, block * self._size, min((block + 1) * self._size, self._tokens), float(scores[block]))
+            for block in order
+        ]
+
+
+def in_text_order(spans: Iterable[Span]) -> list[Span]:
+    """The spans by their place in the text, neighbours joined to one that has the number and weight of the first."""
+    found: list[Span] = []
+    for span in sorted(spans, key=lambda span: span.start):
+        if found and found[-1].stop == span.start:
+            before = found.pop()
+            span = Span(before.block, before.start, span.stop, before.weight)
+        found.append(span)
+    return found
+
+
+def most_reread(cache: LandmarkCache) -> int:
+    """The most blocks that can be read again: as many as a chunk has room for."""
+    return cache.chunk_tokens // cache.settings.block_size
+
+
+def check_reread(count: Any, cache: LandmarkCache) -> None:
+    """Raises ValueError for what is no number of blocks, more blocks than a chunk has room for, and blocks not kept."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise ValueError(f"reread is {count!r}: give the number of blocks to read again, 0 or more")
+    if count > (most := most_reread(cache)):
+        raise ValueError(f"reread is {count}: give at most {most}, as many blocks as a chunk has room for")
+    if count and not cache.settings.reading.retrieve:
+        raise ValueError(f"reread is {count} and retrieve is 0, so that no blocks are kept: give retrieve 1 or more")
