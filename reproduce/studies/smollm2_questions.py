@@ -31,6 +31,7 @@ from landmark.evaluation.tasks import Draft, Hidden, Prompt, Task
 from landmark.hf import LandmarkCache
 from landmark.hf.reader import answer
 from landmark.hf.rereading import Rereading, in_text_order
+from landmark.hf.retrieval_heads import RetrievalHeads
 from landmark.hf.tokenizer import EncodedText, encode
 from reproduce.studies.lord_jim import Question, questions
 from reproduce.studies.options import QuestionsOptions
@@ -109,7 +110,7 @@ Way = Callable[[Question], tuple[str, bool | None]]
 class Answering:
     """The ways to answer a question. Each gives the answer, and whether the stating passage was found, None if given.
 
-    Found is, through landmarks, a place among the first `SHOWN` opened blocks or among those that are read again, and by
+    Found is, through landmarks, a place among the first `SHOWN` opened blocks, or among those that are read again; by
     BM25 one in the prompt.
     """
 
@@ -122,10 +123,11 @@ class Answering:
         self.rereading: Rereading | None = None
 
     def ways(self) -> dict[str, Way]:
-        """All ways, by name."""
+        """All ways, by name; blocks can be read again where the heads that rank them are known."""
+        known = RetrievalHeads.known(self.pair.converted.config) is not None
         return {
             "landmark": partial(self._from_context, self.context),
-            "landmark, 5 blocks again": self._rereading,
+            **({"landmark, 5 blocks again": self._rereading} if known else {}),
             "landmark, nothing opened": partial(self._from_context, self.unretrieved),
             "landmark, right passage": partial(self._from_passage, converted=True),
             "original, bm25": self._from_search,

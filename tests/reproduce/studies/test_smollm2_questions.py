@@ -3,6 +3,7 @@ import json
 import pytest
 
 from landmark.assets import book_path
+from landmark.hf.retrieval_heads import RetrievalHeads
 from reproduce.studies import smollm2_questions
 from reproduce.studies.lord_jim import Question
 from reproduce.studies.options import QuestionsOptions
@@ -20,12 +21,15 @@ def question() -> Question:
 def test_the_book_is_read_once_and_asked_in_every_way(pair, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Pair, "load", lambda options: pair)
     monkeypatch.setattr(smollm2_questions, "questions", lambda: [question()])
+    heads = RetrievalHeads(((1, 0),))
+    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: heads))
     options = QuestionsOptions(original="tiny", work=tmp_path / "work", tokens=4500, json=True)
     assert smollm2_questions.run(options) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["of"] for row in rows] == [1] * 6
+    assert [row["of"] for row in rows] == [1] * 7
     assert {row["answered_by"] for row in rows if "found" in row} == {
         "landmark",
+        "landmark, 5 blocks again",
         "landmark, nothing opened",
         "original, bm25",
     }
