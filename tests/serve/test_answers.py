@@ -12,6 +12,7 @@ import torch
 from serving import NAME, running, until
 
 from landmark import Chat, Context
+from landmark.hf.retrieval_heads import RetrievalHeads
 from landmark.serve.server import Limits
 
 PROMPT, QUESTION = "jim looked at the ", "where are the keys ?"
@@ -58,6 +59,42 @@ def test_a_chat_is_that_of_the_library(served, context):
     found = client.chat.completions.create(model=NAME, messages=asked, max_tokens=12, extra_body={"context": "library"})
     assert found.choices[0].message.content == first.text
     assert found.choices[0].landmark["sources"] == [asdict(source) for source in first.sources]
+
+
+def test_blocks_are_read_again_in_a_chat_as_in_one_of_the_library(reader, library, context, monkeypatch):
+    heads = RetrievalHeads(((1, 0),))
+    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: heads))
+    texts = []
+    with running(*reader, given={"library": library}) as served:
+        for count in (0, 2, 3, None):
+            found = chatted(served, ASKED, QUESTION, **({} if count is None else {"reread": count}))
+            chat = Chat.about(context)
+            answer = chat.ask(QUESTION, max_new_tokens=12, reread=chat.usual_reread if count is None else count)
+            assert found.message.content == answer.text
+            assert found.landmark["sources"] == [asdict(source) for source in answer.sources]
+            assert sum(source.reread for source in answer.sources) == (5 if count is None else count)
+            texts.append(answer.text)
+        for asked, said in (((ASKED, QUESTION, 100), "give at most"), ((NAME, QUESTION, 2), "no text of a context")):
+            with pytest.raises(openai.BadRequestError, match=said) as caught:
+                chatted(served, asked[0], asked[1], reread=asked[2])
+            assert caught.value.param == "reread"
+        with pytest.raises(openai.BadRequestError, match="a message is empty"):
+            chatted(served, ASKED, " ")
+    assert len(set(texts)) > 2
+
+
+def test_no_block_is_read_again_where_nobody_knows_which(served):
+    assert not any(source["reread"] for source in chatted(served, ASKED, QUESTION).landmark["sources"])
+    with pytest.raises(openai.BadRequestError, match="no heads are known"):
+        chatted(served, ASKED, QUESTION, reread=2)
+
+
+def chatted(served, model, question, **options):
+    messages = [{"role": "user", "content": question}]
+    found = served.client().chat.completions.create(
+        model=model, messages=messages, max_tokens=12, extra_body=options or None
+    )
+    return found.choices[0]
 
 
 def test_eight_at_once_answer_as_one_alone(served, context):

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from landmark.contexts.context import Context
 
 PROMPT = "> "
-REREAD = 5  # blocks, where the heads that find them are known
 NAMED = 3  # documents in a line
 SHOWN = 5  # sources that /sources shows, unless --sources says how many
 HELP = """\
@@ -102,7 +101,7 @@ class Session:
     def __init__(self, chat: "Chat", options: ChatOptions) -> None:
         self.chat = chat
         self.options = options
-        self.reread = _reread(options, chat)
+        self.reread = chat.usual_reread if options.reread is None else options.reread
         self.sources: list[dict[str, Any]] = []  # of the last answer
 
     def converse(self) -> None:
@@ -261,17 +260,6 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
     for name, text in documents:
         read_document(chat, name, text)
     return chat
-
-
-def _reread(options: ChatOptions, chat: "Chat") -> int:
-    """How many blocks are read again in front of a question."""
-    from landmark.hf.rereading import most_reread
-    from landmark.hf.retrieval_heads import RetrievalHeads
-
-    if options.reread is not None:
-        return options.reread
-    known = options.heads is not None or RetrievalHeads.known(chat.model.config) is not None
-    return min(REREAD, most_reread(chat.cache)) if known and chat.cache.settings.reading.retrieve else 0
 
 
 def _model(options: ChatOptions, context: Path | None) -> Path:

@@ -1,7 +1,6 @@
 """`Chat`: a conversation with a converted model about documents, in the model's chat template."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +9,22 @@ import torch
 
 from landmark.contexts import compatibility
 from landmark.contexts.context import Answer, Context
-from landmark.contexts.documents import MemoryDocuments, Source, check_document, check_limit, first_sources
+from landmark.contexts.documents import (
+    MemoryDocuments,
+    Source,
+    check_document,
+    check_limit,
+    first_sources,
+    in_front,
+    marked_reread,
+)
 from landmark.contexts.segments import Document, encode_text
 from landmark.data.chat import ChatFormat
 from landmark.data.encoder import TextEncoder
 from landmark.hf import LandmarkCache, Span, read
 from landmark.hf.ranking import Ranking
 from landmark.hf.reader import TextTo, answer, end_tokens
-from landmark.hf.rereading import Rereading, check_reread, in_text_order
+from landmark.hf.rereading import Rereading, check_reread, in_text_order, read_first, usual_reread
 from landmark.hf.retrieval_heads import RetrievalHeads
 from landmark.hf.tokenizer import text_encoder
 
@@ -98,6 +105,11 @@ class Chat:
     def tokens_read(self) -> int:
         """Number of tokens that the model has read: documents, questions, answers and the template's."""
         return next(iter(self.cache.tokens_read()), 0)
+
+    @property
+    def usual_reread(self) -> int:
+        """A good number of blocks for `ask` to read again: 0 for a model whose heads that rank them are not known."""
+        return usual_reread(self.model.config, self.cache, self._heads)
 
     @property
     def documents(self) -> list[Document]:
@@ -196,16 +208,11 @@ class Chat:
 
     def _texts_of(self, spans: list[Span]) -> str:
         """The passages of the spans in text order, each in front of a blank line."""
-        passages = (source for span in in_text_order(spans) for source in self._sources(span))
-        return "".join(passage.text.strip() + SEPARATOR for passage in passages)
+        return in_front(source for span in in_text_order(spans) for source in self._sources(span))
 
     def _found(self, again: list[Span], opened: list[Span], limit: int) -> list[Source]:
         """Passages of the first `limit` blocks: those read `again`, then the others of `opened`."""
-        weights = {span.block: span.weight for span in opened}
-        first = {span.block: replace(span, weight=weights.get(span.block, 0.0)) for span in again}
-        spans = [*first.values(), *(span for span in opened if span.block not in first)]
-        found = first_sources(self._sources, spans, limit)
-        return [replace(source, reread=source.block in first) for source in found]
+        return marked_reread(first_sources(self._sources, read_first(again, opened), limit), again)
 
     def _template(self, text: str) -> np.ndarray:
         """Token ids of a part of the template."""

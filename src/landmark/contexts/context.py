@@ -27,6 +27,7 @@ from landmark.hf.cache_state import cache_state
 from landmark.hf.fingerprint import model_mark
 from landmark.hf.ranking import Ranking
 from landmark.hf.reader import TextTo, answer
+from landmark.hf.rereading import Rereading, check_reread
 from landmark.hf.tokenizer import encode
 from landmark.hf.trace import Span, Trace
 from landmark.process_memory import return_freed_pages
@@ -85,6 +86,7 @@ class Context:
         self._interrupted = False
         self._mark = model_mark(model)  # of the model whose fingerprint was compared
         self._ranking: tuple[int, Ranking] | None = None  # and the tokens read when it was made
+        self._rereading: tuple[int, Rereading] | None = None  # the same
 
     def __repr__(self) -> str:
         return f"Context(path={str(self.path)!r}, documents={len(self.documents)}, tokens={self.tokens:,})"
@@ -365,6 +367,21 @@ class Context:
         if self._ranking is None or self._ranking[0] != self.tokens_read:
             self._ranking = self.tokens_read, Ranking.after(self.model, self.tokenizer, self.cache)
         return self._ranking[1].spans(trace)
+
+    def best(self, question: str, count: int) -> list[Span]:
+        """The `count` blocks that rank highest for a question, to be read again in front of it (docs/retrieval.md).
+
+        Raises ValueError for more than a chunk has room for, an empty question, where nothing was read, and for a model
+        whose heads that rank blocks are not known.
+        """
+        self.check()
+        check_reread(count, self.cache)
+        kept, self._rereading = self._rereading, None  # where its search is interrupted, it cannot be used again
+        if kept is None or kept[0] != self.tokens_read:
+            kept = self.tokens_read, Rereading(self.model, self.tokenizer, self.cache)
+        spans = kept[1].spans(question)[:count]
+        self._rereading = kept
+        return spans
 
     def fork(self, path: str | PathLike[str] | None = None) -> "Context":
         """A copy that shares what was read so far and grows on its own: many users, one book.

@@ -3,7 +3,7 @@
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +203,17 @@ def first_sources(sources: "Callable[[Span], Iterable[Source]]", spans: "Iterabl
     """The passages that `sources` finds for the first `limit` of `spans` for which there are any."""
     found = (list(sources(span)) for span in spans)
     return list(chain.from_iterable(islice(filter(None, found), limit)))
+
+
+def in_front(passages: Iterable[Source]) -> str:
+    """The texts of passages that are read again, as they stand in front of a question: each and a blank line."""
+    return "".join(f"{passage.text.strip()}\n\n" for passage in passages)
+
+
+def marked_reread(sources: Iterable[Source], again: "Iterable[Span]") -> list[Source]:
+    """The sources, of which those in the blocks that were read `again` say so."""
+    blocks = {span.block for span in again}
+    return [replace(source, reread=source.block in blocks) for source in sources]
 
 
 def distinct(documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

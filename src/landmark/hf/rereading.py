@@ -1,6 +1,7 @@
 """Blocks to read again: those that rank highest for a question, so that their words stand right in front of it."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from landmark.hf.block_search import BlockSearch
@@ -9,7 +10,9 @@ from landmark.hf.retrieval_heads import BlockRanker, RetrievalHeads
 from landmark.hf.trace import Span
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+USUAL = 5  # blocks: those that answered most questions (docs/retrieval.md)
 
 
 class Rereading:
@@ -56,6 +59,20 @@ def in_text_order(spans: Iterable[Span]) -> list[Span]:
             span = Span(before.block, before.start, span.stop, before.weight)
         found.append(span)
     return found
+
+
+def read_first(again: Iterable[Span], opened: Iterable[Span]) -> list[Span]:
+    """The spans that were read `again`, with the weights that they have in `opened`, then the others of these."""
+    opened = list(opened)
+    weights = {span.block: span.weight for span in opened}
+    first = {span.block: replace(span, weight=weights.get(span.block, 0.0)) for span in again}
+    return [*first.values(), *(span for span in opened if span.block not in first)]
+
+
+def usual_reread(config: "PretrainedConfig", cache: LandmarkCache, heads: RetrievalHeads | None = None) -> int:
+    """How many blocks a conversation reads again, where nobody says: none where no heads are known or no block kept."""
+    known = heads is not None or RetrievalHeads.known(config) is not None
+    return min(USUAL, most_reread(cache)) if known and cache.settings.reading.retrieve else 0
 
 
 def most_reread(cache: LandmarkCache) -> int:

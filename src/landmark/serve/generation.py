@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from landmark.contexts.context import Context
 from landmark.contexts.disk import Damage
-from landmark.contexts.documents import Source
+from landmark.contexts.documents import Source, marked_reread
 from landmark.hf import LandmarkCache
 from landmark.hf.decoding import Decoding, Sampling
-from landmark.hf.trace import Trace
+from landmark.hf.rereading import read_first
+from landmark.hf.trace import Span, Trace
 from landmark.serve.choice import Choice, Piece
 from landmark.serve.errors import Refusal
 from landmark.store.base import Traffic
@@ -63,11 +64,15 @@ Event = Began | Grew | Ended | Failed
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an answer needs: the context that is asked, None for none, the prompt's tokens, and bytes of memory."""
+    """What an answer needs: the context that is asked, None for none, the prompt's tokens, and bytes of memory.
+
+    `again` are the blocks of the context that the prompt has in front of its question.
+    """
 
     context: Context | None
     ids: Tensor
     nbytes: int
+    again: Sequence[Span]
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ class Generation:
     nbytes: int = 0
     _context: Context | None = None
     _ids: Tensor | None = None
+    _again: Sequence[Span] = ()
     _choices: list[Choice] = field(default_factory=list)
     _finished: set[int] = field(default_factory=set)
     _seed: int = 0  # of the first choice, one more for each of the others
@@ -132,6 +138,7 @@ class Generation:
         if not self.cancelled:
             made = self.preparing()
             self._context, self._ids, self.nbytes = made.context, made.ids, made.nbytes
+            self._again = made.again
 
     def begin(self) -> None:
         context, ids = self._context, self._ids
@@ -196,7 +203,8 @@ class Generation:
         context, limit = self._context, self.question.sources
         if context is None or not context.tokens_read or not limit:
             return []
-        return context.passages(context.ranked(trace), limit)
+        sources = context.passages(read_first(self._again, context.ranked(trace)), limit)
+        return marked_reread(sources, self._again)
 
     def fail(self, error: BaseException) -> None:
         if isinstance(error, Damage) and self._context is not None:

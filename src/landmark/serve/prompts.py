@@ -50,8 +50,10 @@ class Prompts:
         asked = encode(self._tokenizer, prompt, continues=after_text)
         return self._checked(asked.ids if after_text else (bos_tokens(self._tokenizer) + asked).ids)
 
-    def conversation(self, messages: Sequence[Message], *, after_text: bool) -> Tensor:
+    def conversation(self, messages: Sequence[Message], *, after_text: bool, again: str = "") -> Tensor:
         """Tokens of messages up to the beginning of the reply; Refusal for messages that the template does not take.
+
+        Passages of the context that are read `again` stand in front of the last message.
 
         After the text of a context, which is the beginning of the user's first message, the template's opening is left
         out. A system message then comes between the text and the first question.
@@ -67,6 +69,7 @@ class Prompts:
             )
         contents = [content for _, content in said]
         self._check_length(contents)
+        contents[-1] = again + contents[-1]
         parts = self._template([role for role, _ in said])
         if after_text:
             parts[0] = ""

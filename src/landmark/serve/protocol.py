@@ -1,6 +1,7 @@
 """What clients send and get: the requests and responses of OpenAI's protocol, and those of contexts.
 
-Fields that OpenAI's protocol does not have: `context`, `sources` and `sentences` of a request, `landmark` of a choice.
+Fields that OpenAI's protocol does not have: `context`, `sources`, `sentences` and `reread` of a request, and `landmark`
+of a choice.
 A field that is not here is refused, and so is every value that cannot be honoured.
 """
 
@@ -80,6 +81,12 @@ class Message(Request):
 
 class ChatRequest(GenerationRequest):
     messages: list[Message] = Field(min_length=1, max_length=1000)
+    reread: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Blocks of the context to read again in front of the last message; by default as `landmark chat`.",
+    )
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

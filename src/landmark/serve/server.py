@@ -2,17 +2,21 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from landmark.contexts.context import Context
+from landmark.contexts.documents import in_front
 from landmark.files import bytes_in
 from landmark.hf.decoding import compute_together
 from landmark.hf.joined import why_apart
 from landmark.hf.reader import end_tokens
+from landmark.hf.rereading import check_reread, in_text_order, usual_reread
+from landmark.hf.retrieval_heads import RetrievalHeads
+from landmark.hf.trace import Span
 from landmark.serve.admission import Memory
 from landmark.serve.contexts import Contexts
 from landmark.serve.engine import Engine
@@ -38,6 +42,13 @@ def check_name(name: str) -> None:
     """Raises ValueError for a name of the model under which clients could not ask it."""
     if not name or MODEL_CONTEXT in name:
         raise ValueError(f"name is {name!r}: give one without {MODEL_CONTEXT}, behind which clients name a context")
+
+
+class Asked(NamedTuple):
+    """The tokens `[N]` of a prompt, and the blocks of the context that it has in front of its question."""
+
+    ids: "Tensor"
+    again: Sequence[Span] = ()
 
 
 @dataclass(frozen=True)
@@ -184,26 +195,45 @@ class Server:
             raise bad_request("give max_completion_tokens or max_tokens, not both", "max_tokens")
         most = request.max_completion_tokens or request.max_tokens
 
-        def ids(after_text: bool) -> "Tensor":
-            return self.prompts.conversation(request.messages, after_text=after_text)
+        def asked(context: Context | None) -> Asked:
+            if context is None or not context.tokens_read:
+                if request.reread:
+                    raise bad_request(f"reread is {request.reread}, and no text of a context is asked", "reread")
+                return Asked(self.prompts.conversation(request.messages, after_text=False))
+            spans = self._best(context, request.messages[-1].text, request.reread)
+            again = in_front(context.passages(in_text_order(spans), len(spans)))
+            return Asked(self.prompts.conversation(request.messages, after_text=True, again=again), spans)
 
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        return self._submit(caller, request, emit, ids, most, logprobs, self.prompts.chat_end)
+        return self._submit(caller, request, emit, asked, most, logprobs, self.prompts.chat_end)
 
     def complete(self, caller: Caller, request: CompletionRequest, emit: Callable[[Event], None]) -> Generation:
         """Lets a prompt wait for its continuation; Refusal for what cannot be honoured."""
 
-        def ids(after_text: bool) -> "Tensor":
-            return self.prompts.continuation(request.prompt, after_text=after_text)
+        def asked(context: Context | None) -> Asked:
+            after_text = context is not None and context.tokens_read > 0
+            return Asked(self.prompts.continuation(request.prompt, after_text=after_text))
 
-        return self._submit(caller, request, emit, ids, request.max_tokens, request.logprobs, None)
+        return self._submit(caller, request, emit, asked, request.max_tokens, request.logprobs, None)
+
+    def _best(self, context: Context, question: str, count: int | None) -> list[Span]:
+        """The blocks that rank highest for a question, found by the engine's thread; Refusal for too many."""
+        count = usual_reread(self.model.config, context.cache) if count is None else count
+        if not count or not question.strip():  # an empty message is refused with the others
+            return []
+        try:
+            check_reread(count, context.cache)
+            RetrievalHeads.of_model(self.model.config)
+        except ValueError as error:
+            raise bad_request(str(error), "reread") from error
+        return self.engine.call(lambda: context.best(question, count)).result()
 
     def _submit(
         self,
         caller: Caller,
         request: GenerationRequest,
         emit: Callable[[Event], None],
-        ids: "Callable[[bool], Tensor]",
+        asked: "Callable[[Context | None], Asked]",
         most: int | None,
         logprobs: int | None,
         end: int | None,
@@ -214,9 +244,9 @@ class Server:
 
         def prepare() -> Prepared:
             context = None if name is None else self.contexts.asked(caller.name, name)
-            tokens = ids(context is not None and context.tokens_read > 0)
-            nbytes = self.admission.of_answers(question.choices, len(tokens) + question.most_tokens, context)
-            return Prepared(context, tokens, nbytes)
+            ids, again = asked(context)
+            nbytes = self.admission.of_answers(question.choices, len(ids) + question.most_tokens, context)
+            return Prepared(context, ids, nbytes, again)
 
         def count(cached: int, prompt: int, completion: int, traffic: Traffic) -> None:
             self.metrics.count_tokens(cached, prompt, completion)
