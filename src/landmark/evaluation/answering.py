@@ -157,9 +157,13 @@ def _everything_local(config: "PretrainedConfig", length: int) -> Reading:
         raise ValueError(f"full attention to {length} tokens and a chunk leaves the trained range ({error})") from error
 
 
-def _through_memory(model: "PreTrainedModel", reading: Reading, text: Tensor, progress: Callable[[int], Any]) -> Answer:
+def _read(model: "PreTrainedModel", reading: Reading, text: Tensor, progress: Callable[[int], Any]) -> LandmarkCache:
     cache = LandmarkCache(model.config, **asdict(reading.settings))
-    read(model, text, cache, chunk_size=reading.chunk_size, progress=progress)
+    return read(model, text, cache, chunk_size=reading.chunk_size, progress=progress)
+
+
+def _through_memory(model: "PreTrainedModel", reading: Reading, text: Tensor, progress: Callable[[int], Any]) -> Answer:
+    cache = _read(model, reading, text, progress)
     return lambda prompt: answer(model, prompt.question, cache.fork(), max_new_tokens=prompt.task.answer_tokens)
 
 
@@ -172,8 +176,7 @@ def _rereading(
     text: Tensor,
     progress: Callable[[int], Any],
 ) -> Answer:
-    cache = LandmarkCache(model.config, **asdict(reading.settings))
-    read(model, text, cache, chunk_size=reading.chunk_size, progress=progress)
+    cache = _read(model, reading, text, progress)
     rereading, gap = Rereading(model, tokenizer, cache, heads), encode(tokenizer, "\n\n", continues=True).ids
 
     def answer_to(prompt: Prompt) -> list[int]:
