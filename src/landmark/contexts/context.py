@@ -368,7 +368,7 @@ class Context:
             self._ranking = self.tokens_read, Ranking.after(self.model, self.tokenizer, self.cache)
         return self._ranking[1].spans(trace)
 
-    def best(self, question: str, count: int) -> list[Span]:
+    def best_blocks(self, question: str, count: int) -> list[Span]:
         """The `count` blocks that rank highest for a question, to be read again in front of it (docs/retrieval.md).
 
         Raises ValueError for more than a chunk has room for, an empty question, where nothing was read, and for a model

@@ -226,7 +226,7 @@ class Server:
             RetrievalHeads.of_model(self.model.config)
         except ValueError as error:
             raise bad_request(str(error), "reread") from error
-        return self.engine.call(lambda: context.best(question, count)).result()
+        return self.engine.call(lambda: context.best_blocks(question, count)).result()
 
     def _submit(
         self,
