@@ -1,5 +1,6 @@
 """Passkey retrieval: how a model reads a prompt, and the accuracy by length and depth."""
 
+import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,7 +109,28 @@ def ask(
 def greedy(model: PreTrainedModel, ids: Tensor, reading: Reading | SegmentReading, count: int) -> list[int]:
     """Greedy decoding: `count` tokens that continue `ids [N]`. `generate` cannot, because readers keep no KV cache."""
     ids, options = ids.to(model.device)[None], reading.start(model.config)
+    if isinstance(reading, SegmentReading) and reading.attention == "knn":
+        return _greedy_in_segments(model, ids, options, reading.chunk_size, count)
     base = rename_cache_argument(model.base_model, options)
     for chunk in chunks(ids[:, :-1], reading.chunk_size or ids.shape[1]):
         model.base_model(input_ids=chunk, **base)
     return decode_greedily(model, ids[:, -1:], count, **rename_cache_argument(model, options))[0].tolist()
+
+
+def _greedy_in_segments(
+    model: PreTrainedModel, ids: Tensor, options: dict[str, Any], segment: int, count: int
+) -> list[int]:
+    """The same where a token sees its own segment alone, beside a memory: the last segment ends with the answer.
+
+    It is read anew for each token, so that question and answer are seen as in training. The first segment is shorter.
+    """
+    last = max(0, ids.shape[1] + count - segment)
+    first, base = last % segment, rename_cache_argument(model.base_model, options)
+    for part in (ids[:, :first], ids[:, first:last]):
+        for chunk in chunks(part, segment):
+            model.base_model(input_ids=chunk, **base)
+    decoding = ids[:, last:]
+    for _ in range(count):
+        logits = model(input_ids=decoding, **copy.deepcopy(rename_cache_argument(model, options))).logits
+        decoding = torch.cat((decoding, logits[:, -1:].argmax(-1)), 1)
+    return decoding[0, -count:].tolist()
