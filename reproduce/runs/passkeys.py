@@ -109,7 +109,7 @@ def ask(
 def greedy(model: PreTrainedModel, ids: Tensor, reading: Reading | SegmentReading, count: int) -> list[int]:
     """Greedy decoding: `count` tokens that continue `ids [N]`. `generate` cannot, because readers keep no KV cache."""
     ids, options = ids.to(model.device)[None], reading.start(model.config)
-    if isinstance(reading, SegmentReading) and reading.attention == "knn":
+    if isinstance(reading, SegmentReading) and reading.attention in ("knn", "recurrent"):
         return _greedy_in_segments(model, ids, options, reading.chunk_size, count)
     base = rename_cache_argument(model.base_model, options)
     for chunk in chunks(ids[:, :-1], reading.chunk_size or ids.shape[1]):
@@ -120,9 +120,10 @@ def greedy(model: PreTrainedModel, ids: Tensor, reading: Reading | SegmentReadin
 def _greedy_in_segments(
     model: PreTrainedModel, ids: Tensor, options: dict[str, Any], segment: int, count: int
 ) -> list[int]:
-    """The same where a token sees its own segment alone, beside a memory: the last segment ends with the answer.
+    """The same where a token sees its own segment and a memory of those before: the last segment ends with the answer.
 
-    It is read anew for each token, so that question and answer are seen as in training. The first segment is shorter.
+    It is read anew for each token, so that as much is in sight as in training; with a segment for each token, a
+    Memorizing Transformer would see nothing but its memory. The first segment is shorter than the others.
     """
     last = max(0, ids.shape[1] + count - segment)
     first, base = last % segment, rename_cache_argument(model.base_model, options)

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import landmark
 from landmark.readers.memorizing import Memorizing, add_memory_gates
+from landmark.readers.recurrent import Recurrent
 from reproduce.runs.passkeys import greedy
 from reproduce.runs.perplexities import SegmentReading
 
@@ -42,11 +43,11 @@ def decoded(model, length: int, gate: float) -> list[int]:
         return greedy(model, IDS[:length], reading, COUNT)
 
 
-def expected(plain, length: int) -> list[int]:
-    """By causal attention over the newest tokens: so many as a segment has with the answer."""
+def expected(plain, length: int, sight: int = SEGMENT) -> list[int]:
+    """By causal attention over the newest tokens, `sight` with the answer."""
     ids = IDS[:length]
     for done in range(COUNT):
-        seen = ids[-(SEGMENT - COUNT + done) :]
+        seen = ids[-(sight - COUNT + done) :]
         with torch.inference_mode():
             logits = plain(input_ids=seen[None], use_cache=False).logits
         ids = torch.cat((ids, logits[0, -1:].argmax(-1)))
@@ -62,3 +63,10 @@ def test_what_stands_before_the_last_segment_comes_from_memory(model):
     assert decoded(model, 20, 3.0) == decoded(model, 20, -math.inf), "nothing stands before it"
     answers = [decoded(model, length, 3.0) for length in (30, 45, 100)]
     assert answers != [decoded(model, length, -math.inf) for length in (30, 45, 100)]
+
+
+@pytest.mark.parametrize("length", [5, 20, 21, 40, 44])
+def test_the_segment_before_the_answers_is_in_sight_of_transformer_xl(model, plain, length):
+    reading = SegmentReading("recurrent", SEGMENT, lambda: Recurrent(SEGMENT, SEGMENT))
+    with torch.inference_mode():
+        assert greedy(model, IDS[:length], reading, COUNT) == expected(plain, length, 2 * SEGMENT)
