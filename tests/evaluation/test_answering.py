@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import warnings
 
 import pytest
@@ -168,7 +169,8 @@ def test_blocks_are_read_again_in_text_order_in_front_of_the_question(converted,
 
 def test_what_is_read_again_is_among_the_settings_of_a_log(converted):
     plain, again = Attending.of(converted.config), Attending.of(converted.config, reread=2, heads=HEADS)
-    assert again.settings() == plain.settings() | {"reread": 2, "heads": {"heads": ((1, 2),), "pooling": "mean"}}
+    assert again.settings() == plain.settings() | {"reread": 2, "heads": {"heads": [[1, 2]], "pooling": "mean"}}
+    assert json.loads(json.dumps(again.settings())) == again.settings(), "else a log could not be gone on with"
 
 
 @pytest.mark.parametrize(

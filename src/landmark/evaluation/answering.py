@@ -122,7 +122,7 @@ class Attending:
             {} if self.reading is None else {"block_size": self.reading.block_size, **asdict(self.reading.settings)}
         )
         reading.pop("allow_nonfinite", None)  # changes no answer
-        again = {} if self.heads is None else {"reread": self.reread, "heads": asdict(self.heads)}
+        again = {} if self.heads is None else {"reread": self.reread, "heads": self.heads.to_dict()}
         return {"attention": self.attention, "window": self.window, **reading, **again}
 
     def of_length(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", length: int) -> "ReadText":

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -67,9 +67,13 @@ class RetrievalHeads:
         """The weight of each block [N] from scores [H,T,N] by layer."""
         return torch.stack([pooled(scores[layer][head], self.pooling) for layer, head in self.heads]).mean(0)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The heads as JSON values."""
+        return {"heads": [list(pair) for pair in self.heads], "pooling": self.pooling}
+
     def save(self, path: str | PathLike[str]) -> None:
         """Writes a JSON file."""
-        Path(path).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "RetrievalHeads":
