@@ -197,14 +197,14 @@ class Generation:
             found = choice.sentences(self._first)
             sentences = [(one.first, one.last, self._passages(one.trace)) for one in found]
         tokens = len(choice.decoding.ids)
-        return Ended(index, reason, choice.text, tokens, self._passages(choice.trace()), sentences)
+        return Ended(index, reason, choice.text, tokens, self._passages(choice.trace(), self._again), sentences)
 
-    def _passages(self, trace: Trace) -> list[Source]:
+    def _passages(self, trace: Trace, again: Sequence[Span] = ()) -> list[Source]:
+        """What was read `again`, and then what was opened."""
         context, limit = self._context, self.question.sources
         if context is None or not context.tokens_read or not limit:
             return []
-        sources = context.passages(read_first(self._again, context.ranked(trace)), limit)
-        return marked_reread(sources, self._again)
+        return marked_reread(context.passages(read_first(again, context.ranked(trace)), limit), again)
 
     def fail(self, error: BaseException) -> None:
         if isinstance(error, Damage) and self._context is not None:
