@@ -75,6 +75,7 @@ def _ask_context(options: AskOptions, write: Callable[[str], object] | None) -> 
 def _ask_text(options: AskOptions, write: Callable[[str], object] | None) -> Result:
     """Reads a text, and continues the prompt after it."""
     found = answer_from_text(options, options.source, options.prompt, write=write)
+    from landmark.contexts.documents import Source
     from landmark.hf.ranking import Ranking
     from landmark.hf.trace import passages
 
@@ -84,7 +85,7 @@ def _ask_text(options: AskOptions, write: Callable[[str], object] | None) -> Res
     ranked = ranking.spans(found.cache.trace())
     spans = (replace(one, stop=min(one.stop, tokens)) for one in ranked if one.start < tokens)  # none of the prompt
     opened = passages(spans, found.text, options.sources)
-    sources = [{"document": str(options.source), **asdict(passage)} for passage in opened]
+    sources = [asdict(Source(str(options.source), **asdict(passage))) for passage in opened]
     return Result(found.answer, figures, sources)
 
 
