@@ -24,6 +24,7 @@ QUESTIONS := --question 'What is the pass key?' --question 'Find the number that
 # What most depends on the releases installed, and what computes and so depends on a processor's instructions.
 MATRIX_TESTS ?= tests/hf tests/memory tests/contexts tests/cli tests/evaluation tests/store tests/data tests/readers \
 	tests/training tests/view tests/test_package.py tests/test_public_api.py tests/test_earlier_files.py
+EXTRAS ?= all,test
 ISA_TESTS ?= tests/ops tests/index tests/memory tests/readers tests/hf/test_cache.py tests/hf/test_chunks.py \
 	tests/hf/test_reader.py tests/hf/test_joined.py tests/hf/test_decoder_layer.py
 
@@ -97,7 +98,7 @@ matrix-newest:  ## the main tests with the newest release of everything, after a
 	cd $(PLACE) && bin/python -m pip install --disable-pip-version-check '$(CURDIR)'
 	$(PLACE)/bin/python -m pip check
 	cd $(PLACE) && OMP_NUM_THREADS=1 bin/landmark demo
-	$(PLACE)/bin/python -m pip install --disable-pip-version-check '.[all,test]'
+	$(PLACE)/bin/python -m pip install --disable-pip-version-check '.[$(EXTRAS)]'
 	$(PLACE)/bin/python -m pip check
 	$(call leg,$(PLACE),$(MATRIX_TESTS))
 
