@@ -59,7 +59,7 @@ else
 	@echo "The whole book takes ten: make chat BOOK=src/landmark/assets/book.txt"
 	$(BIN)/landmark chat $(CHAT)/lord-jim-with-notes.txt --context $(CHAT)/notes --sources 3 $(QUESTIONS)
 	@echo "What the text says: 73519 and 48213, in notes hidden in it; and the purser had broken his leg."
-	@echo "Such notes are mostly found. What a book tells in passing is mostly not, by so small a model; see its sources."
+	@echo "Such notes are mostly found; what a book tells in passing less often, and the less the longer it is; see its sources."
 	@if [ -t 0 ]; then $(BIN)/landmark chat --context $(CHAT)/notes --sources 3; fi
 endif
 
