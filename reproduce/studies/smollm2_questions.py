@@ -30,7 +30,7 @@ from landmark.evaluation.samples import share_interval
 from landmark.evaluation.tasks import Draft, Hidden, Prompt, Task
 from landmark.hf import LandmarkCache
 from landmark.hf.reader import answer
-from landmark.hf.rereading import Rereading, in_text_order
+from landmark.hf.rereading import in_text_order
 from landmark.hf.retrieval_heads import RetrievalHeads
 from landmark.hf.tokenizer import EncodedText, encode
 from reproduce.studies.lord_jim import Question, questions
@@ -120,7 +120,6 @@ class Answering:
         self.chat = ChatFormat.of(pair.tokenizer)
         self.context = Context.open(folder, pair.converted, pair.tokenizer)
         self.unretrieved = Context.open(folder, pair.converted, pair.tokenizer, retrieve=0)
-        self.rereading: Rereading | None = None
 
     def ways(self) -> dict[str, Way]:
         """All ways, by name; blocks can be read again where the heads that rank them are known."""
@@ -142,10 +141,8 @@ class Answering:
         return self._text(reply), _states(context.passages(context.ranked(branch.trace()), SHOWN), question)
 
     def _rereading(self, question: Question) -> tuple[str, bool]:
-        if self.rereading is None:
-            self.rereading = Rereading(self.pair.converted, self.pair.tokenizer, self.context.cache)
-        best = in_text_order(self.rereading.spans(question.question)[:SHOWN])
-        shown = self.context.passages(best, SHOWN)
+        best = self.context.best_blocks(question.question, SHOWN)
+        shown = self.context.passages(in_text_order(best), SHOWN)
         again = "".join(f"\n\n{source.text.strip()}" for source in shown if source.document == "book")
         ids = torch.cat((encode(self.pair.tokenizer, again, continues=True).ids, self._question(question, LEAD)))
         reply = answer(self.pair.converted, ids, self.context.cache.fork(), max_new_tokens=LONGEST)

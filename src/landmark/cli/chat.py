@@ -239,7 +239,7 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
         options.memory.check(config, known, **options.reading)
         check_reread(options.reread or 0, LandmarkCache(config, **options.reading))
         if heads is not None or options.reread:
-            (heads or RetrievalHeads.of_model(config)).check(config)
+            RetrievalHeads.of_model(config, heads)
 
     def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
         # Nobody else than the model that read a context can go on with it.

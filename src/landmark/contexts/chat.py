@@ -192,19 +192,16 @@ class Chat:
         text: Any = self.tokenizer.decode(new, skip_special_tokens=True)
         trace = self.cache.trace()
         opened = self._ranking.spans(trace) if sources and self._ranking else []
-        found = self._found(again, opened, sources) if sources else []
+        found = self._found(again, opened, sources)
         return Answer(question, text, new, found, self.cache.traffic - traffic, trace)
 
     def _best(self, question: str, count: int) -> list[Span]:
         """The `count` blocks of documents that rank highest for the question, or fewer."""
         if not count or self._unasked is None:
             return []
-        rereading, self._rereading = self._rereading, None  # where its search is interrupted, it cannot be used again
-        if rereading is None:
-            rereading = Rereading(self.model, self.tokenizer, self._unasked, self._heads)
-        best = list(islice(filter(self._sources, rereading.spans(question)), count))
-        self._rereading = rereading
-        return best
+        if self._rereading is None:
+            self._rereading = Rereading(self.model, self.tokenizer, self._unasked, self._heads)
+        return list(islice(filter(self._sources, self._rereading.spans(question)), count))
 
     def _texts_of(self, spans: list[Span]) -> str:
         """The passages of the spans in text order, each in front of a blank line."""

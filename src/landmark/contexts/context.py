@@ -376,12 +376,9 @@ class Context:
         """
         self.check()
         check_reread(count, self.cache)
-        kept, self._rereading = self._rereading, None  # where its search is interrupted, it cannot be used again
-        if kept is None or kept[0] != self.tokens_read:
-            kept = self.tokens_read, Rereading(self.model, self.tokenizer, self.cache)
-        spans = kept[1].spans(question)[:count]
-        self._rereading = kept
-        return spans
+        if self._rereading is None or self._rereading[0] != self.tokens_read:
+            self._rereading = self.tokens_read, Rereading(self.model, self.tokenizer, self.cache)
+        return self._rereading[1].spans(question)[:count]
 
     def fork(self, path: str | PathLike[str] | None = None) -> "Context":
         """A copy that shares what was read so far and grows on its own: many users, one book.

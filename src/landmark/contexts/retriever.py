@@ -54,8 +54,7 @@ class Retriever:
     def __init__(self, context: Context, heads: RetrievalHeads | None = None) -> None:
         config = context.model.config
         self.context = context
-        self.heads = RetrievalHeads.of_model(config) if heads is None else heads
-        self.heads.check(config)
+        self.heads = RetrievalHeads.of_model(config, heads)
         self._hidden: set[str] = set()
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._ranker, self._read = self._ranker_of_now()
@@ -138,10 +137,7 @@ class Retriever:
         self.context.check()
         if self._read != self.context.tokens_read:
             self._ranker, self._read = self._ranker_of_now()
-        read, self._read = self._read, -1  # where this is interrupted, some layers have read the query: begin anew
-        scores = self._ranker.scores(query)
-        self._read = read
-        return scores
+        return self._ranker.scores(query)
 
     def _ranker_of_now(self) -> tuple[BlockRanker, int]:
         """The ranker of all that was read, and how many tokens that is."""

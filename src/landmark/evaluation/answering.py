@@ -102,8 +102,7 @@ class Attending:
             reading = {**reading, "retrieve": 0}
         if reread:
             check_reread(reread, LandmarkCache(config, **reading))
-            heads = heads or RetrievalHeads.of_model(config)
-            heads.check(config)
+            heads = RetrievalHeads.of_model(config, heads)
         kind = "local" if attention == "local" else "landmark"
         return cls(attention, window, Reading.of(config, kind, window=window, **reading), reread, heads)
 

@@ -27,7 +27,7 @@ class BlockSearch:
     """The landmark scores of queries with all that `cache` has read, one text; `cache` is used up.
 
     Every block lies in memory, the unfinished one too: line ends complete it. So a query stands at the beginning of a
-    block, whatever was read last, and sees itself and what it opens.
+    block, whatever was read last, and sees itself and what it opens. A query that was interrupted changes no other.
 
     Raises ValueError for a cache that has read nothing, or that keeps no blocks.
     """
@@ -40,16 +40,17 @@ class BlockSearch:
             raise ValueError("retrieve is 0: no blocks are kept that could be searched; give 1 or more")
         self.blocks = -(-tokens // size)  # with text, the unfinished one included
         self._model = model
-        self._cache = cache
-        ends = [filler(tokenizer)] * (size - tokens % size)  # a block of its own where the text ends with one
-        read(model, ends, cache)
-        ropes: Any = model.base_model.landmark_ropes
-        cache.settle(ropes, local_blocks=0)
+        self._ends = [filler(tokenizer)] * (size - tokens % size)  # a block of its own where the text ends with one
+        self._text = cache.fork()  # to begin anew with where a query was interrupted
+        self._ready: LandmarkCache | None = self._completed(cache)
+        self.longest_query = cache.next_chunk  # ordinary tokens
 
-    @property
-    def longest_query(self) -> int:
-        """Most ordinary tokens of a query."""
-        return self._cache.next_chunk
+    def _completed(self, cache: LandmarkCache) -> LandmarkCache:
+        """The cache with the last block completed and all blocks in memory."""
+        read(self._model, self._ends, cache)
+        ropes: Any = self._model.base_model.landmark_ropes
+        cache.settle(ropes, local_blocks=0)
+        return cache
 
     def scores(
         self, ids: Tensor, layers: Collection[int], search_of: SearchOf = lambda layer, search: search
@@ -61,22 +62,22 @@ class BlockSearch:
         """
         if not 1 <= len(ids) <= self.longest_query:
             raise ValueError(f"the query has {len(ids)} tokens: give 1 to {self.longest_query}")
-        memories = self._cache.memories
-        searched = {layer: memories[layer] for layer in layers}
+        cache = self._completed(self._text.fork()) if self._ready is None else self._ready
+        self._ready = None
+        searched = {layer: cache.memories[layer] for layer in layers}
         found: dict[int, Tensor] = {}
 
         def score(layer: int, search: Retrieval, query: Tensor) -> None:
             scores = search_of(layer, search).scores(query)[0, :, :, : self.blocks]
             positions = torch.arange(scores.shape[1], device=scores.device)
-            found[layer] = scores[:, (positions + 1) % self._cache.settings.stride != 0]
+            found[layer] = scores[:, (positions + 1) % cache.settings.stride != 0]
 
         for layer, memory in searched.items():
             assert isinstance(memory, LayerMemory), "sliding layers have no landmarks"
             memory.on_search = partial(score, layer)
-        try:
-            read(self._model, ids, self._cache)
-        finally:
-            for memory in searched.values():
-                memory.on_search = None  # type: ignore[union-attr]
-        self._cache.crop(-len(ids))
+        read(self._model, ids, cache)
+        for memory in searched.values():
+            memory.on_search = None  # type: ignore[union-attr]
+        cache.crop(-len(ids))
+        self._ready = cache
         return found

@@ -19,8 +19,7 @@ class Rereading:
     """Ranks the blocks of what `cache` has read, one text, for questions, by `heads`; the cache stays as it is.
 
     Opening a block is a matter of each head, and few heads of a model look for what a question is about. Where these
-    are known, what they find can be read again, by all heads and layers (docs/retrieval.md). A question whose ranking
-    was interrupted leaves this unusable: make another one.
+    are known, what they find can be read again, by all heads and layers (docs/retrieval.md).
 
     Raises ValueError for heads that the model has not, where none are known, and for a cache that has read nothing or
     keeps no blocks.
@@ -33,10 +32,8 @@ class Rereading:
         cache: LandmarkCache,
         heads: RetrievalHeads | None = None,
     ) -> None:
-        heads = RetrievalHeads.of_model(model.config) if heads is None else heads
-        heads.check(model.config)
-        search = BlockSearch(model, tokenizer, cache.fork())
-        self._ranker = BlockRanker(search, tokenizer, heads)
+        heads = RetrievalHeads.of_model(model.config, heads)
+        self._ranker = BlockRanker(BlockSearch(model, tokenizer, cache.fork()), tokenizer, heads)
         self._size = cache.settings.block_size
         self._tokens = sum(cache.tokens_read())
 

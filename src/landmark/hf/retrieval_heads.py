@@ -87,13 +87,15 @@ class RetrievalHeads:
             raise ValueError(f"{path} is no file of heads that `landmark eval retrieval` wrote: {error}") from error
 
     @classmethod
-    def of_model(cls, config: PretrainedConfig) -> "RetrievalHeads":
-        """Those chosen for a model of this shape; raises ValueError where there are none.
+    def of_model(cls, config: PretrainedConfig, given: "RetrievalHeads | None" = None) -> "RetrievalHeads":
+        """The heads that are `given`, or those chosen for a model of this shape.
 
         The package has them for its own model and for SmolLM2-135M-Instruct with its adapter (docs/retrieval.md).
+        Raises ValueError where there are none, and for heads that the model has not.
         """
-        if (known := cls.known(config)) is not None:
-            return known
+        if (heads := given or cls.known(config)) is not None:
+            heads.check(config)
+            return heads
         raise ValueError(
             "no heads are known that rank passages in a model of this shape: choose them with `landmark eval retrieval"
             " --choose-on TEXTS --save-heads FILE`, and give that file"
