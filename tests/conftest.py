@@ -31,6 +31,26 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def sharp_llama():
+    """Makes a Llama of random weights, of the shape that it is given.
+
+    Weights of the usual size predict nothing in particular; larger ones make wrong reading show.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def made(**shape):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).eval()
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.dim() == 2:
+                    weight.mul_(8)
+        return model
+
+    return made
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium. Where it cannot be driven, tests that need it are skipped."""

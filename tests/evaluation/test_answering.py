@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from chat_tokenizer import chat_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import landmark
 from landmark.evaluation.answering import CHUNK, SINKS, Attending
@@ -38,14 +38,8 @@ IDS = torch.randint(3, 250, (700,), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
-def plain():
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHAPE)).eval()
-    with torch.no_grad():  # of the usual size they predict nothing in particular
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.mul_(8)
-    return model
+def plain(sharp_llama):
+    return sharp_llama(**SHAPE)
 
 
 @pytest.fixture(scope="module")

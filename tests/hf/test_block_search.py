@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import landmark
 from landmark.hf.block_search import BlockSearch
@@ -26,17 +25,11 @@ CONFIG = {
 
 
 @pytest.fixture(params=[0, 1])
-def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, sharp_llama):
     """A model without and with a local block; the token that completes blocks needs no tokenizer."""
     filler = SimpleNamespace(ids=torch.tensor([3, FILLER]))
     monkeypatch.setattr("landmark.hf.block_search.encode", lambda *_, **__: filler)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **CONFIG)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.mul_(8)
-    return landmark.convert(model, block_size=BLOCK, retrieve=2, local_blocks=request.param)
+    return landmark.convert(sharp_llama(**CONFIG), block_size=BLOCK, retrieve=2, local_blocks=request.param)
 
 
 def search_over(model, tokens: int) -> BlockSearch:

@@ -1,8 +1,6 @@
 """Blocks to read again: all of a text, ranked as a retriever ranks them, and joined in text order."""
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import landmark
 from landmark.hf.block_search import BlockSearch
@@ -28,16 +26,10 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
+def model(sharp_llama):
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.mul_(8)
-    return landmark.convert(model, block_size=7, retrieve=2)
+    return landmark.convert(sharp_llama(**shape), block_size=7, retrieve=2)
 
 
 def test_blocks_rank_as_their_scores_and_the_cache_stays_as_it_is(model, tokenizer):

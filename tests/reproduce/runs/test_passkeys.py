@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import landmark
 from landmark.readers.memorizing import Memorizing, add_memory_gates
@@ -18,16 +17,10 @@ IDS = torch.randint(0, 60, (100,), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
-def plain():
-    torch.manual_seed(0)
+def plain(sharp_llama):
     shape = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.mul_(8)
-    return model
+    return sharp_llama(**shape)
 
 
 @pytest.fixture(scope="module")
