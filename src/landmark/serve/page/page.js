@@ -256,8 +256,9 @@ function chooseSentence(span, sources) {
 
 function showSources(title, sources) {
   element("chosen").textContent = title;
+  const again = sources.some((source) => source.reread) ? "Passages read again with the question come first. " : "";
   element("hint").textContent = sources.length
-    ? "Passages that were read again with the question, then each with its share of the attention. A click shows the whole."
+    ? `${again}Each with its share of the attention. A click shows the whole passage.`
     : "No passage of a document was opened.";
   element("sources").replaceChildren(...sources.map(sourceItem));
   const [first] = document.querySelectorAll("#sources details");
@@ -276,7 +277,7 @@ function sourceItem(source) {
   const details = document.createElement("details");
   const summary = document.createElement("summary");
   summary.append(
-    made("span", "weight", source.reread ? "again" : `${(100 * source.weight).toFixed(1)} %`),
+    made("span", "weight", `${(100 * source.weight).toFixed(1)} %${source.reread ? " again" : ""}`),
     made("span", "where", `${source.document}, characters ${source.first} to ${source.last}`),
     made("span", "snippet", source.text.trim()),
   );
