@@ -45,10 +45,11 @@ def read(options: LongReadOptions, emit: Callable[[Row], object]) -> None:
         raise ValueError("there is nothing to read: name texts with --texts")
     texts = [(path.name, read_text(path)) for path in options.texts]
     model, tokenizer = model_and_tokenizer(options.model)
+    memory: dict[str, Any] = {**_memory(options), "kv_dtype": options.kv_dtype}
     if options.context.exists():
-        context = Context.open(options.context, model, tokenizer, write=True, **_memory(options))
+        context = Context.open(options.context, model, tokenizer, write=True, **memory)
     else:
-        context = Context.create(options.context, model, tokenizer, **_memory(options))
+        context = Context.create(options.context, model, tokenizer, **memory)
     with context:
         if not context.documents:
             context.add(_documents(texts, options))

@@ -19,7 +19,7 @@ from landmark.limits import (
     Threads,
     check_limits,
 )
-from landmark.settings import Selection
+from landmark.settings import KvDtype, Selection
 
 DEFAULT_GPU_ROWS = Path("gpu-rows.jsonl")
 
@@ -392,6 +392,8 @@ class LongReadOptions(ContextOptions):
 
     texts: tuple[Path, ...] = ()
     """UTF-8 texts to read, repeated where they are too few."""
+    kv_dtype: KvDtype | None = None
+    """int8 makes a context that keeps keys and values in 8 bits, about a quarter of the bytes of float32."""
     tokens: FromOne = 1_000_000
     """Ordinary tokens to read, approximately."""
     passkeys: FromOne = 20

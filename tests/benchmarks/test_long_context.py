@@ -22,6 +22,7 @@ def book(tmp_path_factory):
 def context(tmp_path, book, model_folder, capsys):
     path = tmp_path / "context"
     arguments = [str(path), "--model", str(model_folder), "--texts", str(book), "--tokens", "600", "--passkeys", "2"]
+    arguments += ["--kv-dtype", "int8"]
     rows = rows_of(["long-context", "read", *arguments], capsys)
     assert rows[-1]["tokens"] > 600
     assert all(row["s_per_1000_tokens"] > 0 and row["disk_mb"] > 0 for row in rows)
