@@ -12,6 +12,8 @@ import torch
 from serving import NAME, running, until
 
 from landmark import Chat, Context
+from landmark.contexts.documents import in_front
+from landmark.hf.rereading import in_text_order
 from landmark.hf.retrieval_heads import RetrievalHeads
 from landmark.serve.server import Limits
 
@@ -72,7 +74,7 @@ def test_blocks_are_read_again_in_a_chat_as_in_one_of_the_library(reader, librar
             answer = chat.ask(QUESTION, max_new_tokens=12, reread=chat.usual_reread if count is None else count)
             assert found.message.content == answer.text
             assert found.landmark["sources"] == [asdict(source) for source in answer.sources]
-            assert sum(source.reread for source in answer.sources) == (5 if count is None else count)
+            assert len({source.block for source in answer.sources if source.reread}) == (5 if count is None else count)
             texts.append(answer.text)
         for asked, said in (((ASKED, QUESTION, 100), "give at most"), ((NAME, QUESTION, 2), "no text of a context")):
             with pytest.raises(openai.BadRequestError, match=said) as caught:
@@ -81,6 +83,54 @@ def test_blocks_are_read_again_in_a_chat_as_in_one_of_the_library(reader, librar
         with pytest.raises(openai.BadRequestError, match="a message is empty"):
             chatted(served, ASKED, " ")
     assert len(set(texts)) > 2
+
+
+def user(question):
+    return {"role": "user", "content": question}
+
+
+SYSTEM = {"role": "system", "content": "be short ."}
+CONVERSATIONS = [[], [SYSTEM], [user("hello"), {"role": "assistant", "content": "hi"}]]
+CONVERSATIONS.append([SYSTEM, *CONVERSATIONS[-1]])
+
+
+def test_passages_stand_right_in_front_of_the_question(reader, library, context, monkeypatch):
+    """Whatever was said before; and of what a sentence opened it is known what was read again."""
+    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: RetrievalHeads(((1, 0),))))
+    best = context.best_blocks(QUESTION, 20)
+    again, opened = in_front(context.passages(in_text_order(best), 20)), []
+    with running(*reader, given={"library": library}) as served:
+        for before in CONVERSATIONS:
+            options = {"reread": 20, "sentences": True, "sources": 50}
+            found = said(served, [*before, user(QUESTION)], **options)
+            assert found.message.content == said(served, [*before, user(again + QUESTION)], reread=0).message.content
+            blocks = {source["block"] for source in found.landmark["sources"] if source["reread"]}
+            assert blocks == {span.block for span in best}
+            opened += [one for sentence in found.landmark["sentences"] for one in sentence["sources"]]
+            assert all(one["reread"] == (one["block"] in blocks) for one in opened)
+    assert {one["reread"] for one in opened} == {True, False}
+
+
+def test_the_words_of_a_client_are_limited_and_passages_come_on_top(reader, library, context, monkeypatch):
+    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: RetrievalHeads(((1, 0),))))
+    ranked, best_blocks = [], Context.best_blocks
+
+    def noted(self, *asked):
+        ranked.append(asked)
+        return best_blocks(self, *asked)
+
+    monkeypatch.setattr(Context, "best_blocks", noted)
+    with running(*reader, given={"library": library}, limits=Limits(prompt_tokens=60)) as served:
+        plain, again = (said(served, [user(QUESTION)], **more) for more in ({"reread": 0}, {}))
+        assert plain.message.content != again.message.content
+        with pytest.raises(openai.BadRequestError, match="this server takes 60 tokens"):
+            said(served, [user(QUESTION * 10)])
+    assert len(ranked) == 1, "a prompt that is refused is not looked up first"
+
+
+def said(served, messages, **options):
+    found = served.client().chat.completions.create(model=ASKED, messages=messages, max_tokens=12, extra_body=options)
+    return found.choices[0]
 
 
 def test_no_block_is_read_again_where_nobody_knows_which(served):

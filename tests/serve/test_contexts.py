@@ -17,6 +17,7 @@ from landmark import Collection
 from landmark.contexts import disk
 from landmark.contexts.collection_manifest import read_collection
 from landmark.contexts.remote import local_copy
+from landmark.hf.retrieval_heads import RetrievalHeads
 from landmark.serve.records import Record, collection_folder
 
 TEXT = "jim looked at the ships and keys for a long while . " * 30
@@ -384,6 +385,26 @@ def test_a_damaged_copy_of_a_url_is_fetched_again(reader, tmp_path, monkeypatch)
             one.client().completions.create(model=f"{NAME}@library", prompt="jim ", max_tokens=5)
         answer = one.client().completions.create(model=f"{NAME}@library", prompt="jim ", max_tokens=5)
     assert answer.choices[0].text == expected
+
+
+def test_damage_that_reading_again_finds_is_mended_too(reader, tmp_path, monkeypatch):
+    """The blocks to read again are looked up before an answer begins."""
+    pytest.importorskip("fsspec", reason="the extra remote")
+    monkeypatch.setenv("LANDMARK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: RetrievalHeads(((1, 0),))))
+    url = f"memory://{tmp_path.name}"
+    with Collection.create(url, *reader) as collection:
+        collection.add(TEXT, "a")
+    with running(*reader, given={"library": local_copy(url)}) as one:
+        (blocks,) = local_copy(url).rglob("*.blocks")
+        blocks.write_bytes(bytes(byte ^ 1 for byte in blocks.read_bytes()))
+        asked = {
+            "model": f"{NAME}@library",
+            "messages": [{"role": "user", "content": "where is jim ?"}],
+            "max_tokens": 3,
+        }
+        codes = [httpx.post(f"{one.url}/v1/chat/completions", json=asked).status_code for _ in range(2)]
+    assert codes == [500, 200]
 
 
 def test_without_a_folder_clients_make_no_contexts(reader, library):

@@ -64,12 +64,11 @@ Event = Began | Grew | Ended | Failed
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an answer needs: the context that is asked, None for none, the prompt's tokens, and bytes of memory.
+    """What an answer needs: the prompt's tokens, and bytes of memory.
 
     `again` are the blocks of the context that the prompt has in front of its question.
     """
 
-    context: Context | None
     ids: Tensor
     nbytes: int
     again: Sequence[Span]
@@ -93,10 +92,10 @@ class Question:
 
 @dataclass(eq=False)
 class Generation:
-    """Implements `landmark.serve.engine.Work`. `preparing` makes what it needs.
+    """Implements `landmark.serve.engine.Work`. `opening` gives the context that is asked, `preparing` what it needs.
 
     `emit` gets its events in the engine's thread; `count`, once, at its end, the tokens that were cached, read and
-    generated, and the traffic of blocks; `forget` the folder of a context in which damage was found. After `deadline`,
+    generated, and the traffic of blocks; `give_up` the folder of a context in which damage was found. After `deadline`,
     a time of `time.monotonic`, it fails; after `cancel` it ends without a word.
     """
 
@@ -104,10 +103,11 @@ class Generation:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     question: Question
-    preparing: Callable[[], Prepared]
+    opening: Callable[[], Context | None]
+    preparing: Callable[[Context | None], Prepared]
     emit: Callable[[Event], None]
     count: Callable[[int, int, int, Traffic], None]
-    forget: Callable[[Path], None]
+    give_up: Callable[[Path], None]
     deadline: float
     cancelled: bool = False
     nbytes: int = 0
@@ -136,9 +136,9 @@ class Generation:
 
     def prepare(self) -> None:
         if not self.cancelled:
-            made = self.preparing()
-            self._context, self._ids, self.nbytes = made.context, made.ids, made.nbytes
-            self._again = made.again
+            self._context = self.opening()  # known to `fail` when damage is found in it
+            made = self.preparing(self._context)
+            self._ids, self.nbytes, self._again = made.ids, made.nbytes, made.again
 
     def begin(self) -> None:
         context, ids = self._context, self._ids
@@ -199,16 +199,17 @@ class Generation:
         tokens = len(choice.decoding.ids)
         return Ended(index, reason, choice.text, tokens, self._passages(choice.trace(), self._again), sentences)
 
-    def _passages(self, trace: Trace, again: Sequence[Span] = ()) -> list[Source]:
-        """What was read `again`, and then what was opened."""
+    def _passages(self, trace: Trace, first: Sequence[Span] = ()) -> list[Source]:
+        """The blocks that come `first`, and then others that were opened, as many as were asked for."""
         context, limit = self._context, self.question.sources
         if context is None or not context.tokens_read or not limit:
             return []
-        return marked_reread(context.passages(read_first(again, context.ranked(trace)), limit), again)
+        found = context.passages(read_first(first, context.ranked(trace)), len(first) + limit)
+        return marked_reread(found, self._again)
 
     def fail(self, error: BaseException) -> None:
         if isinstance(error, Damage) and self._context is not None:
-            self.forget(self._context.path)  # opening it again mends a copy of what lies elsewhere
+            self.give_up(self._context.path)  # opening it again mends a copy of what lies elsewhere
         if not self.cancelled:
             self.cancelled = True
             self.emit(Failed(refusal_of(error)))

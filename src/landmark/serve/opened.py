@@ -104,6 +104,13 @@ class OpenContexts:
             for key in [key for key in self._kept if key[0] == path]:
                 del self._kept[key]
 
+    def give_up(self, path: Path) -> None:
+        """Forgets a context in which damage was found; the next request opens it anew, whoever still holds it."""
+        with self._lock:
+            self.forget(path)
+            for key in [key for key in self._known if key[0] == path]:
+                del self._known[key]
+
     def clear(self) -> None:
         """Closes all but those that requests hold."""
         with self._lock:

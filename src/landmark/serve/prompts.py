@@ -1,6 +1,6 @@
 """The tokens of a request: a prompt that is continued, or messages in the chat template of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +50,13 @@ class Prompts:
         asked = encode(self._tokenizer, prompt, continues=after_text)
         return self._checked(asked.ids if after_text else (bos_tokens(self._tokenizer) + asked).ids)
 
-    def conversation(self, messages: Sequence[Message], *, after_text: bool, again: str = "") -> Tensor:
+    def conversation(
+        self, messages: Sequence[Message], *, after_text: bool, again: Callable[[str], str] = lambda question: ""
+    ) -> Tensor:
         """Tokens of messages up to the beginning of the reply; Refusal for messages that the template does not take.
 
-        Passages of the context that are read `again` stand in front of the last message.
+        `again` gets the last message and gives passages of the context that stand in front of it. It is called once all
+        else is known to be right, and its tokens do not count as those of the client, which are limited.
 
         After the text of a context, which is the beginning of the user's first message, the template's opening is left
         out. A system message then comes between the text and the first question.
@@ -61,6 +64,13 @@ class Prompts:
         if self.no_chat is not None:
             raise bad_request(f"this model cannot chat ({self.no_chat}): use /v1/completions", "model")
         said = [("system" if m.role == "developer" else m.role, m.text) for m in messages]
+        ids = self._checked(self._encoded(said, after_text))
+        *before, (role, question) = said
+        passages = again(question)
+        return self._encoded([*before, (role, passages + question)], after_text) if passages else ids
+
+    def _encoded(self, said: list[tuple[str, str]], after_text: bool) -> Tensor:
+        """Tokens of what was said, pairs of a role and a text."""
         if after_text:
             said = _system_in_question(said)
         if said[-1][0] != "user" or any(role == "system" for role, _ in said[1:]):
@@ -69,7 +79,6 @@ class Prompts:
             )
         contents = [content for _, content in said]
         self._check_length(contents)
-        contents[-1] = again + contents[-1]
         parts = self._template([role for role, _ in said])
         if after_text:
             parts[0] = ""
@@ -79,7 +88,7 @@ class Prompts:
             _check_text(content)
             pieces.append(self._texts.encode(content, continues=True).ids)
             pieces.append(self._templates.encode(part, continues=True).ids)
-        return self._checked(torch.from_numpy(np.concatenate(pieces)))
+        return torch.from_numpy(np.concatenate(pieces))
 
     def _check_length(self, texts: Sequence[str]) -> None:
         """Refusal for texts that have too many tokens for sure. Short ones are soon encoded, which shows it, too."""

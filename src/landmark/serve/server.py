@@ -200,8 +200,12 @@ class Server:
                 if request.reread:
                     raise bad_request(f"reread is {request.reread}, and no text of a context is asked", "reread")
                 return Asked(self.prompts.conversation(request.messages, after_text=False))
-            spans = self._best(context, request.messages[-1].text, request.reread)
-            again = in_front(context.passages(in_text_order(spans), len(spans)))
+            spans: list[Span] = []
+
+            def again(question: str) -> str:
+                spans.extend(self._best(context, question, request.reread))
+                return in_front(context.passages(in_text_order(spans), len(spans)))
+
             return Asked(self.prompts.conversation(request.messages, after_text=True, again=again), spans)
 
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
@@ -219,7 +223,7 @@ class Server:
     def _best(self, context: Context, question: str, count: int | None) -> list[Span]:
         """The blocks that rank highest for a question, found by the engine's thread; Refusal for too many."""
         count = usual_reread(self.model.config, context.cache) if count is None else count
-        if not count or not question.strip():  # an empty message is refused with the others
+        if not count:
             return []
         try:
             check_reread(count, context.cache)
@@ -242,11 +246,13 @@ class Server:
         self.usage.check(caller)
         question = self._question(request, most, logprobs, end)
 
-        def prepare() -> Prepared:
-            context = None if name is None else self.contexts.asked(caller.name, name)
+        def opened() -> Context | None:
+            return None if name is None else self.contexts.asked(caller.name, name)
+
+        def prepared(context: Context | None) -> Prepared:
             ids, again = asked(context)
             nbytes = self.admission.of_answers(question.choices, len(ids) + question.most_tokens, context)
-            return Prepared(context, ids, nbytes, again)
+            return Prepared(ids, nbytes, again)
 
         def count(cached: int, prompt: int, completion: int, traffic: Traffic) -> None:
             self.metrics.count_tokens(cached, prompt, completion)
@@ -258,10 +264,11 @@ class Server:
             self.model,
             self.tokenizer,
             question,
-            prepare,
+            opened,
+            prepared,
             Timed(emit, self.metrics),
             count,
-            self.admission.opened.forget,
+            self.admission.opened.give_up,
             time.monotonic() + self.limits.seconds,
         )
         self.engine.submit(generation)
