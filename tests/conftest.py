@@ -33,15 +33,15 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def sharp_llama():
-    """Makes a Llama of random weights, of the shape that it is given.
+    """Makes a Llama, or a model of another family, of random weights and of the shape that it is given.
 
     Weights of the usual size predict nothing in particular; larger ones make wrong reading show.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    def made(**shape):
+    def made(family="llama", **shape):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape)).eval()
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape)).eval()
         with torch.no_grad():
             for weight in model.parameters():
                 if weight.dim() == 2:

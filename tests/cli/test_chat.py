@@ -65,16 +65,33 @@ def test_blocks_are_read_again_where_their_heads_are_known(chat, files, tmp_path
 
     plain, none = reread()
     assert none == 0, "nobody knows which heads of this model rank"
-    assert reread("--heads", str(heads), "--reread", "0") == (plain, 0)
     more, two = reread("--heads", str(heads), "--reread", "2")
     assert (more > plain, two) == (True, 2)
     most, shown = reread("--heads", str(heads))
-    assert (most > more, shown) == (True, 3), "five, of which three are shown"
+    assert (most > more, shown) == (True, 5), "all of them, and three more"
     monkeypatch.setattr(landmark.RetrievalHeads, "known", classmethod(lambda cls, config: chosen))
-    assert reread() == (most, 3)
-    assert reread("--retrieve", "0")[1] == 0
+    assert reread() == (most, 5)
+    assert reread("--reread", "0") == (plain, 0)
+    assert reread("--retrieve", "0")[1] == reread("--max-blocks", "9")[1] == 0
+    (answer,) = objects(chat(*files, *asked))
+    assert [source["reread"] for source in answer["sources"]].count(False) >= 3
     output = chat(*files, "--question", "where is jim ?", "--sources", "1")
-    assert output.count(", read again\n") == 1
+    assert output.count(", read again\n") >= 5
+    assert "weight 0.000, read again" not in output, "it was not opened"
+
+
+def test_a_context_decides_how_many_blocks_can_be_read_again(chat_folder, files, tmp_path, capsys):
+    """By the settings with which it was read, and before any question."""
+    model = landmark.from_pretrained(chat_folder)
+    with landmark.Context.create(tmp_path / "context", model, chunk_size=20) as context:
+        context.append(BOOK, "book")
+    landmark.RetrievalHeads(((1, 0),)).save(tmp_path / "heads.json")
+    asked = ["--question", "where is jim ?", "--heads", str(tmp_path / "heads.json"), "--max-new-tokens", "2"]
+    command = ["chat", "--context", str(tmp_path / "context"), "--model", str(chat_folder), *asked]
+    assert cli.main([*command, "--reread", "5"]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, "reread is 5: give at most 4" in printed.err) == ("", True)
+    assert cli.main([*command, "--reread", "4"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -84,6 +101,8 @@ def test_blocks_are_read_again_where_their_heads_are_known(chat, files, tmp_path
         (["--reread", "-1"], "reread is -1: give 0 or more"),
         (["--reread", "900"], "reread is 900: give at most"),
         (["--heads", "/nonexistent"], "which cannot be read"),
+        (["--heads", "/nonexistent", "--reread", "0"], "reread is 0: leave one of them out"),
+        (["--max-blocks", "3", "--reread", "2"], "blocks are dropped: give one of them"),
     ],
 )
 def test_what_cannot_be_read_again(chat_folder, files, capsys, arguments, said):

@@ -259,6 +259,27 @@ def test_a_search_that_was_interrupted_is_begun_anew(model, tokenizer, monkeypat
     assert answers[0].sources == answers[1].sources != []
 
 
+def test_blocks_without_words_are_not_read_again(model, tokenizer, tmp_path):
+    text = "jim has the keys ." + "\n" * 60 + "the ships are at sea ." + " " * 60
+    chat = Chat(model, tokenizer, heads=HEADS)
+    chat.read(text, "spaces")
+    ranked = Rereading(model, tokenizer, chat.cache, HEADS).spans("where is jim ?")
+    assert not all(source.text.strip() for span in ranked[:5] for source in chat._sources(span)), "a case that can fail"
+    answer = chat.ask("where is jim ?", max_new_tokens=2, reread=5)
+    again = [source for source in answer.sources if source.reread]
+    assert len({source.block for source in again}) == 5
+    assert all(source.text.strip() for source in again)
+
+
+def test_all_that_was_read_again_is_a_source_and_so_many_opened_blocks(model, tokenizer):
+    chat = Chat(model, tokenizer, heads=HEADS)
+    chat.read(BOOK, "book")
+    for limit in (0, 1, 3):
+        answer = chat.ask("where is jim ?", max_new_tokens=2, reread=4, sources=limit)
+        blocks = {source.block: source.reread for source in answer.sources}
+        assert list(blocks.values()) == ([True] * 4 + [False] * limit if limit else [])
+
+
 def test_reading_again_refuses_what_it_cannot_do(model, tokenizer):
     with pytest.raises(ValueError, match="layer 9 has no head"):
         Chat(model, tokenizer, heads=landmark.RetrievalHeads(((9, 0),)))

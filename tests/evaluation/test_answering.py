@@ -50,9 +50,9 @@ def converted(plain):
 TASK = Task("anything", lambda reply, draft: 0.0, 6)
 
 
-def asked(question: torch.Tensor, query: str = "") -> Prompt:
-    """A question after all of `IDS` but the last nine, of which the first five are the template's."""
-    return Prompt(TASK, Draft(Hidden(()), "", (), query=query), 0.0, IDS[:-9], question, range(5, len(IDS) - 9))
+def asked(question: torch.Tensor, query: str = "", start: int = 5) -> Prompt:
+    """A question after all of `IDS` but the last nine, of which those before `start` are the template's."""
+    return Prompt(TASK, Draft(Hidden(()), "", (), query=query), 0.0, IDS[:-9], question, range(start, len(IDS) - 9))
 
 
 def greedy(logits_of, ids: torch.Tensor, count: int) -> list[int]:
@@ -159,6 +159,21 @@ def test_blocks_are_read_again_in_text_order_in_front_of_the_question(converted,
     assert answered(converted, "landmark", reread=4, heads=HEADS) == answer(asked(question))
     assert queries == ["something else", "this"]
     assert answered(converted, "landmark") != answer(asked(question))
+
+
+def test_the_template_and_white_space_are_no_blocks_to_read_again(converted, monkeypatch):
+    spans = [Span(block, 15 * block, 15 * block + 15, 0.0) for block in (0, 1, 9, 3, 12, 5)]
+    monkeypatch.setattr(Rereading, "spans", lambda self, query: spans)
+    tokenizer, ids = chat_tokenizer(), IDS.clone()
+    ids[45:60] = tokenizer("\n")["input_ids"][0]  # block 3
+    gap = tokenizer("\n\n")["input_ids"]
+    again = [gap, ids[20:30].tolist(), gap, ids[135:150].tolist(), gap, ids[180:195].tolist()]
+    question = torch.tensor([*itertools.chain(*again), *ids[-9:].tolist()])
+    read = Attending.of(converted.config).of_length(converted, tokenizer, len(ids))
+    expected = read(ids[:-9], lambda n: None)(asked(question))
+    read = Attending.of(converted.config, reread=3, heads=HEADS).of_length(converted, tokenizer, len(ids))
+    answer = read(ids[:-9], lambda n: None)
+    assert answer(asked(ids[-9:], start=20)) == expected
 
 
 def test_what_is_read_again_is_among_the_settings_of_a_log(converted):

@@ -4,8 +4,8 @@ import pytest
 
 import landmark
 from landmark.hf.block_search import BlockSearch
-from landmark.hf.rereading import Rereading, check_reread, in_text_order, most_reread
-from landmark.hf.retrieval_heads import BlockRanker, RetrievalHeads
+from landmark.hf.rereading import Rereading, check_reread, in_text_order, most_reread, usual_reread
+from landmark.hf.retrieval_heads import BACKGROUND, BlockRanker, RetrievalHeads, searchable_heads
 from landmark.hf.tokenizer import encode
 from landmark.hf.trace import Span
 
@@ -76,3 +76,41 @@ def test_as_many_blocks_as_a_chunk_has_room_for(model):
     check_reread(0, none)
     with pytest.raises(ValueError, match="give retrieve 1 or more"):
         check_reread(1, none)
+
+
+def test_of_dropped_blocks_none_is_read_again(model, tokenizer):
+    cache = landmark.read(model, encode(tokenizer, TEXT).ids, landmark.LandmarkCache(model.config, max_blocks=3))
+    with pytest.raises(ValueError, match="reread is 1 and max_blocks is 3, so that blocks are dropped"):
+        check_reread(1, cache)
+    with pytest.raises(ValueError, match="max_blocks is 3: blocks that were dropped cannot be searched"):
+        Rereading(model, tokenizer, cache, HEADS)
+
+
+def test_how_many_where_nobody_says(model):
+    def usual(heads=HEADS, **reading):
+        return usual_reread(model.config, landmark.LandmarkCache(model.config, **reading), heads)
+
+    assert (usual(), usual(chunk_size=22), usual(None)) == (5, 3, 0)
+    assert usual(retrieve=0) == usual(max_blocks=3) == usual(positions="true") == 0
+
+
+def test_chunks_shorter_than_the_sentences_of_the_background(model, tokenizer):
+    cache = landmark.read(model, encode(tokenizer, TEXT).ids, landmark.LandmarkCache(model.config, chunk_size=7))
+    sentences = [len(encode(tokenizer, text, continues=True).ids) for text in BACKGROUND]
+    assert max(sentences) > 7
+    assert len(Rereading(model, tokenizer, cache, HEADS).spans(QUERY)) > 3
+
+
+@pytest.mark.parametrize("window", [24, 300])
+def test_native_sliding_layers(tokenizer, sharp_llama, window):
+    """They forget what a query pushes out of the window: each query has to leave the next as it was."""
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "head_dim": 8}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    model = landmark.convert(sharp_llama("gemma2", sliding_window=window, **shape), block_size=7, retrieve=2)
+    heads = RetrievalHeads(tuple(searchable_heads(model.config)[:2]))
+    cache = landmark.read(model, encode(tokenizer, TEXT * 4).ids)
+    rereading = Rereading(model, tokenizer, cache, heads)
+    spans = rereading.spans(QUERY)
+    assert rereading.spans("a calm sea") != spans
+    assert rereading.spans(QUERY) == spans == Rereading(model, tokenizer, cache, heads).spans(QUERY)
+    assert len({span.weight for span in spans}) > 3

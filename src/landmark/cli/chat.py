@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PROMPT = "> "
 NAMED = 3  # documents in a line
-SHOWN = 5  # sources that /sources shows, unless --sources says how many
+SHOWN = 5  # opened blocks that /sources shows, unless --sources says how many
 HELP = """\
 /sources       the passages that the last answer was read from
 /read FILE     read a text; the next question may be about it
@@ -54,14 +54,14 @@ class ChatOptions(AnswerOptions):
     question: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Ask this, and end; may be repeated."""
     reread: MaybeFromZero = None
-    """Blocks of the documents to read again in front of each question, those that rank highest for it. Default: 5 where
-    it is known which heads of the model rank them, else 0 (docs/retrieval.md)."""
+    """Blocks of the documents to read again in front of each question, those that rank highest for it. Default: 5 for
+    SmolLM2-135M-Instruct and wherever --heads is given, else 0 (docs/retrieval.md)."""
     heads: Path | None = None
-    """JSON file of the heads that rank them, from `landmark eval retrieval --save-heads`; default: those known for the
-    model."""
+    """JSON file of the heads that rank blocks for --reread, from `landmark eval retrieval --save-heads`; default: those
+    known for the model."""
     sources: FromZero = 0
-    """Blocks to show after every answer, those that were read again and then those that were opened, the most telling
-    first; /sources shows them at any time."""
+    """Opened blocks to show after every answer, the most telling first, behind those that were read again; /sources
+    shows them at any time."""
     max_new_tokens: FromOne = 200
     """Most tokens of an answer."""
     json: bool = False
@@ -168,18 +168,23 @@ class Session:
         self.sources = [asdict(source) for source in answer.sources]
         if options.json:
             figures = figures_of(self.chat.tokens_read, len(answer.ids), 0.0, seconds, answer.traffic)
-            sources = self.sources[: options.sources]
+            sources = self._shown(options.sources)
             print(json.dumps({"question": question, "answer": answer.text, **figures, "sources": sources}), flush=True)
             return
         print_escaped(" (stopped)" if interrupted() else "")
-        print_sources(self.sources[: options.sources])
+        print_sources(self._shown(options.sources))
         print_escaped("")
+
+    def _shown(self, limit: int) -> list[dict[str, Any]]:
+        """Sources of the last answer: those that were read again and the first `limit` others; none for 0."""
+        again = [source for source in self.sources if source["reread"]]
+        return [*again, *self.sources[len(again) :][:limit]] if limit else []
 
     def show_sources(self) -> None:
         """The passages that the last answer was read from."""
         if not self.sources:
             print_escaped("nothing to show: no passage of a text was looked up for the last answer", to_stderr=True)
-        print_sources(self.sources[: self.options.sources or SHOWN])
+        print_sources(self._shown(self.options.sources or SHOWN))
 
     def read(self, file: str) -> None:
         """Reads a text; Ctrl-C stops, and what was read stays."""
@@ -232,12 +237,14 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
         raise ValueError(f"{options.context} is no context yet: name the files that it is to hold")
     if known is not None:
         check_context(known, "--context")
+    if options.heads is not None and options.reread == 0:
+        raise ValueError("heads rank the blocks that are read again, and reread is 0: leave one of them out")
     base = _model(options, known)
     heads = None if options.heads is None else RetrievalHeads.load(options.heads)
 
     def check(config: "PretrainedConfig") -> None:
-        options.memory.check(config, known, **options.reading)
-        check_reread(options.reread or 0, LandmarkCache(config, **options.reading))
+        cache = options.memory.check(config, known, **options.reading)
+        check_reread(options.reread or 0, cache)
         if heads is not None or options.reread:
             RetrievalHeads.of_model(config, heads)
 

@@ -1,7 +1,7 @@
 """Options that several commands share, and the model that they name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from landmark.contexts.context import Context
+    from landmark.hf import LandmarkCache
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["int8"]
@@ -97,8 +98,11 @@ class MemoryOptions:
             "index": self.index,
         }
 
-    def check(self, config: "PretrainedConfig", context: Path | None = None, **settings: Any) -> None:
-        """Raises ValueError for what does not go with a context, or with a model with this `config`."""
+    def check(self, config: "PretrainedConfig", context: Path | None = None, **settings: Any) -> "LandmarkCache":
+        """A cache of a model with this `config`, which reads as it will be read, after a context that there is.
+
+        Raises ValueError for what does not go with the context, or with the model.
+        """
         import torch
 
         from landmark.contexts.compatibility import check_memory
@@ -107,10 +111,12 @@ class MemoryOptions:
 
         if self.device_budget is not None and not torch.cuda.is_available():
             raise ValueError("device_budget is for GPUs, and torch sees none here: give host_budget")
-        LandmarkCache(config, **self.keywords(), **settings)
-        if context is not None:
-            manifest = manifest_of(context)
-            check_memory(manifest.header, manifest.layout, config, **self.keywords(), **settings)
+        cache = LandmarkCache(config, **self.keywords(), **settings)
+        if context is None:
+            return cache
+        manifest = manifest_of(context)
+        reading = check_memory(manifest.header, manifest.layout, config, **self.keywords(), **settings)
+        return LandmarkCache(config, **asdict(reading))
 
 
 def whole_numbers(name: str, text: str, most: int = LARGEST) -> list[int]:

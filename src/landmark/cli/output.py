@@ -107,8 +107,9 @@ def print_sources(sources: Iterable[dict[str, Any]]) -> None:
     for source in sources:
         place = f"characters {source['first']}:{source['last']}, block {source['block']}"
         print_escaped("")
+        weight = f", weight {source['weight']:.3f}" if source["weight"] or not source.get("reread") else ""
         again = ", read again" if source.get("reread") else ""
-        print_escaped(f"{source['document']}, {place}, weight {source['weight']:.3f}{again}")
+        print_escaped(f"{source['document']}, {place}{weight}{again}")
         print_escaped(f"  {' '.join(source['text'].split())[:SNIPPET]}")
 
 

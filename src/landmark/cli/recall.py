@@ -48,10 +48,11 @@ class TaskOptions:
     rag_tokens: MaybeFromOne = None
     """Most tokens of these passages; default: half of the trained range."""
     reread: FromZero = 0
-    """landmark: blocks to read again in front of each question, those whose landmarks rank highest for it."""
+    """With attention landmark, blocks to read again in front of each question, those whose landmarks rank highest for
+    it; `landmark chat` reads 5 where it can."""
     heads: Path | None = None
-    """JSON file of the heads that rank them, from `landmark eval retrieval --save-heads`; default: those known for the
-    model."""
+    """JSON file of the heads that rank blocks for --reread, from `landmark eval retrieval --save-heads`; default: those
+    known for the model."""
     lengths: str = "4096,8192"
     """Lengths in ordinary tokens, question and answer included, separated by commas."""
     samples: Annotated[int, Range(1, 10**6)] = 50

@@ -1,7 +1,6 @@
 """`Chat`: a conversation with a converted model about documents, in the model's chat template."""
 
 from collections.abc import Callable
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from landmark.contexts.documents import (
     first_sources,
     in_front,
     marked_reread,
+    spans_with_words,
 )
 from landmark.contexts.segments import Document, encode_text
 from landmark.data.chat import ChatFormat
@@ -153,8 +153,8 @@ class Chat:
         token and ends the answer, which stays in the conversation as far as it came, when it returns True.
 
         With `reread`, the text of so many blocks of the documents, those that rank highest for the question, stands
-        in the message again, in front of the question (docs/retrieval.md). The answer lists passages of the documents
-        in the first `sources` blocks: those that were read again, then those that were opened, as `Ranking` has them.
+        in the message again, in front of the question (docs/retrieval.md). The answer lists the passages of these, and
+        of the first `sources` others that were opened, as `Ranking` has them; none at all for 0.
 
         Raises ValueError for a question that is empty or no text, for `reread` below 0, of more blocks than a chunk
         has or in a model whose heads are not known, and as `Context.generate` does.
@@ -201,15 +201,16 @@ class Chat:
             return []
         if self._rereading is None:
             self._rereading = Rereading(self.model, self.tokenizer, self._unasked, self._heads)
-        return list(islice(filter(self._sources, self._rereading.spans(question)), count))
+        return spans_with_words(self._sources, self._rereading.spans(question), count)
 
     def _texts_of(self, spans: list[Span]) -> str:
         """The passages of the spans in text order, each in front of a blank line."""
         return in_front(source for span in in_text_order(spans) for source in self._sources(span))
 
     def _found(self, again: list[Span], opened: list[Span], limit: int) -> list[Source]:
-        """Passages of the first `limit` blocks: those read `again`, then the others of `opened`."""
-        return marked_reread(first_sources(self._sources, read_first(again, opened), limit), again)
+        """Passages of the blocks that were read `again`, then of the first `limit` others of `opened`; none for 0."""
+        spans = read_first(again, opened) if limit else []
+        return marked_reread(first_sources(self._sources, spans, len(again) + limit), again)
 
     def _template(self, text: str) -> np.ndarray:
         """Token ids of a part of the template."""

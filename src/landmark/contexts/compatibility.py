@@ -33,7 +33,7 @@ from landmark.index.options import IndexKind, IndexOptions, index_options
 from landmark.memory import LayerMemory
 from landmark.memory.storage import Budgets
 from landmark.memory.window import WindowState
-from landmark.settings import KvDtype, LandmarkSettings, ReadingChanges
+from landmark.settings import KvDtype, LandmarkSettings, ReadingChanges, ReadingSettings
 from landmark.store.base import BlockShape
 
 if TYPE_CHECKING:
@@ -236,17 +236,19 @@ def check_memory(
     device_budget: int | str | None = None,
     kv_dtype: KvDtype | None = None,
     **reading: Unpack[ReadingChanges],
-) -> None:
-    """Raises ValueError for bad budgets, or ones too small for a query, before a model is loaded.
+) -> ReadingSettings:
+    """The settings with which the context will be read.
 
-    Also for a `kv_dtype` other than that in which the context keeps its blocks. `header` and `layout` are those of the
-    context, `config` that of the model.
+    Raises ValueError for bad budgets, or ones too small for a query, before a model is loaded, and for a `kv_dtype`
+    other than that in which the context keeps its blocks. `header` and `layout` are those of the context, `config` that
+    of the model.
     """
     text = text_config(config)
     settings = _settings(header, text, reading)
     budgets = _budgets(text, settings, host_budget, device_budget, _kept_in(layout, kv_dtype))
     for shape in layout.blocks:
         budgets.check(shape)
+    return settings.reading
 
 
 def _kept_in(layout: Layout, kv_dtype: KvDtype | None) -> KvDtype | None:

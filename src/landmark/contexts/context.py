@@ -13,7 +13,7 @@ import torch
 from landmark.contexts import compatibility
 from landmark.contexts.collection_manifest import is_collection
 from landmark.contexts.disk import Progress
-from landmark.contexts.documents import DocumentStore, Source, check_document, check_limit, distinct
+from landmark.contexts.documents import DocumentStore, Source, check_document, check_limit, distinct, spans_with_words
 from landmark.contexts.either import open_snapshot
 from landmark.contexts.folder import fork
 from landmark.contexts.remote import local_copy, local_manifest, mending
@@ -371,14 +371,16 @@ class Context:
     def best_blocks(self, question: str, count: int) -> list[Span]:
         """The `count` blocks that rank highest for a question, to be read again in front of it (docs/retrieval.md).
 
-        Raises ValueError for more than a chunk has room for, an empty question, where nothing was read, and for a model
-        whose heads that rank blocks are not known.
+        They are fewer where fewer have words. Raises ValueError for more than a chunk has room for, an empty question,
+        where nothing was read, and for a model whose heads that rank blocks are not known.
         """
         self.check()
         check_reread(count, self.cache)
+        if not question.strip():
+            raise ValueError(f"the question is {question!r}: give some words")
         if self._rereading is None or self._rereading[0] != self.tokens_read:
             self._rereading = self.tokens_read, Rereading(self.model, self.tokenizer, self.cache)
-        return self._rereading[1].spans(question)[:count]
+        return spans_with_words(self._documents.sources_of, self._rereading[1].spans(question), count)
 
     def fork(self, path: str | PathLike[str] | None = None) -> "Context":
         """A copy that shares what was read so far and grows on its own: many users, one book.

@@ -205,6 +205,13 @@ def first_sources(sources: "Callable[[Span], Iterable[Source]]", spans: "Iterabl
     return list(chain.from_iterable(islice(filter(None, found), limit)))
 
 
+def spans_with_words(
+    sources: "Callable[[Span], Iterable[Source]]", spans: "Iterable[Span]", limit: int
+) -> "list[Span]":
+    """The first `limit` of `spans` for which `sources` finds passages that are more than white space."""
+    return list(islice((span for span in spans if any(one.text.strip() for one in sources(span))), limit))
+
+
 def in_front(passages: Iterable[Source]) -> str:
     """The texts of passages that are read again, as they stand in front of a question: each and a blank line."""
     return "".join(f"{passage.text.strip()}\n\n" for passage in passages)

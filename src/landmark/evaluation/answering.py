@@ -3,8 +3,9 @@
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import torch
@@ -20,6 +21,7 @@ from landmark.hf.reader import answer
 from landmark.hf.rereading import Rereading, check_reread, in_text_order
 from landmark.hf.retrieval_heads import RetrievalHeads
 from landmark.hf.tokenizer import encode
+from landmark.hf.trace import Span
 from landmark.readers.sinks import Sinks
 from landmark.settings import ReadingChanges
 
@@ -178,11 +180,20 @@ def _rereading(
     cache = _read(model, reading, text, progress)
     rereading, gap = Rereading(model, tokenizer, cache, heads), encode(tokenizer, "\n\n", continues=True).ids
 
+    def within_text(span: Span, prompt: Prompt) -> Span:
+        """What of it is not the template's; nothing of other spans."""
+        start = min(max(span.start, prompt.context.start), span.stop)
+        return replace(span, start=start)
+
+    def has_words(span: Span) -> bool:
+        words: Any = tokenizer.decode(text[span.start : span.stop])
+        return bool(words.strip())
+
     def answer_to(prompt: Prompt) -> list[int]:
         again = []
-        for span in in_text_order(rereading.spans(prompt.draft.query)[:count]):
-            start = max(span.start, prompt.context.start)  # none of the template
-            again += [gap, text[start : span.stop]] if start < span.stop else []
+        within = (within_text(span, prompt) for span in rereading.spans(prompt.draft.query))
+        for span in in_text_order(islice(filter(has_words, within), count)):
+            again += [gap, text[span.start : span.stop]]
         asked = torch.cat((*again, prompt.question))
         return answer(model, asked, cache.fork(), max_new_tokens=prompt.task.answer_tokens)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+EARLIER: dict[str, Any] = {"reread": 0, "heads": None}  # what logs that do not speak of these were made with
 
 
 class Log(Generic[T]):
@@ -51,6 +52,7 @@ class Log(Generic[T]):
         return lines
 
     def _check_settings(self, first: dict[str, Any], settings: dict[str, Any]) -> None:
+        first, settings = EARLIER | first, EARLIER | settings
         for name in {**settings, **first}:
             if name not in first:
                 raise ValueError(

@@ -29,7 +29,7 @@ class BlockSearch:
     Every block lies in memory, the unfinished one too: line ends complete it. So a query stands at the beginning of a
     block, whatever was read last, and sees itself and what it opens. A query that was interrupted changes no other.
 
-    Raises ValueError for a cache that has read nothing, or that keeps no blocks.
+    Raises ValueError for a cache that has read nothing, or that does not keep all blocks.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: LandmarkCache) -> None:
@@ -38,11 +38,15 @@ class BlockSearch:
             raise ValueError("nothing was read yet: there is no text to search")
         if not cache.settings.reading.retrieve:
             raise ValueError("retrieve is 0: no blocks are kept that could be searched; give 1 or more")
+        if (most := cache.settings.reading.max_blocks) is not None:
+            raise ValueError(f"max_blocks is {most}: blocks that were dropped cannot be searched; leave it out")
         self.blocks = -(-tokens // size)  # with text, the unfinished one included
         self._model = model
         self._ends = [filler(tokenizer)] * (size - tokens % size)  # a block of its own where the text ends with one
         self._text = cache.fork()  # to begin anew with where a query was interrupted
         self._ready: LandmarkCache | None = self._completed(cache)
+        # A sliding layer forgets what a query pushes out of its window, so that the query cannot be taken back.
+        self._forks = not all(isinstance(memory, LayerMemory) for memory in cache.memories)
         self.longest_query = cache.next_chunk  # ordinary tokens
 
     def _completed(self, cache: LandmarkCache) -> LandmarkCache:
@@ -62,8 +66,8 @@ class BlockSearch:
         """
         if not 1 <= len(ids) <= self.longest_query:
             raise ValueError(f"the query has {len(ids)} tokens: give 1 to {self.longest_query}")
-        cache = self._completed(self._text.fork()) if self._ready is None else self._ready
-        self._ready = None
+        ready = self._completed(self._text.fork()) if self._ready is None else self._ready
+        self._ready, cache = None, ready.fork() if self._forks else ready
         searched = {layer: cache.memories[layer] for layer in layers}
         found: dict[int, Tensor] = {}
 
@@ -78,6 +82,7 @@ class BlockSearch:
         read(self._model, ids, cache)
         for memory in searched.values():
             memory.on_search = None  # type: ignore[union-attr]
-        cache.crop(-len(ids))
-        self._ready = cache
+        if not self._forks:
+            cache.crop(-len(ids))
+        self._ready = ready
         return found

@@ -22,7 +22,7 @@ class Rereading:
     are known, what they find can be read again, by all heads and layers (docs/retrieval.md).
 
     Raises ValueError for heads that the model has not, where none are known, and for a cache that has read nothing or
-    keeps no blocks.
+    does not keep all blocks.
     """
 
     def __init__(
@@ -67,9 +67,13 @@ def read_first(again: Iterable[Span], opened: Iterable[Span]) -> list[Span]:
 
 
 def usual_reread(config: "PretrainedConfig", cache: LandmarkCache, heads: RetrievalHeads | None = None) -> int:
-    """How many blocks a conversation reads again, where nobody says: none where no heads are known or no block kept."""
-    known = heads is not None or RetrievalHeads.known(config) is not None
-    return min(USUAL, most_reread(cache)) if known and cache.settings.reading.retrieve else 0
+    """How many blocks a conversation reads again, where nobody says.
+
+    None where no heads are known or not all blocks are kept, and none at true positions, which the passages use up.
+    """
+    reading, known = cache.settings.reading, heads is not None or RetrievalHeads.known(config) is not None
+    able = known and reading.retrieve and reading.max_blocks is None and reading.positions == "stingy"
+    return min(USUAL, most_reread(cache)) if able else 0
 
 
 def most_reread(cache: LandmarkCache) -> int:
@@ -85,3 +89,5 @@ def check_reread(count: Any, cache: LandmarkCache) -> None:
         raise ValueError(f"reread is {count}: give at most {most}, as many blocks as a chunk has room for")
     if count and not cache.settings.reading.retrieve:
         raise ValueError(f"reread is {count} and retrieve is 0, so that no blocks are kept: give retrieve 1 or more")
+    if count and (kept := cache.settings.reading.max_blocks) is not None:
+        raise ValueError(f"reread is {count} and max_blocks is {kept}, so that blocks are dropped: give one of them")

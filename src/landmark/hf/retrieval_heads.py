@@ -83,7 +83,9 @@ class RetrievalHeads:
         except OSError as error:
             wanted = "give a file that `landmark eval retrieval --save-heads` wrote"
             raise ValueError(f"heads is {path}, which cannot be read ({error.strerror}): {wanted}") from error
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except KeyError as error:
+            raise ValueError(f"{path} is no file of heads that `landmark eval retrieval` wrote: no {error}") from error
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is no file of heads that `landmark eval retrieval` wrote: {error}") from error
 
     @classmethod
@@ -129,7 +131,9 @@ def searchable_heads(config: PretrainedConfig) -> list[tuple[int, int]]:
     return [(layer, head) for layer, head in landmark_heads(config) if not has_constant_keys(layer)]
 
 
-def _of_saved(saved: Mapping[str, Any]) -> RetrievalHeads:
+def _of_saved(saved: Any) -> RetrievalHeads:
+    if not isinstance(saved, dict):
+        raise ValueError(f"it holds {type(saved).__name__}, not an object with heads and pooling")
     return RetrievalHeads(tuple((layer, head) for layer, head in saved["heads"]), saved["pooling"])
 
 
@@ -159,7 +163,7 @@ class BlockRanker:
         self._tokenizer = tokenizer
         self._heads = heads
         self._search_of = search_of
-        self._background = torch.stack([self._weights(text) for text in BACKGROUND]).mean(0)
+        self._background = torch.stack([self._weights(text, whole=False) for text in BACKGROUND]).mean(0)
 
     def scores(self, query: str, *, whole: bool = True) -> Tensor:
         """The score of every block [N], on the CPU.
