@@ -16,6 +16,7 @@ COMMANDS = (
     _study("smollm2-perplexity", options.PerplexityOptions, "what a conversion loses on text"),
     _study("smollm2-chat", options.ChatOptions, "what a conversion changes in ordinary chat"),
     _study("smollm2-questions", options.QuestionsOptions, "questions about a book it read at length"),
+    _study("smollm2-library", options.LibraryOptions, "questions about a million tokens of documents"),
     _study("conversion-cost", options.ConversionCostOptions, "what converting larger models takes, reckoned"),
     _study("untrained-perplexity", options.UntrainedOptions, "perplexity right after conversion"),
     _study("reading-apart", options.ReadingApartOptions, "documents read apart beside reading in sequence"),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from landmark.cli.options import Dtype, NumberOptions
+from landmark.cli.options import Bytes, Dtype, NumberOptions
 from landmark.limits import FromOne, MaybeFromOne, OutFile, OutFolder, Range, Seed
 
 
@@ -114,6 +114,32 @@ class QuestionsOptions(ConvertedOptions):
     """Folder for the context and the answers."""
     tokens: MaybeFromOne = None
     """Read only the first so many tokens, and ask what they answer. Default: the whole book."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibraryOptions(ConvertedOptions):
+    """Ask about a million tokens that were read apart, as hundreds of documents, into one collection.
+
+    The first run writes the documents to WORK/texts and prints the command that reads them (11 GB in 8 bits for
+    SmolLM2-135M; it resumes where it was interrupted). The second asks: a passkey, and every other kind of `landmark
+    eval recall` once for each part of the text; by opened blocks alone, with five blocks read again, and with none
+    opened. Run again with the same options it resumes.
+    """
+
+    texts: Annotated[Positional[tuple[Path, ...]], arg(metavar="TEXT ...")]
+    """UTF-8 texts to hide the statements in."""
+    work: Annotated[Path, OutFolder()]
+    """Folder for the documents, the collection and the answers."""
+    tokens: FromOne = 1_000_000
+    """Tokens of all documents together."""
+    parts: FromOne = 5
+    """Parts of the text, each with statements of its own."""
+    characters: FromOne = 16_000
+    """Characters of a document, or a paragraph more."""
+    seed: Seed = 0
+    """Decides what is stated and asked."""
+    host_budget: Annotated[str, Bytes()] = "1GB"
+    """Most bytes of keys and values kept in main memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,7 @@ NEEDED = {
     (REPRODUCE, "study smollm2-chat"): ["no", "--out", "new"],
     (REPRODUCE, "study smollm2-perplexity"): ["no", "--texts", "no.txt", "--out", "new"],
     (REPRODUCE, "study smollm2-questions"): ["no", "--work", "new"],
+    (REPRODUCE, "study smollm2-library"): ["no", "no.txt", "--work", "new"],
     (REPRODUCE, "study reading-apart"): ["no.txt", "--out", "new.jsonl"],
     (REPRODUCE, "study source-ranking"): ["no"],
     (REPRODUCE, "study key-margins"): ["no"],
