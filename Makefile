@@ -39,6 +39,7 @@ unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo chat test check format clean matrix matrix-oldest matrix-newest matrix-avx2 matrix-default
+.PHONY: install-newest test-newest
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -91,8 +92,11 @@ matrix-oldest: .venv-oldest/.installed  ## the main tests with the oldest releas
 	$(call leg,.venv-oldest,$(MATRIX_TESTS))
 
 # Made anew each time, or it would not be the newest. The package comes first and alone, as its users install it.
-matrix-newest: PLACE := .venv-newest
-matrix-newest:  ## the main tests with the newest release of everything, after a plain `pip install`
+matrix-newest: install-newest  ## the main tests with the newest release of everything, after a plain `pip install`
+	$(MAKE) test-newest
+
+install-newest: PLACE := .venv-newest
+install-newest:
 	rm -rf $(PLACE)
 	$(call environment,$(PLACE))
 	cd $(PLACE) && bin/python -m pip install --disable-pip-version-check '$(CURDIR)'
@@ -100,7 +104,9 @@ matrix-newest:  ## the main tests with the newest release of everything, after a
 	cd $(PLACE) && OMP_NUM_THREADS=1 bin/landmark demo
 	$(PLACE)/bin/python -m pip install --disable-pip-version-check '.[$(EXTRAS)]'
 	$(PLACE)/bin/python -m pip check
-	$(call leg,$(PLACE),$(MATRIX_TESTS))
+
+test-newest:
+	$(call leg,.venv-newest,$(MATRIX_TESTS))
 
 # PyTorch, its libraries and numba, kept from the newer instructions of this processor.
 matrix-avx2: export ATEN_CPU_CAPABILITY := avx2
