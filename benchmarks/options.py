@@ -244,12 +244,14 @@ class TextOptions(RowOptions):
 class ViewPageOptions(RowOptions):
     """Open the page of `landmark view` in Chromium, click tokens and search; needs playwright."""
 
+    pages: tuple[Path, ...] = ()
+    """Pages that `landmark view` wrote; default: pages of made-up reads."""
     tokens: str = "200000,1000000"
     """Tokens of the text."""
     generated: FromOne = 100
     """Generated tokens, each with the reads of 30 layers and 9 heads."""
     rounds: FromOne = 5
-    """Times that the page is opened; each time 10 tokens are clicked."""
+    """Times that a page is opened; each time 10 tokens are clicked."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The page of `landmark view` in Chromium: its size, and the time to open it, to answer a click and to search.
 
-Texts and reads are made up: the book of the package, repeated, and reads as a model of the given shape leaves them,
-some blocks read often and most of them rarely.
+Without a page to time, texts and reads are made up: the book of the package, repeated, and reads as a model of the
+given shape leaves them, some blocks read often and most of them rarely.
 """
 
 import shutil
@@ -35,6 +35,7 @@ SEARCH = """async (word) => {
     await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
     return performance.now() - start;
 }"""
+GENERATED = "() => document.querySelectorAll('.token').length"
 OPEN = "() => performance.getEntriesByType('navigation')[0].loadEventEnd"
 
 
@@ -67,7 +68,7 @@ def _text(name: str, kind: str, text: str, tokens: int, first: int) -> Text:
 
 
 def run(options: ViewPageOptions) -> Iterator[dict[str, Any]]:
-    """A row for each number of tokens. Raises ValueError without Chromium or playwright."""
+    """A row for each page. Raises ValueError without Chromium or playwright, and for a page without tokens."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
@@ -77,15 +78,15 @@ def run(options: ViewPageOptions) -> Iterator[dict[str, Any]]:
         raise ValueError("chromium is not installed (Debian: apt-get install chromium)")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        for tokens in whole_numbers("tokens", options.tokens):
-            path = Path(folder) / f"{tokens}.html"
-            made_up(tokens, options.generated).save(path)
+        for path, tokens in _pages(options, Path(folder)):
             opened, clicks, searches = [], [], []
             for turn in range(options.rounds):
                 page = chromium.new_page(viewport={"width": 1280, "height": 800})
                 page.goto(path.as_uri())
                 opened.append(page.evaluate(OPEN) / 1000)
-                chosen = np.random.default_rng(turn).integers(0, options.generated, 10).tolist()
+                if not (generated := page.evaluate(GENERATED)):
+                    raise ValueError(f"{path} has no generated token: give a page that `landmark view` wrote")
+                chosen = np.random.default_rng(turn).integers(0, generated, 10).tolist()
                 clicks += [page.evaluate(CLICK, token) / 1000 for token in chosen]
                 searches.append(page.evaluate(SEARCH, WORD) / 1000)
                 page.close()
@@ -93,8 +94,9 @@ def run(options: ViewPageOptions) -> Iterator[dict[str, Any]]:
                 "bench": "view",
                 "machine": processor(),
                 "browser": chromium.version,
+                "page": None if tokens else path.name,
                 "tokens": tokens,
-                "generated": options.generated,
+                "generated": generated,
                 "rounds": options.rounds,
                 "bytes": path.stat().st_size,
                 **{
@@ -103,3 +105,14 @@ def run(options: ViewPageOptions) -> Iterator[dict[str, Any]]:
                     for name in ("median", "maximum")
                 },
             }
+
+
+def _pages(options: ViewPageOptions, folder: Path) -> Iterator[tuple[Path, int | None]]:
+    """Those that are given, or made-up ones in the folder, with the tokens of their texts."""
+    for path in options.pages:
+        if not path.is_file():
+            raise ValueError(f"there is no page {path}: make one with `landmark view --out`")
+        yield path.absolute(), None
+    for tokens in whole_numbers("tokens", options.tokens) if not options.pages else ():
+        made_up(tokens, options.generated).save(path := folder / f"{tokens}.html")
+        yield path, tokens

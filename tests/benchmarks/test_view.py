@@ -29,3 +29,17 @@ def test_rows(capsys):
     for row in rows:
         for what in ("open", "click", "search"):
             assert 0 < row[f"{what}_median_s"] <= row[f"{what}_maximum_s"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium is installed")
+def test_pages_that_were_written(tmp_path, capsys):
+    pytest.importorskip("playwright")
+    made_up(4000, 3).save(tmp_path / "page.html")
+    (tmp_path / "other.html").write_text("<title>something else</title>", encoding="utf-8")
+    command = ["view", "--rounds", "1", "--json", "--pages", str(tmp_path / "page.html")]
+    assert BENCHMARKS.main(command) == 0
+    (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (row["page"], row["generated"]) == ("page.html", 3)
+    assert BENCHMARKS.main([*command, str(tmp_path / "other.html")]) == 2
+    assert "has no generated token" in capsys.readouterr().err
+    assert BENCHMARKS.main(["view", "--pages", str(tmp_path / "none.html")]) == 2
