@@ -71,6 +71,8 @@ def test_auto_is_bfloat16_where_it_is_fast_and_says_so(can, model_folder, files,
     printed = capsys.readouterr()
     assert json.loads(printed.out)["dtype"] == dtype
     assert f"--dtype auto: {dtype} on this machine" in printed.err
+    assert cli.main(["eval", "recall", "--tasks", "absent", *arguments, "--dtype", "bfloat16", "--json"]) == 0
+    assert ("bfloat16 is not multiplied fast on this machine" in capsys.readouterr().err) == (not can)
 
 
 @pytest.mark.parametrize("command", ["recall --tasks absent", "passkey"])

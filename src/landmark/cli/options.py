@@ -67,6 +67,9 @@ class NumberOptions:
         dtype = dtype_of(self.dtype or "float32")
         if self.dtype == "auto":
             print_escaped(f"--dtype auto: {str(dtype).removeprefix('torch.')} on this machine", to_stderr=True)
+        elif dtype == torch.bfloat16 != dtype_of("auto"):
+            slow = "bfloat16 is not multiplied fast on this machine: reading takes several times as long as in float32"
+            print_escaped(slow, to_stderr=True)
         return {"dtype": dtype, "weights": self.weights}
 
 
