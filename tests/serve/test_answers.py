@@ -15,6 +15,7 @@ from landmark import Chat, Context
 from landmark.contexts.documents import in_front
 from landmark.hf.rereading import in_text_order
 from landmark.hf.retrieval_heads import RetrievalHeads
+from landmark.serve import prompts
 from landmark.serve.server import Limits
 
 PROMPT, QUESTION = "jim looked at the ", "where are the keys ?"
@@ -120,10 +121,11 @@ def test_the_words_of_a_client_are_limited_and_passages_come_on_top(reader, libr
         return best_blocks(self, *asked)
 
     monkeypatch.setattr(Context, "best_blocks", noted)
+    monkeypatch.setattr(prompts, "PIECE_CHARACTERS", 1)  # as of long texts, whose pieces are counted
     with running(*reader, given={"library": library}, limits=Limits(prompt_tokens=60)) as served:
         plain, again = (said(served, [user(QUESTION)], **more) for more in ({"reread": 0}, {}))
         assert plain.message.content != again.message.content
-        with pytest.raises(openai.BadRequestError, match="this server takes 60 tokens"):
+        with pytest.raises(openai.BadRequestError, match="more than 60 tokens"):
             said(served, [user(QUESTION * 10)])
     assert len(ranked) == 1, "a prompt that is refused is not looked up first"
 
@@ -378,8 +380,6 @@ def test_a_client_that_goes_away_frees_its_branch(served, stream, caplog):
 
 
 def test_more_than_the_queue_holds_are_told_to_come_again(reader, library):
-    from landmark.serve.server import Limits
-
     with running(*reader, given={"library": library}, limits=Limits(running=1, waiting=1)) as one:
         engine, client = one.server.engine, one.client()
         long = {"model": ASKED, "prompt": PROMPT, "max_tokens": 4000, "stream": True}
@@ -399,7 +399,6 @@ def test_more_than_the_queue_holds_are_told_to_come_again(reader, library):
 
 
 def test_an_answer_that_takes_too_long_is_ended(reader, library):
-    from landmark.serve.server import Limits
 
     with running(*reader, given={"library": library}, limits=Limits(seconds=1)) as one:
         with pytest.raises(openai.InternalServerError) as late:

@@ -64,6 +64,7 @@ class Prompts:
         if self.no_chat is not None:
             raise bad_request(f"this model cannot chat ({self.no_chat}): use /v1/completions", "model")
         said = [("system" if m.role == "developer" else m.role, m.text) for m in messages]
+        self._check_length([text for _, text in said])
         ids = self._checked(self._encoded(said, after_text))
         *before, (role, question) = said
         passages = again(question)
@@ -78,7 +79,6 @@ class Prompts:
                 "messages are those of system (first, if any), user and assistant; the last is the user's"
             )
         contents = [content for _, content in said]
-        self._check_length(contents)
         parts = self._template([role for role, _ in said])
         if after_text:
             parts[0] = ""

@@ -38,7 +38,9 @@ class GenerationRequest(Request):
 
     model: str = Field(max_length=200, description="A model, or MODEL@CONTEXT.")
     context: str | None = Field(None, max_length=100, description="Name or id of the context that is asked.")
-    sources: int = Field(5, ge=0, le=50, description="Blocks whose passages come with the answer.")
+    sources: int = Field(
+        5, ge=0, le=50, description="Opened blocks that come with the answer, behind those read again; 0: no passages."
+    )
     sentences: bool = Field(False, description="Whether they also come for each sentence of the answer.")
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=100, description="0, the default, takes the likeliest token.")
