@@ -259,8 +259,8 @@ class Context:
     def add(self, documents: Iterable[tuple[str, str]]) -> None:
         """Adds documents, pairs of a name and a text, in one commit; `read` prefills them.
 
-        A document that is given twice is added once. Raises ValueError as `append` does, and for two texts under one
-        name, before anything is added.
+        A document that is given twice is added once; one that the context has already is added again, unless `missing`
+        left it out. Raises ValueError as `append` does, and for two texts under one name, before anything is added.
         """
         self._check_growing()
         documents = list(documents)
