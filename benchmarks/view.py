@@ -79,7 +79,7 @@ def run(options: ViewPageOptions) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         for path, tokens in _pages(options, Path(folder)):
-            opened, clicks, searches = [], [], []
+            opened, clicks, searches, generated = [], [], [], 0
             for turn in range(options.rounds):
                 page = chromium.new_page(viewport={"width": 1280, "height": 800})
                 page.goto(path.as_uri())
