@@ -102,7 +102,7 @@ install-newest:
 	cd $(PLACE) && bin/python -m pip install --disable-pip-version-check '$(CURDIR)'
 	$(PLACE)/bin/python -m pip check
 	cd $(PLACE) && OMP_NUM_THREADS=1 bin/landmark demo
-	$(PLACE)/bin/python -m pip install --disable-pip-version-check '.[$(EXTRAS)]'
+	$(PLACE)/bin/python -m pip install --disable-pip-version-check --no-compile '.[$(EXTRAS)]'
 	$(PLACE)/bin/python -m pip check
 
 test-newest:
@@ -145,8 +145,9 @@ define environment
 endef
 
 # The stamps are written last, so that an installation that broke off is taken up again by the next `make`.
+# Modules are compiled when they are imported, and most never are: that is half of the time.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt | .venv-oldest/bin/python
