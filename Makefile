@@ -95,18 +95,18 @@ matrix-oldest: .venv-oldest/.installed  ## the main tests with the oldest releas
 matrix-newest: install-newest  ## the main tests with the newest release of everything, after a plain `pip install`
 	$(MAKE) test-newest
 
-install-newest: PLACE := .venv-newest
+NEWEST := .venv-newest
 install-newest:
-	rm -rf $(PLACE)
-	$(call environment,$(PLACE))
-	cd $(PLACE) && bin/python -m pip install --disable-pip-version-check '$(CURDIR)'
-	$(PLACE)/bin/python -m pip check
-	cd $(PLACE) && OMP_NUM_THREADS=1 bin/landmark demo
-	$(PLACE)/bin/python -m pip install --disable-pip-version-check --no-compile '.[$(EXTRAS)]'
-	$(PLACE)/bin/python -m pip check
+	rm -rf $(NEWEST)
+	$(call environment,$(NEWEST))
+	cd $(NEWEST) && bin/python -m pip install --disable-pip-version-check '$(CURDIR)'
+	$(NEWEST)/bin/python -m pip check
+	cd $(NEWEST) && OMP_NUM_THREADS=1 bin/landmark demo
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --no-compile '.[$(EXTRAS)]'
+	$(NEWEST)/bin/python -m pip check
 
 test-newest:
-	$(call leg,.venv-newest,$(MATRIX_TESTS))
+	$(call leg,$(NEWEST),$(MATRIX_TESTS))
 
 # PyTorch, its libraries and numba, kept from the newer instructions of this processor.
 matrix-avx2: export ATEN_CPU_CAPABILITY := avx2

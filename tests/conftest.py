@@ -51,6 +51,16 @@ def sharp_llama():
     return made
 
 
+@pytest.fixture
+def known_heads(monkeypatch):
+    """Takes a head of the second layer for one that is known to rank blocks, whatever the model."""
+    from landmark import RetrievalHeads
+
+    heads = RetrievalHeads(((1, 0),))
+    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: heads))
+    return heads
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium. Where it cannot be driven, tests that need it are skipped."""

@@ -120,7 +120,7 @@ class QuestionsOptions(ConvertedOptions):
 class LibraryOptions(ConvertedOptions):
     """Ask about a million tokens that were read apart, as hundreds of documents, into one collection.
 
-    The first run writes the documents to WORK/texts and prints the command that reads them (11 GB in 8 bits for
+    The first run writes the documents to WORK/texts and prints the command that reads them (14 GB in 8 bits for
     SmolLM2-135M; it resumes where it was interrupted). The second asks: a passkey, and every other kind of `landmark
     eval recall` once for each part of the text; by opened blocks alone, with five blocks read again, and with none
     opened. Run again with the same options it resumes.

@@ -20,6 +20,7 @@ from landmark.data.text import read_text
 from landmark.evaluation.recall import NAMES, PASSKEY, recall
 from landmark.evaluation.samples import share_interval
 from landmark.evaluation.tasks import Prompt, Prompts
+from landmark.hf.rereading import USUAL
 from landmark.process_memory import PeakMemory
 from reproduce.studies.options import LibraryOptions
 from reproduce.studies.records import Records
@@ -28,10 +29,9 @@ from reproduce.studies.smollm2_models import Pair
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REREAD = 5  # blocks, as `landmark chat` reads them again
 WAYS: dict[str, tuple[dict[str, Any], int]] = {  # keywords of `Context.open`, and blocks to read again
     "opened blocks": ({}, 0),
-    f"{REREAD} blocks again": ({}, REREAD),
+    f"{USUAL} blocks again": ({}, USUAL),
     "nothing opened": ({"retrieve": 0}, 0),
 }
 COLUMNS = ("kind", "way", "right", "of", "low", "high", "median_s")

@@ -14,7 +14,6 @@ from serving import NAME, running, until
 from landmark import Chat, Context
 from landmark.contexts.documents import in_front
 from landmark.hf.rereading import in_text_order
-from landmark.hf.retrieval_heads import RetrievalHeads
 from landmark.serve import prompts
 from landmark.serve.server import Limits
 
@@ -64,9 +63,7 @@ def test_a_chat_is_that_of_the_library(served, context):
     assert found.choices[0].landmark["sources"] == [asdict(source) for source in first.sources]
 
 
-def test_blocks_are_read_again_in_a_chat_as_in_one_of_the_library(reader, library, context, monkeypatch):
-    heads = RetrievalHeads(((1, 0),))
-    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: heads))
+def test_blocks_are_read_again_in_a_chat_as_in_one_of_the_library(reader, library, context, known_heads):
     texts = []
     with running(*reader, given={"library": library}) as served:
         for count in (0, 2, 3, None):
@@ -95,9 +92,8 @@ CONVERSATIONS = [[], [SYSTEM], [user("hello"), {"role": "assistant", "content": 
 CONVERSATIONS.append([SYSTEM, *CONVERSATIONS[-1]])
 
 
-def test_passages_stand_right_in_front_of_the_question(reader, library, context, monkeypatch):
+def test_passages_stand_right_in_front_of_the_question(reader, library, context, known_heads):
     """Whatever was said before; and of what a sentence opened it is known what was read again."""
-    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: RetrievalHeads(((1, 0),))))
     best = context.best_blocks(QUESTION, 20)
     again, opened = in_front(context.passages(in_text_order(best), 20)), []
     with running(*reader, given={"library": library}) as served:
@@ -112,8 +108,7 @@ def test_passages_stand_right_in_front_of_the_question(reader, library, context,
     assert {one["reread"] for one in opened} == {True, False}
 
 
-def test_the_words_of_a_client_are_limited_and_passages_come_on_top(reader, library, context, monkeypatch):
-    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: RetrievalHeads(((1, 0),))))
+def test_the_words_of_a_client_are_limited_and_passages_come_on_top(reader, library, context, known_heads, monkeypatch):
     ranked, best_blocks = [], Context.best_blocks
 
     def noted(self, *asked):
@@ -130,11 +125,6 @@ def test_the_words_of_a_client_are_limited_and_passages_come_on_top(reader, libr
     assert len(ranked) == 1, "a prompt that is refused is not looked up first"
 
 
-def said(served, messages, **options):
-    found = served.client().chat.completions.create(model=ASKED, messages=messages, max_tokens=12, extra_body=options)
-    return found.choices[0]
-
-
 def test_no_block_is_read_again_where_nobody_knows_which(served):
     assert not any(source["reread"] for source in chatted(served, ASKED, QUESTION).landmark["sources"])
     with pytest.raises(openai.BadRequestError, match="no heads are known"):
@@ -142,7 +132,10 @@ def test_no_block_is_read_again_where_nobody_knows_which(served):
 
 
 def chatted(served, model, question, **options):
-    messages = [{"role": "user", "content": question}]
+    return said(served, [user(question)], model, **options)
+
+
+def said(served, messages, model=ASKED, **options):
     found = served.client().chat.completions.create(
         model=model, messages=messages, max_tokens=12, extra_body=options or None
     )
@@ -399,7 +392,6 @@ def test_more_than_the_queue_holds_are_told_to_come_again(reader, library):
 
 
 def test_an_answer_that_takes_too_long_is_ended(reader, library):
-
     with running(*reader, given={"library": library}, limits=Limits(seconds=1)) as one:
         with pytest.raises(openai.InternalServerError) as late:
             one.client().completions.create(model=ASKED, prompt=PROMPT, max_tokens=4000)

@@ -17,7 +17,6 @@ from landmark import Collection
 from landmark.contexts import disk
 from landmark.contexts.collection_manifest import read_collection
 from landmark.contexts.remote import local_copy
-from landmark.hf.retrieval_heads import RetrievalHeads
 from landmark.serve.records import Record, collection_folder
 
 TEXT = "jim looked at the ships and keys for a long while . " * 30
@@ -387,11 +386,10 @@ def test_a_damaged_copy_of_a_url_is_fetched_again(reader, tmp_path, monkeypatch)
     assert answer.choices[0].text == expected
 
 
-def test_damage_that_reading_again_finds_is_mended_too(reader, tmp_path, monkeypatch):
+def test_damage_that_reading_again_finds_is_mended_too(reader, tmp_path, monkeypatch, known_heads):
     """The blocks to read again are looked up before an answer begins."""
     pytest.importorskip("fsspec", reason="the extra remote")
     monkeypatch.setenv("LANDMARK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: RetrievalHeads(((1, 0),))))
     url = f"memory://{tmp_path.name}"
     with Collection.create(url, *reader) as collection:
         collection.add(TEXT, "a")

@@ -107,9 +107,9 @@ def print_sources(sources: Iterable[dict[str, Any]]) -> None:
     for source in sources:
         place = f"characters {source['first']}:{source['last']}, block {source['block']}"
         print_escaped("")
-        weight = f", weight {source['weight']:.3f}" if source["weight"] or not source.get("reread") else ""
-        again = ", read again" if source.get("reread") else ""
-        print_escaped(f"{source['document']}, {place}{weight}{again}")
+        again, weight = source.get("reread", False), source["weight"]
+        found = f", weight {weight:.3f}" if weight or not again else ""  # it can be read again without being opened
+        print_escaped(f"{source['document']}, {place}{found}{', read again' if again else ''}")
         print_escaped(f"  {' '.join(source['text'].split())[:SNIPPET]}")
 
 

@@ -4,15 +4,13 @@ import json
 
 from landmark.contexts.collection import Collection
 from landmark.evaluation.recall import NAMES
-from landmark.hf.retrieval_heads import RetrievalHeads
 from reproduce.studies import smollm2_library
 from reproduce.studies.options import LibraryOptions
 from reproduce.studies.smollm2_models import Pair
 
 
-def test_documents_are_written_and_then_asked_about(pair, tmp_path, monkeypatch, capsys):
+def test_documents_are_written_and_then_asked_about(pair, tmp_path, monkeypatch, capsys, known_heads):
     monkeypatch.setattr(Pair, "load", lambda options: pair)
-    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: RetrievalHeads(((1, 0),))))
     book = tmp_path / "book.txt"
     book.write_text("It was a calm sea. Jim looked at the ships.\n\n" * 400, encoding="utf-8")
     options = LibraryOptions(

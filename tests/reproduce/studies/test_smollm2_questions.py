@@ -3,7 +3,6 @@ import json
 import pytest
 
 from landmark.assets import book_path
-from landmark.hf.retrieval_heads import RetrievalHeads
 from reproduce.studies import smollm2_questions
 from reproduce.studies.lord_jim import Question
 from reproduce.studies.options import QuestionsOptions
@@ -18,11 +17,9 @@ def question() -> Question:
     return Question("named", "When did the sunny roadstead come?", ("morning",), (), (QUOTE,), (offset,))
 
 
-def test_the_book_is_read_once_and_asked_in_every_way(pair, tmp_path, monkeypatch, capsys):
+def test_the_book_is_read_once_and_asked_in_every_way(pair, tmp_path, monkeypatch, capsys, known_heads):
     monkeypatch.setattr(Pair, "load", lambda options: pair)
     monkeypatch.setattr(smollm2_questions, "questions", lambda: [question()])
-    heads = RetrievalHeads(((1, 0),))
-    monkeypatch.setattr(RetrievalHeads, "known", classmethod(lambda cls, config: heads))
     options = QuestionsOptions(original="tiny", work=tmp_path / "work", tokens=4500, json=True)
     assert smollm2_questions.run(options) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
