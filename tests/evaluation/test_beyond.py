@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from chat_tokenizer import chat_tokenizer
 
-from landmark.evaluation.beyond import MOST, PAIRS, PEOPLE, ROOMS, TASKS, group, near, only_asked, only_room
+from landmark.evaluation.beyond import MOST, PAIRS, PEOPLE, ROOMS, TASKS, group, near, only_asked, only_named
 from landmark.evaluation.tasks import Draft, Hidden, Prompt, Prompts
 
 LENGTH = 8000
@@ -48,6 +48,43 @@ def test_questions_share_no_word_with_what_they_ask_for(prompts):
         assert prompt.draft.references[0] in statement
         assert statement in text
         assert sum(line in text for line in prompt.draft.text.others) == 3
+
+
+def test_sides_of_rooms(prompts):
+    opposite = {"north": "south", "south": "north", "east": "west", "west": "east"}
+    for text, prompt in made(prompts, "babi_4"):
+        told = re.findall(r"The (\w+) is (north|south|east|west) of the (\w+)\.", text)
+        assert len(told) == 2
+        true = {*told, *((other, opposite[side], room) for room, side, other in told)}
+        (answer,) = prompt.draft.references
+        if asked := re.fullmatch(r"What is (\w+) of the (\w+)\?", prompt.draft.query):
+            answers = {room for room, side, other in true if (side, other) == asked.groups()}
+        else:
+            asked = re.fullmatch(r"What is the (\w+) (\w+) of\?", prompt.draft.query)
+            answers = {other for room, side, other in true if (room, side) == asked.groups()}
+        assert answers == {answer}
+
+
+def test_gifts_followed_line_by_line(prompts):
+    for text, prompt in made(prompts, "babi_5"):
+        names = "|".join(PEOPLE)
+        room, held, gifts = {}, {}, []
+        for person, what, thing, receiver in re.findall(
+            rf"({names}) (went to|picked up|put down|gave) the (\w+)(?: to ({names}))?\.", text
+        ):
+            if what == "went to":
+                room[person] = thing
+            elif what == "picked up":
+                held[thing] = person
+            else:
+                assert held.pop(thing) == person
+            if what == "gave":
+                assert room[receiver] == room[person]
+                held[thing] = receiver
+                gifts.append((person, thing, receiver))
+        known = re.findall(rf"{names}|apple|football|milk", prompt.draft.query)
+        (meant,) = {gift for gift in gifts if [part for part in gift if part in known] == known}
+        assert {*meant} == {*known, *prompt.draft.references}
 
 
 @pytest.mark.parametrize("name", ["babi_1", "babi_2", "babi_3"])
@@ -110,8 +147,11 @@ def test_scores():
     assert near("There were 7, not 3.", draft("7")) == 1
     assert near("Five.", draft("7")) == 0.75**2
     assert near("None", draft("7")) == 0
-    assert only_room("In the Kitchen.", draft("kitchen")) == 1
-    assert only_room("In the kitchen or the garden.", draft("kitchen")) == 0
-    assert only_room("Before the kitchen it was in the garden.", draft("garden", "before the kitchen?")) == 1
+    assert only_named("In the Kitchen.", draft("kitchen")) == 1
+    assert only_named("In the kitchen or the garden.", draft("kitchen")) == 0
+    assert only_named("Before the kitchen it was in the garden.", draft("garden", "before the kitchen?")) == 1
+    assert only_named("Mary gave it to John.", draft("John", "what did mary give?")) == 1
+    assert only_named("Mary, Sandra and John.", draft("John", "what did mary give?")) == 0
+    assert only_named("The milk, in the garden.", draft("milk")) == 1
     assert only_asked("The lantern, more than the kettle.", draft("lantern")) == 1
     assert only_asked("kettle, lantern", draft("lantern")) == 0

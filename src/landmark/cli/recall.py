@@ -94,8 +94,8 @@ class RulerOptions(TaskOptions):
 
     tasks: str = "ruler"
     """Tasks, separated by commas, each about texts of its own: niah_single_1, ..2, ..3, niah_multikey_1, ..2, ..3,
-    niah_multivalue, niah_multiquery, vt, cwe, fwe, qa_1, qa_2; other_words, babi_1, babi_2, babi_3, nth, count, most.
-    ruler: all of the first list that need no file, or whose file is given; beyond: all of the second."""
+    niah_multivalue, niah_multiquery, vt, cwe, fwe, qa_1, qa_2; other_words, babi_1, ..2, ..3, ..4, ..5, nth, count,
+    most. ruler: all of the first list that need no file, or whose file is given; beyond: all of the second."""
     squad: Path | None = None
     """JSON file of SQuAD 2.0 (dev-v2.0.json), for qa_1."""
     hotpotqa: Path | None = None

@@ -1,6 +1,6 @@
 """Questions beyond recall of what is literally asked for: other words, states that change, order, and counts.
 
-In the manner of NoLiMa (Modarressi et al. 2025), BABILong (Kuratov et al. 2024; tasks 1 to 3 of bAbI, Weston et al.
+In the manner of NoLiMa (Modarressi et al. 2025), BABILong (Kuratov et al. 2024; tasks 1 to 5 of bAbI, Weston et al.
 2015), MRCR (Vodrahalli et al. 2024) and Oolong (Bertsch et al. 2025); facts, wording and simulation are our own.
 """
 
@@ -45,6 +45,7 @@ ROOMS = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 PEOPLE = ("Mary", "John", "Sandra", "Daniel")
 OBJECTS = ("apple", "football", "milk")
 STEPS = 16
+SIDES = {"north": "south", "south": "north", "east": "west", "west": "east"}  # and their opposites
 NOTES = 5
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 MOST = 12  # lines of what is counted
@@ -69,25 +70,32 @@ def _other_words(rng: np.random.Generator) -> Draft:
     return _asked(Hidden((stated[0],), tuple(stated[1:])), pairs[0][1], next(iter(names)))
 
 
-# BABILong: people go from room to room, take things along and leave them.
+# BABILong: people go from room to room, take things along, leave and give them; and where rooms lie.
 
 
 class _World:
-    """Simulates steps: `lines` say what happens, `where` and `before` are rooms of people and things."""
+    """Simulates steps: `lines` say what happens, `where` and `before` are rooms of people and things.
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
+    With `giving`, people also hand things to others in their room; `gifts` are (giver, thing, receiver).
+    """
+
+    def __init__(self, rng: np.random.Generator, giving: bool) -> None:
+        self.rng, self.giving = rng, giving
         self.lines: list[str] = []
+        self.gifts: list[tuple[str, str, str]] = []
         self.where: dict[str, str] = {}
         self.before: dict[str, str] = {}  # the room where a thing was before the one where it is
         self.held: dict[str, str] = {}  # thing: person
 
     def step(self) -> None:
-        """A person moves, or takes or leaves a thing."""
+        """A person moves, or takes, leaves or gives a thing."""
         person = self._pick(PEOPLE)
         room, held = self.where.get(person), [thing for thing, by in self.held.items() if by == person]
         free = [o for o in OBJECTS if o not in self.held and self.where.get(o) in (None, room)]
-        if room is None or self.rng.random() < 0.5 or not (held or free):
+        others = [one for one in PEOPLE if one != person and self.where.get(one) == room] if self.giving else []
+        if held and others:
+            self._give(person, held[0], self._pick(others))
+        elif room is None or self.rng.random() < 0.5 or not (held or free):
             self._move(person)
         elif held and (not free or self.rng.random() < 0.5):
             del self.held[held[0]]
@@ -106,14 +114,19 @@ class _World:
         self.where[person] = room
         self.lines.append(f" {person} went to the {room}.")
 
+    def _give(self, person: str, thing: str, receiver: str) -> None:
+        self.held[thing] = receiver
+        self.gifts.append((person, thing, receiver))
+        self.lines.append(f" {person} gave the {thing} to {receiver}.")
+
     def _pick(self, choices: Sequence[str]) -> str:
         return choices[int(self.rng.integers(len(choices)))]
 
 
-def _world(asked: Callable[[_World], tuple[str, str] | None], rng: np.random.Generator) -> Draft:
+def _world(asked: Callable[[_World], tuple[str, str] | None], rng: np.random.Generator, giving: bool = False) -> Draft:
     """A story that the question `asked` has an answer to."""
     while True:
-        world = _World(rng)
+        world = _World(rng, giving)
         for _ in range(STEPS):
             world.step()
         if found := asked(world):
@@ -137,10 +150,50 @@ def _earlier(world: _World) -> tuple[str, str] | None:
     return f"Where was the {thing} before the {world.where[thing]}?", world.before[thing]
 
 
-def only_room(answer: str, draft: Draft) -> float:
-    """1 if an answer names the right room and no other one, but those of the question."""
-    named = {word for word in re.findall(r"\w+", answer.lower()) if word in ROOMS}
-    return float(named - set(re.findall(r"\w+", draft.question)) == set(draft.references))
+def _gift(world: _World) -> tuple[str, str] | None:
+    """Asks for the giver, the thing or the receiver of a gift, where the other two say which gift is meant."""
+    if not world.gifts:
+        return None
+    gift = world.gifts[int(world.rng.integers(len(world.gifts)))]
+    giver, thing, receiver = gift
+    left_out = int(world.rng.integers(3))
+    if len({one for one in world.gifts if all(one[i] == gift[i] for i in range(3) if i != left_out)}) > 1:
+        return None
+    questions = (
+        f"Who gave the {thing} to {receiver}?",
+        f"What did {giver} give to {receiver}?",
+        f"Who did {giver} give the {thing} to?",
+    )
+    return questions[left_out], gift[left_out]
+
+
+def _beside(rng: np.random.Generator, room: str, side: str, other: str) -> str:
+    """That a room is on a side of another one, told from either of them."""
+    if rng.random() < 0.5:
+        room, side, other = other, SIDES[side], room
+    return f" The {room} is {side} of the {other}."
+
+
+def _sides(rng: np.random.Generator) -> Draft:
+    """Three rooms in a row: two lines say on which side of the middle one the others lie."""
+    first, middle, last = (ROOMS[int(number)] for number in rng.permutation(len(ROOMS))[:3])
+    side = list(SIDES)[int(rng.integers(len(SIDES)))]
+    lines = (_beside(rng, first, side, middle), _beside(rng, middle, side, last))
+    question, answer = (
+        (f"What is {side} of the {middle}?", first),
+        (f"What is the {middle} {side} of?", last),
+        (f"What is {SIDES[side]} of the {middle}?", last),
+        (f"What is the {middle} {SIDES[side]} of?", first),
+    )[int(rng.integers(4))]
+    return _asked(Hidden(lines), question, answer)
+
+
+def only_named(answer: str, draft: Draft) -> float:
+    """1 if an answer names the right room, person or thing and no other one of its kind, but those of the question."""
+    right = set(draft.references)
+    kind = next({*map(str.lower, names)} for names in (ROOMS, PEOPLE, OBJECTS) if right <= {*names})
+    named, asked = (kind & set(re.findall(r"\w+", text.lower())) for text in (answer, draft.question))
+    return float(named - asked == {*map(str.lower, right)})
 
 
 # MRCR.
@@ -209,9 +262,11 @@ def only_asked(answer: str, draft: Draft) -> float:
 
 TASKS = {
     "other_words": (_other_words, words_found, 32),
-    "babi_1": (partial(_world, _person), only_room, 16),
-    "babi_2": (partial(_world, _thing), only_room, 16),
-    "babi_3": (partial(_world, _earlier), only_room, 16),
+    "babi_1": (partial(_world, _person), only_named, 16),
+    "babi_2": (partial(_world, _thing), only_named, 16),
+    "babi_3": (partial(_world, _earlier), only_named, 16),
+    "babi_4": (_sides, only_named, 16),
+    "babi_5": (partial(_world, _gift, giving=True), only_named, 16),
     "nth": (_nth, words_found, 32),
     "count": (_count, near, 16),
     "most": (_most, only_asked, 16),
