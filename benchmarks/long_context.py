@@ -20,6 +20,7 @@ from landmark.data.text import read_text
 from landmark.hf.reader import decode_greedily
 from landmark.hf.tokenizer import encode
 from landmark.index.base import Index
+from landmark.index.delegating import Delegating
 from landmark.index.options import IndexOptions
 from landmark.index.topk import top_newest
 from landmark.memory import LayerMemory
@@ -194,7 +195,7 @@ def _question_seconds(context: Context) -> float:
     return time.perf_counter() - start
 
 
-class MaskedIndex:
+class MaskedIndex(Delegating):
     """An index that does not find the `masked` blocks."""
 
     def __init__(self, inner: Index, masked: Tensor) -> None:
@@ -210,9 +211,6 @@ class MaskedIndex:
 
     def fork(self) -> "MaskedIndex":
         return MaskedIndex(self.inner.fork(), self.masked)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
 
 
 def mask(context: Context, blocks: list[int]) -> list[tuple[BlockMemory, Index]]:

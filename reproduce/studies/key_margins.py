@@ -17,6 +17,7 @@ from landmark.contexts.context import Context
 from landmark.data.recall import passkey_question
 from landmark.hf.tokenizer import encode, load_tokenizer
 from landmark.index.base import Index
+from landmark.index.delegating import Delegating
 from landmark.index.options import IndexOptions
 from landmark.memory import LayerMemory
 from reproduce.studies.options import KeyMarginsOptions
@@ -26,7 +27,7 @@ SEEN = 60  # best blocks of a query among which its passkey's block is looked fo
 Margins = dict[tuple[int, int], list[list[float]]]  # by layer and head: for each passkey, the margins of its digits
 
 
-class Watched:
+class Watched(Delegating):
     """An index that keeps the best blocks of its last search: `found`, scores and numbers `[H, SEEN]`."""
 
     def __init__(self, inner: Index) -> None:
@@ -41,9 +42,6 @@ class Watched:
 
     def fork(self) -> "Watched":
         return Watched(self.inner.fork())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
 
 
 def run(options: KeyMarginsOptions) -> int:

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.writer import Writer
 from landmark.index.base import Index
+from landmark.index.delegating import Delegating
 from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
 from landmark.index.options import IndexOptions, make_index
@@ -98,7 +98,7 @@ def index_prefix(layer: int) -> str:
 
 
 @dataclass(frozen=True)
-class RecordedIndex:
+class RecordedIndex(Delegating):
     """An index that passes the landmark keys `[Hkv,m,D]` of every new block to `record`; its forks do not."""
 
     inner: Index
@@ -108,6 +108,3 @@ class RecordedIndex:
         """Appends landmark keys, as any index does."""
         self.record(keys)
         self.inner.append(row, keys)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)

@@ -1,12 +1,12 @@
 """Mean keys: a block is found by the mean of its keys instead of its landmark, as in Combiner (Ren et al. 2021)."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from landmark.index.base import Index
+from landmark.index.delegating import Delegating
 from landmark.index.exact import ExactIndex
 from landmark.memory.selection import Retrieval
 from landmark.memory.storage import ProcessStorage
@@ -44,7 +44,7 @@ class MeanKeyStorage:
 
 
 @dataclass(frozen=True)
-class _Averaging:
+class _Averaging(Delegating):
     """A store that passes the mean key of every new block to an index."""
 
     inner: BlockStore
@@ -53,6 +53,3 @@ class _Averaging:
     def append(self, row: int, keys: Tensor, values: Tensor) -> None:
         self.inner.append(row, keys, values)
         self.means.append(row, keys[:, :, :-1].float().mean(2))  # without the landmark
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
