@@ -58,7 +58,7 @@ def test_a_head_keeps_the_blocks_requested_last(chunks):
             assert plan.slots[0, 0].tolist() == expected
             assert len({where[n] for n in real}) == len(set(real)), "no two blocks share a slot"
             start = plan.stop
-        assert table.occupied == len(expected_lru.slots)
+        assert table.used == len(expected_lru.slots)
 
 
 def test_the_fullest_head_of_any_row_decides_where_to_cut():
@@ -76,7 +76,7 @@ def test_a_query_that_fits_nowhere_gets_no_slots():
     table = PageTable([9], 1, SLOTS)
     plan = table.request(np.arange(5).reshape(1, 1, 1, 5))
     assert plan.stop == 0
-    assert table.occupied == 0
+    assert table.used == 0
 
 
 def test_new_blocks_get_slots_in_every_head_of_their_row():
@@ -113,4 +113,4 @@ def test_slots_that_are_assigned_in_place_are_those_of_a_request(data):
             here = plan.misses.rows == row
             assert (pages[0] == plan.slots[row]).all()
             assert (misses[1:, :missed] == np.array(plan.misses)[1:, here]).all()
-    assert tables[0].occupied == tables[1].occupied
+    assert tables[0].used == tables[1].used

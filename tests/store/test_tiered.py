@@ -125,10 +125,12 @@ def test_memory_is_bounded(kind):
     for row in (0, 1, 1):
         store.append(row, *some_blocks(7))
     read(store, numbers(store.counts, 2, 9, 1), 2)
-    below = {"files": 0, "host": 21, "two levels": 2 * 4}[kind]
-    assert store.resident_bytes == (2 * 3 + below) * BLOCK.nbytes
+    tiers = [store, store._below] if kind == "two levels" else [store]
+    for tier, slots in zip(tiers, (3, 4), strict=False):
+        cached = tier.cached_blocks()
+        assert cached.keys.nbytes + cached.values.nbytes == 2 * slots * BLOCK.nbytes
+        assert tier.fork()._cache is None
     assert store.nbytes == 21 * BLOCK.nbytes
-    assert store.fork().resident_bytes == (21 * BLOCK.nbytes if kind == "host" else 0)
 
 
 def test_a_budget_too_small_for_a_query_is_refused_with_what_one_takes():

@@ -83,11 +83,6 @@ class BlockStore(Protocol):
         """Cache hits, cache misses and bytes moved since the store was made."""
         ...
 
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of the blocks that are in memory."""
-        ...
-
 
 class BackingStore(Protocol):
     """Interface of the tier below a bounded cache: all blocks of a layer, in host memory or in files.
@@ -130,11 +125,6 @@ class BackingStore(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes of the blocks kept."""
-        ...
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of the blocks that are in memory."""
         ...
 
 

@@ -73,7 +73,3 @@ class DeviceStore:
     @property
     def nbytes(self) -> int:
         return self._keys.nbytes + self._values.nbytes
-
-    @property
-    def resident_bytes(self) -> int:
-        return self.nbytes

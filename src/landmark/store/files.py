@@ -251,10 +251,6 @@ class FileStore:
     def nbytes(self) -> int:
         return 0 if self.shape is None else sum(self.counts) * self.shape.nbytes
 
-    @property
-    def resident_bytes(self) -> int:
-        return 0
-
 
 def _bytes_of(x: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""

@@ -92,10 +92,6 @@ class Int8Store:
     def nbytes(self) -> int:
         return self._below.nbytes
 
-    @property
-    def resident_bytes(self) -> int:
-        return self._below.resident_bytes
-
 
 def _decoders(shape: BlockShape) -> tuple[partial[Tensor], partial[Tensor]]:
     """What makes keys and values of their packed form."""

@@ -98,11 +98,6 @@ class PageTable:
         """Length of the shortest prefix of the slots that contains all occupied ones."""
         return int(np.flatnonzero((self._block_at >= 0).any(axis=(0, 1))).max(initial=-1)) + 1
 
-    @property
-    def occupied(self) -> int:
-        """Number of slots that hold a block, over all rows and heads."""
-        return int(np.count_nonzero(self._block_at >= 0))
-
 
 @compiled
 def _last_that_fits(blocks: Any, start: int, last_pass: Any, now: int, slots: int) -> int:

@@ -70,11 +70,6 @@ class ResidentStore:
         """That of blocks behind the first; these are read in place."""
         return self._tier.traffic
 
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of the blocks in memory, those included that forks share."""
-        return self._tier.resident_bytes + (0 if self._base is None else self._base.nbytes)
-
 
 def room_for(shape: BlockShape, blocks: int, device: torch.device) -> ResidentBlocks:
     """Memory of a device for so many blocks of one row, at least one; `bring` fills it."""

@@ -195,11 +195,6 @@ class TieredStore:
     def nbytes(self) -> int:
         return self._below.nbytes
 
-    @property
-    def resident_bytes(self) -> int:
-        cached = 0 if self._cache is None else self._cache.table.occupied * self._cache.shape.piece_bytes
-        return cached + self._below.resident_bytes
-
 
 class _Cache:
     """The cache slots of a layer, `keys [B,Hkv,S,stride,D]` and `values [B,Hkv,S,stride,Dv]`, and their page table.
