@@ -110,12 +110,10 @@ def test_blocks_of_another_shape_are_refused():
     assert store.counts == [1]
 
 
-def test_a_directory_for_spilled_blocks_must_be_there(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere' is no directory for spilled blocks: make it"):
-        FileStore([ExtentMap()], tmp_path / "nowhere")
-    store = FileStore([ExtentMap()], tmp_path)
-    store.append(0, *some_blocks(1))
-    assert list(tmp_path.iterdir()) == []  # a file without a name
+def test_a_spill_file_has_no_name(tmp_path):
+    spill = SpillFile(BLOCK, tmp_path)
+    spill.write(0, 0, *some_blocks(1))
+    assert list(tmp_path.iterdir()) == []
 
 
 class TestBlockFile:

@@ -5,7 +5,6 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -192,22 +191,18 @@ class SpillFile(BlockFile):
 class FileStore:
     """Backing store in files: the blocks of one layer, those of each row in the extents of its map.
 
-    Implements `landmark.store.base.BackingStore`. New blocks of a row without a target go to a spill file in
-    `directory`, by default the system's for temporary files. Raises ValueError if that is no directory.
+    Implements `landmark.store.base.BackingStore`. New blocks of a row without a target go to a spill file.
     """
 
-    def __init__(self, maps: Iterable[ExtentMap], directory: str | os.PathLike[str] | None = None) -> None:
-        if directory is not None and not Path(directory).is_dir():
-            raise ValueError(f"{str(directory)!r} is no directory for spilled blocks: make it, or name another")
+    def __init__(self, maps: Iterable[ExtentMap]) -> None:
         self._maps = list(maps)
-        self._directory = directory
         self._spill: SpillFile | None = None
 
     def append(self, row: int, keys: Tensor, values: Tensor) -> None:
         extents = self._maps[row]
         if extents.target is None:
             if self._spill is None:
-                self._spill = SpillFile(BlockShape.of(keys, values), self._directory)
+                self._spill = SpillFile(BlockShape.of(keys, values))
             extents.target = self._spill
         extents.append(keys, values)
 
@@ -237,7 +232,7 @@ class FileStore:
 
     def fork(self) -> "FileStore":
         """A store over the same files; new blocks go to a spill file of its own."""
-        return FileStore([extents.fork() for extents in self._maps], self._directory)
+        return FileStore(extents.fork() for extents in self._maps)
 
     @property
     def shape(self) -> BlockShape | None:
