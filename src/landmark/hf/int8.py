@@ -6,14 +6,13 @@ and the weights are made whole for it. Embeddings, which are looked up and not m
 stay what they are.
 """
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from landmark.ops.few_rows import few_rows_linear, serves_rows
+from landmark.store.int8 import quantized
 
 _GROUPS = (256, 192, 128, 64)  # numbers of a group; with smaller ones a product takes longer
-_LARGEST = 127
 
 
 class Int8Linear(nn.Module):
@@ -25,9 +24,9 @@ class Int8Linear(nn.Module):
         width = linear.in_features
         size = next((size for size in _GROUPS if width % size == 0), width)
         groups = linear.weight.detach().float().unflatten(1, (-1, size))
-        scales = (groups.abs().amax(-1) / _LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
-        self.register_buffer("numbers", (groups / scales[..., None]).round().to(torch.int8).flatten(1))
-        self.register_buffer("scales", scales)
+        numbers, scales = quantized(groups, -1)
+        self.register_buffer("numbers", numbers.flatten(1))
+        self.register_buffer("scales", scales.squeeze(-1))
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
         self.train(False)
 

@@ -14,7 +14,7 @@ from landmark.store.base import BackingStore, BlockShape, CacheMisses, Traffic, 
 
 _LARGEST = 127
 _SCALE_BYTES = 4  # float32
-_SMALLEST = torch.finfo(torch.float32).tiny  # of a scale: a channel or token of zeros stays one
+_SMALLEST = torch.finfo(torch.float32).tiny  # of a scale: zeros stay zeros
 
 
 def packed_shape(shape: BlockShape) -> BlockShape:
@@ -23,11 +23,15 @@ def packed_shape(shape: BlockShape) -> BlockShape:
     return BlockShape(shape.heads, 1, keys, shape.stride * (shape.value_dim + _SCALE_BYTES), torch.int8)
 
 
+def quantized(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Codes of `x` in int8, and for each vector along `dim` its scale in float32; `dim` stays, with one entry."""
+    scales = (x.abs().amax(dim, keepdim=True).float() / _LARGEST).clamp(min=_SMALLEST)
+    return (x / scales).round().to(torch.int8), scales
+
+
 def pack(x: Tensor, dim: int) -> Tensor:
     """`x [..,stride,D]` as int8 [..,1,n]: codes `[stride,D]`, then scales in float32, the largest of `dim` -2 or -1."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scales = (wide.abs().amax(dim, keepdim=True).float() / _LARGEST).clamp(min=_SMALLEST)
-    codes = (wide / scales).round().to(torch.int8)
+    codes, scales = quantized(x.to(torch.promote_types(x.dtype, torch.float32)), dim)
     return torch.cat((codes.flatten(-2), scales.view(torch.int8).flatten(-2)), dim=-1).unsqueeze(-2)
 
 
