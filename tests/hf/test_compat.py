@@ -109,8 +109,8 @@ def test_another_attention_set_on_the_base_model_is_noticed_and_healed():
 
 def test_outputs_that_differ_at_conversion_are_refused(monkeypatch):
     model = family("llama")
-    original = landmark.hf.calls.landmark_attention
-    monkeypatch.setattr("landmark.hf.calls.landmark_attention", lambda *a, **k: original(*a, **k) * 1.1)
+    original = landmark.hf.calls.grouped_attention
+    monkeypatch.setattr("landmark.hf.calls.grouped_attention", lambda *a, **k: original(*a, **k) * 1.1)
     with pytest.raises(ValueError, match="other hidden states with landmark attention"):
         landmark.convert(model, block_size=5)
 

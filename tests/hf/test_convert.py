@@ -11,7 +11,7 @@ from families import FAMILIES, REJECTED, build, family
 import landmark
 from landmark.hf.config import landmark_settings
 from landmark.hf.loading import cast
-from landmark.ops.attention import landmark_attention
+from landmark.ops.attention import grouped_attention
 
 IDS = torch.randint(3, 61, (2, 50), generator=torch.Generator().manual_seed(1))
 
@@ -122,10 +122,10 @@ def test_phase_starts_the_window_inside_a_block(monkeypatch):
 
     def spy(*args, **kwargs):
         seen.append((kwargs["block_size"], kwargs["phase"]))
-        return landmark_attention(*args, **kwargs)
+        return grouped_attention(*args, **kwargs)
 
     model = landmark.convert(family("llama"), block_size=7)
-    monkeypatch.setattr("landmark.hf.calls.landmark_attention", spy)
+    monkeypatch.setattr("landmark.hf.calls.grouped_attention", spy)
     shifted = logits(model, landmark_phase=3)
     assert set(seen) == {(7, 3)}
     assert not torch.allclose(shifted, logits(model))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from landmark.hf import convert, from_pretrained, load_adapter
-from landmark.ops.attention import landmark_attention
+from landmark.ops.attention import grouped_attention
 from landmark.training import models
 from landmark.training.adapters import adapt
 from landmark.training.plan import Lora
@@ -133,9 +133,9 @@ def test_gradient_checkpointing_computes_twice_and_changes_no_weight(adapting, t
 
     def counted(*arguments, **options):
         calls.append(options["block_size"])
-        return landmark_attention(*arguments, **options)
+        return grouped_attention(*arguments, **options)
 
-    monkeypatch.setattr("landmark.hf.calls.landmark_attention", counted)
+    monkeypatch.setattr("landmark.hf.calls.grouped_attention", counted)
     found = []
     for twice in (False, True):
         calls.clear()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from landmark.hf.compat import UnsupportedRelease
 from landmark.hf.rope import Rope
 from landmark.hf.sliding import sliding_attention
-from landmark.ops.attention import landmark_attention
+from landmark.ops.attention import grouped_attention
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 from landmark.stream import Stream
@@ -100,18 +100,15 @@ class WholeCall(StreamCall):
             query, key = rotation.apply(query, positions), rotation.apply(key, positions)
         if not self.gates:
             return _causal_attention(query, key, value, scoring, self.documents)
-        return landmark_attention(
+        return grouped_attention(
             query,
             key,
             value,
+            scoring,
             block_size=self.block_size,
             phase=self.phase,
-            scale=scoring.scale,
-            softcap=scoring.softcap,
-            sinks=scoring.sinks,
             key_mask=self._open_blocks(key) if self.block_dropout else None,
             document_ids=self.documents,
-            dropout=scoring.dropout,
         )
 
     def _open_blocks(self, key: Tensor) -> Tensor:
@@ -161,22 +158,12 @@ def documents_of_stream(stream: Stream, documents: Tensor) -> Tensor:
 
 def _causal_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, documents: Tensor | None) -> Tensor:
     """Causal attention that reads landmarks as tokens: one block without an end."""
-    scale, softcap, sinks, dropout, _ = scoring
-    if softcap is None and sinks is None and documents is None:
+    if scoring.softcap is None and scoring.sinks is None and documents is None:
         return nn.functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=True
+            query, key, value, dropout_p=scoring.dropout, is_causal=True, scale=scoring.scale, enable_gqa=True
         )
-    return landmark_attention(
-        query,
-        key,
-        value,
-        block_size=key.shape[-2],  # its landmark would come after the last key
-        scale=scale,
-        softcap=softcap,
-        sinks=sinks,
-        document_ids=documents,
-        dropout=dropout,
-    )
+    # The landmark of the block would come after the last key.
+    return grouped_attention(query, key, value, scoring, block_size=key.shape[-2], document_ids=documents)
 
 
 # Segment by segment: recurrent readers.

@@ -61,12 +61,39 @@ def landmark_attention(
     Raises:
         ValueError: arguments that do not fit together, or a backend that cannot do what is asked.
     """
+    return grouped_attention(
+        query,
+        key,
+        value,
+        Scoring(scale, softcap, sinks, dropout),
+        block_size=block_size,
+        phase=phase,
+        is_landmark=is_landmark,
+        key_mask=key_mask,
+        document_ids=document_ids,
+        backend=backend,
+    )
+
+
+def grouped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scoring: Scoring,
+    *,
+    block_size: int | None = None,
+    phase: int = 0,
+    is_landmark: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`landmark_attention` as a layer asks for it, with its `scoring`."""
     _check_tensors(query, key, value)
-    _check_extras(query, key, sinks, key_mask, document_ids)
+    _check_extras(query, key, scoring.sinks, key_mask, document_ids)
     _check_landmarks(key, block_size, phase, is_landmark)
-    _check_numbers(scale, softcap, dropout)
+    _check_numbers(scoring)
     backend = _chosen_backend(backend, query, is_landmark)
-    scoring = Scoring(scale, softcap, sinks, dropout)
     if key_mask is not None:
         query, key, value = _padding_zeroed(query, key, value, key_mask)
     if backend == "fused":
@@ -176,7 +203,8 @@ def _check_landmarks(key: Tensor, block_size: int | None, phase: int, is_landmar
             raise ValueError(f"is_landmark is {_kind(is_landmark)}; pass torch.bool of {row} or {rows}")
 
 
-def _check_numbers(scale: float | None, softcap: float | None, dropout: float) -> None:
+def _check_numbers(scoring: Scoring) -> None:
+    scale, softcap, _, dropout, _ = scoring
     if scale is not None and not -math.inf < scale < math.inf:
         raise ValueError(f"scale={scale}; give a finite number (None means 1/sqrt(head_dim))")
     if softcap is not None and not 0 < softcap < math.inf:

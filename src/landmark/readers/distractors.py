@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from landmark.hf.calls import Reader
 from landmark.index.constant import has_constant_keys
-from landmark.ops.attention import landmark_attention
+from landmark.ops.attention import grouped_attention
 from landmark.ops.blockwise import blockwise_attention, complete_first_block
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring, working_dtype
@@ -148,17 +148,7 @@ class DistractedLandmarks(Reader):
         """The attention of the window, reduced by the weight of distractors for the few asking queries."""
         positions = torch.arange(key.shape[2], device=key.device)
         rotated, keys = rotation.apply(query, positions), rotation.apply(key, positions)
-        out = landmark_attention(
-            rotated,
-            keys,
-            value,
-            block_size=self.block_size,
-            phase=self.phase,
-            scale=s.scale,
-            softcap=s.softcap,
-            sinks=s.sinks,
-            dropout=s.dropout,
-        )
+        out = grouped_attention(rotated, keys, value, s, block_size=self.block_size, phase=self.phase)
         if layer not in self._met or not self.asked:
             return out
         scale = s.scale_of(query)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from landmark.hf.calls import Reader
-from landmark.ops.attention import landmark_attention
+from landmark.ops.attention import grouped_attention
 from landmark.ops.rotary import Rotation
 from landmark.ops.scoring import Scoring
 from landmark.settings import check_block_size
@@ -31,12 +31,9 @@ class CarriedKeys:
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
     """Causal attention `[B,H,T,D]` of queries at the last T positions of the keys, all after rotary."""
     queries, keys = query.shape[2], key.shape[2]
-    scale, softcap, sinks, dropout, _ = scoring
-    if softcap is not None or sinks is not None:
+    if scoring.softcap is not None or scoring.sinks is not None:
         never = torch.zeros(keys, dtype=torch.bool, device=key.device)
-        return landmark_attention(
-            query, key, value, is_landmark=never, scale=scale, softcap=softcap, sinks=sinks, dropout=dropout
-        )
+        return grouped_attention(query, key, value, scoring, is_landmark=never)
     mask = None
     if 1 < queries < keys:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril(keys - queries)
@@ -45,9 +42,9 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
         key,
         value,
         attn_mask=mask,
-        dropout_p=dropout,
+        dropout_p=scoring.dropout,
         is_causal=queries == keys and queries > 1,
-        scale=scale,
+        scale=scoring.scale,
         enable_gqa=True,
     )
 
@@ -98,14 +95,11 @@ class RecurrentLandmarks(Reader):
         start = self.seen + self.seen // self.block_size  # stream position of the segment
         key, value = self._carried.extend(module.layer_idx, key, value)
         positions = torch.arange(key.shape[2], device=key.device)
-        return landmark_attention(
+        return grouped_attention(
             rotation.apply(query, positions[-query.shape[2] :]),
             rotation.apply(key, positions),
             value,
+            s,
             block_size=self.block_size,
             phase=(start - (key.shape[2] - query.shape[2])) % stride,
-            scale=s.scale,
-            softcap=s.softcap,
-            sinks=s.sinks,
-            dropout=s.dropout,
         )
