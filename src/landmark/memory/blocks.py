@@ -11,7 +11,7 @@ from landmark.index.base import Index, ResidentKeys
 from landmark.index.branch import ForkedIndex
 from landmark.index.exact import ExactIndex
 from landmark.memory.decode import FewBlocks, block_row
-from landmark.memory.geometry import Past, real_tokens
+from landmark.memory.geometry import Past, first_with_slot, real_tokens
 from landmark.memory.selection import Retrieval, Retrievals, context_miss
 from landmark.ops.decode_cpu import FEW_QUERIES
 from landmark.ops.retrieved import Pages, join_retrieved
@@ -115,8 +115,9 @@ class BlockMemory:
         if sharing is None or self._settings.miss_threshold:
             return None
         kept, stingy = [self.kept(count) for count in self.counts], self._settings.positions == "stingy"
-        k = min(self._settings.retrieve, max(kept))
-        upto = [count - min(k, own) * stingy for count, own in zip(self.counts, kept, strict=True)]
+        retrieve = self._settings.retrieve
+        k = min(retrieve, max(kept))
+        upto = [first_with_slot(*row, retrieve, stingy) for row in zip(self.counts, kept, strict=True)]
         landmarks, resident = self._index.resident_keys(k, upto), self._store.resident_blocks()
         if landmarks is None or landmarks.keys.device.type != "cpu":
             return None

@@ -41,6 +41,11 @@ def slot_begins(slots: Tensor, newest: Tensor, stride: int, gap: int) -> Tensor:
     return slots * stride + gap * newest
 
 
+def first_with_slot(count: int, kept: int, retrieve: int, stingy: bool) -> int:
+    """Number of the first block of a row that has a slot of its own, of the newest; `count` where there is none."""
+    return count - min(retrieve, kept) if stingy else count
+
+
 @dataclass(frozen=True)
 class Past:
     """Blocks in memory and rotary positions of one chunk (Mohtashami & Jaggi 2023, section 3.2).
@@ -96,8 +101,10 @@ class Past:
     @cached_property
     def upto(self) -> list[int]:
         """Block number at which the search through the index ends in each row; with slots, before the newest."""
-        opened = [min(self.retrieve, kept) * self.stingy for kept in self.kept]
-        return [count - newest for count, newest in zip(self.counts, opened, strict=True)]
+        return [
+            first_with_slot(count, kept, self.retrieve, self.stingy)
+            for count, kept in zip(self.counts, self.kept, strict=True)
+        ]
 
     @cached_property
     def bounds(self) -> Tensor:

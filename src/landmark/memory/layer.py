@@ -9,7 +9,7 @@ from torch import Tensor
 from landmark.memory.blocks import BlockMemory, OnSearch, Opened
 from landmark.memory.decode import FewPart, FewRows, FewTokens, attend_few, serves_few
 from landmark.memory.fixed import FixedLayer, StepCounts
-from landmark.memory.geometry import Past, past_of
+from landmark.memory.geometry import Past, first_with_slot, past_of
 from landmark.memory.selection import Retrievals
 from landmark.memory.storage import ProcessStorage, Storage
 from landmark.memory.window import LocalWindow, WindowState, attend_locally
@@ -259,7 +259,7 @@ class LayerMemory:
         counts, retrieve = self.blocks_read or [0] * len(valid), self.settings.retrieve
         kept = [0 if self._blocks is None else self._blocks.kept(count) for count in counts]
         return [
-            StepCounts(length, new, start, count, count - left, count - min(retrieve, left))
+            StepCounts(length, new, start, count, count - left, first_with_slot(count, left, retrieve, stingy=True))
             for length, new, start, count, left in zip(self._window.lengths, valid, starts, counts, kept, strict=True)
         ]
 
