@@ -17,7 +17,7 @@ from landmark.cli.options import whole_numbers
 from landmark.contexts.context import Context
 from landmark.data.recall import passkey_question, passkey_statement, random_key
 from landmark.data.text import read_text
-from landmark.hf.reader import decode_greedily
+from landmark.hf import plain
 from landmark.hf.tokenizer import encode
 from landmark.index.base import Index
 from landmark.index.delegating import Delegating
@@ -246,7 +246,8 @@ def decode(options: LongDecodeOptions) -> Iterator[Row]:
             with torch.no_grad():
                 logits = model(input_ids=ids, past_key_values=cache).logits
                 before, start = cache.traffic, time.perf_counter()
-                decode_greedily(model, logits[:, -1:].argmax(-1), options.new_tokens, past_key_values=cache)
+                first = logits[0, -1:].argmax(-1)
+                plain.decode(model, first, options.new_tokens, ends=(), past_key_values=cache)
                 seconds = time.perf_counter() - start
             moved, tokens = cache.traffic, options.new_tokens
             requested = (moved.requested - before.requested) / tokens

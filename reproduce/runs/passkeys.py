@@ -14,7 +14,8 @@ from landmark.data.text import read_text
 from landmark.evaluation import passkey
 from landmark.evaluation.reading import Reading
 from landmark.hf.compat import rename_cache_argument
-from landmark.hf.reader import chunks, decode_greedily
+from landmark.hf.plain import decode
+from landmark.hf.reader import chunks
 from landmark.hf.tokenizer import encode
 from landmark.readers.recurrent import Recurrent
 from reproduce.runs.perplexities import SegmentReading
@@ -114,7 +115,7 @@ def greedy(model: PreTrainedModel, ids: Tensor, reading: Reading | SegmentReadin
     base = rename_cache_argument(model.base_model, options)
     for chunk in chunks(ids[:, :-1], reading.chunk_size or ids.shape[1]):
         model.base_model(input_ids=chunk, **base)
-    return decode_greedily(model, ids[:, -1:], count, **rename_cache_argument(model, options))[0].tolist()
+    return decode(model, ids[0, -1:], count, ends=(), **rename_cache_argument(model, options))
 
 
 def _greedy_in_segments(

@@ -7,7 +7,7 @@ from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
 import landmark
 from landmark.hf.compat import cache_kwargs
-from landmark.hf.reader import answer, chunks, decode_greedily
+from landmark.hf.reader import answer, chunks
 
 IDS = torch.randint(3, 61, (2, 70), generator=torch.Generator().manual_seed(5))
 
@@ -219,15 +219,6 @@ def test_chunks_cover_a_text_once_and_in_order():
     assert list(chunks(IDS[:, :0], 3)) == []
     with pytest.raises(ValueError, match="a chunk has 0 tokens"):
         next(chunks(IDS, 0))
-
-
-def test_greedy_decoding_is_that_of_generate():
-    model, cache = converted(), landmark.LandmarkCache(converted().config)
-    expected = model.generate(IDS, max_new_tokens=6, do_sample=False, eos_token_id=None)[:, IDS.shape[1] :]
-    with torch.no_grad():
-        model(input_ids=IDS[:, :-1], **cache_kwargs(model, cache))
-        found = decode_greedily(model, IDS[:, -1:], 6, **cache_kwargs(model, cache))
-    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(

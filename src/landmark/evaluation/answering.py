@@ -16,7 +16,7 @@ from landmark.evaluation.tasks import Prompt
 from landmark.hf import LandmarkCache, convert, read
 from landmark.hf.compat import cache_kwargs
 from landmark.hf.config import is_converted, landmark_settings, trained_positions
-from landmark.hf.plain import decode, full_attention, prefill, stretched
+from landmark.hf.plain import decode, full_cache, prefill, stretched
 from landmark.hf.reader import answer
 from landmark.hf.rereading import Rereading, check_reread, in_text_order
 from landmark.hf.retrieval_heads import RetrievalHeads
@@ -201,7 +201,7 @@ def _rereading(
 
 
 def _plainly(model: "PreTrainedModel", text: Tensor, progress: Callable[[int], Any]) -> Answer:
-    cache = full_attention()
+    cache = full_cache()
     prefill(model, text, CHUNK, progress, **cache_kwargs(model.base_model, cache))
 
     def answer_to(prompt: Prompt) -> list[int]:

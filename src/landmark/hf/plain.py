@@ -3,7 +3,7 @@
 Baselines of evaluations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from os import PathLike
 from typing import Any
@@ -66,12 +66,14 @@ def prefill(
 
 
 @torch.no_grad()
-def decode(model: PreTrainedModel, ids: Tensor, count: int, **options: Any) -> list[int]:
-    """Greedy decoding of at most `count` tokens after `ids [M]`, up to the end token of the model.
+def decode(
+    model: PreTrainedModel, ids: Tensor, count: int, *, ends: Collection[int] | None = None, **options: Any
+) -> list[int]:
+    """Greedy decoding of at most `count` tokens after `ids [M]`, up to one of `ends`, by default those of the model.
 
     `options` go to every forward: a cache or a reader, which has read all tokens before `ids`.
     """
-    ends = end_tokens(model)
+    ends = end_tokens(model) if ends is None else ends
     new: list[int] = []
     token = ids.to(model.device)[None]
     while len(new) < count:
@@ -82,6 +84,6 @@ def decode(model: PreTrainedModel, ids: Tensor, count: int, **options: Any) -> l
     return new
 
 
-def full_attention() -> DynamicCache:
+def full_cache() -> DynamicCache:
     """A KV cache that keeps everything, for a model before conversion."""
     return DynamicCache()

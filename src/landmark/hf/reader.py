@@ -151,18 +151,6 @@ class _Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.asked(), device=input_ids.device)
 
 
-def decode_greedily(model: PreTrainedModel, token: Tensor, count: int, **options: Any) -> Tensor:
-    """Greedy decoding, one forward for each token: the `count` most likely tokens after `token [B, 1]`, `[B, count]`.
-
-    `options` are passed to every forward: a cache, or a reader, that has read all tokens before `token`.
-    """
-    decoded = []
-    for _ in range(count):
-        token = model(input_ids=token, **options).logits[:, -1:].argmax(-1)
-        decoded.append(token)
-    return torch.cat(decoded, 1)
-
-
 @contextmanager
 def _without_stored_settings(model: PreTrainedModel) -> Iterator[None]:
     """The model without its generation settings, with which transformers would fill in what is left open here."""
