@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.models import ModelPair
 from landmark.hf import LandmarkCache
 from landmark.hf.rope import rotation
 from landmark.memory import LayerMemory
+from landmark.ops.rotary import Rotation
 from landmark.settings import LandmarkSettings
 from landmark.stream import stream_length
 
@@ -32,9 +34,20 @@ def filled_cache(pair: ModelPair, *, batch: int, tokens: int) -> LandmarkCache:
         for start in range(0, length, piece):
             shape = (2, batch, pair.sizes.kv_heads, min(piece, length - start), pair.sizes.head_dim)
             key, value = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-            memory.extend(key, value, turned)
+            _extend(memory, key, value, turned)
     _count(cache, batch, tokens, like.device)
     return cache
+
+
+def _extend(memory: LayerMemory, key: Tensor, value: Tensor, turned: Rotation) -> None:
+    """Appends key, value [B,Hkv,T,D], before rotary, as `LayerMemory.attend` does but without queries."""
+    while key.shape[2]:
+        window = memory._settled(key.shape[0], turned)
+        most = key.shape[2] if turned.reach is None else turned.reach - max(window.lengths)
+        valid = [min(key.shape[2], most)] * key.shape[0]
+        window.write(key[:, :, : valid[0]], value[:, :, : valid[0]], valid, turned)
+        memory._keep(valid)
+        key, value = key[:, :, valid[0] :], value[:, :, valid[0] :]
 
 
 def filled_cache_bytes(pair: ModelPair, *, batch: int, tokens: int) -> int:

@@ -21,7 +21,7 @@ def searched(queries: int, softcap: float | None = None, **settings):
     """Scores of a last chunk after 16 blocks; the memory, the keys that it read and the queries."""
     memory = LayerMemory(BLOCK, ReadingSettings(local_blocks=0, **settings))
     key, value = torch.randn(1, 2, LENGTH, DIM), torch.randn(1, 2, LENGTH, DIM)
-    memory.extend(key, value, rotation())
+    memory.attend(torch.randn(1, 4, LENGTH, DIM), key, value, lengths=None, rotation=rotation())
     seen = []
     memory.on_search = lambda search, query: seen.append((search.scores(query), query))
     query = torch.randn(1, 4, queries, DIM)
@@ -68,7 +68,7 @@ def test_blocks_that_were_dropped_have_none():
 def test_settling_moves_the_local_window_too():
     memory = LayerMemory(BLOCK, ReadingSettings(local_blocks=2, retrieve=2))
     key = torch.randn(1, 2, LENGTH + 1, DIM)
-    memory.extend(key, key, rotation())
+    memory.attend(key, key, key, lengths=None, rotation=rotation())
     memory.settle(rotation())
     assert memory.state()[0].lengths == [2 * STRIDE + 1]
     memory.settle(rotation(), local_blocks=0)

@@ -266,26 +266,6 @@ def test_nothing_needs_a_gradient():
     assert not memory._blocks._store._keys.data.requires_grad
 
 
-@given(pieces=st.lists(st.integers(1, 60), min_size=1, max_size=5), local_blocks=st.integers(0, 2))
-def test_extending_remembers_what_reading_does(pieces, local_blocks):
-    qkv = stream(sum(pieces))
-    settings = {"block_size": 3, "retrieve": 2, "local_blocks": local_blocks}
-    extended, readers = layer_memory(**settings), layer_memory(**settings)
-    short = rotation(2 * sum(pieces) + 40)
-    for q, k, v in zip(*(x.split(pieces, dim=2) for x in qkv), strict=True):
-        extended.extend(k, v, rotation(13))  # the table reaches a single position beyond the largest window
-        readers.attend(q, k, v, lengths=None, rotation=short)
-    asked = stream(2)
-    found = [memory.attend(*asked, lengths=None, rotation=short) for memory in (extended, readers)]
-    torch.testing.assert_close(*found, atol=1e-13, rtol=0)
-
-
-def test_extending_needs_a_table_that_reaches_beyond_the_window():
-    memory = layer_memory(block_size=3, retrieve=2, local_blocks=1)
-    with pytest.raises(ValueError, match=r"ends at position 7 .* may take 8: use a longer table"):
-        memory.extend(*stream(30)[1:], rotation(7))
-
-
 @given(
     chunks=chunk_lists,
     lost=st.integers(0, 3),

@@ -3,6 +3,5 @@
 from landmark.memory.blocks import Opened
 from landmark.memory.layer import LayerMemory
 from landmark.memory.selection import Retrievals
-from landmark.settings import SELECTIONS, Positions, Selection
 
-__all__ = ["SELECTIONS", "LayerMemory", "Opened", "Positions", "Retrievals", "Selection"]
+__all__ = ["LayerMemory", "Opened", "Retrievals"]

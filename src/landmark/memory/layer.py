@@ -171,26 +171,6 @@ class LayerMemory:
             self.last = Opened(blocks.copy(), gates.copy(), local.copy(), asking)
         self._keep(part.valid)
 
-    @torch.no_grad()
-    def extend(self, key: Tensor, value: Tensor, rotation: Rotation) -> None:
-        """Appends key, value [B,Hkv,T,D], before rotary, as `attend` does but without queries; T may be any length.
-
-        Raises ValueError if the rotation table does not reach beyond the local window.
-        """
-        while key.shape[2]:
-            window = self._settled(key.shape[0], rotation)
-            reach = key.shape[2] if rotation.reach is None else rotation.reach - max(window.lengths)
-            if reach < 1:
-                most = (self.settings.local_blocks + 1) * self.stride
-                raise ValueError(
-                    f"the rotation table ends at position {rotation.reach} and the local window may take {most}: use a"
-                    " longer table, or lower local_blocks or block_size"
-                )
-            valid = [min(key.shape[2], reach)] * key.shape[0]
-            window.write(key[:, :, : valid[0]], value[:, :, : valid[0]], valid, rotation)
-            self._keep(valid)
-            key, value = key[:, :, valid[0] :], value[:, :, valid[0] :]
-
     def _settled(self, rows: int, rotation: Rotation, local_blocks: int | None = None) -> LocalWindow:
         """The window, after complete blocks that do not fit it have moved to memory."""
         if self._window is None:
