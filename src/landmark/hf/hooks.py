@@ -48,9 +48,9 @@ def base_pre_hook(base: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
     inputs = Inputs.of(base, args, kwargs)
     if inputs.tokens.dim() == 2:
         check_tokens(text_config(base.config), inputs.tokens, inputs.real)  # type: ignore[arg-type]
-    cache = None if inputs.reader is not None else _cache_of(base, inputs.past, inputs.use_cache)
     if inputs.reader is not None:
         return (), _read_segments(base, inputs.reader, inputs)
+    cache = _cache_of(base, inputs.past, inputs.use_cache)
     return (), _read_whole(base, inputs) if cache is None else _read_chunks(base, cache, inputs)
 
 

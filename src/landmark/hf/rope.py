@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,6 @@ class Probe:
     identity: bool
     calls: list[int] = field(default_factory=list)
     seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    modules: dict[int, nn.Module] = field(default_factory=dict)
 
     def rotates(self, layer: int) -> bool:
         return self.identity
@@ -88,7 +87,6 @@ class Probe:
                 " plain keys that landmarks could stand for"
             )
         self.seen[module.layer_idx] = (query, key)  # type: ignore[index]
-        self.modules[module.layer_idx] = module  # type: ignore[index]
         return value.repeat_interleave(query.shape[1] // value.shape[1], 1)
 
 
@@ -98,9 +96,7 @@ def find_ropes(base: nn.Module, name: str, layers: int, layer_types: list[str] |
     `name` is the model's, for messages. Raises ValueError with the reason where rotating outside cannot reproduce the
     model's own rotation.
     """
-    rotary = getattr(base, "rotary_emb", None)
-    if rotary is None:
-        raise ValueError(f"{name} has no rotary positions (no rotary_emb module): landmarks need a rotary decoder")
+    rotary: Any = base.rotary_emb
     typed = "layer_type" in signature(rotary.forward).parameters
     device = next(base.parameters()).device
     # Repeated tokens have equal keys unless something other than position affects them.
