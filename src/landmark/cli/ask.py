@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from landmark.cli.output import counted, print_escaped, print_sources, print_unr
 from landmark.limits import FromZero
 
 if TYPE_CHECKING:
+    from landmark.hf import Span
     from landmark.store.base import Traffic
 
 
@@ -77,15 +79,19 @@ def _ask_text(options: AskOptions, write: Callable[[str], object] | None) -> Res
     found = answer_from_text(options, options.source, options.prompt, write=write)
     from landmark.contexts.documents import Source
     from landmark.hf.ranking import Ranking
-    from landmark.hf.trace import passages
 
     tokens = len(found.text)
     figures = figures_of(tokens, len(found.ids), found.read_seconds, found.seconds, found.cache.traffic)
     ranking = Ranking.after(found.model, found.tokenizer, found.after_text) if options.sources else Ranking()
     ranked = ranking.spans(found.cache.trace())
     spans = (replace(one, stop=min(one.stop, tokens)) for one in ranked if one.start < tokens)  # none of the prompt
-    opened = passages(spans, found.text, options.sources)
-    sources = [asdict(Source(str(options.source), **asdict(passage))) for passage in opened]
+
+    def source(span: "Span") -> Source:
+        first, last = found.text.characters(span.start, span.stop)
+        text = found.text.text[first:last]
+        return Source(str(options.source), first, last, span.block, span.start, span.stop, span.weight, text)
+
+    sources = [asdict(source(span)) for span in islice(spans, options.sources)]
     return Result(found.answer, figures, sources)
 
 

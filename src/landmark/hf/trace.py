@@ -2,16 +2,11 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from landmark.memory import Opened
-
-if TYPE_CHECKING:
-    from landmark.hf.tokenizer import EncodedText
 
 
 @dataclass(frozen=True)
@@ -180,26 +175,3 @@ def _concatenated(pieces: Sequence[Opened]) -> Opened:
 def _padded(x: Tensor, width: int, value: int) -> Tensor:
     """`x` with so many columns; most have them."""
     return x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1]), value=value)
-
-
-@dataclass(frozen=True)
-class Passage:
-    """An opened block as tokens `start:stop` and characters `first:last` of the text; `weight` is its mean gate."""
-
-    block: int
-    start: int
-    stop: int
-    first: int
-    last: int
-    weight: float
-    text: str
-
-
-def passages(spans: Iterable[Span], encoded: "EncodedText", limit: int) -> list[Passage]:
-    """The text of the first `limit` of `spans`; no other part of `encoded` is read."""
-    found = []
-    for span in islice(spans, limit):
-        first, last = encoded.characters(span.start, span.stop)
-        text = encoded.text[first:last]
-        found.append(Passage(span.block, span.start, span.stop, first, last, span.weight, text))
-    return found
