@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from landmark.hf import convert
-from landmark.hf.config import text_config
+from landmark.hf.config import landmark_settings, text_config
 from landmark.hf.serialization import FILE, describe
 from landmark.training.plan import Lora
 
@@ -31,21 +31,20 @@ def adapt(model: PreTrainedModel, lora: Lora, *, base: str) -> AdaptedModel:
     `base` is the folder or name of the model, recorded in the adapter. Raises ValueError if none of `lora.targets` is a
     module of the model.
     """
-    settings: dict[str, Any] = model.config.landmark
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=list(lora.targets) or "all-linear",
-        trainable_token_indices=[settings["landmark_id"]],
+        trainable_token_indices=[landmark_settings(model.config).landmark_id],
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():  # peft uses a name that transformers has deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         adapted = AdaptedModel(model, config)
-    convert(model, **settings)  # peft replaced a tied head, which must not predict the landmark
+    convert(model)  # peft replaced a tied head, which must not predict the landmark
     return adapted
 
 

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PretrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from landmark.hf.config import landmark_settings
+
 SHOWN = {
     "loss": "loss {:.3f}",
     "text_loss": "text {:.3f}",
@@ -35,7 +37,7 @@ class TrainedTokens(TrainerCallback):
     """
 
     def __init__(self, config: PretrainedConfig, step_tokens: Sequence[int]) -> None:
-        self.config, self.before, self.step_tokens = config, config.landmark["trained_tokens"], step_tokens
+        self.config, self.before, self.step_tokens = config, landmark_settings(config).trained_tokens, step_tokens
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *others: Any, **more: Any) -> None:
         self.on_step_end(args, state)

@@ -20,7 +20,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from landmark.data.tokenizer import train_tokenizer
 from landmark.hf import convert, loading
-from landmark.hf.config import is_converted, layer_kinds, text_config
+from landmark.hf.config import is_converted, landmark_settings, layer_kinds
 from landmark.hf.loading import gguf_model, is_gguf
 from landmark.hf.model import ordinary_tokens
 from landmark.readers.memorizing import add_memory_gates, load_with_gates
@@ -33,8 +33,8 @@ def block_size_of(plan: Plan) -> int:
     """Block size of the model that `plan` trains, known before the model is loaded."""
     if plan.block_size is not None:
         return plan.block_size
-    settings = getattr(text_config(read_config(plan)), "landmark", None)
-    return settings["block_size"] if settings else DEFAULT_BLOCK_SIZE
+    config = read_config(plan)
+    return landmark_settings(config).block_size if is_converted(config) else DEFAULT_BLOCK_SIZE
 
 
 def tokenizer_of(plan: Plan) -> PreTrainedTokenizerFast:
@@ -64,10 +64,8 @@ def load_model(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMode
     """
     model = _existing(plan) if plan.config is None else _from_scratch(plan, tokenizer)
     check_vocabulary(tokenizer, model)
-    settings: dict[str, Any] = dict(getattr(model.config, "landmark", None) or {})
-    asked = {"block_size": plan.block_size, "retrieve": plan.retrieve}
-    settings |= {name: value for name, value in asked.items() if value is not None}
-    model = convert(model, **settings)
+    asked: dict[str, Any] = {"block_size": plan.block_size, "retrieve": plan.retrieve}
+    model = convert(model, **{name: value for name, value in asked.items() if value is not None})
     if any(stage.attention == "knn" for stage in plan.recipe.stages):
         add_memory_gates(model)
     return model
@@ -102,20 +100,20 @@ def _from_scratch(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> PreTrainedM
 
 
 def _existing(plan: Plan) -> PreTrainedModel:
-    name, block_size = str(plan.model), plan.block_size
+    name = str(plan.model)
     if is_gguf(name):
         return gguf_model(name, dtype="float32")
-    landmark = getattr(read_config(plan), "landmark", None)
+    config = read_config(plan)
     options: dict[str, Any] = {"dtype": "float32"}
     if plan.load_in is not None:
         keep_4bit_weights()
         options["quantization_config"] = nf4_config(compute_dtype(plan.precision))
-    if landmark is None:
+    if not is_converted(config):
         return loading.read_weights(name, **options)
-    if block_size not in (None, landmark["block_size"]):
+    block_size = landmark_settings(config).block_size
+    if plan.block_size not in (None, block_size):
         raise ValueError(
-            f"{name} was trained with blocks of {landmark['block_size']} tokens, not {block_size}; "
-            "leave --block-size out"
+            f"{name} was trained with blocks of {block_size} tokens, not {plan.block_size}; leave --block-size out"
         )
     return load_with_gates(name, **options)
 

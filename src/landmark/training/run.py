@@ -21,6 +21,7 @@ from landmark.data.chat import ChatFormat
 from landmark.data.text import check_files
 from landmark.data.tokens import MANIFEST, TokenFile, tokenize
 from landmark.files import written_whole
+from landmark.hf.config import landmark_settings
 from landmark.process_memory import keep_freed_pages
 from landmark.training.callbacks import Report, StopOnSignal, TrainedTokens
 from landmark.training.models import (
@@ -196,7 +197,7 @@ def _trainer(
     texts: TokenFile,
     validation: TokenFile | None,
 ) -> tuple[LandmarkTrainer, Report]:
-    block_size = model.config.landmark["block_size"]
+    block_size = landmark_settings(model.config).block_size
     arguments = _arguments(plan, has_validation=validation is not None)
     backend = tokenizer.backend_tokenizer
     has_chat = any(stage.recall.chat for stage in plan.recipe.stages)
