@@ -1,1 +1,1 @@
-"""Evaluation of converted models: passkey retrieval and perplexity, through memory, locally or with full attention."""
+"""Evaluation: perplexity, passkeys, recall tasks and retrieval, of converted and of ordinary models."""

@@ -372,9 +372,8 @@ class LandmarkCache(Cache):
     def fork(self, *, keep_trace: bool = False) -> "LandmarkCache":
         """An independent cache that continues from here and, where its storage can, shares the blocks read so far.
 
-        Its length counts from 0: pass `generate` new tokens only. Its trace is empty, unless it shall keep what was
-        recorded so far. Raises ValueError if a forward through this cache was
-        interrupted.
+        Its length counts from 0: pass `generate` new tokens only. Its trace is empty; with `keep_trace` it holds what
+        was recorded so far. Raises ValueError if a forward through this cache was interrupted.
         """
         self.check_complete()
         branch = copy.copy(self)

@@ -1,8 +1,8 @@
 """Attention calls: how all layers attend in one forward of a converted model.
 
-`WholeCall` is the grouped softmax over a whole input (training), `SegmentCall` hands segments to a `Reader`. Two more
-are defined where their parts are: `chunks.ChunkCall` reads through a cache, `sequence_parallel.SlicedCall` shares a
-window among processes.
+`WholeCall` is the grouped softmax over a whole input (training), `SegmentCall` hands segments to a `Reader`. Three more
+are defined where their parts are: `chunks.ChunkCall` reads through a cache, `joined.JoinedCall` reads chunks of several
+texts through theirs, `sequence_parallel.SlicedCall` shares a window among processes.
 """
 
 from abc import ABC, abstractmethod

@@ -69,7 +69,8 @@ def read_first(again: Iterable[Span], opened: Iterable[Span]) -> list[Span]:
 def usual_reread(config: "PretrainedConfig", cache: LandmarkCache, heads: RetrievalHeads | None = None) -> int:
     """How many blocks a conversation reads again, where nobody says.
 
-    None where no heads are known or not all blocks are kept, and none at true positions, which the passages use up.
+    0 where no heads are known, where not all blocks are kept, and at true positions: there the passages use up
+    positions.
     """
     reading, known = cache.settings.reading, heads is not None or RetrievalHeads.known(config) is not None
     able = known and reading.retrieve and reading.max_blocks is None and reading.positions == "stingy"
