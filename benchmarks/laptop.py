@@ -27,8 +27,8 @@ from benchmarks.options import LaptopOptions
 from landmark.assets import adapter_path, book_path
 from landmark.cli.options import whole_numbers
 from landmark.data.text import read_text
+from landmark.hf.adapter_file import FILE, load_adapter, read_adapter
 from landmark.hf.loading import gguf_model, read_tokenizer
-from landmark.hf.serialization import FILE, load_adapter, read_adapter
 from landmark.hf.tokenizer import encode, quiet_transformers
 from landmark.limits import LARGEST
 

@@ -19,9 +19,9 @@ from landmark.assets import adapter_path, book_path
 from landmark.data.text import read_text
 from landmark.evaluation import perplexity
 from landmark.evaluation.reading import Reading
+from landmark.hf.adapter_file import load_adapter
 from landmark.hf.int8 import Int8Linear
 from landmark.hf.loading import read_tokenizer
-from landmark.hf.serialization import load_adapter
 from landmark.hf.tokenizer import encode
 from landmark.ops.few_rows import few_rows_linear
 

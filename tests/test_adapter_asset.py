@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import landmark
 from landmark.assets import adapter_path
-from landmark.hf.serialization import FILE, read_adapter
+from landmark.hf.adapter_file import FILE, read_adapter
 
 
 def test_the_adapter_says_what_it_belongs_to_and_is_small():

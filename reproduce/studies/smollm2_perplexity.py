@@ -21,8 +21,8 @@ from landmark.data.text import read_text
 from landmark.evaluation.perplexity import Setting, cut_windows, mean_and_error, parse_setting
 from landmark.evaluation.reading import Reading
 from landmark.evaluation.samples import digest
+from landmark.hf.adapter_file import adapted_config
 from landmark.hf.compat import cache_kwargs
-from landmark.hf.serialization import adapted_config
 from landmark.hf.tokenizer import encode
 from reproduce.studies.options import PerplexityOptions
 from reproduce.studies.records import Records

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from landmark.contexts.retriever import Match, Retriever
     from landmark.contexts.segments import Document
     from landmark.data.recall import RecallTask
+    from landmark.hf.adapter_file import load_adapter
     from landmark.hf.cache import LandmarkCache
     from landmark.hf.convert import convert, from_pretrained, save_plain
     from landmark.hf.reader import read
     from landmark.hf.retrieval_heads import RetrievalHeads
     from landmark.hf.sequence_parallel import WindowSlice
-    from landmark.hf.serialization import load_adapter
     from landmark.hf.trace import Span, Trace
     from landmark.index.options import IndexOptions
     from landmark.memory.selection import Retrievals
@@ -114,7 +114,7 @@ _MODULES = {
     "convert": "landmark.hf.convert",
     "from_pretrained": "landmark.hf.convert",
     "landmark_attention": "landmark.ops.attention",
-    "load_adapter": "landmark.hf.serialization",
+    "load_adapter": "landmark.hf.adapter_file",
     "model_path": "landmark.assets",
     "read": "landmark.hf.reader",
     "save_plain": "landmark.hf.convert",

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "hf"))
 
 from tiny_gguf import written
 
+from landmark.hf.adapter_file import FILE, describe
 from landmark.hf.loading import gguf_model
-from landmark.hf.serialization import FILE, describe
 from landmark.training.adapters import adapt
 from landmark.training.plan import Lora
 

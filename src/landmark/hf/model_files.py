@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from landmark import assets
+from landmark.hf.adapter_file import adapted_config, load_adapter
 from landmark.hf.config import landmark_settings
 from landmark.hf.convert import from_pretrained
 from landmark.hf.loading import is_gguf, read_config, read_tokenizer, to_default_device
-from landmark.hf.serialization import adapted_config, load_adapter
 from landmark.hf.tokenizer import check_offsets, checked
 
 

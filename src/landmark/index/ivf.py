@@ -3,7 +3,7 @@
 The centroids (the coarse quantizer) are those of k-means. A query ranks lists by the product with their centroid plus a
 few standard deviations: the best blocks of a list differ from its centroid. The newest blocks are in a list of their
 own, which every query probes, until there are enough of them to be laid out into the others. How many lists a query
-probes (nprobe) is calibrated for a recall by `landmark.index.recall`.
+probes (nprobe) is calibrated for a recall by `landmark.index.calibration`.
 """
 
 import copy
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landmark.index.calibration import Calibration
 from landmark.index.codes import Quantizer, counts_of, fit_quantizer, from_tensors, to_tensors
 from landmark.index.codes_numba import CODES, encode
 from landmark.index.ivf_numba import LANES, InvertedLists, probe_lists
 from landmark.index.keys import Array, KeyBuffer
-from landmark.index.recall import Calibration
 from landmark.ops.parallel import in_parts
 
 _REBUILD_GROWTH = 2  # lists are built anew when there are so many times the blocks they were built for

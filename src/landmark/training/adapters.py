@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from landmark.hf import convert
+from landmark.hf.adapter_file import FILE, describe
 from landmark.hf.config import landmark_settings, text_config
-from landmark.hf.serialization import FILE, describe
 from landmark.training.plan import Lora
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import landmark
+from landmark.hf.adapter_file import FILE, describe, read_adapter
 from landmark.hf.config import is_converted
-from landmark.hf.serialization import FILE, describe, read_adapter
 from landmark.training.adapters import adapt
 from landmark.training.plan import Lora
 
@@ -197,7 +197,7 @@ def test_a_model_of_nan_is_no_near_relative(trained):
 
 
 def test_what_the_config_shows_is_refused_before_weights_are_read(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("landmark.hf.serialization.read_weights", None)
+    monkeypatch.setattr("landmark.hf.adapter_file.read_weights", None)
     plain(intermediate_size=64).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="intermediate_size is 48, that of the model 64"):
         landmark.load_adapter(tmp_path / "other", trained[0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from index_cases import DIM, clustered, filled, queries, recall_of
 
-from landmark.index import recall
+from landmark.index.calibration import _ENOUGH
 from landmark.index.exact import ExactIndex
 from landmark.index.hierarchical import HierarchicalIndex
 
@@ -18,7 +18,7 @@ def test_few_queries_probe_every_list_until_the_index_is_calibrated():
         if step < 2:  # 4 and then 8 best blocks of a head: no quantile for 0.85 of them
             assert recall_of(found, wanted) >= 0.8
     calibration = index._codes._calibrations[0][0]
-    assert recall._ENOUGH <= len(calibration._ranks) < recall._ENOUGH + 4
+    assert _ENOUGH <= len(calibration._ranks) < _ENOUGH + 4
 
 
 def about(points: torch.Tensor, *shape: int) -> torch.Tensor:
