@@ -8,7 +8,7 @@ import pytest
 from cli_texts import BOOK, NOTE
 
 from landmark.cli import main as cli
-from landmark.contexts import compatibility
+from landmark.contexts import apart
 from landmark.contexts.collection_manifest import DOCUMENTS, read_collection
 
 
@@ -64,10 +64,10 @@ def test_documents_come_and_go(collection, files, model_folder, tmp_path, capsys
 
 
 def test_every_text_is_tokenized_once(collection, files, tmp_path, capsys, monkeypatch):
-    other, texts, usual = tmp_path / "other.txt", [], compatibility.tokenized
+    other, texts, usual = tmp_path / "other.txt", [], apart.tokenized
     other.write_text(NOTE * 2)
     monkeypatch.setattr(
-        compatibility, "tokenized", lambda tokenizer, text, **how: texts.append(text) or usual(tokenizer, text, **how)
+        apart, "tokenized", lambda tokenizer, text, **how: texts.append(text) or usual(tokenizer, text, **how)
     )
     assert printed(capsys, "add", collection, *files, other)["new_documents"] == 2
     assert texts == [NOTE, NOTE * 2]

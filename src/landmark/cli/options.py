@@ -1,7 +1,7 @@
 """Options that several commands share, and the model that they name."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -108,18 +108,16 @@ class MemoryOptions:
         """
         import torch
 
-        from landmark.contexts.compatibility import check_memory
+        from landmark.contexts.caches import check_memory
         from landmark.contexts.either import manifest_of
         from landmark.hf import LandmarkCache
 
         if self.device_budget is not None and not torch.cuda.is_available():
             raise ValueError("device_budget is for GPUs, and torch sees none here: give host_budget")
-        cache = LandmarkCache(config, **self.keywords(), **settings)
         if context is None:
-            return cache
+            return LandmarkCache(config, **self.keywords(), **settings)
         manifest = manifest_of(context)
-        reading = check_memory(manifest.header, manifest.layout, config, **self.keywords(), **settings)
-        return LandmarkCache(config, **asdict(reading))
+        return check_memory(manifest.header, manifest.layout, config, **self.keywords(), **settings)
 
 
 def whole_numbers(name: str, text: str, most: int = LARGEST) -> list[int]:

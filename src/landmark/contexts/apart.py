@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from landmark.contexts import compatibility, disk
+from landmark.contexts import disk
+from landmark.contexts.caches import cache_of
 from landmark.contexts.collection_manifest import Member, document_key
 from landmark.contexts.context import Context
 from landmark.contexts.disk import Folder
-from landmark.contexts.documents import DocumentStore
+from landmark.contexts.documents import DocumentStore, tokenized
 from landmark.contexts.manifest import Layout, has_manifest
 from landmark.contexts.segments import encode_text, text_digest
 from landmark.contexts.writer import create, open_writer
@@ -49,7 +50,7 @@ class ApartReader:
         """A document to `read`; `progress` is called with 0 after each piece of its text."""
         data = encode_text(name, text)
         sha256 = text_digest(data)
-        tokens = compatibility.tokenized(self.tokenizer, text, first=True, progress=progress)
+        tokens = tokenized(self.tokenizer, text, first=True, progress=progress)
         blocks = -(-len(tokens) // (self.layout.blocks[0].stride - 1))
         key = document_key(sha256, self.header, self.layout)
         return TokenizedDocument(Member(name, key, sha256, len(tokens), blocks, len(text), len(data)), text, tokens)
@@ -91,7 +92,7 @@ class DocumentContext(Context):
         begun = place.stat() is not None and has_manifest(disk.open_inner(place))
         writer = open_writer(disk.open_inner(place)) if begun else create(place.path, header, layout)
         try:
-            cache = compatibility.cache_of(writer, model, **options)
+            cache = cache_of(writer, model, **options)
             return cls(model, tokenizer, DocumentStore(writer), cache, options, growing=True)
         except BaseException:
             writer.close()

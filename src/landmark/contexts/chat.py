@@ -17,6 +17,7 @@ from landmark.contexts.documents import (
     in_front,
     marked_reread,
     spans_with_words,
+    tokenized,
 )
 from landmark.contexts.segments import Document, encode_text
 from landmark.data.chat import ChatFormat
@@ -123,7 +124,7 @@ class Chat:
         """
         self._check_whole()
         check_document(name, text)
-        tokens = compatibility.tokenized(self.tokenizer, text, first=False)
+        tokens = tokenized(self.tokenizer, text, first=False)
         read(self.model, torch.from_numpy(self._opening), self.cache)
         self._opening, self._separator = np.empty(0, np.int64), SEPARATOR
         self._ranking = self._unasked = self._rereading = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from landmark.contexts import compatibility, disk
 from landmark.contexts.apart import ApartReader, TokenizedDocument
+from landmark.contexts.caches import beginning, cache_of
 from landmark.contexts.collection_folder import document_folder, is_whole, open_set, verify_collection
 from landmark.contexts.collection_manifest import (
     DOCUMENTS,
@@ -21,12 +22,11 @@ from landmark.contexts.context import Answer, Context
 from landmark.contexts.disk import Folder
 from landmark.contexts.documents import DocumentStore, free_name
 from landmark.contexts.folder import fork
-from landmark.contexts.manifest import Manifest, has_manifest, read_manifest, to_json
+from landmark.contexts.manifest import has_manifest, read_manifest, to_json
 from landmark.contexts.remote import create_writer, local_copy, mending, open_writer
 from landmark.contexts.segments import encode_text, text_digest
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.data.text import read_text
-from landmark.hf import LandmarkCache
 from landmark.hf.cache import CacheOptions
 from landmark.settings import Verification, check_verification
 from landmark.urls import path_of, url_of
@@ -68,7 +68,7 @@ class Collection:
         self._checks_landmarks = True
         self._context: Context | None = None
         # Without documents, to see whether the model is still the one whose fingerprint was compared.
-        self._of_model = self._context_over(_without_documents(place, manifest))
+        self._of_model = self._context_over(Snapshot.empty(place, manifest.header, manifest.layout))
 
     def __repr__(self) -> str:
         tokens = sum(member.tokens for member in self.documents)
@@ -90,16 +90,11 @@ class Collection:
         see `open`. Raises ValueError if `path` exists, or for settings under which documents cannot be put together.
         """
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
-        settings = LandmarkCache(model.config, **options).settings  # rejects bad ones before anything is made
-        compatibility.check_keeps(settings)
-        if settings.reading.positions != "stingy":
+        header, layout = beginning(model, tokenizer, **options)
+        if (positions := header["settings"]["positions"]) != "stingy":
             raise ValueError(
-                f"positions is {settings.reading.positions!r}: documents read apart have no places in one text; use"
-                " positions='stingy'"
+                f"positions is {positions!r}: documents read apart have no places in one text; use positions='stingy'"
             )
-        header = compatibility.header(model, tokenizer, settings)
-        layout = compatibility.layout(model, options.get("kv_dtype"))
-        compatibility.check_memory(header, layout, model.config, **options)
         manifest = CollectionManifest(0, json.loads(to_json(header, "the header")), layout)
         writer = create_writer(path, manifest)
         return cls(model, tokenizer, writer.place, manifest, options, share=share, writer=writer)
@@ -135,7 +130,7 @@ class Collection:
         try:
             place = collection_place(local_copy(path)) if writer is None else writer.place
             manifest = read_collection(place) if writer is None else writer.manifest
-            compatibility.check_header(_without_documents(place, manifest), model, tokenizer)
+            compatibility.check_header(Snapshot.empty(place, manifest.header, manifest.layout), model, tokenizer)
             found = cls(model, tokenizer, place, manifest, options, share=share, writer=writer)
             found._checks_landmarks = verify != "manifest"
             if verify == "all":
@@ -370,13 +365,8 @@ class Collection:
 
     def _context_over(self, snapshot: Snapshot) -> Context:
         snapshot.checks_landmarks = self._checks_landmarks
-        cache = compatibility.cache_of(snapshot, self.model, **self._options)
+        cache = cache_of(snapshot, self.model, **self._options)
         return Context(self.model, self.tokenizer, DocumentStore(snapshot), cache, self._options, growing=False)
-
-
-def _without_documents(place: Folder, manifest: CollectionManifest) -> Snapshot:
-    """The snapshot of an empty collection."""
-    return Snapshot(place, Manifest(0, manifest.header, manifest.layout), None, [])
 
 
 def _named(source: str | PathLike[str], name: str | None) -> tuple[str, str]:

@@ -11,9 +11,18 @@ import numpy as np
 import torch
 
 from landmark.contexts import compatibility
+from landmark.contexts.caches import beginning, cache_of
 from landmark.contexts.collection_manifest import is_collection
 from landmark.contexts.disk import Progress
-from landmark.contexts.documents import DocumentStore, Source, check_document, check_limit, distinct, spans_with_words
+from landmark.contexts.documents import (
+    DocumentStore,
+    Source,
+    check_document,
+    check_limit,
+    distinct,
+    spans_with_words,
+    tokenized,
+)
 from landmark.contexts.either import open_snapshot
 from landmark.contexts.folder import fork
 from landmark.contexts.remote import local_copy, local_manifest, mending
@@ -111,12 +120,7 @@ class Context:
             )
         folder = path_of(path)
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
-        settings = LandmarkCache(model.config, **options).settings  # rejects bad ones before anything is made
-        compatibility.check_keeps(settings)
-        header = compatibility.header(model, tokenizer, settings)
-        layout = compatibility.layout(model, options.get("kv_dtype"))
-        compatibility.check_memory(header, layout, model.config, **options)
-        writer = create(folder, header, layout)
+        writer = create(folder, *beginning(model, tokenizer, **options))
         return cls._opened(writer, model, tokenizer, options)
 
     @classmethod
@@ -181,7 +185,7 @@ class Context:
         options: CacheOptions,
         progress: Progress | None = None,
     ) -> "Context":
-        cache = compatibility.cache_of(snapshot, model, progress=progress, **options)
+        cache = cache_of(snapshot, model, progress=progress, **options)
         return cls(model, tokenizer, DocumentStore(snapshot), cache, options, growing=isinstance(snapshot, Writer))
 
     # Contents.
@@ -268,7 +272,7 @@ class Context:
             check_document(name, text)
         documents, empty = distinct(documents), self._documents.tokens == 0
         for number, (name, text) in enumerate(documents):
-            tokens = compatibility.tokenized(self.tokenizer, text, first=empty and number == 0)
+            tokens = tokenized(self.tokenizer, text, first=empty and number == 0)
             self._documents.add(name, text, tokens)
         if documents:
             self._commit()

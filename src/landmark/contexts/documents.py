@@ -12,8 +12,11 @@ import numpy as np
 from landmark.contexts.segments import Document, Segment, characters_of, encode_text, text_digest
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.writer import Writer
+from landmark.hf.tokenizer import bos_tokens, text_encoder
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from landmark.hf import Span
 
 
@@ -244,6 +247,27 @@ def check_document(name: Any, text: Any) -> None:
     encode_text(name, text)
     if not text.strip():
         raise ValueError(f"document {name!r} is empty: there is nothing to read in it")
+
+
+def tokenized(
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    *,
+    first: bool,
+    progress: Callable[[int], object] | None = None,
+) -> np.ndarray:
+    """Tokens of a document, uint32 [n,3]: ids, and the first and last character of each.
+
+    The `first` document of a context begins with the tokenizer's own start tokens (BOS). `progress` is called with 0
+    after each piece of the text.
+    """
+    starts = bos_tokens(tokenizer).ids.numpy() if first else np.empty(0, np.int64)
+    found = [np.column_stack((starts, np.zeros((len(starts), 2))))]
+    for tokens in text_encoder(tokenizer).pieces(text):
+        found.append(np.column_stack((tokens.ids, tokens.offsets)))
+        if progress is not None:
+            progress(0)
+    return np.concatenate([columns.astype(np.uint32) for columns in found])
 
 
 def free_name(name: str, taken: Callable[[str], bool]) -> str:

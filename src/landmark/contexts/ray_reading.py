@@ -23,7 +23,7 @@ from landmark.contexts import compatibility, disk
 from landmark.contexts.apart import ApartReader, TokenizedDocument
 from landmark.contexts.collection import Collection
 from landmark.contexts.collection_manifest import DOCUMENTS, Member
-from landmark.contexts.manifest import Layout, Manifest
+from landmark.contexts.manifest import Layout
 from landmark.contexts.remote_cache import Copy
 from landmark.contexts.remote_store import Store
 from landmark.contexts.snapshot import Snapshot
@@ -199,8 +199,7 @@ class _Worker:
     def _loaded(self) -> ApartReader:
         model, tokenizer = self._load()
         place = disk.open_folder(Path.cwd())  # for the messages of a snapshot that has no files
-        empty = Snapshot(place, Manifest(0, self._header, self._layout), None, [])
-        compatibility.check_header(empty, model, tokenizer)
+        compatibility.check_header(Snapshot.empty(place, self._header, self._layout), model, tokenizer)
         return ApartReader(model, tokenizer, self._header, self._layout, self._allow_nonfinite)
 
     def _read(self, reader: ApartReader, document: TokenizedDocument) -> None:

@@ -45,6 +45,11 @@ class Snapshot:
         self.state_file = state_file
         self.checks_landmarks = True
 
+    @classmethod
+    def empty(cls, folder: Folder, header: dict[str, Any], layout: Layout) -> "Snapshot":
+        """What a context in `folder` begins with: no documents, and no files yet."""
+        return cls(folder, Manifest(0, header, layout), None, [])
+
     def frozen(self) -> "Snapshot":
         """This commit alone, also where a writer goes on to later ones."""
         return Snapshot(self.folder, self.manifest, self.state_file, list(self.segments))

@@ -25,7 +25,6 @@ from landmark.contexts.manifest import (
     TOKEN,
     Committed,
     Layout,
-    Manifest,
     SegmentEntry,
     check_header,
     context_folder,
@@ -55,10 +54,10 @@ def create(path: str | Path, header: Mapping[str, Any], layout: Layout) -> "Writ
         )
     kept = json.loads(to_json(dict(header), "the header"))
     check_header(kept)
-    manifest = Manifest(0, kept, layout)
     with creating(path) as lock:
-        known = publish(lock.folder, manifest)
-    return Writer(Snapshot(lock.folder, manifest, None, []), lock, known)
+        snapshot = Snapshot.empty(lock.folder, kept, layout)
+        known = publish(lock.folder, snapshot.manifest)
+    return Writer(snapshot, lock, known)
 
 
 def open_writer(path: Folder | str | Path) -> "Writer":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from landmark.contexts import compatibility
+from landmark.contexts import caches
 from landmark.contexts.either import manifest_of
 from landmark.contexts.manifest import Layout
 from landmark.hf.config import landmark_settings, text_config
@@ -46,12 +46,12 @@ class Reckoning:
     def of(cls, model: "PreTrainedModel", host_budget: int | str | None) -> "Reckoning":
         """For a model, and a budget as `landmark.Context.open` takes it."""
         layout, config, settings = (
-            compatibility.layout(model),
+            caches.layout(model),
             text_config(model.config),
             landmark_settings(model.config),
         )
         heads: int = config.num_attention_heads
-        budget = compatibility.DEFAULT_HOST_BUDGET if host_budget is None else host_budget
+        budget = caches.DEFAULT_HOST_BUDGET if host_budget is None else host_budget
         return cls(
             block=layout.block_bytes,
             landmarks=_landmark_bytes(layout),
