@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from made import tokens_of
+
 from landmark.contexts.manifest import MANIFEST
 from landmark.contexts.segments import Segment
 from landmark.contexts.snapshot import Snapshot, open_reader
@@ -63,8 +65,8 @@ def flipped(file: Path, offset: int, bit: int) -> Iterator[None]:
 def read_all(path: Path) -> None:
     """Reads everything with the checks of opening and reading; blocks head by head."""
     snapshot = open_reader(path)
-    snapshot.landmarks()
-    snapshot.tokens()
+    snapshot.landmark_buffers()
+    tokens_of(snapshot)
     snapshot.state()
     for document in snapshot.documents():
         snapshot.text(document)

@@ -76,12 +76,22 @@ def commit(writer: Writer, content: Content) -> Content:
     return after
 
 
+def tokens_of(snapshot: Snapshot) -> np.ndarray:
+    """Id, start and stop character in its document of every token, uint32 `[n,3]`."""
+    return np.concatenate([np.empty((0, 3), np.uint32), *(segment.tokens() for segment in snapshot.segments)])
+
+
+def landmarks_of(snapshot: Snapshot) -> list[Tensor]:
+    """Landmark keys of every layer, float32 `[Hkv,n,D]`."""
+    return [keys[:, : snapshot.blocks] for keys in snapshot.landmark_buffers()]
+
+
 def check(snapshot: Snapshot, content: Content) -> None:
     """Raises AssertionError unless the context holds just `content`."""
     assert snapshot.header == HEADER
     assert snapshot.blocks == len(content.blocks)
     _check_documents(snapshot, content)
-    for layer, keys in enumerate(snapshot.landmarks()):
+    for layer, keys in enumerate(landmarks_of(snapshot)):
         expected = [block(layer, seed)[2] for seed in content.blocks]
         assert torch.equal(keys, torch.stack(expected, 1) if expected else torch.empty(keys.shape))
         _check_blocks(snapshot, layer, content)
@@ -91,7 +101,7 @@ def check(snapshot: Snapshot, content: Content) -> None:
 
 
 def _check_documents(snapshot: Snapshot, content: Content) -> None:
-    documents, tokens = snapshot.documents(), snapshot.tokens()
+    documents, tokens = snapshot.documents(), tokens_of(snapshot)
     assert len(documents) == len(content.documents)
     assert len(tokens) == sum(document.tokens for document in documents)
     for held, seed in zip(documents, content.documents, strict=True):

@@ -7,8 +7,8 @@ import pytest
 from made import HEADER, LAYOUT, Content, add, check, commit, short_segments
 
 from landmark.contexts import disk
+from landmark.contexts.either import info
 from landmark.contexts.export import export
-from landmark.contexts.folder import info
 from landmark.contexts.snapshot import open_reader
 from landmark.contexts.verify import verify
 from landmark.contexts.writer import create, open_writer

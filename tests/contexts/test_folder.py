@@ -6,7 +6,8 @@ import pytest
 from made import HEADER, HELD, LAYOUT, add, check, commit, names
 
 from landmark.contexts import disk
-from landmark.contexts.folder import delete, find, fork, info
+from landmark.contexts.either import find, info
+from landmark.contexts.folder import delete, fork
 from landmark.contexts.snapshot import open_reader
 from landmark.contexts.verify import verify
 from landmark.contexts.writer import open_writer

@@ -9,8 +9,9 @@ import pytest
 from made import HEADER, HELD, LAYOUT, add, check, commit
 
 from landmark.contexts.disk import Damage
+from landmark.contexts.either import find, info
 from landmark.contexts.export import export
-from landmark.contexts.folder import delete, find, fork, info
+from landmark.contexts.folder import delete, fork
 from landmark.contexts.manifest import KINDS
 from landmark.contexts.snapshot import open_reader
 from landmark.contexts.verify import verify

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 import landmark
 from landmark import Collection, Context
 from landmark.contexts.disk import Damage
+from landmark.contexts.either import info
 from landmark.contexts.export import export
-from landmark.contexts.folder import info
 from landmark.contexts.manifest import MANIFEST, framed, publish, read_manifest
 from landmark.contexts.verify import verify
 from landmark.hf.tokenizer import encode

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from forking import logits
-from made import HEADER, LAYOUT, Content, add, check, commit, names
+from made import HEADER, LAYOUT, Content, add, check, commit, landmarks_of, names
 
 from landmark import Context
 from landmark.contexts import disk, key_file
@@ -49,7 +49,7 @@ def mapped(path):
 def test_the_file_has_the_keys_by_layer_and_head(path):
     keys = mapped(path)
     assert [layer.shape for layer in keys] == [(1, 64, 4), (2, 64, 2)]
-    for layer, wanted in zip(keys, open_reader(path).landmarks(), strict=True):
+    for layer, wanted in zip(keys, landmarks_of(open_reader(path)), strict=True):
         np.testing.assert_array_equal(layer[:, : len(BLOCKS)], wanted)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import HEADER, LAYOUT
+from made import HEADER, LAYOUT, landmarks_of, tokens_of
 
 from landmark.contexts.disk import Damage
 from landmark.contexts.manifest import MOST_BYTES, has_manifest, read_manifest
@@ -62,8 +62,8 @@ def all_of(path):
     tensors, metadata = snapshot.state()
     documents = snapshot.documents()
     found = [snapshot.blocks, metadata, {name: x.numpy().tobytes() for name, x in tensors.items()}]
-    found += [x.numpy().tobytes() for x in snapshot.landmarks()]
-    found += [documents, [snapshot.text(document) for document in documents], snapshot.tokens().tobytes()]
+    found += [x.numpy().tobytes() for x in landmarks_of(snapshot)]
+    found += [documents, [snapshot.text(document) for document in documents], tokens_of(snapshot).tobytes()]
     for segment in snapshot.segments:
         found.append(list(segment.parts().passages(0, segment.entry.token_count)))
         found.append(segment.parts().tokens(0, segment.entry.token_count).tobytes())

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from made import HEADER, LAYOUT, Content, add, check, commit, names, short_segments
 
-from landmark.contexts.folder import delete, find, fork, info
+from landmark.contexts.either import find, info
+from landmark.contexts.folder import delete, fork
 from landmark.contexts.snapshot import open_reader
 from landmark.contexts.verify import verify
 from landmark.contexts.writer import create, open_writer

@@ -218,20 +218,7 @@ def _remove_files(folder: Folder) -> None:
             disk.remove(folder / name)
 
 
-# Listing.
-
-
-def find(folder: str | Path) -> list[Path]:
-    """The contexts in `folder`, damaged ones too, by name; ValueError if it is no folder."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give the one that contexts were saved in")
-    return sorted(path for path in folder.iterdir() if has_manifest(path))
-
-
-def info(path: str | Path) -> dict[str, Any]:
-    """`facts` of the context in `path`; raises as `open_reader` does."""
-    return facts(path, open_reader(path))
+# What is in it.
 
 
 def facts(path: str | Path, snapshot: Snapshot) -> dict[str, Any]:

@@ -82,17 +82,9 @@ class Snapshot:
             found += segment.documents(index, first_token)
         return found
 
-    def tokens(self) -> np.ndarray:
-        """Id, start and stop character in its document of every token, uint32 `[n,3]`; Damage if they are damaged."""
-        return np.concatenate([np.empty((0, 3), np.uint32), *(segment.tokens() for segment in self.segments)])
-
     def text(self, document: Document) -> str:
         """A document's text; Damage if it is damaged."""
         return self.segments[document.segment].text(document)
-
-    def landmarks(self) -> list[Tensor]:
-        """Landmark keys of every layer, float32 `[Hkv,n,D]`; see `landmark_buffers`."""
-        return [keys[:, : self.blocks] for keys in self.landmark_buffers()]
 
     def landmark_buffers(self) -> list[Tensor]:
         """Landmark keys of every layer, float32 `[Hkv,capacity,D]`: of all blocks, and room for more of them.
