@@ -51,7 +51,7 @@ class ApartReader:
         data = encode_text(name, text)
         sha256 = text_digest(data)
         tokens = tokenized(self.tokenizer, text, first=True, progress=progress)
-        blocks = -(-len(tokens) // (self.layout.blocks[0].stride - 1))
+        blocks = -(-len(tokens) // self.layout.block_size)
         key = document_key(sha256, self.header, self.layout)
         return TokenizedDocument(Member(name, key, sha256, len(tokens), blocks, len(text), len(data)), text, tokens)
 

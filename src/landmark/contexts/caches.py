@@ -114,7 +114,6 @@ def cache_of(
 
 def _begin_behind(cache: LandmarkCache, snapshot: Snapshot, device: Any) -> None:
     """Lets the cache begin behind the blocks of a collection, with nothing in its local windows."""
-    tokens = 0
     layers = [memory for memory in cache.memories if isinstance(memory, LayerMemory)]
     for memory, shape in zip(layers, snapshot.layout.blocks, strict=True):
         keys, values = (
@@ -122,8 +121,7 @@ def _begin_behind(cache: LandmarkCache, snapshot: Snapshot, device: Any) -> None
             for width in (shape.key_dim, shape.value_dim)
         )
         memory.resume(WindowState(keys, values, keys, [0]), [snapshot.blocks * shape.stride], [snapshot.blocks])
-        tokens = snapshot.blocks * (shape.stride - 1)
-    cache.resume(torch.tensor([tokens], device=device))
+    cache.resume(torch.tensor([snapshot.blocks * snapshot.layout.block_size], device=device))
 
 
 def _resume(

@@ -82,7 +82,7 @@ def _open_member(place: Folder, member: Member, manifest: CollectionManifest) ->
 
 def check_member(found: Snapshot, member: Member, manifest: CollectionManifest) -> None:
     """Raises Damage unless a document is what the manifest says, read by the model of the manifest."""
-    held, stride = found.documents(), manifest.layout.blocks[0].stride
+    held = found.documents()
     keys = {document_key(member.sha256, one.header, one.layout) for one in (found, manifest)}
     sound = (
         len(held) == 1
@@ -90,7 +90,7 @@ def check_member(found: Snapshot, member: Member, manifest: CollectionManifest) 
         and keys == {member.key}
         and found.layout == manifest.layout
         and found.blocks == member.blocks
-        and held[0].tokens == member.blocks * (stride - 1)
+        and held[0].tokens == member.blocks * manifest.layout.block_size
     )
     if not sound:
         raise Damage(found.path, f"is not the document {member.name!r} that {COLLECTION} names")
@@ -101,7 +101,7 @@ def is_whole(path: Path) -> bool:
     if not has_manifest(path):
         return False
     manifest = read_manifest(path)
-    return 0 < manifest.token_count == manifest.blocks * (manifest.layout.blocks[0].stride - 1)
+    return 0 < manifest.token_count == manifest.blocks * manifest.layout.block_size
 
 
 def _allow_files(count: int) -> None:

@@ -24,7 +24,7 @@ def open_keys(folder: Folder, layout: Layout, blocks: int) -> OpenFile | None:
         file = disk.open_file(folder / KEYS)
     except (OSError, Damage):
         return None
-    capacity, rest = divmod(file.size, _bytes_per_block(layout))
+    capacity, rest = divmod(file.size, layout.landmark_bytes)
     return file if not rest and blocks <= capacity <= 2 * _capacity(blocks) else None
 
 
@@ -37,7 +37,7 @@ def mapped_keys(folder: Folder, layout: Layout, blocks: int) -> list[np.ndarray]
     data = None if file is None else disk.mapped(file, file.size)
     if data is None:
         return None
-    numbers, capacity, found = np.frombuffer(data, "<f4"), len(data) // _bytes_per_block(layout), []
+    numbers, capacity, found = np.frombuffer(data, "<f4"), len(data) // layout.landmark_bytes, []
     for offset, (heads, width) in zip(_offsets(layout, capacity), layout.landmarks, strict=True):
         start = offset // numbers.itemsize
         found.append(numbers[start : start + heads * capacity * width].reshape(heads, capacity, width))
@@ -50,7 +50,7 @@ def update_keys(folder: Folder, layout: Layout, blocks: int, records: Iterable[t
     Each piece comes with the number of its first block. The new file takes the name of the one before, which stays as
     it was for those that map it. Nothing is synced, and no failure is an error, since no commit counts on the file.
     """
-    before, needed = (folder / KEYS).stat(), blocks * _bytes_per_block(layout)
+    before, needed = (folder / KEYS).stat(), blocks * layout.landmark_bytes
     if needed < LEAST_BYTES or (before is not None and needed <= before.st_size):
         return
     with suppress(OSError, Damage):
@@ -61,17 +61,13 @@ def update_keys(folder: Folder, layout: Layout, blocks: int, records: Iterable[t
 
 
 def _write(file: OpenFile, layout: Layout, capacity: int, records: Iterable[tuple[int, np.ndarray]]) -> None:
-    disk.truncate(file, capacity * _bytes_per_block(layout))  # what is not written below takes no space on disk
+    disk.truncate(file, capacity * layout.landmark_bytes)  # what is not written below takes no space on disk
     for first, piece in records:
         for layer, offset in enumerate(_offsets(layout, capacity)):
             for head, keys in enumerate(piece[str(layer)].swapaxes(0, 1)):
                 data = np.ascontiguousarray(keys)
                 begin = (head * capacity + first) * data[:1].nbytes
                 disk.write(file, data.view(np.uint8).data.cast("B"), offset + begin)
-
-
-def _bytes_per_block(layout: Layout) -> int:
-    return sum(heads * width for heads, width in layout.landmarks) * 4
 
 
 def _offsets(layout: Layout, capacity: int) -> list[int]:

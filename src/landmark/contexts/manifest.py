@@ -89,6 +89,16 @@ class Layout:
         return sum(shape.nbytes for shape in self.stored)
 
     @property
+    def landmark_bytes(self) -> int:
+        """Bytes of a block's landmark keys in all layers."""
+        return sum(heads * width for heads, width in self.landmarks) * 4
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block, without its landmark."""
+        return self.blocks[0].stride - 1
+
+    @property
     def fields(self) -> dict[str, Any]:
         """Its fields in a manifest; `layout_of` takes them."""
         blocks = [[*shape[:-1], str(shape.dtype).removeprefix("torch.")] for shape in self.blocks]
@@ -354,8 +364,7 @@ def layout_of(found: dict[str, Any]) -> Layout:
         tuple(_landmark_shape(shape, f"landmarks[{layer}]") for layer, shape in enumerate(keys)),
         fields.one_of(found["kv_dtype"], "kv_dtype", _KV_DTYPES) if "kv_dtype" in found else None,
     )
-    numbers = sum(heads * width for heads, width in layout.landmarks)
-    if 4 * (numbers + len(layers) + 1) > _MOST_RECORD_BYTES:
+    if layout.landmark_bytes + 4 * (len(layers) + 1) > _MOST_RECORD_BYTES:
         raise Malformed(f"landmarks is too large: a record has {_MOST_RECORD_BYTES} bytes at most")
     return layout
 

@@ -62,7 +62,7 @@ def _unusable(folder: Path, error: OSError) -> ValueError:
 
 def member_bytes(member: Member, layout: Layout) -> int:
     """About how many bytes a document has on disk."""
-    tokens = (layout.blocks[0].stride - 1) * TOKEN.itemsize
+    tokens = layout.block_size * TOKEN.itemsize
     return member.blocks * (layout.block_bytes + layout.landmark_record.itemsize + tokens) + member.bytes + _OTHER_BYTES
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from landmark.contexts import caches
 from landmark.contexts.either import manifest_of
-from landmark.contexts.manifest import Layout
 from landmark.hf.config import landmark_settings, text_config
 from landmark.process_memory import available_bytes
 from landmark.store.base import parse_bytes
@@ -54,7 +53,7 @@ class Reckoning:
         budget = caches.DEFAULT_HOST_BUDGET if host_budget is None else host_budget
         return cls(
             block=layout.block_bytes,
-            landmarks=_landmark_bytes(layout),
+            landmarks=layout.landmark_bytes,
             size=settings.block_size,
             traced=len(layout.blocks) * heads * settings.reading.retrieve * _TRACED,
             budget=parse_bytes("host_budget", budget),
@@ -96,7 +95,3 @@ class Reckoning:
 def context_blocks(path: Path) -> int:
     """Blocks of the context or collection in a folder, by its manifest alone."""
     return manifest_of(path).blocks
-
-
-def _landmark_bytes(layout: Layout) -> int:
-    return sum(heads * width * 4 for heads, width in layout.landmarks)
