@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from landmark.data.text import read_text
 from landmark.evaluation.perplexity import Setting, cut_windows, score
-from landmark.evaluation.reading import Reading
+from landmark.evaluation.reading import NOTHING, Reading
 from landmark.hf.calls import Reader
 from landmark.hf.tokenizer import encode
 from landmark.readers.memorizing import Memorizing
@@ -40,6 +40,9 @@ class SegmentReading:
     keep: int = 0
     extra: int = 0
     sinks: int = 4
+
+    settings = NOTHING  # of a cache, which it has not
+    looks_ahead = False
 
     def start(self, config: PretrainedConfig) -> dict[str, Any]:
         """Keyword arguments of every forward over one text; the reader in them carries what was read."""
@@ -186,7 +189,7 @@ def measure(row: Row, model: PreTrainedModel, windows: np.ndarray) -> dict[str, 
     """
     with _declared_range(model.config, row.trained_positions):
         reading = row.reading(model.config)
-        scored = score(model, windows, Setting(reading, row.length), batch_size=BATCH_SIZE)  # type: ignore[arg-type]
+        scored = score(model, windows, Setting(reading, row.length), batch_size=BATCH_SIZE)
     positions, (first, last) = np.arange(SPAN) % min(LENGTHS), row.targets
     nll = scored.nll[:, (first <= positions) & (positions <= last)].mean(axis=1)
     assert np.isfinite(nll).all(), "every method predicts these tokens"
@@ -198,8 +201,7 @@ def measure(row: Row, model: PreTrainedModel, windows: np.ndarray) -> dict[str, 
         "seconds": round(scored.seconds, 1),
         "nll": [round(value, 6) for value in nll.tolist()],
     }
-    skipped = getattr(scored, "skipped", None)
-    return figures | ({"skipped": skipped} if skipped is not None else {})
+    return figures | ({} if scored.skipped is None else {"skipped": scored.skipped})
 
 
 def cost(reading: Reading | SegmentReading, config: PretrainedConfig, length: int) -> dict[str, float]:

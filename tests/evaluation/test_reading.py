@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from landmark.evaluation.reading import Reading, full_attention, local_like, reading_scores
+from landmark.evaluation.reading import Reading, full_attention_costs, local_like, reading_scores
 from landmark.settings import ReadingSettings
 
 THREE = ReadingSettings(retrieve=3, local_blocks=2, chunk_size=20)
@@ -137,7 +137,7 @@ def test_what_does_not_go_together(model, options, said):
 
 def test_costs_by_hand(model):
     # 2 layers, 4 heads, 2 key-value heads of 8 numbers.
-    full = full_attention(model.config, 10, bytes_per_number=4)
+    full = full_attention_costs(model.config, 10, bytes_per_number=4)
     assert full.kv_bytes == 2 * 2 * 2 * 8 * 4 * 10
     assert full.scores == 2 * 4 * 55
     reading = Reading("landmark", 2, ReadingSettings(retrieve=1, local_blocks=0, chunk_size=2))

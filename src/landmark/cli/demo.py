@@ -107,9 +107,9 @@ def _show_opened(
 
 def _show_costs(console: "Console", model: "PreTrainedModel", reading: "Reading", tokens: int, kept: int) -> None:
     """Print scores computed and bytes kept, and those of full attention over as many tokens."""
-    from landmark.evaluation.reading import full_attention, reading_scores
+    from landmark.evaluation.reading import full_attention_costs, reading_scores
 
-    full = full_attention(model.config, tokens, model.dtype.itemsize)
+    full = full_attention_costs(model.config, tokens, model.dtype.itemsize)
     scores = reading_scores(model.config, reading, tokens)
     console.print(
         f"query-key scores while reading: {scores:.2e}; full attention: {full.scores:.2e},"

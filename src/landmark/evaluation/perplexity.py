@@ -5,13 +5,13 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from landmark.evaluation.reading import Reading, local_like
+from landmark.evaluation.reading import Reading, TextReading, local_like
 from landmark.hf.compat import rename_cache_argument
 from landmark.hf.reader import chunks
 from landmark.memory import Retrievals
@@ -21,17 +21,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
+Read = TypeVar("Read", bound=TextReading, covariant=True)
+
+
 @dataclass(frozen=True)
-class Setting:
+class Setting(Generic[Read]):
     """A reading of windows of `length` ordinary tokens, each from scratch."""
 
-    reading: Reading
+    reading: Read
     length: int
-
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether the scores of tokens depend on later ones; those of segment readers never do."""
-        return getattr(self.reading, "looks_ahead", False)
 
     @property
     def name(self) -> str:
@@ -52,7 +50,7 @@ class Scored:
     `skipped` is the share of retrievals skipped by a `miss_threshold`, None without one.
     """
 
-    setting: Setting
+    setting: Setting[TextReading]
     nll: np.ndarray
     seconds: float
     skipped: float | None = None
@@ -75,7 +73,7 @@ class Scored:
         }
         if self.skipped is not None:
             figures["retrievals_skipped"] = self.skipped
-        if self.setting.looks_ahead:
+        if reading.looks_ahead:
             figures["looks_ahead"] = True
         return figures
 
@@ -115,7 +113,7 @@ def check_lengths(lengths: Sequence[int]) -> int:
 def score(
     model: "PreTrainedModel",
     windows: np.ndarray,
-    setting: Setting,
+    setting: Setting[TextReading],
     *,
     batch_size: int = 1,
     progress: Callable[[int], Any] | None = None,
@@ -133,8 +131,7 @@ def score(
         if "past_key_values" in options:
             retrievals += options["past_key_values"].retrievals
     nll = torch.cat(scored).view(len(windows), -1).numpy()
-    settings = getattr(setting.reading, "settings", None)  # segment readers have none
-    skipped = retrievals.miss_rate if settings is not None and settings.miss_threshold else None
+    skipped = retrievals.miss_rate if setting.reading.settings.miss_threshold else None
     return Scored(setting, nll, time.perf_counter() - started, skipped)
 
 
@@ -142,13 +139,13 @@ def score(
 def token_nll(
     model: "PreTrainedModel",
     ids: Tensor,
-    reading: Reading,
+    reading: TextReading,
     progress: Callable[[int], Any] | None = None,
     options: dict[str, Any] | None = None,
 ) -> Tensor:
     """Negative log-likelihood of each of `ids [B, N]` given those before it, float64; NaN for the first.
 
-    `options` are the keyword arguments of `Reading.start`, made here if None.
+    `options` are the keyword arguments of `TextReading.start`, made here if None.
     """
     nll = torch.full(ids.shape, math.nan, dtype=torch.float64)
     length = ids.shape[1]
@@ -197,7 +194,8 @@ def paired(one: Scored, other: Scored) -> dict[str, Any]:
         "tokens": int(both.sum()),
         "windows": len(difference),
     }
-    return figures | {"looks_ahead": True} if one.setting.looks_ahead or other.setting.looks_ahead else figures
+    ahead = any(scored.setting.reading.looks_ahead for scored in (one, other))
+    return figures | {"looks_ahead": True} if ahead else figures
 
 
 def _form(hint: Any) -> tuple[str, Callable[[str], Any]]:
@@ -216,7 +214,7 @@ FORM = (
 )
 
 
-def parse_setting(text: str, config: "PretrainedConfig", compared: Setting) -> Setting:
+def parse_setting(text: str, config: "PretrainedConfig", compared: Setting[Reading]) -> Setting[Reading]:
     """Parses a setting to compare with `compared`, on a converted model with this `config`.
 
     A landmark setting inherits what it leaves out from `compared`, if that reads through memory too. A local setting

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import numpy as np
 
@@ -16,6 +16,26 @@ if TYPE_CHECKING:
 
 ATTENTIONS = ("landmark", "full", "local")
 NOTHING = ReadingSettings(retrieve=0, local_blocks=0)
+
+
+class TextReading(Protocol):
+    """What `perplexity.score` needs of a way to read a text; `Reading` says what each of these is."""
+
+    @property
+    def attention(self) -> str: ...
+
+    @property
+    def settings(self) -> ReadingSettings: ...
+
+    @property
+    def chunk_size(self) -> int | None: ...
+
+    @property
+    def looks_ahead(self) -> bool: ...
+
+    def start(self, config: "PretrainedConfig") -> dict[str, Any]: ...
+
+    def attended(self, length: int) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -177,7 +197,7 @@ class Costs:
     scores: int
 
 
-def full_attention(config: "PretrainedConfig", tokens: int, bytes_per_number: int) -> Costs:
+def full_attention_costs(config: "PretrainedConfig", tokens: int, bytes_per_number: int) -> Costs:
     """Costs of causal attention: token i scores i keys, and all keys and values stay in the KV cache."""
     config = text_config(config)
     layers = config.num_hidden_layers
