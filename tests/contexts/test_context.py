@@ -164,10 +164,10 @@ def test_places_and_indexes_that_are_none(path, model, given, said):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        (5, NOTE, "name of a document is 5: give a str"),
-        (["a"], NOTE, "name of a document is"),
-        ("\udcff", NOTE, "name of document .* rename it"),
-        ("note", None, "text of a document is None"),
+        (5, NOTE, "name of document 5 is 5: give a str"),
+        (["a"], NOTE, "name of document .* give a str"),
+        ("\udcff", NOTE, "name of document .* leave that character out"),
+        ("note", None, "text of document 'note' is None"),
         ("note", "a \ud800 b", "text of document 'note' cannot be written as UTF-8"),
         ("note", " \n", "is empty"),
     ],

@@ -19,9 +19,10 @@ from landmark.contexts.documents import (
     spans_with_words,
     tokenized,
 )
-from landmark.contexts.segments import Document, encode_text
+from landmark.contexts.segments import Document
 from landmark.data.chat import ChatFormat
 from landmark.data.encoder import TextEncoder
+from landmark.data.text import encoded
 from landmark.hf import LandmarkCache, Span, read
 from landmark.hf.ranking import Ranking
 from landmark.hf.reader import TextTo, answer, end_tokens
@@ -165,7 +166,7 @@ class Chat:
         check_reread(reread, self.cache)
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"the question is {question!r}: give some words")
-        encode_text("question", question)
+        encoded("the question", question)
         if self.documents and self._unasked is None:
             self._unasked = self.cache.fork()
         again = self._best(question, reread)

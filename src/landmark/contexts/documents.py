@@ -12,6 +12,7 @@ import numpy as np
 from landmark.contexts.segments import Document, Segment, characters_of, encode_text, text_digest
 from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.writer import Writer
+from landmark.data.text import encoded
 from landmark.hf.tokenizer import bos_tokens, text_encoder
 
 if TYPE_CHECKING:
@@ -237,13 +238,7 @@ def distinct(documents: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def check_document(name: Any, text: Any) -> None:
     """Raises ValueError for a name or a text that is none, or that UTF-8 cannot encode, and for an empty text."""
-    for what, value in (("name", name), ("text", text)):
-        if not isinstance(value, str):
-            raise ValueError(f"the {what} of a document is {value!r:.40}: give a str")
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the name of document {name!r} cannot be written as UTF-8: rename it") from error
+    encoded(f"the name of document {name!r:.40}", name)
     encode_text(name, text)
     if not text.strip():
         raise ValueError(f"document {name!r} is empty: there is nothing to read in it")

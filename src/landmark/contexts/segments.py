@@ -22,6 +22,7 @@ from landmark.contexts.committed import decoded, read_checked, read_committed
 from landmark.contexts.disk import Damage, OpenFile, damaged_records, record_checksums
 from landmark.contexts.fields import Malformed
 from landmark.contexts.manifest import PART, TOKEN, Layout, SegmentEntry
+from landmark.data.text import encoded
 
 PART_TOKENS = 1024
 _LINE = ("name", "tokens", "characters", "bytes", "crc32")  # fields of every document's line
@@ -74,10 +75,7 @@ def parse_line(line: bytes | bytearray) -> dict[str, Any]:
 
 def encode_text(name: str, text: str) -> bytes:
     """The text of a document in UTF-8, as it is stored; ValueError if UTF-8 cannot encode it (lone surrogates)."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text of document {name!r} cannot be written as UTF-8: {error}") from error
+    return encoded(f"the text of document {name!r}", text)
 
 
 def text_digest(data: bytes) -> str:

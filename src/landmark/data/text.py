@@ -75,6 +75,16 @@ def decoded(name: str, data: bytes) -> str:
     return text
 
 
+def encoded(name: str, text: object) -> bytes:
+    """`text` in UTF-8; `name` is for messages. Raises ValueError for no str, and for lone surrogates."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is {text!r:.40}: give a str")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} cannot be written as UTF-8 ({error}): leave that character out") from error
+
+
 def check_files(sources: Iterable[str]) -> None:
     """Raises ValueError for the first source whose file does not exist, before any is read."""
     for source in sources:

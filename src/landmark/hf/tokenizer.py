@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from landmark.data.encoder import TextEncoder
+from landmark.data.text import encoded
 from landmark.hf.config import landmark_settings
 from landmark.hf.loading import read_tokenizer
 from landmark.hf.model import ordinary_tokens
@@ -102,12 +103,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, continues: bool = F
     A text that `continues` another, like a prompt after a document, gets no space in front, even where the tokenizer
     puts one in front of every text. Raises ValueError for what is no text, or none that UTF-8 can encode.
     """
-    if not isinstance(text, str):
-        raise ValueError(f"the text is {text!r:.40}: give a str")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text cannot be written as UTF-8 ({error}): leave that character out") from error
+    encoded("the text", text)
     tokens = text_encoder(tokenizer).encode(text, continues=continues)
     return EncodedText(text, torch.from_numpy(tokens.ids), [(first, last) for first, last in tokens.offsets.tolist()])
 
