@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
@@ -13,22 +12,21 @@ from landmark.serve.generation import Ended, Event, Failed, Generation
 from landmark.serve.http import AsciiJSON, Here, Who, in_engine
 from landmark.serve.keys import Caller
 from landmark.serve.protocol import ChatRequest, CompletionRequest, GenerationRequest, ModelFields, ModelList
-from landmark.serve.responses import AnswerForm
+from landmark.serve.responses import EVENTS, AnswerForm
 from landmark.serve.server import MODEL_CONTEXT, Server
 
 router = APIRouter(prefix="/v1")
 _POLL = 0.25  # seconds between two looks at whether the client is still there
-_EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 
 
-@router.post("/chat/completions", responses=_EVENTS)
+@router.post("/chat/completions", responses=EVENTS)
 async def chat_completions(request: Request, body: ChatRequest, caller: Who, server: Here) -> Response:
     """An answer to the last message of a conversation, which may be about a context."""
     form = _form(body, chat=True, logprobs=bool(body.logprobs))
     return await _answer(request, body, form, lambda emit: server.chat(caller, body, emit))
 
 
-@router.post("/completions", responses=_EVENTS)
+@router.post("/completions", responses=EVENTS)
 async def completions(request: Request, body: CompletionRequest, caller: Who, server: Here) -> Response:
     """A continuation of a prompt, word for word, after a context if one is named."""
     form = _form(body, chat=False, logprobs=body.logprobs is not None)

@@ -26,7 +26,7 @@ from landmark.serve.protocol import (
     JobList,
 )
 from landmark.serve.records import Job, Record
-from landmark.serve.responses import sse
+from landmark.serve.responses import DONE, EVENTS, sse
 from landmark.serve.server import Server
 
 _SECONDS = 0.2  # between two looks at a job's progress
@@ -143,11 +143,7 @@ async def _uploaded(file: UploadFile) -> tuple[str, str]:
         raise bad_request(str(error), "files") from error
 
 
-@router.get(
-    "/{context}/jobs",
-    response_model=JobList,
-    responses={200: {"content": {"application/json": {}, "text/event-stream": {}}}},
-)
+@router.get("/{context}/jobs", response_model=JobList, responses=EVENTS)
 async def jobs(request: Request, context: str, caller: Who, server: Here, stream: bool = False) -> Any:
     """The jobs of a context of the caller's own; with `stream` events of their progress, up to the end of the last."""
     record = await in_engine(server, lambda: server.contexts.own(caller.name, context))
@@ -191,6 +187,6 @@ async def _progress(server: Server, record: Record, request: Request) -> AsyncIt
                 told[job.id] = text
                 yield sse(json.loads(text))
         if unfinished is None:
-            yield "data: [DONE]\n\n"
+            yield DONE
             return
         await asyncio.sleep(_SECONDS)

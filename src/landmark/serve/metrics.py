@@ -34,14 +34,11 @@ class Metrics:
         self.blocks = Counter(
             "landmark_blocks", "Blocks that queries wanted, by where they were found", ["found"], registry=registry
         )
-        self._gauge("landmark_resident_memory_bytes", "Resident memory of the server", resident_bytes)
-        self._gauge("landmark_processor_seconds", "Processor time that the server took, all threads", time.process_time)
+        self.watch("landmark_resident_memory_bytes", "Resident memory of the server", resident_bytes)
+        self.watch("landmark_processor_seconds", "Processor time that the server took, all threads", time.process_time)
 
     def watch(self, name: str, help_text: str, value: Callable[[], float]) -> None:
         """A figure that is asked for when Prometheus comes."""
-        self._gauge(name, help_text, value)
-
-    def _gauge(self, name: str, help_text: str, value: Callable[[], float]) -> None:
         Gauge(name, help_text, registry=self.registry).set_function(value)
 
     def count_tokens(self, cached: int, prompt: int, completion: int) -> None:

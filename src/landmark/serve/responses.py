@@ -19,6 +19,8 @@ from landmark.serve.protocol import (
 )
 
 DONE = "data: [DONE]\n\n"
+# Of a route that answers whole or as events, for the description of the protocol.
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 
 
 def error_body(refusal: Refusal) -> dict[str, Any]:
