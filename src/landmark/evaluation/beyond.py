@@ -13,12 +13,9 @@ import numpy as np
 
 from landmark.data.chat import COLOURS, THINGS
 from landmark.data.recall import random_key, random_name
-from landmark.evaluation.recall import words_found
+from landmark.evaluation.recall import BEFORE, LEAD, words_found
 from landmark.evaluation.ruler import CHARACTERS
 from landmark.evaluation.tasks import Draft, Group, Grown, Hidden, Task
-
-BEFORE = "Read the following text. I will ask you about it.\n\n"
-LEAD = "\n\nAnswer from the text above. "
 
 # A statement about <p>, and a question whose words it does not have: what links them is known, not stated.
 PAIRS = (
@@ -55,7 +52,7 @@ FEWEST = 20  # lines, with which the shares are whole numbers
 
 
 def _asked(hidden: Hidden | Grown, question: str, answer: str) -> Draft:
-    return Draft(hidden, f"{LEAD}{question}", (answer,), before=BEFORE, query=question)
+    return Draft(hidden, f"\n\n{LEAD}{question}", (answer,), before=BEFORE, query=question)
 
 
 # NoLiMa.
