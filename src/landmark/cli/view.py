@@ -8,6 +8,7 @@ from landmark.cli.answering import AnswerOptions, answer_from_context, answer_fr
 from landmark.cli.options import here
 from landmark.cli.output import print_escaped, print_sources, size_text
 from landmark.limits import MaybeFromOne, OutFile
+from landmark.view import FIGURES
 
 if TYPE_CHECKING:
     from landmark.view.gather import View
@@ -66,7 +67,7 @@ def run(options: ViewOptions) -> int:
 
 def _files(options: ViewOptions) -> list[Path]:
     """The files to write; ValueError where nothing is to be made, or one has the ending of another kind."""
-    kinds = {"out": (".html",), "figure": (".png", ".svg", ".pdf"), "jsonl": (".jsonl",)}
+    kinds = {"out": (".html",), "figure": FIGURES, "jsonl": (".jsonl",)}
     files = []
     for name, endings in kinds.items():
         path: Path | None = getattr(options, name)

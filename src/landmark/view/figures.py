@@ -12,7 +12,6 @@ from landmark.view.gather import View
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUFFIXES = (".png", ".svg", ".pdf")
 _COLUMNS = 400  # of the map: neighbouring blocks share one, and it shows their sum
 _LABELS = 60  # more tokens than this are numbered, not spelled
 

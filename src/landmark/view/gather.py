@@ -13,6 +13,7 @@ from tokenizers.decoders import DecodeStream
 from landmark.contexts.documents import Source
 from landmark.hf.tokenizer import EncodedText, encode
 from landmark.stream import stream_length
+from landmark.view import FIGURES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -219,7 +220,7 @@ def _writer_of(path: Path) -> Callable[[View, Path], None]:
     from landmark.view import figures, page, records
 
     writers: dict[str, Callable[[View, Path], None]] = {".html": page.write, ".jsonl": records.write}
-    writers |= dict.fromkeys(figures.SUFFIXES, figures.write)
+    writers |= dict.fromkeys(FIGURES, figures.write)
     if path.suffix.lower() not in writers:
         raise ValueError(f"{path} ends in {path.suffix!r}: end its name in one of {', '.join(writers)}")
     return writers[path.suffix.lower()]
