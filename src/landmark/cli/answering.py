@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tyro.conf import OmitArgPrefixes
 
@@ -46,6 +46,10 @@ class AnswerOptions:
     """Default: as when the context was read; for a text, the model's own settings."""
     memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
     numbers: OmitArgPrefixes[NumberOptions] = field(default_factory=NumberOptions)
+
+    def keywords(self) -> dict[str, Any]:
+        """Keywords of `LandmarkCache` and `Context`: how it reads, and its memory of blocks."""
+        return {**self.reading, **self.memory.keywords()}
 
 
 @dataclass
@@ -132,8 +136,7 @@ def answer_from_context(
     model, tokenizer = load(
         folder, lambda config: options.memory.check(config, path, **options.reading), path, numbers=options.numbers
     )
-    keywords = {**options.reading, **options.memory.keywords()}
-    context = open_to_ask(path, model, tokenizer, options.verify, **keywords)
+    context = open_to_ask(path, model, tokenizer, options.verify, **options.keywords())
     torch.manual_seed(options.seed)
     going = Continuation(options.max_new_tokens, write)
     started = time.perf_counter()

@@ -258,9 +258,8 @@ def _begin(options: ChatOptions, documents: list[tuple[str, str]]) -> "Chat":
     model, tokenizer = load(
         base, check, known, adapter=options.adapter, numbers=options.numbers, check_tokenizer=check_tokenizer
     )
-    keywords: dict[str, Any] = {**options.reading, **options.memory.keywords()}
     if options.context is None:
-        chat = Chat(model, tokenizer, LandmarkCache(model.config, **keywords), heads=heads)
+        chat = Chat(model, tokenizer, LandmarkCache(model.config, **options.keywords()), heads=heads)
     else:
         context, documents = _context(options, documents, model, tokenizer)
         chat = Chat.about(context, heads=heads)
@@ -290,9 +289,8 @@ def _context(
     from landmark.contexts.context import Context
     from landmark.contexts.folder import is_unused
 
-    path = options.context
+    path, keywords = options.context, options.keywords()
     assert path is not None
-    keywords: dict[str, Any] = {**options.reading, **options.memory.keywords()}
     if is_unused(path):
         with Context.create(path, model, tokenizer, **keywords) as context:
             grow(context, documents)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from landmark.cli.options import NumberOptions, load, whole_numbers
+from landmark.cli.options import LONGEST, NumberOptions, load, whole_numbers
 from landmark.cli.output import print_table, tokens_read
 from landmark.limits import FromOne, MaybeFromOne, OutFile, Range, Seed
 from landmark.settings import ReadingChanges
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from landmark.evaluation.passkey import PasskeyPrompts, Sample
+    from landmark.evaluation.perplexity import Setting
     from landmark.evaluation.reading import Reading
     from landmark.evaluation.samples import Journal
 
-LONGEST = 10**9  # tokens of a text
 
 Attention = Literal["landmark", "full", "local"]
 
@@ -151,7 +151,7 @@ def run_perplexity(options: PerplexityOptions) -> int:
 
     def plan(
         config: "PretrainedConfig",
-    ) -> tuple[list[perplexity.Setting], list[tuple[perplexity.Setting, perplexity.Setting]], int]:
+    ) -> "tuple[list[Setting[Reading]], list[tuple[Setting[Reading], Setting[Reading]]], int]":
         """The settings to score, the pairs to compare, and the length of a window."""
         asked = [perplexity.Setting(_reading_of(options, config), length) for length in lengths]
         pairs = [(one, parse_setting(text, config, one)) for one in asked for text in options.against]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from landmark.contexts.context import Context
     from landmark.hf import LandmarkCache
 
+LONGEST = 10**9  # tokens of a text
+
 Dtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["int8"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from landmark.cli.options import NumberOptions, load_either, whole_numbers
+from landmark.cli.options import LONGEST, NumberOptions, load_either, whole_numbers
 from landmark.cli.output import print_escaped, print_table, tokens_read
 from landmark.limits import FromZero, MaybeFromOne, OutFile, Range, Seed
 from landmark.settings import DEFAULT_BLOCK_SIZE, ReadingChanges
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from landmark.evaluation.bm25 import Passages
     from landmark.evaluation.samples import Journal
     from landmark.evaluation.tasks import Group, Prompts
+    from landmark.hf.retrieval_heads import RetrievalHeads
 
-LONGEST = 10**9  # tokens of a text
 FORMS = {"plain": (False,), "chat": (True,), "both": (False, True)}
 
 
@@ -152,14 +152,16 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
     from landmark.evaluation import bm25, figures
     from landmark.evaluation.asking import Asker, Sample, contents, order, summaries
     from landmark.evaluation.samples import Journal
+    from landmark.hf.retrieval_heads import RetrievalHeads
 
     if options.plot is not None:
         figures.check_can_draw(options.plot)
     if options.rag is not None:
         bm25.check_installed()
+    heads = None if options.heads is None else RetrievalHeads.load(options.heads)
 
     def check(config: "PretrainedConfig") -> None:
-        attending = _attending(options, config)
+        attending = _attending(options, config, heads)
         for length in lengths if options.rag is None else [_rag_tokens(options, config)]:
             attending.check_length(config, length)
 
@@ -172,7 +174,7 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
         check_tokenizer=lambda tokenizer: planned.append(_plan(options, groups, haystack, lengths, tokenizer)),
     )
     ((cells, prompts),) = planned
-    attending = _attending(options, model.config)
+    attending = _attending(options, model.config, heads)
     settings = attending.settings() | _computed(options, model)
     journal = None
     if options.out is not None:
@@ -266,12 +268,10 @@ def _print(rows: list[dict[str, Any]], options: TaskOptions) -> None:
         print(f"{row['task']}, {row['form']}, {row['length']:,} tokens by depth: {spread}")
 
 
-def _attending(options: TaskOptions, config: "PretrainedConfig") -> "Attending":
+def _attending(options: TaskOptions, config: "PretrainedConfig", heads: "RetrievalHeads | None") -> "Attending":
     from landmark.evaluation.answering import Attending
-    from landmark.hf.retrieval_heads import RetrievalHeads
 
     attention = options.attention or ("full" if options.rag else None)
-    heads = None if options.heads is None else RetrievalHeads.load(options.heads)
     return Attending.of(config, attention, window=options.window, reread=options.reread, heads=heads, **options.reading)
 
 

@@ -190,8 +190,6 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
     given = _given(options.contexts)
     _check_one_model(list(given.values()))
     check_adapter(options.model, options.adapter)
-    if options.name is not None:
-        check_name(options.name)
     first = next(iter(given.values()), None)
     # None is the package's small model, which is what read a context that names no other.
     folder = options.model or (adapted_path() if first is None else model_of(first, None))
