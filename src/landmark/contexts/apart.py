@@ -28,7 +28,7 @@ NAME = "document"  # in its own context; a collection has the name that it goes 
 
 
 @dataclass(frozen=True)
-class TokenizedDocument:
+class UnreadDocument:
     """A document before it is read: its entry in the manifest, its text and its tokens, uint32 `[n,3]`."""
 
     member: Member
@@ -46,17 +46,17 @@ class ApartReader:
     layout: Layout
     allow_nonfinite: bool = False
 
-    def tokenized(self, name: str, text: str, progress: Callable[[int], object] | None = None) -> TokenizedDocument:
+    def tokenized(self, name: str, text: str, progress: Callable[[int], object] | None = None) -> UnreadDocument:
         """A document to `read`; `progress` is called with 0 after each piece of its text."""
         data = encode_text(name, text)
         sha256 = text_digest(data)
         tokens = tokenized(self.tokenizer, text, first=True, progress=progress)
         blocks = -(-len(tokens) // self.layout.block_size)
         key = document_key(sha256, self.header, self.layout)
-        return TokenizedDocument(Member(name, key, sha256, len(tokens), blocks, len(text), len(data)), text, tokens)
+        return UnreadDocument(Member(name, key, sha256, len(tokens), blocks, len(text), len(data)), text, tokens)
 
     def read(
-        self, documents: Folder, document: TokenizedDocument, progress: Callable[[int], object] | None = None
+        self, documents: Folder, document: UnreadDocument, progress: Callable[[int], object] | None = None
     ) -> None:
         """Reads a document into its folder among those of others, or the rest of it."""
         kept = asdict(LandmarkSettings.from_dict(self.header["settings"]).reading)
@@ -98,7 +98,7 @@ class DocumentContext(Context):
             writer.close()
             raise
 
-    def take(self, document: TokenizedDocument) -> None:
+    def take(self, document: UnreadDocument) -> None:
         """Adds the document, if that was not done yet."""
         if not self.tokens:
             ends = self._ends(len(document.tokens), len(document.text))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from landmark.contexts import compatibility, disk
-from landmark.contexts.apart import ApartReader, TokenizedDocument
+from landmark.contexts.apart import ApartReader, UnreadDocument
 from landmark.contexts.caches import beginning, cache_of
 from landmark.contexts.collection_folder import document_folder, is_whole, open_set, verify_collection
 from landmark.contexts.collection_manifest import (
@@ -238,12 +238,12 @@ class Collection:
 
     def tokenized(
         self, documents: Iterable[tuple[str, str]], progress: Callable[[int], object] | None = None
-    ) -> list[TokenizedDocument]:
+    ) -> list[UnreadDocument]:
         """Those of `missing`, for `add_tokenized`; `progress` is called with 0 after each piece of a text."""
         return [self.reader.tokenized(name, text, progress) for name, text in documents]
 
     def add_tokenized(
-        self, documents: Iterable[TokenizedDocument], progress: Callable[[int], object] | None = None
+        self, documents: Iterable[UnreadDocument], progress: Callable[[int], object] | None = None
     ) -> list[str]:
         """Reads documents and adds all of them in one step, in the places of others under their names; the names."""
         with self._opened_writer().reading():
@@ -319,7 +319,7 @@ class Collection:
         allow_nonfinite = self._options.get("allow_nonfinite", False)
         return ApartReader(self.model, self.tokenizer, self.header, self._manifest.layout, allow_nonfinite)
 
-    def _brought(self, document: TokenizedDocument, progress: Callable[[int], object] | None) -> Member:
+    def _brought(self, document: UnreadDocument, progress: Callable[[int], object] | None) -> Member:
         """The document in its folder: there already, taken from a collection that shares it, or read now."""
         self._of_model.check()
         member, writer = document.member, self._opened_writer()

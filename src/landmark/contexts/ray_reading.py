@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landmark.contexts import compatibility, disk
-from landmark.contexts.apart import ApartReader, TokenizedDocument
+from landmark.contexts.apart import ApartReader, UnreadDocument
 from landmark.contexts.collection import Collection
 from landmark.contexts.collection_manifest import DOCUMENTS, Member
 from landmark.contexts.manifest import Layout
@@ -202,7 +202,7 @@ class _Worker:
         compatibility.check_header(Snapshot.empty(place, self._header, self._layout), model, tokenizer)
         return ApartReader(model, tokenizer, self._header, self._layout, self._allow_nonfinite)
 
-    def _read(self, reader: ApartReader, document: TokenizedDocument) -> None:
+    def _read(self, reader: ApartReader, document: UnreadDocument) -> None:
         url = url_of(self._where)
         if url is None:
             reader.read(disk.open_folder(Path(self._where, DOCUMENTS)), document)

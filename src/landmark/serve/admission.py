@@ -10,7 +10,7 @@ from landmark.serve.memory import Reckoning, context_blocks
 from landmark.serve.opened import OpenContexts
 
 
-class Memory:
+class Admission:
     """The memory of open contexts and running answers, of at most `budget` bytes; the contexts are `opened`."""
 
     def __init__(

@@ -68,7 +68,7 @@ class Work(Protocol):
         ...
 
 
-class Reading(Protocol):
+class ReadingWork(Protocol):
     """A job that reads documents. `run` calls `between` after each chunk, which may raise."""
 
     @property
@@ -101,7 +101,7 @@ class Engine:
         self.most_waiting = most_waiting
         self.running: list[Work] = []
         self.waiting: list[Work] = []  # in the order in which they came
-        self.reading: list[Reading] = []
+        self.reading: list[ReadingWork] = []
         self.together = together
         self._fits = fits
         self._prepared: set[Work] = set()
@@ -161,7 +161,7 @@ class Engine:
                 self.waiting.remove(work)
             self._changed.notify()
 
-    def read(self, job: Reading) -> None:
+    def read(self, job: ReadingWork) -> None:
         """Lets a job read when its turn comes."""
         with self._changed:
             self.reading.append(job)

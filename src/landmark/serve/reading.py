@@ -41,7 +41,7 @@ class Accounts(Protocol):
 
 @dataclass(eq=False)
 class ReadingJob:
-    """Implements `landmark.serve.engine.Reading` for one job of a record in `folder`.
+    """Implements `landmark.serve.engine.ReadingWork` for one job of a record in `folder`.
 
     `open_collection` opens the collection for writing; `collection` is that, while it reads. `finished` is called when
     the job has ended.

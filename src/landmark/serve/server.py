@@ -17,7 +17,7 @@ from landmark.hf.reader import end_tokens
 from landmark.hf.rereading import check_reread, in_text_order, usual_reread
 from landmark.hf.retrieval_heads import RetrievalHeads
 from landmark.hf.trace import Span
-from landmark.serve.admission import Memory
+from landmark.serve.admission import Admission
 from landmark.serve.contexts import Contexts
 from landmark.serve.engine import Engine
 from landmark.serve.errors import Refusal, bad_request, no_such_model, over_quota
@@ -92,7 +92,7 @@ class Server:
             log.warning("answers are decoded in turns, not together: %s", apart)
         reckoning = Reckoning.of(self.model, self.options.get("host_budget"))
         budget = reckoning.of_answers(self.memory, reads=self.data is not None)
-        self.admission = Memory(reckoning, budget, self._open, lambda: self.engine)
+        self.admission = Admission(reckoning, budget, self._open, lambda: self.engine)
         self.engine = Engine(
             most_rows=self.limits.running,
             most_waiting=self.limits.waiting,
