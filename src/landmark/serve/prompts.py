@@ -1,6 +1,6 @@
 """The tokens of a request: a prompt that is continued, or messages in the chat template of the model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -50,25 +50,25 @@ class Prompts:
         asked = encode(self._tokenizer, prompt, continues=after_text)
         return self._checked(asked.ids if after_text else (bos_tokens(self._tokenizer) + asked).ids)
 
-    def conversation(
-        self, messages: Sequence[Message], *, after_text: bool, again: Callable[[str], str] = lambda question: ""
-    ) -> Tensor:
+    def conversation(self, messages: Sequence[Message], *, after_text: bool) -> Tensor:
         """Tokens of messages up to the beginning of the reply; Refusal for messages that the template does not take.
-
-        `again` gets the last message and gives passages of the context that stand in front of it. It is called once all
-        else is known to be right, and its tokens do not count as those of the client, which are limited.
 
         After the text of a context, which is the beginning of the user's first message, the template's opening is left
         out. A system message then comes between the text and the first question.
         """
         if self.no_chat is not None:
             raise bad_request(f"this model cannot chat ({self.no_chat}): use /v1/completions", "model")
-        said = [("system" if m.role == "developer" else m.role, m.text) for m in messages]
+        said = _said(messages)
         self._check_length([text for _, text in said])
-        ids = self._checked(self._encoded(said, after_text))
-        *before, (role, question) = said
-        passages = again(question)
-        return self._encoded([*before, (role, passages + question)], after_text) if passages else ids
+        return self._checked(self._encoded(said, after_text))
+
+    def with_passages(self, messages: Sequence[Message], passages: str) -> Tensor:
+        """Tokens of a `conversation` after a text, with `passages` of the text in front of the last message.
+
+        They do not count as tokens of the client, which are limited.
+        """
+        *before, (role, question) = _said(messages)
+        return self._encoded([*before, (role, passages + question)], after_text=True)
 
     def _encoded(self, said: list[tuple[str, str]], after_text: bool) -> Tensor:
         """Tokens of what was said, pairs of a role and a text."""
@@ -124,6 +124,11 @@ class Prompts:
                 raise bad_request("the model's chat template leaves out one of these messages", "messages")
             parts.append(part)
         return [*parts, rest]
+
+
+def _said(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """Role and text of each message, with the template's name for the role."""
+    return [("system" if one.role == "developer" else one.role, one.text) for one in messages]
 
 
 def _system_in_question(said: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -200,13 +200,12 @@ class Server:
                 if request.reread:
                     raise bad_request(f"reread is {request.reread}, and no text of a context is asked", "reread")
                 return Asked(self.prompts.conversation(request.messages, after_text=False))
-            spans: list[Span] = []
-
-            def again(question: str) -> str:
-                spans.extend(self._best(context, question, request.reread))
-                return in_front(context.passages(in_text_order(spans), len(spans)))
-
-            return Asked(self.prompts.conversation(request.messages, after_text=True, again=again), spans)
+            ids = self.prompts.conversation(request.messages, after_text=True)  # refuses before anything is searched
+            spans = self._best(context, request.messages[-1].text, request.reread)
+            if not spans:
+                return Asked(ids)
+            passages = in_front(context.passages(in_text_order(spans), len(spans)))
+            return Asked(self.prompts.with_passages(request.messages, passages), spans)
 
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
         return self._submit(caller, request, emit, asked, most, logprobs, self.prompts.chat_end)
