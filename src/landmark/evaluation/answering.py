@@ -69,17 +69,8 @@ class Attending:
         `window` is for `local` and `sinks`, there by default half of the trained range; `heads` are those of `reread`,
         by default those known for the model. Raises ValueError for what does not go together.
         """
-        converted = is_converted(config)
-        attention = attention or ("landmark" if converted else "full")
-        if attention not in get_args(Attention):
-            raise ValueError(f"attention is {attention!r}: choose one of {', '.join(get_args(Attention))}")
-        if attention in ("landmark", "local", "none") and not converted:
-            raise ValueError(
-                f"attention {attention} is for a model with landmarks, and this {config.model_type} has none: give the"
-                " adapter of a conversion, or attend with full, sinks or yarn"
-            )
-        if attention == "yarn" and converted:
-            raise ValueError("attention yarn stretches a model before conversion: give that, without an adapter")
+        attention = attention or ("landmark" if is_converted(config) else "full")
+        _check_model(attention, config)
         if attention in ("full", "sinks", "yarn") and reading:
             raise ValueError(f"attention {attention} has no settings of landmarks: leave out {', '.join(reading)}")
         if heads is not None and not reread:
@@ -89,13 +80,7 @@ class Attending:
         if window is not None and attention not in ("local", "sinks"):
             raise ValueError(f"window ({window}) is for attention local and sinks: leave it out")
         if attention == "sinks":
-            window = trained_positions(config) // 2 if window is None else window
-            if not SINKS < window <= trained_positions(config):
-                raise ValueError(
-                    f"window is {window}: give more than the {SINKS} sinks and at most the trained range of"
-                    f" {trained_positions(config)} positions"
-                )
-            return cls("sinks", window)
+            return cls("sinks", _window_with_sinks(config, window))
         if attention in ("full", "yarn"):
             return cls(attention)
         if attention == "none":
@@ -141,6 +126,30 @@ class Attending:
         if self.heads is not None:
             return partial(_rereading, model, tokenizer, reading, self.reread, self.heads)
         return partial(_through_memory, model, reading)
+
+
+def _check_model(attention: str, config: "PretrainedConfig") -> None:
+    """Raises ValueError for a way to attend that there is not, or not for a model with this `config`."""
+    if attention not in get_args(Attention):
+        raise ValueError(f"attention is {attention!r}: choose one of {', '.join(get_args(Attention))}")
+    if attention in ("landmark", "local", "none") and not is_converted(config):
+        raise ValueError(
+            f"attention {attention} is for a model with landmarks, and this {config.model_type} has none: give the"
+            " adapter of a conversion, or attend with full, sinks or yarn"
+        )
+    if attention == "yarn" and is_converted(config):
+        raise ValueError("attention yarn stretches a model before conversion: give that, without an adapter")
+
+
+def _window_with_sinks(config: "PretrainedConfig", window: int | None) -> int:
+    """The tokens that `sinks` has in sight: as many as are asked for, or half of the trained range."""
+    trained = trained_positions(config)
+    window = trained // 2 if window is None else window
+    if not SINKS < window <= trained:
+        raise ValueError(
+            f"window is {window}: give more than the {SINKS} sinks and at most the trained range of {trained} positions"
+        )
+    return window
 
 
 # Decodes the answer to the question of a prompt, whose text was read; called again, it forgets the question before.
