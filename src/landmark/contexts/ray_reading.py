@@ -130,24 +130,9 @@ def read_by_ray(
         "layout": reader.layout,
         "allow_nonfinite": reader.allow_nonfinite,
     }
-    rows = [{"name": name, "text": text} for name, text in documents]
+    members = {}
     with cluster(address) as ray:
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        size = min(workers or gpus or int(resources.get("CPU", 1)), len(rows))
-        each = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-        _set_up(ray)
-        with warnings.catch_warnings():
-            # Without a bound Ray would run a document that ends its worker for ever. The argument goes with Ray 2.64.
-            warnings.filterwarnings("ignore", message=".*ray_remote_args_fn")
-            found = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_TASKS)).map(
-                _Worker,
-                fn_constructor_kwargs=made,
-                compute=ray.data.ActorPoolStrategy(size=size),
-                ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},
-                **each,
-            )
-        members = {}
+        found = _mapped(ray, documents, made, workers)
         try:
             for row in found.iter_rows():
                 if error := row.pop("error"):
@@ -161,6 +146,25 @@ def read_by_ray(
                 f"workers of {address} died ({_line(error)}): run the same command again, which finds what was read"
             ) from error
     collection.add_read(members[name] for name, _ in documents)
+
+
+def _mapped(ray: Any, documents: Sequence[tuple[str, str]], made: dict[str, Any], workers: int | None) -> Any:
+    """The data set of what `_Worker`s, made with the arguments `made`, return for the documents; nothing runs yet."""
+    rows = [{"name": name, "text": text} for name, text in documents]
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    size = min(workers or gpus or int(resources.get("CPU", 1)), len(rows))
+    _set_up(ray)
+    with warnings.catch_warnings():
+        # Without a bound Ray would run a document that ends its worker for ever. The argument goes with Ray 2.64.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args_fn")
+        return ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_TASKS)).map(
+            _Worker,
+            fn_constructor_kwargs=made,
+            compute=ray.data.ActorPoolStrategy(size=size),
+            ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},
+            **({"num_gpus": 1} if gpus else {"num_cpus": 1}),
+        )
 
 
 def _set_up(ray: Any) -> None:
