@@ -170,8 +170,7 @@ class Chat:
         if self.documents and self._unasked is None:
             self._unasked = self.cache.fork()
         again = self._best(question, reread)
-        asked = self._texts.encode(self._separator + self._texts_of(again) + question, continues=True).ids
-        ids = np.concatenate([self._opening, asked, self._template(self._format.reply)])
+        ids = self._message(self._texts_of(again) + question)
         if sources and self._unasked is not None and self._ranking is None:
             self._ranking = Ranking.after(self.model, self.tokenizer, self._unasked)
         traffic = self.cache.traffic
@@ -186,16 +185,24 @@ class Chat:
             end=self._end,
             stop=stop,
         )
-        unread = new[self.tokens_read - self._tokens - len(ids) :]  # the last one: nothing was predicted from it
-        unread = [token for token in unread if token not in end_tokens(self.model, self._end)]
-        self._opening = np.concatenate([np.array(unread, np.int64), self._template(self._format.again)])
-        self._separator = ""
-        self._tokens = self.tokens_read
+        self._end_turn(new[self.tokens_read - self._tokens - len(ids) :])
         text: Any = self.tokenizer.decode(new, skip_special_tokens=True)
         trace = self.cache.trace()
         opened = self._ranking.spans(trace) if sources and self._ranking else []
         found = self._found(again, opened, sources)
         return Answer(question, text, new, found, self.cache.traffic - traffic, trace)
+
+    def _message(self, text: str) -> np.ndarray:
+        """Token ids of the user's next message, up to the beginning of the reply."""
+        asked = self._texts.encode(self._separator + text, continues=True).ids
+        return np.concatenate([self._opening, asked, self._template(self._format.reply)])
+
+    def _end_turn(self, unread: list[int]) -> None:
+        """The next message begins with the last token of the answer, `unread` since nothing was predicted from it."""
+        kept = [token for token in unread if token not in end_tokens(self.model, self._end)]
+        self._opening = np.concatenate([np.array(kept, np.int64), self._template(self._format.again)])
+        self._separator = ""
+        self._tokens = self.tokens_read
 
     def _best(self, question: str, count: int) -> list[Span]:
         """The `count` blocks of documents that rank highest for the question, or fewer."""
