@@ -4,6 +4,7 @@ A dataclass of options annotates a field, `depth: Annotated[float | None, Range(
 reports a value outside before any work starts. None is a default and always allowed. Light to import.
 """
 
+import math
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -15,6 +16,11 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_type
 from landmark.urls import path_of, url_of
 
 LARGEST = 10**12  # more than anything countable here; the machine's own numbers end far beyond
+
+
+def is_whole(value: Any, least: int, most: float = math.inf) -> bool:
+    """Whether this is a whole number from `least` to `most`; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 class Limit(ABC):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
-from landmark.limits import FromZero, MaybeFromOne, Share
+from landmark.limits import FromZero, MaybeFromOne, Share, is_whole
 
 # Who chooses the blocks to open: each query of each head; each query, for the heads that share keys and values; each
 # query, for all heads; each head, for all queries of the chunk. "per_head" looks ahead within a chunk: an earlier query
@@ -177,7 +177,7 @@ def position_budget(block_size: int, reading: ReadingSettings, *, tail: bool) ->
 
 def check_block_size(block_size: int) -> None:
     """Raises ValueError unless `block_size` is a positive int."""
-    if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
+    if not is_whole(block_size, 1):
         raise ValueError(f"block_size is {block_size!r}: give a whole number of ordinary tokens per block, 1 or more")
 
 
@@ -199,7 +199,7 @@ def _names(kind: type) -> set[str]:
 
 
 def _check_count(name: str, value: Any, least: int, wanted: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise ValueError(f"{name} is {value!r}: give a whole number, {wanted}")
 
 

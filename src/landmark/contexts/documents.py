@@ -14,6 +14,7 @@ from landmark.contexts.snapshot import Snapshot
 from landmark.contexts.writer import Writer
 from landmark.data.text import encoded
 from landmark.hf.tokenizer import bos_tokens, text_encoder
+from landmark.limits import is_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -272,5 +273,5 @@ def free_name(name: str, taken: Callable[[str], bool]) -> str:
 
 def check_limit(sources: int) -> None:
     """Raises ValueError for a number of passages that is none."""
-    if not isinstance(sources, int) or isinstance(sources, bool) or sources < 0:
+    if not is_whole(sources, 0):
         raise ValueError(f"sources is {sources!r}: give the number of passages to name, 0 or more")

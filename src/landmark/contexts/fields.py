@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from landmark.limits import is_whole
+
 LARGEST = 2**53  # whole numbers up to here are exact in every program that reads JSON
 MOST_DEPTH = 32  # of objects and lists in each other
 MOST_VALUES = 100_000  # of any JSON object, names included
@@ -77,7 +79,7 @@ def items(value: Any, what: str, most: int, least: int = 0) -> list[Any]:
 
 def whole(value: Any, what: str, most: int = LARGEST, least: int = 0) -> int:
     """A whole number from `least` to `most`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+    if not is_whole(value, least, most):
         raise Malformed(f"{what} is {shown(value)}: it must be a whole number from {least} to {most}")
     return value
 

@@ -14,6 +14,7 @@ from landmark.hf.block_search import BlockSearch
 from landmark.hf.cache import CacheOptions
 from landmark.hf.retrieval_heads import BlockRanker, RetrievalHeads
 from landmark.hf.trace import Span
+from landmark.limits import is_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -124,7 +125,7 @@ class Retriever:
         """
         if not isinstance(query, str) or not query.strip():
             raise ValueError("the query is empty: give the words to look for")
-        if not isinstance(top, int) or isinstance(top, bool) or top < 1:
+        if not is_whole(top, 1):
             raise ValueError(f"top is {top!r}: give the number of passages, 1 or more")
         found: list[Match] = []
         scores = self.block_scores(query)

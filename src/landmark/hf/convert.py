@@ -39,6 +39,7 @@ from landmark.hf.model import install_mixin, ordinary_tokens, rows_of_tokens, sa
 from landmark.hf.refusals import check_model, check_parts, check_rows_can_be_added
 from landmark.hf.rope import evaluating, find_ropes, rotation
 from landmark.hf.step_graph import serve_steps
+from landmark.limits import is_whole
 from landmark.settings import DEFAULT_BLOCK_SIZE, LandmarkSettings, ReadingChanges
 
 
@@ -173,7 +174,7 @@ def _settings(config: PretrainedConfig, rows: int, given: dict[str, int]) -> Lan
 
 
 def _check_row(landmark_id: Any, last: int) -> None:
-    if not isinstance(landmark_id, int) or isinstance(landmark_id, bool) or not 0 <= landmark_id <= last:
+    if not is_whole(landmark_id, 0, last):
         raise ValueError(f"landmark_id is {landmark_id!r}: the vocabulary has rows 0 to {last}")
 
 

@@ -24,6 +24,7 @@ from landmark.hf.finite import check_logits
 from landmark.hf.in_front import class_behind, put_in_front, reduced
 from landmark.hf.int8 import refuse_8_bits
 from landmark.hf.refusals import check_rows_can_be_added
+from landmark.limits import is_whole
 from landmark.settings import LandmarkSettings
 
 _CACHE_IMPLEMENTATION = "cache_implementation"
@@ -356,7 +357,7 @@ def rows_of_tokens(model: PreTrainedModel) -> list[Tensor]:
 def _check_resizable(model: PreTrainedModel, settings: LandmarkSettings, wanted: Any) -> None:
     refuse_8_bits(model, "the vocabulary of this model cannot be resized")
     config = text_config(model.config)
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
+    if not is_whole(wanted, 1):
         raise ValueError(f"new_num_tokens is {wanted!r}: give the number of ordinary tokens, 1 or more")
     if not behind_vocabulary(config) and wanted <= settings.landmark_id:
         raise ValueError(

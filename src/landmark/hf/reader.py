@@ -17,7 +17,7 @@ from transformers import (
 
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.compat import cache_argument, cache_kwargs
-from landmark.limits import TEMPERATURES
+from landmark.limits import TEMPERATURES, is_whole
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def read(
     if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"input_ids are {ids.dtype} {list(ids.shape)}: give whole numbers [1, N], one text")
     longest = cache.chunk_tokens if chunk_size is None else chunk_size
-    if not isinstance(longest, int) or isinstance(longest, bool) or not 1 <= longest <= cache.chunk_tokens:
+    if not is_whole(longest, 1, cache.chunk_tokens):
         raise ValueError(
             f"chunk_size is {chunk_size!r}: this cache takes 1 to {cache.chunk_tokens} ordinary tokens; give larger"
             " numbers to LandmarkCache(chunk_size=...), which checks whether they fit the trained range"
@@ -105,7 +105,7 @@ def answer(
     Raises ValueError for a temperature other than 0 or 0.001 to 1000, and for `max_new_tokens` below 1.
     """
     TEMPERATURES.check("temperature", temperature)
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+    if not is_whole(max_new_tokens, 1):
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}: give 1 or more, a whole number")
     ends = end_tokens(model, end)
     config = GenerationConfig(

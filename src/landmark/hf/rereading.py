@@ -8,6 +8,7 @@ from landmark.hf.block_search import BlockSearch
 from landmark.hf.cache import LandmarkCache
 from landmark.hf.retrieval_heads import BlockRanker, RetrievalHeads
 from landmark.hf.trace import Span
+from landmark.limits import is_whole
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -84,7 +85,7 @@ def most_reread(cache: LandmarkCache) -> int:
 
 def check_reread(count: Any, cache: LandmarkCache) -> None:
     """Raises ValueError for what is no number of blocks, more blocks than a chunk has room for, and blocks not kept."""
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+    if not is_whole(count, 0):
         raise ValueError(f"reread is {count!r}: give the number of blocks to read again, 0 or more")
     if count > (most := most_reread(cache)):
         raise ValueError(f"reread is {count}: give at most {most}, as many blocks as a chunk has room for")

@@ -16,6 +16,7 @@ from landmark.hf.block_search import BlockSearch, SearchOf
 from landmark.hf.config import landmark_settings, layer_kinds, text_config
 from landmark.hf.tokenizer import encode
 from landmark.index.constant import has_constant_keys
+from landmark.limits import is_whole
 
 Pooling = Literal["max", "mean", "last"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -45,7 +46,8 @@ class RetrievalHeads:
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling is {self.pooling!r}: choose one of {', '.join(POOLINGS)}")
-        if not self.heads or any(len(pair) != 2 or not all(map(_is_number, pair)) for pair in self.heads):
+        pairs = all(len(pair) == 2 and all(is_whole(number, 0) for number in pair) for pair in self.heads)
+        if not self.heads or not pairs:
             raise ValueError(f"heads are {self.heads}: give one pair (layer, head) or more, counted from 0")
 
     @property
@@ -135,11 +137,6 @@ def _of_saved(saved: Any) -> RetrievalHeads:
     if not isinstance(saved, dict):
         raise ValueError(f"it holds {type(saved).__name__}, not an object with heads and pooling")
     return RetrievalHeads(tuple((layer, head) for layer, head in saved["heads"]), saved["pooling"])
-
-
-def _is_number(given: Any) -> bool:
-    """Whether this is a number of a layer or head."""
-    return isinstance(given, int) and not isinstance(given, bool) and given >= 0
 
 
 def _shape(config: PretrainedConfig) -> dict[str, int]:
