@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from faults import content
 from flips import REGIONS, committed_byte, flipped, read_all
-from made import HEADER, LAYOUT, Content, add, commit, short_segments
+from made import HEADER, LAYOUT, Content, add, commit, short_segments, tokens_of
 
 from landmark.contexts.disk import Damage, OpenFile, record_checksums
 from landmark.contexts.folder import fork
@@ -227,7 +227,7 @@ def test_many_bytes_are_checked_before_they_are_taken_into_memory(tmp_path, monk
     size = 96 << 20
     reads, usual = [], OpenFile.read
     monkeypatch.setattr(OpenFile, "read", lambda file, n, at=0: reads.append(n) or usual(file, n, at))
-    uses = {"text": Snapshot.documents, "tokens": Snapshot.tokens, "documents": Snapshot.documents}
+    uses = {"text": Snapshot.documents, "tokens": tokens_of, "documents": Snapshot.documents}
     for kind, use in uses.items():
         with (path / "segments" / f"000001.{kind}").open("r+b") as file:
             file.truncate(size)
