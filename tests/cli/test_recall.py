@@ -156,7 +156,7 @@ def test_all_tasks_without_files_and_a_plot(plain_folder, essay, capsys, tmp_pat
     given += ["--json", "--out", str(tmp_path / "log.jsonl")]
     assert cli.main([*given, "--tasks", "ruler,beyond", "--plot", str(tmp_path / "map.png")]) == 0
     rows = lines(capsys)
-    assert len(rows) == 11 + 7
+    assert len(rows) == 11 + 9
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
     assert all(0 <= row["low"] <= row["high"] <= 1 and row["attention"] == "full" for row in rows)
     assert cli.main([*given, "--tasks", "vt,cwe"]) == 0
