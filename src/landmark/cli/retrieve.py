@@ -23,7 +23,7 @@ class RetrieveOptions:
     """Rank the passages of a context for a query by their landmarks. Nothing is generated, nothing changed.
 
     The model that read the context decides how well. Of 42 questions about 120 passages of novels, the right passage
-    was among the first five for 5 % with the model in the package, which knows little but pass keys, and for 81 % with
+    was among the first five for 5 % with the model in the package, which knows little but pass keys, and for 79 % with
     SmolLM2-135M-Instruct; BM25 had 95 % (docs/retrieval.md). `landmark chat FILE --context FOLDER` reads with
     SmolLM2-135M-Instruct.
     """
