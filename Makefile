@@ -99,7 +99,7 @@ NEWEST := .venv-newest
 install-newest:
 	rm -rf $(NEWEST)
 	$(call environment,$(NEWEST))
-	cd $(NEWEST) && bin/python -m pip install --disable-pip-version-check '$(CURDIR)'
+	cd $(NEWEST) && bin/python -m pip install --disable-pip-version-check --no-compile '$(CURDIR)'
 	$(NEWEST)/bin/python -m pip check
 	cd $(NEWEST) && OMP_NUM_THREADS=1 bin/landmark demo
 	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --no-compile '.[$(EXTRAS)]'
