@@ -28,6 +28,7 @@ from landmark.contexts.segments import encode_text, text_digest
 from landmark.contexts.snapshot import Snapshot, open_reader
 from landmark.data.text import read_text
 from landmark.hf.cache import CacheOptions
+from landmark.hf.config import landmark_settings
 from landmark.settings import Verification, check_verification
 from landmark.urls import path_of, url_of
 
@@ -90,11 +91,11 @@ class Collection:
         see `open`. Raises ValueError if `path` exists, or for settings under which documents cannot be put together.
         """
         tokenizer = compatibility.tokenizer_of(model) if tokenizer is None else tokenizer
-        header, layout = beginning(model, tokenizer, **options)
-        if (positions := header["settings"]["positions"]) != "stingy":
+        if options.get("positions", landmark_settings(model.config).reading.positions) == "true":
             raise ValueError(
-                f"positions is {positions!r}: documents read apart have no places in one text; use positions='stingy'"
+                "positions is 'true': documents read apart have no places in one text; use positions='stingy'"
             )
+        header, layout = beginning(model, tokenizer, **options)
         manifest = CollectionManifest(0, json.loads(to_json(header, "the header")), layout)
         writer = create_writer(path, manifest)
         return cls(model, tokenizer, writer.place, manifest, options, share=share, writer=writer)

@@ -52,7 +52,7 @@ FEWEST = 20  # lines, with which the shares are whole numbers
 
 
 def _asked(hidden: Hidden | Grown, question: str, answer: str) -> Draft:
-    return Draft(hidden, f"\n\n{LEAD}{question}", (answer,), before=BEFORE, query=question)
+    return Draft(hidden, f"{LEAD}{question}", (answer,), before=BEFORE, query=question)
 
 
 # NoLiMa.

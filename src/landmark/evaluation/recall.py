@@ -21,7 +21,7 @@ _NOT_MENTIONED = re.compile(
     re.IGNORECASE,
 )
 BEFORE = "Read the following text. I will ask you about it.\n\n"
-LEAD = "Answer from the text above. "
+LEAD = "\n\nAnswer from the text above. "
 _ASKED_PLAINLY = " If the text does not say, the answer is: not mentioned.\nAnswer:"
 # Words that statements give as values: an answer that has one where the text says nothing was made up.
 _WORDS = {
@@ -83,7 +83,7 @@ def _fact(kind: str, facts: Facts, in_chat: bool) -> Draft:
     )
     references = tuple(answer[start:stop] for start, stop in values) or (NOT_MENTIONED,)
     if in_chat:
-        return Draft(hidden, f"\n\n{LEAD}{fact.question}", references, before=BEFORE, query=fact.question)
+        return Draft(hidden, f"{LEAD}{fact.question}", references, before=BEFORE, query=fact.question)
     if kind == ABSENT:
         return Draft(hidden, f"\n\n{fact.question}{_ASKED_PLAINLY}", references, query=fact.question)
     prefix = " " + answer[: values[0][0]].rstrip()
