@@ -102,7 +102,10 @@ def run(options: ServeOptions) -> int:
         raise ValueError("quotas are those of a new key: give --new-key NAME, and they are kept with it")
     keys = _keys(options, keys_file)
     from landmark.serve.run import Address, listen, serve
+    from landmark.serve.server import check_name
 
+    if options.name is not None:
+        check_name(options.name)
     address = Address(options.host, options.port, options.certificate, options.private_key, options.server_name)
     address.check(has_keys=keys is not None)
     if options.ray is not None:
@@ -184,9 +187,11 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
     import torch
 
     from landmark.assets import adapted_path
-    from landmark.serve.server import Server, check_name
+    from landmark.serve.server import Server
     from landmark.store.base import parse_bytes
 
+    if options.blocks.kv_dtype is not None and options.data is None:
+        raise ValueError("kv_dtype is for contexts that clients make: give --data too, or leave it out")
     given = _given(options.contexts)
     _check_one_model(list(given.values()))
     check_adapter(options.model, options.adapter)
@@ -194,9 +199,6 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
     # None is the package's small model, which is what read a context that names no other.
     folder = options.model or (adapted_path() if first is None else model_of(first, None))
     name = _model_name(folder) if options.name is None else options.name
-    check_name(name)
-    if options.blocks.kv_dtype is not None and options.data is None:
-        raise ValueError("kv_dtype is for contexts that clients make: give --data too, or leave it out")
     opening = replace(options.blocks, kv_dtype=None)  # a context stays as it was made
 
     def check(config: "PretrainedConfig") -> None:
