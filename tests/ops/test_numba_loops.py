@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from landmark.ops import numba_loops as module
-from landmark.ops.numba_loops import as_array, as_bits, as_float, compiled
+from landmark.ops.numba_loops import as_array, as_bits, as_float, compiled, highest_of
 
 
 def double(x):
@@ -56,3 +56,18 @@ def test_rounds_to_16_bits_as_torch_does(dtype):
     nan = x.isnan()
     assert torch.equal(out[~nan], expected[~nan])
     assert out[nan].isnan().all()
+
+
+@compiled
+def _highest(scores):
+    return highest_of(scores)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_the_highest_is_nan_where_a_score_is(dtype, place):
+    scores = np.array([-2, 3, -np.inf, 1, 5, -np.inf, 4], dtype)
+    assert _highest(scores) == 5
+    assert _highest(np.full(3, -np.inf, dtype)) == -np.inf
+    scores[place] = np.nan
+    assert np.isnan(_highest(scores))

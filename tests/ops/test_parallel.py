@@ -135,6 +135,8 @@ def test_a_signal_waits_for_threads_of_its_own(without_openmp):
 
 @compiled
 def _divide(x, by, out, start, stop):
+    if by == 0:
+        raise ZeroDivisionError
     for i in range(start, stop):
         out[i] += x[i] // by
 

@@ -11,7 +11,7 @@ from landmark.index.base import ResidentKeys
 from landmark.index.keys import rounding_error, score
 from landmark.index.topk import insert
 from landmark.memory.geometry import Past
-from landmark.ops.numba_loops import compiled, inner_products, rotate
+from landmark.ops.numba_loops import compiled, inner_products, norm_of, rotate
 from landmark.ops.parallel import in_parts
 from landmark.ops.rotary import Rotation
 
@@ -80,7 +80,7 @@ def choose_loop(
         best[:], found[:] = -np.inf, -1
         number = first[row]
         rotate(query[row, head, step], cos, sin, partner, positions[row, step], turned[0])
-        lowest, norm = -np.inf, np.sqrt((turned[0].astype(np.float64) ** 2).sum())
+        lowest, norm = -np.inf, norm_of(turned[0])
         while number < upto:
             landmarks, slot, run = landmark_at(number, *lies)
             run = min(_RUN, upto - number, run)

@@ -13,7 +13,7 @@ from landmark.index.base import ResidentKeys
 from landmark.index.keys import score
 from landmark.memory.geometry import Past
 from landmark.memory.selection_numba import choose_by, insert_if_best, landmark_at, place
-from landmark.ops.numba_loops import compiled, rotate_rows
+from landmark.ops.numba_loops import compiled, norm_of, rotate_rows
 from landmark.ops.numba_tiles import LANES, add_product, to_columns
 from landmark.ops.rotary import Rotation
 
@@ -35,7 +35,10 @@ def _choose(
     heads, length, dim = query.shape[1:]
     dtype, k = query.dtype, blocks.shape[3]
     turned, columns = np.empty((LANES, dim), dtype), np.zeros((dim, LANES), dtype)
-    scores = np.empty((np.max(bounds[:, 0] - first) + 1, LANES), dtype)
+    most = 0
+    for row in range(len(bounds)):
+        most = max(most, bounds[row, 0] - first[row])
+    scores = np.empty((most, LANES), dtype)
     highest, best = np.empty((k, LANES), dtype), np.empty((LANES, k), dtype)
     lowest, each, away = np.empty(LANES, dtype), np.arange(LANES), np.empty(LANES, np.int64)
     flat = start
@@ -55,8 +58,7 @@ def _choose(
         _highest(searched, highest, lowest)
         best[:], found[:] = -np.inf, -1
         for lane in range(some):
-            norm = np.sqrt((turned[lane].astype(np.float64) ** 2).sum())
-            lowest[lane] = highest[k - 1, lane] - 2 * slack * norm
+            lowest[lane] = highest[k - 1, lane] - 2 * slack * norm_of(turned[lane])
         for j in range(len(searched)):
             high = 0
             for lane in range(LANES):
@@ -96,7 +98,8 @@ def _highest(scores: Any, highest: Any, scratch: Any) -> None:
     """Writes the highest of each column of scores [n,LANES] to `highest [k,LANES]`, sorted; NaN is none of them."""
     highest[:] = -np.inf
     for j in range(len(scores)):
-        scratch[:] = scores[j]
+        for lane in range(LANES):
+            scratch[lane] = scores[j, lane]
         for rank in range(len(highest)):
             for lane in range(LANES):
                 new, held = scratch[lane], highest[rank, lane]

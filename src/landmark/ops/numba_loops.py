@@ -18,14 +18,16 @@ def compiled(loop: Callable[..., Any], *, without_nan: bool = False, as_written:
     """Decorator: compiles a loop over arrays at its first call, cached on disk where that can be written.
 
     Sums may be reordered, as in any matrix product; with `as_written` they are not, and the loop gives the same bits
-    wherever it is inlined. Infinities follow IEEE rules, and so does NaN unless `without_nan` promises that there is
-    none.
+    wherever it is inlined. Infinities and divisions by 0 follow IEEE rules, and so does NaN unless `without_nan`
+    promises that there is none. Write loops over entries: one assignment of an array to a part of another has numba
+    compile its messages about shapes as well, which takes as long as a large loop.
     """
     flags = set() if as_written else {"reassoc", "contract", "nsz"} | ({"nnan"} if without_nan else set())
+    options: dict[str, Any] = {"nogil": True, "fastmath": flags, "error_model": "numpy"}
     try:
-        return numba.njit(cache=True, nogil=True, fastmath=flags)(loop)
+        return numba.njit(cache=True, **options)(loop)
     except RuntimeError:  # no cache folder can be written: every process compiles again
-        return numba.njit(nogil=True, fastmath=flags)(loop)
+        return numba.njit(**options)(loop)
 
 
 NARROW = (torch.bfloat16, torch.float16)  # read as bits
@@ -183,9 +185,27 @@ def soft_cap(scores: Any, softcap: float) -> None:
 
 
 @compiled
+def highest_of(scores: Any) -> Any:
+    """The highest of `scores [n]`, at least one; NaN if one of them is NaN."""
+    highest = scores[0]
+    for j in range(1, scores.shape[0]):
+        highest = scores[j] if scores[j] > highest or np.isnan(scores[j]) else highest
+    return highest
+
+
+@compiled
+def norm_of(x: Any) -> float:
+    """The Euclidean norm of `x [D]`, added up in float64."""
+    total = 0.0
+    for i in range(x.shape[0]):
+        total += np.float64(x[i]) * np.float64(x[i])
+    return np.sqrt(total)
+
+
+@compiled
 def gated_softmax(scores: Any, gate: Any) -> None:
     """Turns scores of the ordinary tokens of a block into their weights, in place: their softmax times the gate."""
-    highest = scores.max()
+    highest = highest_of(scores)
     total = scores.dtype.type(0)
     for j in range(scores.shape[0]):
         scores[j] = exp(scores[j] - highest)
@@ -200,7 +220,7 @@ def joint_gates(lse: Any, gates: Any) -> Any:
 
     `lse` is the logarithm of the local denominator. All weights are 0 if everything is -inf.
     """
-    highest = max(lse, gates.max())
+    highest = max(lse, highest_of(gates))
     if highest == -np.inf:
         gates[:] = 0
         return gates.dtype.type(0)
@@ -217,16 +237,17 @@ def joint_gates(lse: Any, gates: Any) -> Any:
 @partial(compiled, as_written=True)
 def rotate(x: Any, cos: Any, sin: Any, partner: Any, position: int, out: Any) -> None:
     """Rotates `x [D]` to a position, by the tables of `Rotation.by_partner`."""
-    out[:] = x
-    half = partner.shape[0] // 2
+    width, half = partner.shape[0], partner.shape[0] // 2
     if half and partner[0] == half:  # style "half", in loops without gathers
         for i in range(half):
             out[i] = x[i] * cos[position, i] + x[i + half] * sin[position, i]
         for i in range(half):
             out[i + half] = x[i + half] * cos[position, i + half] + x[i] * sin[position, i + half]
-        return
-    for i in range(partner.shape[0]):
-        out[i] = x[i] * cos[position, i] + x[partner[i]] * sin[position, i]
+    else:
+        for i in range(width):
+            out[i] = x[i] * cos[position, i] + x[partner[i]] * sin[position, i]
+    for i in range(width, x.shape[0]):
+        out[i] = x[i]
 
 
 @partial(compiled, as_written=True)

@@ -70,23 +70,25 @@ def _attend(
     flat = start
     while flat < stop:
         row, head, step = flat // (heads * length), flat // length % heads, flat % length
-        own, some = positions[row, step] // stride, 0
+        own, some, inside = positions[row, step] // stride, 0, 0
         most = min(LANES, length - step, stop - flat)
         while some < most and positions[row, step + some] // stride == own:  # a tile of queries of one block
             seen[some] = min(positions[row, step + some] % stride + 1, block)  # a landmark does not see itself
+            inside = max(inside, seen[some])
             some += 1
         flat += some
         group, first = head // (heads // key.shape[1]), own * stride
         keys, values = key[row, group], value[row, group]
         to_columns(query[row, head, step : step + some], columns)
-        local, earlier = scores[: seen[:some].max()], gates[:own]
+        local, earlier = scores[:inside], gates[:own]
         local[:], earlier[:] = 0, 0
         add_product(keys[first : first + len(local)], columns, local)
         add_product(keys[block:first:stride], columns, earlier)
         soft_cap_tile(local, softcap)
         soft_cap_tile(earlier, softcap)
         _joint_softmax(local, earlier, seen, sinks[head], highest, total)
-        lse[row, head, step : step + some] = highest[:some]
+        for lane in range(some):
+            lse[row, head, step + lane] = highest[lane]
         average[:] = 0
         add_product(values[first : first + len(local)].T, local, average)
         for c in range(own):  # values of landmarks may be anything and are not read
