@@ -26,11 +26,11 @@ Weights = tuple[Any, Any, Any]  # of a linear layer; no named tuple, with which 
 def weights_of(numbers: Tensor, scales: Tensor | None, bias: Tensor | None) -> Weights:
     """A linear layer as arrays, in place: numbers [N,G,K/G] in groups, a scale for each [N,G], and the bias [N].
 
-    The second is empty where numbers are what they are, of one group, and the third where there is no bias.
+    The second is None where numbers are what they are, of one group, and the third is empty where there is no bias.
     """
-    scales = torch.empty(0, 1, dtype=working_dtype(numbers)) if scales is None else scales
+    groups = 1 if scales is None else scales.shape[1]
     bias = numbers.new_empty(0) if bias is None else bias
-    return as_array(numbers.unflatten(1, (scales.shape[1], -1))), as_array(scales), as_array(bias)
+    return as_array(numbers.unflatten(1, (groups, -1))), None if scales is None else as_array(scales), as_array(bias)
 
 
 def most_rows(weight: Tensor) -> int:
@@ -74,12 +74,7 @@ def pieces_of(*weights: Weights) -> int:
 
 @compiled
 def _linear_in_parts(x: Any, weights: Any, out: Any, parts: int) -> None:
-    share(_linear, (x, weights, out), out.shape[1], parts)
-
-
-@compiled
-def _linear(x: Any, weights: Any, out: Any, start: int, stop: int) -> None:
-    multiply(x, weights, out, start, stop)
+    share(multiply, (x, weights, out), out.shape[1], parts)
 
 
 @compiled
@@ -97,8 +92,18 @@ def multiply(x: Any, weights: Any, out: Any, start: int, stop: int) -> None:
                         part = x.dtype.type(0)
                         for i in range(numbers.shape[2]):
                             part += as_float(numbers[row, group, i]) * groups[step, group, i]
-                        total += part * as_float(scales[row, group]) if len(scales) else part
-                    out[step, row] = total + as_float(bias[row]) if len(bias) else total
+                        total += _scaled(part, scales, row, group)
+                    out[step, row] = total
+    if len(bias):  # not in the loops above: LLVM would compile all of them twice
+        for step in range(len(x)):
+            for row in range(begin, end):
+                out[step, row] += as_float(bias[row])
+
+
+@compiled
+def _scaled(part: Any, scales: Any, row: int, group: int) -> Any:
+    """Part of a sum, times the scale of its group if `scales [N,G]` is not None."""
+    return part if scales is None else part * as_float(scales[row, group])
 
 
 @compiled
