@@ -1,5 +1,6 @@
 """`LandmarkLM` in the lm-evaluation-harness, against forwards of the model itself."""
 
+import importlib
 import json
 import math
 import subprocess
@@ -169,6 +170,9 @@ def test_a_task_of_the_harness_for_long_texts(lm, model_folder, monkeypatch):
     nltk = pytest.importorskip("nltk", reason="the harness's RULER tasks need nltk and wonderwords")
     pytest.importorskip("wonderwords", reason="the harness's RULER tasks need nltk and wonderwords")
     monkeypatch.setattr(nltk.data, "find", lambda *_: None)  # or it downloads what this task does not need
+    texts = importlib.import_module("lm_eval.tasks.ruler.prepare_niah")
+    made = texts.generate_samples
+    monkeypatch.setattr(texts, "generate_samples", lambda *given, **more: made(*given, **more | {"num_samples": 1}))
     read = []
 
     class Counting(LandmarkLM):

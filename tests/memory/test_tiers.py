@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_cases import DIM, SELECTIONS, layer_memory, rotation, working_on
 
@@ -56,6 +56,7 @@ class Dequantized(ProcessStorage):
 
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("tier", TIERS)
+@settings(max_examples=40)  # of each of the six
 @given(
     chunks=st.lists(st.one_of(st.just([1, 1]), st.lists(st.integers(0, 40), min_size=2, max_size=2)), max_size=8),
     selection=st.sampled_from(SELECTIONS),

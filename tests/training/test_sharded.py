@@ -60,15 +60,12 @@ def test_two_processes_train_as_one_and_their_checkpoints_go_on_in_one(material,
         assert_same(moved, whole)
 
 
-def test_four_processes_train_as_one_and_go_on_where_one_stopped(material, validation, whole, tmp_path):
-    trainings = {}
-    for way in WAYS:
-        moved = resumable(whole, tmp_path / f"on in {way}", step=4)
-        trainings[tmp_path / way] = options(material, tmp_path / way, "--parallel", way)
-        # Activations that are computed twice come out the same.
-        trainings[moved] = options(material, moved, "--parallel", way, "--gradient-checkpointing", *validation)
-    finish(start(4, *trainings.values()))
-    for out in trainings:
+def test_four_processes_go_on_where_one_stopped_and_train_as_it_does(material, validation, whole, tmp_path):
+    ways = {way: resumable(whole, tmp_path / way, step=4) for way in WAYS}
+    # Activations that are computed twice come out the same.
+    again = ("--gradient-checkpointing", *validation)
+    finish(start(4, *(options(material, out, "--parallel", way, *again) for way, out in ways.items())))
+    for out in ways.values():
         assert_same(out, whole)
 
 
