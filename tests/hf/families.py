@@ -125,7 +125,7 @@ REJECTED: dict[str, tuple[str, dict, str]] = {
     "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}, "rotary"),
     "opt": ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48}, "rotary"),
     "bloom": ("bloom", {"n_layer": 2, "n_head": 4}, "ALiBi"),
-    "gptj": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "rotary|rotation"),
+    "gptj": ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "rotary|rotates"),
     "xglm": (
         "xglm",
         {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
@@ -133,7 +133,7 @@ REJECTED: dict[str, tuple[str, dict, str]] = {
     ),
     "gpt_bigcode": ("gpt_bigcode", {"n_embd": 32, "n_layer": 2, "n_head": 4}, "embedding of each position"),
     "mpt": ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}, "ALiBi"),
-    "codegen": ("codegen", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "code of its own|rotation"),
+    "codegen": ("codegen", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "code of its own|rotates"),
     "gpt_neox_japanese": ("gpt_neox_japanese", {}, "code of its own"),
     "stablelm": ("stablelm", {"partial_rotary_factor": 0.5}, "does not hand keyword arguments on"),
     "nemotron": ("nemotron", {"partial_rotary_factor": 0.5}, "does not hand keyword arguments on"),

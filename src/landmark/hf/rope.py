@@ -140,7 +140,10 @@ def _detect(rotary: nn.Module, layer_type: str | None, native: tuple, plain: tup
                 close(a, tables.apply(b, positions)) for a, b in zip(native, plain, strict=False)
             ):
                 return rope
-    raise ValueError(f"{where}: external rotation does not reproduce the model's own queries and keys")
+    raise ValueError(
+        f"{where} rotates its queries and keys in none of the ways known here (halves or neighbours, cosines before"
+        " sines): landmarks could not be read at another position, not supported"
+    )
 
 
 def close(a: Tensor, b: Tensor) -> bool:
