@@ -39,7 +39,7 @@ unexport PYTHONPATH
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo chat test check format clean matrix matrix-oldest matrix-newest matrix-avx2 matrix-default
-.PHONY: install-newest test-newest
+.PHONY: install-newest test-newest stale
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s%s\n", $$1, $$2 }'
@@ -157,5 +157,8 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 $(BIN)/python .venv-oldest/bin/python:
 	$(call environment,$(@:/bin/python=))
 
-clean:  ## remove the virtual environments and all caches
+stale:  ## remove compiled loops, as after changing one that others call
+	find src benchmarks tests -name '*.nb[ci]' -delete
+
+clean: stale  ## remove the virtual environments and all caches
 	rm -rf $(CHAT) $(VENV) .venv-oldest .venv-newest .pytest_cache .ruff_cache .hypothesis .import_linter_cache
