@@ -106,6 +106,8 @@ def run(options: ServeOptions) -> int:
 
     if options.name is not None:
         check_name(options.name)
+    if options.blocks.kv_dtype is not None and options.data is None:
+        raise ValueError("kv_dtype is for contexts that clients make: give --data too, or leave it out")
     address = Address(options.host, options.port, options.certificate, options.private_key, options.server_name)
     address.check(has_keys=keys is not None)
     if options.ray is not None:
@@ -190,8 +192,6 @@ def _server(options: ServeOptions, keys: "Keys | None") -> "Server":
     from landmark.serve.server import Server
     from landmark.store.base import parse_bytes
 
-    if options.blocks.kv_dtype is not None and options.data is None:
-        raise ValueError("kv_dtype is for contexts that clients make: give --data too, or leave it out")
     given = _given(options.contexts)
     _check_one_model(list(given.values()))
     check_adapter(options.model, options.adapter)
