@@ -69,10 +69,13 @@ def test_four_processes_go_on_where_one_stopped_and_train_as_it_does(material, v
         assert_same(out, whole)
 
 
-def test_a_lost_process_ends_the_training_and_costs_the_steps_since_a_checkpoint(material, whole, tmp_path):
+@pytest.mark.parametrize(("way", "worker"), [("ddp", 0), ("sequence", 1)])
+def test_a_lost_process_ends_the_training_and_costs_the_steps_since_a_checkpoint(
+    way, worker, material, whole, tmp_path
+):
     out = tmp_path / "run"
-    running = start(2, options(material, out, "--parallel", "sequence"))
-    kill_after(3, out, running, worker=1)
+    running = start(2, options(material, out, "--parallel", way))
+    kill_after(3, out, running, worker)
     _, said = running.communicate(timeout=120)
     assert running.returncode != 0, said
     assert not (out / "model").exists()
