@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from landmark.cli import main as cli
 from landmark.cli.options import MemoryOptions
-from landmark.cli.serve import ServeOptions, _server
+from landmark.cli.serve import ServeOptions, _server, run
 from landmark.contexts.manifest import read_manifest
 
 
@@ -64,12 +64,19 @@ def test_the_model_of_the_package_serves_wherever_it_was(context, model_folder, 
     assert cli.main(["ask", str(context), "jim", "--json"]) == 0
 
 
-def test_int8_blocks_of_a_server_are_for_the_contexts_of_its_clients(context, model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("landmark.serve.server.Server", lambda *arguments: arguments)
-    options = ServeOptions(contexts=(context,), model=model_folder, blocks=MemoryOptions(kv_dtype="int8"))
-    assert _server(replace(options, data=tmp_path / "data"), None)
+@pytest.mark.parametrize("ray", [None, "auto"])
+def test_int8_blocks_of_a_server_are_for_the_contexts_of_its_clients(context, model_folder, ray, monkeypatch):
+    monkeypatch.setattr("landmark.serve.run.listen", lambda *arguments: pytest.fail("it listens"))
+    blocks = MemoryOptions(kv_dtype="int8")
     with pytest.raises(ValueError, match="kv_dtype is for contexts that clients make: give --data too"):
-        _server(options, None)
+        run(ServeOptions(contexts=(context,), model=model_folder, blocks=blocks, ray=ray))
+
+
+def test_a_server_makes_the_contexts_of_its_clients_of_int8_blocks(context, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("landmark.serve.server.Server", lambda *arguments: arguments)
+    blocks = MemoryOptions(kv_dtype="int8")
+    options = ServeOptions(contexts=(context,), model=model_folder, blocks=blocks, data=tmp_path / "data")
+    assert _server(options, None)
 
 
 def test_configuration_and_tokenizer_are_compared_before_weights_are_read(
