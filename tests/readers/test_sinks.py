@@ -56,6 +56,26 @@ def test_scale_softcap_and_the_sinks_of_the_model():
     torch.testing.assert_close(found, dense(qkv, 5, 3, **extras), atol=1e-12, rtol=0)
 
 
+def by_kernel_and_by_scores(qkv: list[Tensor], scale: float) -> list[Tensor]:
+    """A cap far above all scores changes nothing, but takes the way of scores."""
+    return [read(Sinks(6, 5, 3), qkv, [6, 6, 6, 2], scale=scale, softcap=cap) for cap in (None, 1e9)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_the_kernel_of_torch_computes_what_scores_do(dtype, tolerance):
+    qkv = [x.detach().to(dtype).requires_grad_() for x in random_layer(20)]
+    kernel, scores = by_kernel_and_by_scores(qkv, scale=2.0)
+    torch.testing.assert_close(kernel, scores, atol=tolerance, rtol=tolerance)
+    for grads in zip(*(torch.autograd.grad(out.sum(), qkv) for out in (kernel, scores)), strict=True):
+        torch.testing.assert_close(*grads, atol=tolerance, rtol=tolerance)
+
+
+def test_large_inner_products_with_sinks_are_not_rounded_to_16_bits():
+    query, key, value = (x.detach().bfloat16() for x in random_layer(20))
+    kernel, scores = by_kernel_and_by_scores([query * 16, key * 16, value], scale=1 / 8)
+    torch.testing.assert_close(kernel, scores, atol=0.03, rtol=0.03)
+
+
 def test_gradients_stop_at_what_is_carried():
     qkv = random_layer(12)
     read(Sinks(6, 8, 2), qkv, [6, 6])[:, :, 6:].sum().backward()

@@ -44,17 +44,15 @@ class Sinks(Reader):
         sinks = torch.arange(first_key.shape[2], device=key.device)
         # Once the window slides, its last token is at position sinks + window - 1; sinks keep their positions.
         in_cache = position.clamp(max=self.sinks + self.window - 1)
-        scores = torch.cat(
-            (
-                _scores(rotation.apply(query, in_cache), rotation.apply(first_key, sinks)),
-                _scores(rotation.apply(query, own), rotation.apply(key, positions)),
-            ),
-            dim=-1,
-        )
+        of_sinks = _inner_products(rotation.apply(query, in_cache), rotation.apply(first_key, sinks))
+        query, key = rotation.apply(query, own), rotation.apply(key, positions)
         behind = own[:, None] - positions
         # A sink inside the window is attended to there.
         visible = torch.cat((position[:, None] - sinks >= self.window, (behind >= 0) & (behind < self.window)), dim=1)
-        return _attention(scores, visible, torch.cat((first_value, value), dim=2), s)
+        value = torch.cat((first_value, value), dim=2)
+        if s.softcap is None and s.sinks is None:
+            return _fused(of_sinks, query, key, value, visible, s)
+        return _attention(torch.cat((of_sinks, _inner_products(query, key)), dim=-1), visible, value, s)
 
     def _first_tokens(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[B,Hkv,n,D]` of the first tokens of the text: at most `sinks`, fewer at its beginning."""
@@ -66,11 +64,35 @@ class Sinks(Reader):
         return first[0], first[1]
 
 
-def _scores(query: Tensor, key: Tensor) -> Tensor:
-    """Inner products `[B,H,T,n]` of rotated queries and keys, before scaling."""
+def _inner_products(query: Tensor, key: Tensor) -> Tensor:
+    """Inner products `[B,H,T,n]` of rotated queries and keys, before scaling, in the working dtype."""
     working = working_dtype(query)
     grouped = query.to(working).unflatten(1, (key.shape[1], -1))
     return (grouped @ key.to(working)[:, :, None].transpose(-1, -2)).flatten(1, 2)
+
+
+def _fused(of_sinks: Tensor, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, s: Scoring) -> Tensor:
+    """Attention by torch's kernel, which keeps no scores: over `n` sinks, then over `key`.
+
+    A query has another rotation for sinks than for the window. So the inner products with sinks `[B,H,T,n]` become
+    dimensions of the query, which the key of a sink has 1 in and no other key; a second one holds what rounding to a
+    16-bit dtype leaves. Values have zeros there, as the kernel wants all three equally wide.
+    """
+    rounded = of_sinks.to(query.dtype)
+    query = torch.cat((query, rounded, (of_sinks - rounded).to(query.dtype)), dim=-1)
+    count, width = of_sinks.shape[-1], value.shape[-1]
+    ones = torch.eye(count, dtype=key.dtype, device=key.device).repeat(1, 2).expand(*key.shape[:2], -1, -1)
+    pad = torch.nn.functional.pad
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        torch.cat((pad(ones, (width, 0)), pad(key, (0, 2 * count))), dim=2),
+        pad(value, (0, 2 * count)),
+        attn_mask=visible,
+        dropout_p=s.dropout,
+        scale=s.scale_of(value),
+        enable_gqa=True,
+    )
+    return out[..., :width]
 
 
 def _attention(scores: Tensor, visible: Tensor, value: Tensor, s: Scoring) -> Tensor:
