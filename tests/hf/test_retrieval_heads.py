@@ -1,5 +1,6 @@
 """`RetrievalHeads`: pooling by hand, files, and the heads of the models of the package."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -52,9 +53,9 @@ def test_the_models_of_the_package_have_heads():
     config = AutoConfig.from_pretrained(landmark.model_path())
     landmark.RetrievalHeads.of_model(config).check(config)
     for entry in json.loads(retrieval_heads_path().read_text()):
-        assert set(entry) == {"model", "shape", "heads", "pooling", "chosen"}
+        assert set(entry) == {"model", "known_by", "heads", "pooling", "chosen"}
         assert "landmark eval retrieval" in entry["chosen"]
-        assert all(head[0] < entry["shape"]["num_hidden_layers"] for head in entry["heads"])
+        assert all(head[0] < entry["known_by"]["num_hidden_layers"] for head in entry["heads"])
 
 
 def test_unknown_models_and_heads_are_refused():
@@ -63,6 +64,9 @@ def test_unknown_models_and_heads_are_refused():
     for pair in ((0, 1), (4, 0), (1, 4)):
         with pytest.raises(ValueError, match=rf"layer {pair[0]} has no head {pair[1]} with landmarks of its own"):
             landmark.RetrievalHeads((pair,)).check(config)
-    config.hidden_size = 100
-    with pytest.raises(ValueError, match="no heads are known"):
-        landmark.RetrievalHeads.of_model(config)
+    for other in ({"hidden_size": 100}, {"landmark": config.landmark | {"trained_tokens": 1}}):
+        unknown = copy.deepcopy(config)
+        unknown.update(other)
+        assert landmark.RetrievalHeads.known(unknown) is None
+        with pytest.raises(ValueError, match="no heads are known"):
+            landmark.RetrievalHeads.of_model(unknown)

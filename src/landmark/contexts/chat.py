@@ -60,7 +60,7 @@ class Chat:
 
         `model` is a converted model, `tokenizer` its own (by default the one saved beside it), `cache` a new
         `LandmarkCache` with other settings than the model's. `heads` choose what `ask` reads again, by default those
-        known for a model of this shape. Raises ValueError for a tokenizer without a chat template, for a cache that has
+        known for this model. Raises ValueError for a tokenizer without a chat template, for a cache that has
         read something, and for heads that the model has not.
         """
         self.model = model

@@ -47,7 +47,7 @@ class Retriever:
 
     Args:
         context: a context that its model has read.
-        heads: the heads whose scores count; by default those known for a model of this shape.
+        heads: the heads whose scores count; by default those known for this model.
 
     Raises ValueError for a context without text, for heads that the model has not, and where none are known.
     """

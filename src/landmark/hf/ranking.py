@@ -19,7 +19,7 @@ class Ranking:
     """Which heads tell where an answer comes from, and what they give each block whatever is asked.
 
     Most heads look up nothing, and open the beginning of the text or what resembles the question's grammar. So the
-    heads that rank passages are counted alone where they are known for a model of this shape, and the mean gates that
+    heads that rank passages are counted alone where they are known for this model, and the mean gates that
     sentences about nothing in particular give are subtracted (docs/retrieval.md).
     """
 

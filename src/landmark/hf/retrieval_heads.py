@@ -92,25 +92,26 @@ class RetrievalHeads:
 
     @classmethod
     def of_model(cls, config: PretrainedConfig, given: "RetrievalHeads | None" = None) -> "RetrievalHeads":
-        """The heads that are `given`, or those chosen for a model of this shape.
+        """The heads that are `given`, or those chosen for this model.
 
-        The package has them for its own model and for SmolLM2-135M-Instruct with its adapter (docs/retrieval.md).
-        Raises ValueError where there are none, and for heads that the model has not.
+        The package has them for its own model and for SmolLM2-135M-Instruct with its adapter (docs/retrieval.md), not
+        for what was trained further or otherwise, of whatever shape. Raises ValueError where there are none, and for
+        heads that the model has not.
         """
         if (heads := given or cls.known(config)) is not None:
             heads.check(config)
             return heads
         raise ValueError(
-            "no heads are known that rank passages in a model of this shape: choose them with `landmark eval retrieval"
+            "no heads are known that rank passages in this model: choose them with `landmark eval retrieval"
             " --choose-on TEXTS --save-heads FILE`, and give that file"
         )
 
     @classmethod
     def known(cls, config: PretrainedConfig) -> "RetrievalHeads | None":
-        """Those chosen for a model of this shape, None where there are none."""
-        shape = _shape(config)
+        """Those chosen for this model, None where there are none."""
+        known_by = _known_by(config)
         entries = json.loads(retrieval_heads_path().read_text(encoding="utf-8"))
-        return next((_of_saved(entry) for entry in entries if entry["shape"] == shape), None)
+        return next((_of_saved(entry) for entry in entries if entry["known_by"] == known_by), None)
 
 
 def pooled(scores: Tensor, pooling: Pooling) -> Tensor:
@@ -139,11 +140,13 @@ def _of_saved(saved: Any) -> RetrievalHeads:
     return RetrievalHeads(tuple((layer, head) for layer, head in saved["heads"]), saved["pooling"])
 
 
-def _shape(config: PretrainedConfig) -> dict[str, int]:
-    """What identifies the models whose heads are known."""
+def _known_by(config: PretrainedConfig) -> dict[str, int | None]:
+    """What tells the models whose heads are known: the shape, and the training by its number of tokens."""
     config = text_config(config)
     names = ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    return {name: getattr(config, name) for name in names} | {"block_size": landmark_settings(config).block_size}
+    settings = landmark_settings(config)
+    training = {"block_size": settings.block_size, "trained_tokens": settings.trained_tokens}
+    return {name: getattr(config, name) for name in names} | training
 
 
 class BlockRanker:
