@@ -40,7 +40,7 @@ class ReadingChanges(TypedDict, total=False):
     local_blocks: FromZero
     """Newest complete blocks that stay in sight beside the tail; 0 is the paper's rule."""
     chunk_size: MaybeFromOne
-    """Ordinary tokens read in one forward. Default: what fits the trained range."""
+    """Ordinary tokens read in one forward. Default: what fits the trained range, at most 2,048 positions."""
     max_blocks: MaybeFromOne
     """Newest blocks kept in memory. Default: all."""
     selection: Selection
@@ -63,8 +63,9 @@ class ReadingSettings:
     - `retrieve`: blocks opened per query, the paper's k; 0 reads with local attention alone.
     - `local_blocks`: newest complete blocks that stay in sight beside the tail. One keeps a question in sight while it
       is answered (docs/shipped_model.md); 0 is the paper's rule.
-    - `chunk_size`: ordinary tokens read in one forward; None takes what fits the trained range wherever in a block a
-      chunk begins. A multiple of the block size may be larger: chunks then end where blocks end.
+    - `chunk_size`: ordinary tokens read in one forward; None takes what fits the trained range, and `MAX_CHUNK`
+      positions, wherever in a block a chunk begins. A multiple of the block size may be larger: chunks then end where
+      blocks end.
     - `max_blocks`: newest blocks kept in memory; None keeps all.
     - `selection`: who chooses the blocks to open, see `Selection`.
     - `miss_threshold`: a query whose blocks would get a smaller share of its attention together opens none (the context

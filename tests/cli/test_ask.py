@@ -108,6 +108,7 @@ def test_sampling_follows_the_seed(model_folder, book, capsys):
         (["--chunk-size", "5000"], "does not fit the trained range"),
         (["--retrieve", "-2"], "retrieve is -2"),
         (["--host-budget", "1KB"], "too small for a single query"),
+        (["--verify", "all"], "verify is all, of a context"),
     ],
 )
 def test_mistakes_with_a_text(model_folder, book, arguments, said, capsys):

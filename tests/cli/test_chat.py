@@ -225,6 +225,7 @@ def test_what_is_refused(chat_folder, model_folder, files, tmp_path, capsys):
     refused([*model, "/nonexistent.txt"], "/nonexistent.txt does not exist", capsys)
     refused([*model, "--context", str(tmp_path / "new")], "is no context yet: name the files", capsys)
     refused([*model, "--temperature", "-1"], "temperature is -1.0", capsys)
+    refused([*model, *files, "--verify", "all"], "verify is all, of a context: give --context too", capsys)
     refused([*model, "--host-budget", "1KB", *files], "too small for a single query", capsys)
     refused(["--model", str(model_folder)], "no chat template: its model continues texts", capsys)
     assert cli.main(["read", files[0], "--model", str(model_folder), "--out", str(tmp_path / "read")]) == 0

@@ -50,6 +50,7 @@ def test_append_and_read_again_leave_out_what_is_there(context, files, model_fol
         (["contexts", "delete", "{tmp}", "--yes"], "not a context"),
         (["contexts", "rm"], "known are: contexts ls"),
         (["read", "--out", "{tmp}/new"], "nothing to read"),
+        (["read", "--out", "{tmp}/new", "{book}", "--ray-workers", "3"], "ray_workers is 3, of a Ray cluster"),
     ],
 )
 def test_mistakes_harm_nothing(context, files, tmp_path, arguments, said, capsys):

@@ -133,6 +133,21 @@ def test_what_a_tokenizer_decides_is_known_before_weights_are_read(plain_folder,
     assert "BM25 needs the package bm25s" in capsys.readouterr().err
 
 
+def test_passages_that_cannot_fit_are_known_before_weights_are_read(plain_folder, haystack, capsys, monkeypatch):
+    pytest.importorskip("bm25s")
+    monkeypatch.setattr("landmark.hf.plain.load_plain", lambda path: pytest.fail("weights are read"))
+    given = ["--model", plain_folder, "--haystack", haystack, "--tasks", "facts", "--lengths", "1500"]
+    assert recall(*given, "--rag", "bm25", "--rag-tokens", "60") == 2
+    assert "rag_tokens is 60, less than a passage of three blocks" in capsys.readouterr().err
+
+
+def test_choosing_together_is_marked(model_folder, haystack, capsys):
+    given = ["--model", str(model_folder), "--haystack", haystack, "--tasks", "passkey", "--lengths", "500", "--json"]
+    assert recall(*given, "--samples", "1", "--selection", "per_head") == 0
+    assert recall(*given, "--samples", "1", "--selection", "per_token") == 0
+    assert [row.get("looks_ahead") for row in lines(capsys)] == [True, None]
+
+
 def test_an_ordinary_model_has_no_landmarks(plain_folder, haystack, capsys):
     given = ["--model", plain_folder, "--haystack", haystack, "--tasks", "passkey", "--lengths", "500"]
     for attention in ("landmark", "none", "local"):

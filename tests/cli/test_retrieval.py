@@ -61,6 +61,9 @@ def test_heads_are_chosen_on_other_books_and_saved(model_folder, books, tmp_path
         (["--methods", "bm25", "--heads", "x.json"], "heads is for the method landmarks"),
         (["--methods", "bm25", "dense", "--choose-on", "BOOK"], "choose_on is for the method mean-keys or landmarks"),
         (["--methods", "mean-keys", "--choose-on", "BOOK", "--save-heads", "x.json"], "save_heads is for the method"),
+        (["--methods", "bm25", "dense"], "model is for the method mean-keys or landmarks"),
+        (["--methods", "mean-keys"], "no heads are known for mean-keys: give choose_on"),
+        (["--methods"], "methods are none"),
         (["--methods", "bm25", "landmarks", "--heads", "/nonexistent"], "/nonexistent, which cannot be read"),
     ],
 )

@@ -149,6 +149,9 @@ def test_settings_take_over_what_they_leave_out(model):
     assert parse_setting("landmark@100", model.config, other).reading == other.reading
     assert parse_setting("full@100", model.config, compared) == Setting(Reading("full", 5), 100)
     local = parse_setting("local@400", model.config, compared).reading
+    for attention in ("landmark", "local"):
+        whatever = parse_setting(f"{attention}@400,allow_nonfinite=True", model.config, compared)
+        assert whatever.reading.settings.allow_nonfinite
     assert compared.reading.attended(400) <= local.attended(400) < compared.reading.attended(400) + 5
     assert parse_setting("local@400,window=8", model.config, compared).reading.settings.local_blocks == 1
 
@@ -162,6 +165,8 @@ def test_settings_take_over_what_they_leave_out(model):
         "full@x",
         "local@-8",
         *("landmark@8," + x for x in ("retrieve", "k=2", "selection=", "miss_threshold=.")),
+        "landmark@8,allow_nonfinite=1",
+        "landmark@8,retrieve=0,retrieve=1",
     ],
 )
 def test_no_setting(model, text):

@@ -5,6 +5,7 @@ import torch
 from families import family
 
 import landmark
+from landmark.hf.config import MAX_CHUNK
 
 IDS = torch.randint(3, 61, (2, 400), generator=torch.Generator().manual_seed(9))
 
@@ -48,6 +49,20 @@ def test_a_block_may_fit_where_no_tail_would():
     assert landmark.LandmarkCache(model.config, retrieve=7, chunk_size=5).chunk_tokens == 5  # (7 + 1 + 1) * 6 + 6
     with pytest.raises(ValueError, match="at most 0"):
         landmark.LandmarkCache(model.config, retrieve=8, chunk_size=5)
+
+
+def test_the_longest_default_chunk_bounds_no_chunk_that_is_given():
+    config = model_of(6000).config  # (2 + 1 + 1 + 1) * 6 = 30 positions before the chunk
+    assert landmark.LandmarkCache(config).chunk_tokens == stream_tokens(MAX_CHUNK)
+    for size in (3001, stream_tokens(6000 - 30)):
+        assert landmark.LandmarkCache(config, chunk_size=size).chunk_tokens == size
+    with pytest.raises(ValueError, match="does not fit the trained range of 6000 positions"):
+        landmark.LandmarkCache(config, chunk_size=stream_tokens(6000 - 30) + 1)
+
+
+def stream_tokens(positions: int) -> int:
+    """Most ordinary tokens of a chunk that begins with the last token of a block of five."""
+    return max(n for n in range(positions) if n + (4 + n) // 5 <= positions)
 
 
 @pytest.mark.parametrize("chunk_size", [0, -5, 5.0, True])

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig
 
 import landmark
-from landmark.assets import retrieval_heads_path
+from landmark.assets import adapter_path, retrieval_heads_path
+from landmark.hf.adapter_file import FILE, read_adapter
 from landmark.hf.retrieval_heads import pooled, searchable_heads
 
 
@@ -52,10 +53,15 @@ def test_mistakes():
 def test_the_models_of_the_package_have_heads():
     config = AutoConfig.from_pretrained(landmark.model_path())
     landmark.RetrievalHeads.of_model(config).check(config)
-    for entry in json.loads(retrieval_heads_path().read_text()):
+    entries = json.loads(retrieval_heads_path().read_text())
+    for entry in entries:
         assert set(entry) == {"model", "known_by", "heads", "pooling", "chosen"}
         assert "landmark eval retrieval" in entry["chosen"]
         assert all(head[0] < entry["known_by"]["num_hidden_layers"] for head in entry["heads"])
+    of_adapter = read_adapter(adapter_path() / FILE).settings
+    (known_by,) = (entry["known_by"] for entry in entries if entry["known_by"]["num_hidden_layers"] == 30)
+    assert known_by["trained_tokens"] == of_adapter.trained_tokens
+    assert known_by["block_size"] == of_adapter.block_size
 
 
 def test_unknown_models_and_heads_are_refused():

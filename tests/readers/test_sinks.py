@@ -42,6 +42,12 @@ def dense(
 CUTS = {"ones": [1] * 30, "ragged": [7, 7, 7, 7, 2], "longer than the window": [13, 13, 4], "one": [30]}
 
 
+def test_inner_products_beyond_float16_stay_finite():
+    query, key, value = (x.detach().half() for x in random_layer(20))
+    out = read(Sinks(6, 5, 3), [query * 60, key * 60, value], [6, 6, 6, 2], scale=1e-4)
+    assert out.isfinite().all()
+
+
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize(("window", "sinks"), [(5, 4), (5, 0), (1, 2), (9, 1), (3, 8), (40, 4)])
 def test_equals_a_cache_built_for_every_token(cut, window, sinks):

@@ -7,6 +7,7 @@ import ssl
 import stat
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -228,10 +229,17 @@ def test_other_addresses_need_keys(host):
         (["--model", str(model_path()), "--memory", "1MB"], "--host-budget"),
         (["--waiting", "0"], "waiting"),
         (["--replicas", "2"], "--ray"),
+        (["--threads", "5000"], "threads is 5000"),
+        (["--certificate", "text.pem", "--private-key", "text.pem"], "give PEM files that belong together"),
+        (["--new-key", "anna", "--keys", "text.json"], "text.json is no file of keys"),
+        (["--new-key", "anna", "--keys", "half.json"], "half.json is no file of keys"),
     ],
 )
 def test_wrong_use_is_one_line(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("text.pem").write_text("no certificate")
+    Path("text.json").write_text("{}")
+    Path("half.json").write_text('{"keys": [{"name": "otto"}]}')
     try:
         code = main(["serve", "--port", "0", *arguments])
     except SystemExit as end:
@@ -299,6 +307,14 @@ def test_a_key_is_printed_once(tmp_path, capsys):
     caller = Keys.load(file).caller(capsys.readouterr().out.strip())
     assert caller == Caller("anna", Quota(None, 1_000_000, 5))
     assert main(arguments) == 2
+
+
+@pytest.mark.parametrize("kept", ["", '"day": DAY', '"day": DAY, "tokens": 3', '"day": DAY, "tokens": {"a": "many"}'])
+def test_a_damaged_count_of_tokens_is_named(tmp_path, kept):
+    path = tmp_path / "usage.json"
+    path.write_text("{" + kept.replace("DAY", time.strftime('"%Y-%m-%d"', time.gmtime())) + "}")
+    with pytest.raises(ValueError, match=r"usage\.json is no count of used tokens"):
+        Usage(path)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

@@ -40,8 +40,8 @@ class AnswerOptions:
     """0 takes the most likely token each time; above 0 samples."""
     seed: Seed = 0
     """Decides what is sampled."""
-    verify: Verification = "landmarks"
-    """What of a context is checked before it opens: docs/contexts.md."""
+    verify: Verification | None = None
+    """What of a context is checked before it opens (docs/contexts.md). Default: its landmarks."""
     reading: OmitArgPrefixes[ReadingChanges] = field(default_factory=ReadingChanges)
     """Default: as when the context was read; for a text, the model's own settings."""
     memory: OmitArgPrefixes[MemoryOptions] = field(default_factory=MemoryOptions)
@@ -136,7 +136,7 @@ def answer_from_context(
     model, tokenizer = load(
         folder, lambda config: options.memory.check(config, path, **options.reading), path, numbers=options.numbers
     )
-    context = open_to_ask(path, model, tokenizer, options.verify, **options.keywords())
+    context = open_to_ask(path, model, tokenizer, options.verify or "landmarks", **options.keywords())
     torch.manual_seed(options.seed)
     going = Continuation(options.max_new_tokens, write)
     started = time.perf_counter()
@@ -157,6 +157,8 @@ def answer_from_text(
     """Reads a text, and continues the prompt after it."""
     from landmark.data.text import read_text
 
+    if options.verify is not None:
+        raise ValueError(f"verify is {options.verify}, of a context, and {path} is a text: leave it out")
     text = read_text(path)
     import torch
 

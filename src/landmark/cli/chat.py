@@ -73,6 +73,8 @@ def run(options: ChatOptions) -> int:
     from landmark.contexts.documents import distinct
     from landmark.data.text import STDIN
 
+    if options.verify is not None and options.context is None:
+        raise ValueError(f"verify is {options.verify}, of a context: give --context too, or leave it out")
     if STDIN in options.files and not options.question:
         raise ValueError("standard input is to be read as a text and holds the questions too: give --question")
     named = distinct(named_texts(options.files))
@@ -295,7 +297,7 @@ def _context(
         with Context.create(path, model, tokenizer, **keywords) as context:
             grow(context, documents)
 
-    context = open_to_ask(path, model, tokenizer, options.verify, **keywords)
+    context = open_to_ask(path, model, tokenizer, options.verify or "landmarks", **keywords)
     if context.tokens_read < context.tokens:
         del context  # what it took of a GPU's memory is free again
         with Context.open(path, model, tokenizer, write=True, verify="manifest", **keywords) as writing:

@@ -81,6 +81,8 @@ def run_read(options: ReadOptions) -> int:
         raise ValueError("--share is for documents that are read apart: give --apart too")
     if options.ray is not None:
         _check_ray(options)
+    elif options.ray_workers is not None:
+        raise ValueError(f"ray_workers is {options.ray_workers}, of a Ray cluster: give --ray too, or leave it out")
     if known is not None:
         check_context(known, "--out")  # before a model is loaded
         check_kind(known, apart=options.apart)

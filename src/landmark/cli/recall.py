@@ -160,20 +160,28 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
         bm25.check_installed()
     heads = None if options.heads is None else RetrievalHeads.load(options.heads)
 
+    configs: list[PretrainedConfig] = []  # the model's, once it is known
+
     def check(config: "PretrainedConfig") -> None:
+        configs.append(config)
         attending = _attending(options, config, heads)
         for length in lengths if options.rag is None else [_rag_tokens(options, config)]:
             attending.check_length(config, length)
 
-    planned: list[tuple[list[Cell], Prompts]] = []  # by what is checked before weights are read
+    planned: list[tuple[list[Cell], Prompts, Passages | None]] = []  # by what is checked before weights are read
+
+    def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
+        passages = _passages(options, configs[-1], tokenizer)
+        planned.append((*_plan(options, groups, haystack, lengths, tokenizer), passages))
+
     model, tokenizer = load_either(
         options.model,
         options.adapter,
         check,
         options.numbers,
-        check_tokenizer=lambda tokenizer: planned.append(_plan(options, groups, haystack, lengths, tokenizer)),
+        check_tokenizer=check_tokenizer,
     )
-    ((cells, prompts),) = planned
+    ((cells, prompts, passages),) = planned
     attending = _attending(options, model.config, heads)
     settings = attending.settings() | _computed(options, model)
     journal = None
@@ -181,10 +189,10 @@ def run_tasks(options: TaskOptions, groups: "Sequence[Group]", haystack: str, fi
         described = contents(model, tokenizer, haystack) | _described(options, groups, files) | settings
         journal = Journal(options.out, described, Sample)
 
-    asker = Asker(model, attending, prompts, _passages(options, model, tokenizer))
+    asker = Asker(model, attending, prompts, passages)
     ends = None if options.minutes is None else started + 60 * options.minutes
     found = _ask(asker, order(cells, options.samples, options.seed), journal, ends)
-    rows = summaries(cells, found, settings)
+    rows = summaries(cells, found, settings | attending.marks())
     _print(rows, options)
     if options.plot is not None and rows:
         figures.draw(rows, options.plot)
@@ -282,16 +290,15 @@ def _rag_tokens(options: TaskOptions, config: "PretrainedConfig") -> int:
 
 
 def _passages(
-    options: TaskOptions, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    options: TaskOptions, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase"
 ) -> "Passages | None":
     if options.rag is None:
         return None
     from landmark.evaluation.bm25 import Passages
     from landmark.hf.config import is_converted, landmark_settings
 
-    converted = is_converted(model.config)
-    size = landmark_settings(model.config).block_size if converted else DEFAULT_BLOCK_SIZE
-    return Passages(tokenizer, _rag_tokens(options, model.config), size)
+    size = landmark_settings(config).block_size if is_converted(config) else DEFAULT_BLOCK_SIZE
+    return Passages(tokenizer, _rag_tokens(options, config), size)
 
 
 def _forms(options: TaskOptions, tokenizer: "PreTrainedTokenizerBase") -> tuple[bool, ...]:

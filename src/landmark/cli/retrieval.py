@@ -40,8 +40,8 @@ class RetrievalOptions:
     methods: tuple[Method, ...] = ("bm25", "dense", "mean-keys", "landmarks")
     """What ranks the passages. A method whose package is not installed is left out, with a message."""
     model: str | None = None
-    """A converted or an ordinary model with its tokenizer: a folder, a GGUF file or a name on the Hugging Face hub;
-    default: the one in the package."""
+    """A converted model with its tokenizer, with --adapter an ordinary one: a folder, a GGUF file or a name on the
+    Hugging Face hub; default: the one in the package."""
     adapter: Path | None = None
     """Adapter that converts the model, as landmark.load_adapter takes it."""
     seed: Seed = 0
@@ -56,7 +56,18 @@ def run(options: RetrievalOptions) -> int:
         raise ValueError("choose_on and heads both say which heads rank: give one of them")
     if options.save_heads is not None and not options.choose_on:
         raise ValueError("save_heads keeps heads that are chosen: give choose_on, the books to choose them on")
-    for name, methods in (("choose_on", OF_MODEL), ("heads", (LANDMARKS,)), ("save_heads", (LANDMARKS,))):
+    if not options.methods:
+        raise ValueError("methods are none: name one or more, or leave --methods out for all")
+    if {*options.methods} == {MEAN_KEYS} and not options.choose_on:
+        raise ValueError("no heads are known for mean-keys: give choose_on, books to choose them on, or other methods")
+    of_landmarks = (LANDMARKS,)
+    for name, methods in {
+        "choose_on": OF_MODEL,
+        "heads": of_landmarks,
+        "save_heads": of_landmarks,
+        "model": OF_MODEL,
+        "adapter": OF_MODEL,
+    }.items():
         if getattr(options, name) and not {*methods} & {*options.methods}:
             raise ValueError(f"{name} is for the method {' or '.join(methods)}: add it to the methods, or leave it out")
     books, others = _books(options.texts), _books(options.choose_on)

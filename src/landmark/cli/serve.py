@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from landmark.cli.options import Bytes, MemoryOptions, NumberOptions, check_adapter, here, is_packaged, load, model_of
 from landmark.cli.output import counted, print_escaped
-from landmark.limits import FromOne, MaybeFromOne, MaybeFromZero, OutFile, OutFolder, Range
+from landmark.limits import FromOne, MaybeFromZero, OutFile, OutFolder, Range, Threads
 from landmark.settings import Verification
 from landmark.urls import path_of, shown, url_of
 
@@ -77,7 +77,7 @@ class ServeOptions:
     """Most tokens of a prompt."""
     max_upload: Annotated[str, Bytes()] = "16MB"
     """Most bytes of a request."""
-    threads: MaybeFromOne = None
+    threads: Threads = None
     """Threads that compute; default: PyTorch's."""
     ray: str | None = None
     """Serve by replicas on a Ray cluster: HOST:PORT of its head node, or local for one on this machine. All machines

@@ -111,6 +111,10 @@ class Attending:
         again = {} if self.heads is None else {"reread": self.reread, "heads": self.heads.to_dict()}
         return {"attention": self.attention, "window": self.window, **reading, **again}
 
+    def marks(self) -> dict[str, bool]:
+        """What a reader of figures has to know: `looks_ahead` where tokens of a chunk choose blocks together."""
+        return {"looks_ahead": True} if self.reading is not None and self.reading.looks_ahead else {}
+
     def of_length(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", length: int) -> "ReadText":
         """How texts are read in prompts of `length` tokens; `sinks` converts a `model` that is not yet."""
         if self.attention == "yarn":

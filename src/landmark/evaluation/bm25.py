@@ -48,7 +48,7 @@ class Passages:
     The text is cut into blocks of `block_size` tokens, as landmarks cut it. A passage is a block with its two
     neighbours, so that what a cut divides is whole in one of them. Passages are taken from the best on while all fit;
     they overlap, and each token is taken once. The chosen parts stand in text order, with a blank line between parts
-    that were apart. Of equal scores the earlier passage ranks first.
+    that were apart. Of equal scores the earlier passage ranks first. Raises ValueError where not even one passage fits.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", tokens: int, block_size: int) -> None:
@@ -57,6 +57,8 @@ class Passages:
         self.tokens = tokens
         self.block_size = block_size
         self._gap = encode(tokenizer, "\n\n", continues=True).ids
+        if tokens < (least := 3 * block_size + len(self._gap)):
+            raise ValueError(f"rag_tokens is {tokens}, less than a passage of three blocks: give {least} or more")
 
     def of(self, prompt: Prompt) -> Prompt:
         """The prompt with the chosen passages in the place of its text."""

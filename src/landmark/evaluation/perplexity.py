@@ -202,6 +202,8 @@ def _form(hint: Any) -> tuple[str, Callable[[str], Any]]:
     """The pattern and the parser of a value of this type."""
     if get_origin(hint) is Literal:
         return r"\w+", str
+    if hint is bool:
+        return "True|False", "True".__eq__
     return (r"\d*\.?\d+", float) if hint is float else (r"\d+", int)
 
 
@@ -223,7 +225,8 @@ def parse_setting(text: str, config: "PretrainedConfig", compared: Setting[Readi
     head, *parts = text.split(",")
     attention, at, length_text = head.partition("@")
     given = [(name, value) for name, _, value in (part.partition("=") for part in parts)]
-    understood = all(name in OPTIONS and re.fullmatch(OPTIONS[name][0], value) for name, value in given)
+    once = len({name for name, _ in given}) == len(given)
+    understood = once and all(name in OPTIONS and re.fullmatch(OPTIONS[name][0], value) for name, value in given)
     if not at or not length_text.isdecimal() or not understood:
         raise ValueError(f"{text!r} is no setting to compare with: write {FORM}")
     length, options = int(length_text), {name: OPTIONS[name][1](value) for name, value in given}

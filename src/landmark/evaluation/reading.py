@@ -42,9 +42,9 @@ class TextReading(Protocol):
 class Reading:
     """A way to read a text.
 
-    - `landmark`: in chunks through a cache, as `settings` say (section 3.2 of the paper).
+    - `landmark`: in chunks through a cache, as `settings` say (section 3.2 of the paper). With `per_head`, all tokens
+      of a chunk choose together, so that what a token attends to depends on later ones.
     - `local`: the same with `retrieve` 0 and chunks of one block: a window sliding over `local_blocks` blocks.
-      With `per_head`, all tokens of a chunk choose together, so that what a token attends to depends on later ones.
     - `full`: the attention of training over the whole text at once (section 3.1); `settings` are unused.
     """
 
@@ -162,7 +162,9 @@ def local_like(config: "PretrainedConfig", reading: Reading, length: int) -> Rea
 
 def _sliding(block_size: int, window: int | None, reading: ReadingChanges) -> ReadingChanges:
     """The settings of a window that slides by blocks, over `window` tokens if that is given."""
-    left = {name: value for name, value in reading.items() if name not in ("local_blocks", "positions")}
+    left = {
+        name: value for name, value in reading.items() if name not in ("local_blocks", "positions", "allow_nonfinite")
+    }
     # 0 opens no blocks, as local attention does.
     _check_left_out("local attention opens no blocks", {name: value or None for name, value in left.items()})
     sliding: ReadingChanges = {**reading, "retrieve": 0, "chunk_size": block_size}

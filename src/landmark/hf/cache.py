@@ -90,12 +90,13 @@ class LandmarkCache(Cache):
     Args:
         config: that of a converted model.
         reading: settings of reading (`ReadingSettings`) that replace the model's in this cache, such as `retrieve=8`.
-            `chunk_size` is the most ordinary tokens of one forward, by default what fits the trained range wherever in
-            a block a chunk begins; longer inputs are cut. A multiple of block_size may be larger, up to `(retrieve + 1
-            + local_blocks) * stride + gap` and the chunk with its landmarks in the trained range: chunks then end where
-            blocks end, and after a tail the next chunk is shorter by it (in a batch, by the longest tail). With a
-            `miss_threshold` above 0, a query opens no blocks where they would get less than that share of its attention
-            (the context miss of appendix D); landmark keys decide that, so such blocks are neither loaded nor computed.
+            `chunk_size` is the most ordinary tokens of one forward, by default what fits the trained range, and 2,048
+            positions, wherever in a block a chunk begins; longer inputs are cut. A multiple of block_size may be
+            larger, up to `(retrieve + 1 + local_blocks) * stride + gap` and the chunk with its landmarks in the trained
+            range: chunks then end where blocks end, and after a tail the next chunk is shorter by it (in a batch, by
+            the longest tail). With a `miss_threshold` above 0, a query opens no blocks where they would get less than
+            that share of its attention (the context miss of appendix D); landmark keys decide that, so such blocks are
+            neither loaded nor computed.
             `selection="per_head"` looks ahead within a chunk.
         index: how landmark keys are searched, a kind ("auto", "exact", "hierarchical") or `IndexOptions`.
         host_budget, device_budget: bytes of host and device memory ("256MB", or a number) for the blocks of all layers.

@@ -91,7 +91,7 @@ def chunk_tokens(settings: LandmarkSettings, config: PretrainedConfig) -> int:
     before = 0 if reading.positions == "true" else settings.position_budget(tail=False)
     most = max(0, trained - before) // settings.stride * size
     whole_blocks = chunk_size % size == 0
-    fits = most if whole_blocks else chunk_tokens(settings.changed(chunk_size=None), config)
+    fits = most if whole_blocks else tokens_that_fit(_room(settings, config), size, size - 1)
     if chunk_size > fits:
         others = "" if whole_blocks else f" where it begins inside a block, or {most} in whole blocks"
         raise ValueError(
@@ -116,11 +116,16 @@ def _what_to_lower(*names: str, reading: ReadingSettings) -> str:
 
 def chunk_positions(settings: LandmarkSettings, config: PretrainedConfig) -> int:
     """Stream positions, landmarks included, for a chunk that begins inside a block; ValueError where none fits."""
+    return min(MAX_CHUNK, _room(settings, config))
+
+
+def _room(settings: LandmarkSettings, config: PretrainedConfig) -> int:
+    """The same without `MAX_CHUNK`, which bounds chunks of the default size."""
     positions, reading = trained_positions(config), settings.reading
     if reading.positions == "true":
-        return min(MAX_CHUNK, positions)
+        return positions
     taken = settings.position_budget(tail=True)
-    room = min(MAX_CHUNK, positions - taken)
+    room = positions - taken
     if tokens_that_fit(room, settings.block_size, settings.block_size - 1) < 1:
         raise ValueError(
             f"nothing fits the trained range: (retrieve {reading.retrieve} + 1 + local_blocks {reading.local_blocks}"

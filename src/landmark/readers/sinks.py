@@ -50,7 +50,8 @@ class Sinks(Reader):
         # A sink inside the window is attended to there.
         visible = torch.cat((position[:, None] - sinks >= self.window, (behind >= 0) & (behind < self.window)), dim=1)
         value = torch.cat((first_value, value), dim=2)
-        if s.softcap is None and s.sinks is None:
+        # Unscaled inner products leave the range of float16.
+        if s.softcap is None and s.sinks is None and query.dtype != torch.float16:
             return _fused(of_sinks, query, key, value, visible, s)
         return _attention(torch.cat((of_sinks, _inner_products(query, key)), dim=-1), visible, value, s)
 

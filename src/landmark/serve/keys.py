@@ -67,9 +67,12 @@ class Keys:
 def new_key(path: Path, name: str, quota: Quota) -> str:
     """Adds a key for `name` to a file, which is made if need be, and returns it; it cannot be seen again.
 
-    Raises ValueError if there is one for `name`.
+    Raises ValueError if there is one for `name`, and for a file that is not whole.
     """
-    kept = read_json(path)["keys"] if path.exists() else []
+    kept = []
+    if path.exists():
+        Keys.load(path)
+        kept = read_json(path)["keys"]
     if any(one["name"] == name for one in kept):
         raise ValueError(f"{path} has a key for {name}: take another name, or remove its entry from the file")
     key = _PREFIX + token_urlsafe(32)
@@ -91,8 +94,11 @@ class Usage:
         self._saved = time.monotonic()
         if path is not None and path.exists():
             kept = read_json(path)
-            if kept.get("day") == self._day:
-                self._tokens.update(kept["tokens"])
+            try:
+                if kept["day"] == self._day:
+                    self._tokens.update({str(name): int(tokens) for name, tokens in kept["tokens"].items()})
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(f"{path} is no count of used tokens ({error}): restore it, or remove it") from error
 
     def check(self, caller: Caller) -> None:
         """Refusal for a caller that has used up the tokens of the day."""

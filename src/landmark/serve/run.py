@@ -4,6 +4,7 @@ import gc
 import ipaddress
 import logging
 import socket
+import ssl
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Address:
     grace: int = 30
 
     def check(self, *, has_keys: bool) -> None:
-        """Raises ValueError for an address that others reach without keys, and for half a certificate."""
+        """Raises ValueError for an address that others reach without keys, and for no usable certificate."""
         if not is_loopback(self.host) and not has_keys:
             raise ValueError(
                 f"host is {self.host}, which other machines may reach, and there are no keys: make one with"
@@ -39,6 +40,8 @@ class Address:
         for path in (self.certificate, self.private_key):
             if path is not None and not path.is_file():
                 raise ValueError(f"{path} does not exist or is not a file")
+        if self.certificate is not None:
+            _check_certificate(self.certificate, self.private_key)
 
     @property
     def hosts(self) -> list[str] | None:
@@ -46,6 +49,20 @@ class Address:
         if is_loopback(self.host):
             return [*_LOOPBACK, *self.names]
         return list(self.names) or None
+
+
+def _check_certificate(certificate: Path, private_key: Path | None) -> None:
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, private_key, _no_password)
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        raise ValueError(
+            f"{certificate} and {private_key} are no certificate and its private key without a password ({error}):"
+            " give PEM files that belong together"
+        ) from error
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")  # else OpenSSL asks for it on the terminal
 
 
 def is_loopback(host: str) -> bool:
