@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from secrets import token_urlsafe
+from typing import Any
 
 from landmark.serve.errors import over_quota
 from landmark.serve.records import read_json, write_json
@@ -46,11 +47,7 @@ class Keys:
     @classmethod
     def load(cls, path: Path) -> "Keys":
         """The keys in a file; ValueError for one that is not whole."""
-        try:
-            kept = read_json(path)["keys"]
-            return cls({one["sha256"]: Caller(one["name"], Quota(**one["quota"])) for one in kept})
-        except (LookupError, TypeError) as error:
-            raise ValueError(f"{path} is no file of keys ({error}): make one with landmark serve --new-key") from error
+        return cls(_read(path)[1])
 
     def caller(self, key: str) -> Caller | None:
         """Whose key this is. The look-up is by hash, so that its time tells nothing of other keys."""
@@ -69,16 +66,22 @@ def new_key(path: Path, name: str, quota: Quota) -> str:
 
     Raises ValueError if there is one for `name`, and for a file that is not whole.
     """
-    kept = []
-    if path.exists():
-        Keys.load(path)
-        kept = read_json(path)["keys"]
+    kept = _read(path)[0] if path.exists() else []
     if any(one["name"] == name for one in kept):
         raise ValueError(f"{path} has a key for {name}: take another name, or remove its entry from the file")
     key = _PREFIX + token_urlsafe(32)
     kept.append({"name": name, "sha256": _digest(key), "created": time.time(), "quota": asdict(quota)})
     write_json(path, {"keys": kept})
     return key
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Caller]]:
+    """The entries of a file of keys, and whose they are by hash; ValueError for a file that is not whole."""
+    try:
+        kept = read_json(path)["keys"]
+        return kept, {one["sha256"]: Caller(one["name"], Quota(**one["quota"])) for one in kept}
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{path} is no file of keys ({error}): make one with landmark serve --new-key") from error
 
 
 def _digest(key: str) -> str:
